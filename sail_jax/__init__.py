@@ -1,0 +1,1 @@
+"""SAIL-RevKL: online alignment of policies from preferences, in JAX."""

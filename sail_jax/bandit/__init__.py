@@ -1,0 +1,1 @@
+"""The exact problem: a log-linear policy over enumerable responses."""

@@ -1,0 +1,331 @@
+"""The typed, immutable run configuration: sections that every workload shares, and its reading.
+
+A docstring under a field is its documentation: it becomes the text of `--help`.
+"""
+
+import contextlib
+import difflib
+import io
+import re
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pydantic
+import tyro
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from sail_jax.errors import UserError
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra='forbid', use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class Mixture(Section):
+    """Which member of the SAIL family a row belongs to; what is left of 1 is offline DPO."""
+
+    dpr: float = Field(1.0, ge=0, le=1)
+    """Probability of SAIL-DPR: the policy's responses, the labeller's labels."""
+    dpp: float = Field(0.0, ge=0, le=1)
+    """Probability of SAIL-DPP: the policy's responses and the policy's labels."""
+    ddp: float = Field(0.0, ge=0, le=1)
+    """Probability of SAIL-DDP: responses from the data (in control: drawn from the reference),
+    the policy's labels."""
+
+
+class Objective(Section):
+    """SAIL's preference objective."""
+
+    beta: float = Field(0.1, gt=0)
+    """Scale of the implicit reward `beta * log(pi / pi_ref)`."""
+    response_grad: float = Field(0.3, ge=0)
+    """Weight of the response-score term: 1 is the gradient of the objective, 0 is online DPO,
+    0.3 what SAIL's authors ship."""
+    label_grad: float = Field(0.3, ge=0)
+    """Weight of the label-score term in rows that the policy labels itself; 1 is the gradient."""
+    mixture: Mixture = Mixture()
+    """Members of the family."""
+
+
+class Divergence(Section):
+    """The KL penalty, `-coefficient * KL`."""
+
+    coefficient: float = Field(1e-3, ge=0)
+    """Lambda; 0 is SAIL without the penalty."""
+    direction: Literal['ref_to_policy', 'policy_to_ref'] = 'ref_to_policy'
+    """`ref_to_policy` is KL(pi_ref || pi), the paper's "reverse KL"; `policy_to_ref` is
+    KL(pi || pi_ref)."""
+    estimator: Literal['exact', 'sampled'] = 'exact'
+    """`exact` takes each step's KL in closed form, `sampled` the drawn actions' log-ratio."""
+    states: Literal['policy', 'reference', 'data'] = 'policy'
+    """Where it is taken: on the policy's samples of this update, on extra samples drawn from the
+    reference, or on the rows whose responses come from the data."""
+    reduction: Literal['sum', 'mean'] = 'mean'
+    """Over the steps of a response: `sum` is the trajectory's KL, `mean` its average per step."""
+    visitation_grad: bool = False
+    """Add the score-function part of the gradient: the policy also chooses the states it visits.
+    For `states: policy`, `estimator: exact`, `reduction: sum`."""
+
+
+class Teacher(Section):
+    """The scripted labeller (B-Pref's); the defaults are its oracle. `sail_jax.labellers` has
+    the table of the six kinds."""
+
+    rationality: float | None = Field(None, gt=0)
+    """Bradley-Terry's inverse temperature, per unit of return; none prefers the larger return."""
+    soft: bool = False
+    """Give the probability itself instead of a label drawn from it."""
+    discount: float = Field(1.0, gt=0, le=1)
+    """Myopia: a reward t steps before the segment's end counts `discount^t`."""
+    mistake: float = Field(0.0, ge=0, le=0.5)
+    """Probability that a label is turned round."""
+    skip: float = Field(0.0, ge=0)
+    """No label where both returns are below this share of a typical return."""
+    equal: float = Field(0.0, ge=0)
+    """"Equal" where returns differ by less than this share of a typical return."""
+    max_labels: int | None = Field(None, ge=1)
+    """Budget of comparisons, skipped ones included; the run ends when it is spent."""
+
+
+class Optimizer(Section):
+    """Adam on the surrogate."""
+
+    learning_rate: float = Field(3e-4, gt=0)
+    """Adam's step size."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Clips the gradient's global norm; none leaves it."""
+    epochs: int = Field(1, ge=1)
+    """Passes over a batch."""
+    minibatches: int = Field(1, ge=1)
+    """Gradient steps per pass, each on its share of the batch's rows."""
+    clip: float | None = Field(0.2, gt=0, lt=1)
+    """PPO's bound on the importance ratio of the response-score term after a batch's first
+    gradient step; none leaves the ratio."""
+    param_bound: float | None = Field(None, gt=0)
+    """Radius of the L2 ball that the parameters are projected on; none leaves them free."""
+    max_skipped: int = Field(10, ge=1)
+    """The run stops after this many gradient steps in a row were skipped as not finite."""
+
+
+class Checkpoints(Section):
+    """Orbax checkpoints in `RUN_DIR/checkpoints`."""
+
+    every_updates: int = Field(100, ge=1)
+    """Updates between checkpoints; one more is written at the end."""
+    keep: int = Field(2, ge=1)
+    """How many of the newest are kept."""
+
+
+class Logging(Section):
+    """Where metrics go besides `metrics.jsonl`."""
+
+    tensorboard: bool = True
+    """Write TensorBoard events to `RUN_DIR/tensorboard`."""
+    wandb: str | None = None
+    """Weights & Biases project to log to; none does not."""
+
+
+class Run(Section):
+    """What every workload's configuration has."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    """All randomness is a function of it, the update and the row."""
+    objective: Objective = Objective()
+    divergence: Divergence = Divergence()
+    optimizer: Optimizer = Optimizer()
+    checkpoints: Checkpoints = Checkpoints()
+    logging: Logging = Logging()
+
+
+RunT = TypeVar('RunT', bound=Run)
+
+
+def check(run: Run) -> None:
+    """Refuses settings that are each fine but do not go together.
+
+    Raises:
+      UserError: naming the keys.
+    """
+    mixture, divergence = run.objective.mixture, run.divergence
+    if mixture.dpr + mixture.dpp + mixture.ddp > 1 + 1e-6:
+        raise UserError('objective.mixture: dpr + dpp + ddp is above 1')
+    from_policy = mixture.dpr + mixture.dpp
+    if divergence.coefficient > 0:
+        if divergence.states == 'policy' and from_policy == 0:
+            raise UserError(
+                'divergence.states: "policy" needs rows with the policy\'s responses, but '
+                'objective.mixture has none; use "data" or "reference"'
+            )
+        if divergence.states == 'data' and from_policy > 1 - 1e-6:
+            raise UserError(
+                'divergence.states: "data" needs rows with responses from the data, but '
+                'objective.mixture has none; use "policy" or "reference"'
+            )
+        if divergence.estimator == 'sampled':
+            on_policy = divergence.direction == 'policy_to_ref'
+            if on_policy != (divergence.states == 'policy'):
+                raise UserError(
+                    'divergence.estimator: "sampled" takes policy_to_ref from states "policy" and '
+                    'ref_to_policy from "reference" or "data"; '
+                    f'got {divergence.direction} from "{divergence.states}"'
+                )
+    if divergence.visitation_grad and (
+        divergence.states,
+        divergence.estimator,
+        divergence.reduction,
+    ) != ('policy', 'exact', 'sum'):
+        raise UserError(
+            'divergence.visitation_grad: needs states "policy", estimator "exact", reduction "sum"'
+        )
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
+    """The file's mapping, and its node tree for line numbers.
+
+    Raises:
+      UserError: if it cannot be read, or is no mapping.
+    """
+    try:
+        text = path.read_text()
+        data, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}') from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise UserError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
+    if data is None:
+        return {}, None
+    if not isinstance(data, dict):
+        raise UserError(f'{path}: expected "key: value" lines, got {type(data).__name__}')
+    return data, node
+
+
+def validate(model: type[RunT], data: dict[str, Any], path: Path, node: yaml.Node | None) -> RunT:
+    """The typed configuration of a file's mapping.
+
+    Raises:
+      UserError: the first problem, with file, line and key.
+    """
+    try:
+        return model.model_validate(data)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        line = _line(node, first['loc'])
+        where = f'{path}:{line}' if line else str(path)
+        raise UserError(f'{where}: {_explain(model, first)}') from None
+
+
+def override(run: RunT, arguments: list[str], prog: str, description: str) -> RunT:
+    """Applies `--section.key VALUE` arguments; `--help` prints every field and exits.
+
+    Raises:
+      UserError: an unknown key, a value of the wrong type or out of bounds.
+    """
+    printed = io.StringIO()
+    wants_help = any(argument in ('-h', '--help') for argument in arguments)
+    with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(printed):
+        try:
+            return tyro.cli(
+                type(run),
+                default=run,
+                args=arguments,
+                prog=prog,
+                description=description,
+            )
+        except SystemExit as stop:
+            if not stop.code:
+                raise
+    raise UserError(_first_line(type(run), printed.getvalue()))
+
+
+def to_yaml(run: Run) -> str:
+    """The resolved configuration; reading it back gives an equal one."""
+    return yaml.safe_dump(run.model_dump(mode='json'), sort_keys=False)
+
+
+def differences(ours: Run, theirs: Run, ignore: tuple[str, ...] = ()) -> list[str]:
+    """Dotted keys, with both values, in which two configurations differ."""
+    a, b = _flat(ours.model_dump(mode='json')), _flat(theirs.model_dump(mode='json'))
+    return [
+        f'{key} ({b.get(key)!r} -> {a.get(key)!r})'
+        for key in sorted(a | b)
+        if a.get(key) != b.get(key) and key not in ignore
+    ]
+
+
+def _flat(data: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f'{prefix}{key}.')
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _keys(model: type[BaseModel], prefix: str = '') -> list[str]:
+    """Dotted names of all fields."""
+    names = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _keys(field.annotation, f'{prefix}{name}.')
+    return names
+
+
+def _nearest(model: type[BaseModel], key: str) -> str:
+    names = _keys(model)
+    siblings = [name for name in names if name.rpartition('.')[0] == key.rpartition('.')[0]]
+    leaf = [name for name in names if name.rpartition('.')[2] == key.rpartition('.')[2]]
+    close = (
+        difflib.get_close_matches(key, siblings, 1, 0.5)
+        or leaf[:1]
+        or difflib.get_close_matches(key, names, 1, 0.5)
+    )
+    return f'; did you mean {close[0]}?' if close else '; see sail-jax train --help'
+
+
+def _explain(model: type[BaseModel], problem: Any) -> str:
+    key = '.'.join(str(part) for part in problem['loc'])
+    if problem['type'] == 'extra_forbidden':
+        return f'unknown key {key}{_nearest(model, key)}'
+    text = problem['msg'].removeprefix('Input ').removeprefix('Value error, ')
+    value = problem.get('input')
+    got = '' if isinstance(value, dict) else f', got {value!r:.80}'
+    return f'{key}: {text}{got}'
+
+
+def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int | None:
+    """Line of the file on which a key stands, from 1."""
+    line = None
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    line, node = key.start_mark.line + 1, value
+                    break
+            else:
+                break
+        else:
+            break
+    return line
+
+
+def _first_line(model: type[BaseModel], box: str) -> str:
+    """One line out of the box that tyro prints."""
+    body = re.split(r'│\s*─{5,}', box)[0]
+    text = ' '.join(' '.join(re.findall(r'│(.*?)│', body)).split()) or ' '.join(box.split())
+    if unknown := re.match(r'Unrecognized options: --([\w.-]+)', text):
+        key = unknown[1].replace('-', '_')
+        return f'unknown key {key}{_nearest(model, key)}'
+    if invalid := re.match(
+        r'Error parsing (\S+): 1 validation error for \w+ (\S+) (?:Input )?(.*?) \[.*?'
+        r'input_value=(.*?),? input_type',
+        text,
+    ):
+        return f'{invalid[1]}.{invalid[2]}: {invalid[3]}, got {invalid[4]}'
+    return text.removeprefix('Error parsing ').removeprefix('--')

@@ -1,0 +1,1 @@
+"""Continuous control on Brax."""

@@ -1,0 +1,145 @@
+"""Configuration of a control run."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from sail_jax import config
+from sail_jax.config import Section, Teacher
+from sail_jax.errors import UserError
+
+
+class Environment(Section):
+    """The task."""
+
+    name: str = 'hopper'
+    """inverted_pendulum, reacher, pusher, swimmer, hopper, walker2d, halfcheetah, ant, humanoid;
+    with backend `playground` any MuJoCo Playground environment."""
+    backend: str = 'spring'
+    """Physics: spring, positional, generalized or mjx - different physics, whose returns do not
+    compare (swimmer has generalized only) - or `playground`."""
+    episode_length: int = Field(1000, ge=1)
+    """Env steps after which an episode is cut off."""
+
+
+class Network(Section):
+    """Brax's PPO policy: an MLP with a tanh-squashed normal on top."""
+
+    hidden: tuple[int, ...] = Field((64, 64), min_length=1)
+    """Sizes of the hidden layers."""
+    activation: Literal['swish', 'relu', 'tanh', 'elu', 'gelu'] = 'swish'
+    """Between the layers."""
+
+
+class Rollout(Section):
+    """Groups of segments: `contexts` states, `group_size` segments from each."""
+
+    contexts: int = Field(32, ge=1)
+    """States that segments start from, B. B * K environments run in parallel."""
+    group_size: int = Field(8, ge=2, le=256)
+    """Segments from each state, K; all K(K-1)/2 pairs of them are compared."""
+    segment_length: int = Field(50, ge=1)
+    """Env steps of a segment, up to the whole episode. Nothing after it counts for the labeller,
+    unless `value` looks further."""
+
+
+class Value(Section):
+    """What the labeller thinks comes after a segment."""
+
+    terminal: Literal['none', 'learned'] = 'none'
+    """`learned` adds a value of the labeller's reward, fitted on the segments, at the last state,
+    so that short segments do not teach to spend what comes later."""
+    discount: float = Field(0.99, gt=0, lt=1)
+    """Per env step, for returns and value alike where the value is learned."""
+    hidden: tuple[int, ...] = Field((64, 64), min_length=1)
+    """Sizes of the hidden layers of the value network."""
+
+
+class Reference(Section):
+    """The policy that training starts from and is held to."""
+
+    source: Literal['init', 'run', 'brax', 'ppo'] = 'init'
+    """`init`: a new network. `run`: the policy of the run at `path`. `brax`: the Brax PPO
+    checkpoint at `path`. `ppo`: train Brax PPO on the true reward for `ppo_env_steps` first."""
+    path: Path | None = None
+    """A run directory, or a Brax PPO checkpoint."""
+    ppo_env_steps: int = Field(500_000, ge=1)
+    """Env steps of PPO for `source: ppo`."""
+    refresh_env_steps: int | None = Field(None, ge=1)
+    """Replace the reference by the policy this often, rounded up to whole updates; none never
+    does."""
+
+
+class Evaluation(Section):
+    """Full episodes under the true reward."""
+
+    every_updates: int = Field(100, ge=1)
+    """Updates between evaluations; there is one before the first and after the last."""
+    episodes: int = Field(128, ge=2)
+    """Initial states; each gets two stochastic and one deterministic episode."""
+
+
+class ControlRun(config.Run):
+    """Aligns a Brax policy with a labeller who compares segments of behaviour."""
+
+    workload: Literal['control'] = 'control'
+    """What this file configures."""
+    total_env_steps: int = Field(1_000_000, ge=1)
+    """Length of the run, rounded up to whole dispatches."""
+    updates_per_dispatch: int = Field(5, ge=1)
+    """Updates that one call of the compiled program makes."""
+    env: Environment = Environment()
+    policy: Network = Network()
+    rollout: Rollout = Rollout()
+    value: Value = Value()
+    labeller: Teacher = Teacher()
+    reference: Reference = Reference()
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def env_steps_per_update(self) -> int:
+        """Env steps that one update simulates, those of the extra reference lane included."""
+        rollout = self.rollout
+        return rollout.contexts * (rollout.group_size + self.extra_lanes) * rollout.segment_length
+
+    @property
+    def extra_lanes(self) -> int:
+        """1 where each context also gets a segment of the reference, for the KL penalty."""
+        divergence = self.divergence
+        return int(divergence.coefficient > 0 and divergence.states == 'reference')
+
+    @property
+    def refresh_updates(self) -> int | None:
+        """Updates between refreshes of the reference."""
+        steps = self.reference.refresh_env_steps
+        return None if steps is None else -(-steps // self.env_steps_per_update)
+
+    @property
+    def dispatches(self) -> int:
+        """Calls of the compiled program that make the whole run."""
+        return -(-self.total_env_steps // (self.env_steps_per_update * self.updates_per_dispatch))
+
+
+def check(run: ControlRun) -> None:
+    """Refuses settings that are each fine but do not go together.
+
+    Raises:
+      UserError: naming the keys.
+    """
+    config.check(run)
+    segment, episode = run.rollout.segment_length, run.env.episode_length
+    if segment > episode:
+        raise UserError(
+            f'rollout.segment_length: {segment} is longer than the episode '
+            f'(env.episode_length: {episode})'
+        )
+    if run.rollout.contexts % run.optimizer.minibatches:
+        raise UserError(
+            f'optimizer.minibatches: {run.optimizer.minibatches} does not divide '
+            f'rollout.contexts: {run.rollout.contexts}'
+        )
+    if run.reference.source in ('run', 'brax') and run.reference.path is None:
+        raise UserError(f'reference.path: needed for reference.source: {run.reference.source}')
+    if run.value.terminal == 'learned' and run.labeller.discount < 1:
+        raise UserError('labeller.discount: a myopic teacher has no terminal value; use 1')

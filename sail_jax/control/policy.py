@@ -1,0 +1,79 @@
+"""Brax's PPO policy as ours: network, tanh-normal actions, observation normaliser.
+
+Parameters are Brax's own, so that `(policy.fixed, policy.params['policy'])` is what
+`brax.training.agents.ppo.networks.make_inference_fn` takes, and the other way round.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from brax.envs.base import Env
+from brax.training import networks as brax_networks
+from brax.training.acme import running_statistics, specs
+from brax.training.agents.ppo import networks as ppo_networks
+
+from sail_jax.control import compat  # noqa: F401 - before Brax
+from sail_jax.control.config import ControlRun
+from sail_jax.divergence import Gaussian
+from sail_jax.update import Policy
+
+
+def observation_shape(env: Env) -> Any:
+    """Shapes of one observation's leaves, without running the environment."""
+    state = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0)))
+    return jax.tree.map(lambda x: x.shape, state.obs)
+
+
+def network_factory(run: ControlRun) -> dict[str, Any]:
+    """Keyword arguments for Brax's `make_ppo_networks`."""
+    return {
+        'policy_hidden_layer_sizes': run.policy.hidden,
+        'value_hidden_layer_sizes': run.value.hidden,
+        'activation': brax_networks.ACTIVATION[run.policy.activation],
+    }
+
+
+def make_networks(env: Env, run: ControlRun) -> ppo_networks.PPONetworks:
+    """Brax's networks for this run, observations normalised."""
+    return ppo_networks.make_ppo_networks(
+        jax.tree.map(lambda shape: shape, observation_shape(env), is_leaf=_is_shape),
+        env.action_size,
+        preprocess_observations_fn=running_statistics.normalize,
+        **network_factory(run),
+    )
+
+
+def init(key: jax.Array, env: Env, networks: ppo_networks.PPONetworks, run: ControlRun) -> Policy:
+    """A new policy; its normaliser has seen nothing yet."""
+    policy_key, value_key = jax.random.split(key)
+    params = {'policy': networks.policy_network.init(policy_key)}
+    if run.value.terminal == 'learned':
+        params['value'] = networks.value_network.init(value_key)
+    spec = jax.tree.map(
+        lambda shape: specs.Array(shape, jnp.dtype('float32')),
+        observation_shape(env),
+        is_leaf=_is_shape,
+    )
+    return Policy(params=params, fixed=running_statistics.init_state(spec))
+
+
+def actions(networks: ppo_networks.PPONetworks, policy: Policy, obs: Any) -> Gaussian:
+    """The normal over actions before the squash, for observations of any batch shape."""
+    logits = networks.policy_network.apply(policy.fixed, policy.params['policy'], obs)
+    dist = networks.parametric_action_distribution.create_dist(logits)
+    return Gaussian(dist.loc, dist.scale)
+
+
+def log_prob(dist: Gaussian, raw_action: jax.Array) -> jax.Array:
+    """Log-density of the action before the squash, summed over the action's entries.
+
+    The squash's Jacobian is left out: it is the same for every policy, so it is in no ratio,
+    margin or KL, and has no gradient.
+    """
+    z = (raw_action - dist.loc) / dist.scale
+    return (-0.5 * z**2 - jnp.log(dist.scale) - 0.5 * jnp.log(2 * jnp.pi)).sum(-1)
+
+
+def _is_shape(x: Any) -> bool:
+    return isinstance(x, tuple)

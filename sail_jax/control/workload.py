@@ -1,0 +1,210 @@
+"""Control as a workload of `sail_jax.update`."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from brax.envs.base import Env
+from brax.training.acme import running_statistics
+from brax.training.agents.ppo.networks import PPONetworks
+from jax.sharding import Mesh, PartitionSpec
+
+from sail_jax import labellers, objective
+from sail_jax.control import (
+    compat,  # noqa: F401 - before Brax
+    rollout,
+)
+from sail_jax.control import policy as control_policy
+from sail_jax.control.config import ControlRun
+from sail_jax.control.rollout import Contexts, Segments
+from sail_jax.divergence import gaussian_kl
+from sail_jax.errors import UserError
+from sail_jax.update import Batch, Metrics, Policy, Sampled, Scores, Workload
+
+
+class Segment(NamedTuple):
+    """One segment of T env steps as a labeller sees it."""
+
+    obs: Any
+    """[T, ...]"""
+    action: jax.Array
+    """[T, A], what the environment was given."""
+    reward: jax.Array
+    """[T], the environment's."""
+    mask: jax.Array
+    """[T], 1 for steps that happened."""
+
+
+SegmentReward = Callable[[Segment], jax.Array]
+"""A user's judgement: reward of each step [T], or one number for the whole segment."""
+
+
+class Inputs(NamedTuple):
+    """What `score` and the value's loss need of a batch, [B, L, T, ...]."""
+
+    obs: Any
+    raw_action: jax.Array
+    value_target: jax.Array | None
+    mask: jax.Array
+
+
+def judged_rewards(
+    networks: PPONetworks, segments: Segments, segment_reward: SegmentReward | None
+) -> jax.Array:
+    """The labeller's reward of each step, [B, L, T].
+
+    One number for a whole segment counts at its first step.
+    """
+    if segment_reward is None:
+        return segments.reward
+    T = segments.mask.shape[-1]
+
+    def judge(obs, raw_action, reward, mask):
+        action = networks.parametric_action_distribution.postprocess(raw_action)
+        judged = segment_reward(Segment(obs, action, reward, mask))
+        if jnp.shape(judged) == ():
+            return jnp.zeros(T).at[0].set(judged)
+        if jnp.shape(judged) != (T,):
+            raise UserError(
+                f'segment_reward: returned shape {jnp.shape(judged)}; expected () or ({T},)'
+            )
+        return judged * mask
+
+    return jax.vmap(jax.vmap(judge))(
+        segments.obs, segments.raw_action, segments.reward, segments.mask
+    )
+
+
+def returns_to_go(reward: jax.Array, last: jax.Array, discount: float) -> jax.Array:
+    """`sum_{t' >= t} discount^(t' - t) r_t' + discount^(T - t) last`, [..., T]."""
+
+    def back(value, reward):
+        value = reward + discount * value
+        return value, value
+
+    _, values = jax.lax.scan(back, last, jnp.moveaxis(reward, -1, 0), reverse=True)
+    return jnp.moveaxis(values, 0, -1)
+
+
+def make(
+    env: Env,
+    networks: PPONetworks,
+    run: ControlRun,
+    mesh: Mesh,
+    segment_reward: SegmentReward | None = None,
+) -> Workload:
+    """Control's functions.
+
+    Args:
+      env: bare environment with Brax's interface.
+      mesh: rows are sampled on its `data` axis, each device its own.
+      segment_reward: replaces the environment's reward as what the labeller goes by.
+    """
+    B, K, T = run.rollout.contexts, run.rollout.group_size, run.rollout.segment_length
+    episode_length, lanes = run.env.episode_length, K + run.extra_lanes
+    mixture = run.objective.mixture
+    reference_acts = run.extra_lanes > 0 or mixture.dpr + mixture.dpp < 1
+    learned = run.value.terminal == 'learned'
+    discount = run.value.discount if learned else 1.0
+    rows = PartitionSpec('data')
+
+    def init(key: jax.Array) -> Contexts:
+        return rollout.init_contexts(env, row_keys(key, B), episode_length, T)
+
+    def sample_rows(
+        policies: tuple[Policy, Policy], contexts: Contexts, key_B: jax.Array
+    ) -> tuple[Segments, objective.Route, Contexts]:
+        route_B, act_B, next_B = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(key_B)
+        route = objective.route(route_B, mixture.ddp, mixture.dpp, mixture.dpr)
+        by_reference = None
+        if reference_acts:
+            by_reference = ~route.on_policy_B[:, None] | (jnp.arange(lanes) >= K)
+        segments, states = rollout.segments(
+            env,
+            networks,
+            policies,
+            contexts,
+            by_reference,
+            act_B,
+            lanes=lanes,
+            segment_length=T,
+            episode_length=episode_length,
+        )
+        states = jax.tree.map(lambda x: x[:, :K], states)
+        contexts = rollout.next_contexts(env, contexts, states, segments.ended[:, :K], T, next_B)
+        return segments, route, contexts
+
+    def sample(
+        policy: Policy, reference: Policy, contexts: Contexts, key: jax.Array, labels: jax.Array
+    ) -> Sampled:
+        row_key, label_key = jax.random.split(key)
+        segments, route, contexts = jax.shard_map(
+            sample_rows,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), rows, rows),
+            out_specs=(rows, rows, rows),
+            check_vma=False,
+        )((policy, reference), contexts, row_keys(row_key, B))
+
+        reward = judged_rewards(networks, segments, segment_reward)
+        if learned:
+            last = value(policy, segments.last_obs) * ~segments.terminated
+            target = returns_to_go(reward, last, discount)
+            true_BxK = perceived_BxK = target[:, :K, 0]
+        else:
+            target = None
+            reward_BxKxT, mask_BxKxT = reward[:, :K], segments.mask[:, :K]
+            true_BxK = perceived_BxK = reward_BxKxT.sum(-1)
+            if run.labeller.discount < 1:
+                weights = labellers.myopic_weights(mask_BxKxT, run.labeller.discount)
+                perceived_BxK = (reward_BxKxT * weights).sum(-1)
+        preferences, asked = labellers.within_budget(
+            labellers.compare(row_keys(label_key, B), true_BxK, perceived_BxK, run.labeller),
+            ~route.policy_label_B,
+            labels,
+            run.labeller.max_labels,
+        )
+        fixed = running_statistics.update(policy.fixed, segments.obs, weights=segments.mask)
+        steps = segments.mask.sum()
+        return Sampled(
+            batch=Batch(
+                Inputs(segments.obs, segments.raw_action, target, segments.mask),
+                segments.logp,
+                segments.mask,
+                route,
+                preferences,
+            ),
+            sampler=contexts,
+            fixed=fixed,
+            labels_asked=asked,
+            metrics={
+                'segment_return': segments.reward[:, :K].sum(-1).mean(),
+                'reward_per_step': segments.reward.sum() / steps,
+                'ended': segments.terminated.mean(),
+                'not_finite': segments.not_finite.sum(),
+            },
+        )
+
+    def value(policy: Policy, obs: Any) -> jax.Array:
+        # The network gives the discounted average reward, so its output is of the reward's size.
+        average = networks.value_network.apply(policy.fixed, policy.params['value'], obs)
+        return average / (1 - discount)
+
+    def score(policy: Policy, inputs: Inputs) -> Scores:
+        dist = control_policy.actions(networks, policy, inputs.obs)
+        return Scores(control_policy.log_prob(dist, inputs.raw_action), dist)
+
+    def auxiliary_loss(policy: Policy, inputs: Inputs) -> tuple[jax.Array, Metrics]:
+        if not learned:
+            return jnp.zeros(()), {}
+        error = (value(policy, inputs.obs) - inputs.value_target) * (1 - discount)
+        loss = 0.5 * (error**2 * inputs.mask).sum() / jnp.maximum(inputs.mask.sum(), 1)
+        return loss, {'value_loss': loss}
+
+    return Workload(init, sample, score, gaussian_kl, auxiliary_loss, K, run.refresh_updates)
+
+
+def row_keys(key: jax.Array, rows: int) -> jax.Array:
+    """One key a row, a function of the key and the row's global index alone."""
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))

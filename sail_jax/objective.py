@@ -1,0 +1,193 @@
+"""SAIL-RevKL's preference objective for groups of K responses to one context.
+
+Axes: B contexts (rows), K responses of a group, T steps or tokens of a response. The objective and
+its gradient follow SAIL (arXiv 2406.15567) with the reverse-KL penalty of SAIL-RevKL
+(arXiv 2606.31524); the pair average and the leave-one-out baseline for K > 2 are ours.
+
+The surrogate's *value* means nothing; its gradient is the estimator.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Preferences(NamedTuple):
+    """What a labeller said about the pairs of each group."""
+
+    prob_BxKxK: jax.Array
+    """Probability that i is preferred to j; `prob_ij + prob_ji = 1`. Hard labels are 0, 1/2, 1."""
+    weight_BxKxK: jax.Array
+    """1 where the pair has a label, 0 where it has none (skipped, or the budget is spent)."""
+
+
+class Route(NamedTuple):
+    """Which member of the family each row belongs to: two switches."""
+
+    on_policy_B: jax.Array
+    """True: the responses are the policy's own samples. False: they come from the data."""
+    policy_label_B: jax.Array
+    """True: the policy labels its own pairs. False: the labeller or the data does."""
+
+
+class Coefficients(NamedTuple):
+    """Weights of the terms of the gradient; the theory's values are `response = label = 1`."""
+
+    beta: float
+    response: float
+    label: float
+
+
+class Estimate(NamedTuple):
+    """One batch's estimate of the preference objective J."""
+
+    value: jax.Array
+    """J averaged over the labelled pairs of the batch."""
+    surrogate: jax.Array
+    """Scalar whose gradient estimates the gradient of J."""
+    margin: jax.Array
+    """Mean of the margin `D_ij`, signed so that agreeing with the label is positive."""
+    accuracy: jax.Array
+    """Share of decided pairs whose margin has the label's sign; a zero margin counts one half."""
+
+
+def route(key_B: jax.Array, ddp: float, dpp: float, dpr: float) -> Route:
+    """Sends each row to DDP, DPP, DPR or (with what is left of probability) offline DPO.
+
+    Args:
+      key_B: one key for each row, so that a row's route is its own.
+      ddp: probability of data responses with policy labels.
+      dpp: probability of policy responses with policy labels.
+      dpr: probability of policy responses with the labeller's labels.
+    """
+    uniform_B = jax.vmap(jax.random.uniform)(key_B)
+    return Route(
+        on_policy_B=(uniform_B >= ddp) & (uniform_B < ddp + dpp + dpr),
+        policy_label_B=uniform_B < ddp + dpp,
+    )
+
+
+def score_term(
+    weight_BxKxT: jax.Array,
+    logp_BxKxT: jax.Array,
+    behaviour_logp_BxKxT: jax.Array,
+    clip: float | None = None,
+) -> jax.Array:
+    """`sum_t weight_t * log pi(a_t)` for samples that may be some gradient steps old, shape [B, K].
+
+    Written with the ratio of the policy to the one that drew the sample. Where the two are equal
+    the gradient is exactly that of the weighted log-probability. Afterwards each step's ratio is
+    clipped as in PPO (arXiv 1707.06347, eq. 7), which bounds how far one batch can move the policy;
+    `clip=None` keeps the plain per-step importance weight. Masked steps must have weight 0.
+    """
+    weight_BxKxT = jax.lax.stop_gradient(weight_BxKxT)
+    ratio_BxKxT = jnp.exp(logp_BxKxT - jax.lax.stop_gradient(behaviour_logp_BxKxT))
+    term_BxKxT = weight_BxKxT * ratio_BxKxT
+    if clip is not None:
+        clipped_BxKxT = jnp.clip(ratio_BxKxT, 1 - clip, 1 + clip)
+        term_BxKxT = jnp.minimum(term_BxKxT, weight_BxKxT * clipped_BxKxT)
+    return term_BxKxT.sum(-1)
+
+
+def margins(logp_BxK: jax.Array, reference_logp_BxK: jax.Array, beta: float) -> jax.Array:
+    """`D_ij = h_i - h_j` with the implicit reward `h = beta * (log pi - log pi_ref)`, [B, K, K]."""
+    h_BxK = beta * (logp_BxK - reference_logp_BxK)
+    return h_BxK[:, :, None] - h_BxK[:, None, :]
+
+
+def advantages(f_BxKxK: jax.Array, weight_BxKxK: jax.Array) -> jax.Array:
+    """`A_k = 2/K (mean_{j != k} f_kj - b_k)` per row, shape [B, K], without gradient.
+
+    `b_k` never depends on response k, so it moves no expectation. For K >= 3 it is the mean of f
+    over the pairs of the group without k; for K = 2, where no such pair exists, the mean over the
+    other rows of the whole (global) batch. Pairs without a label have no part in either. The
+    scaling is for a mean over the K(K-1)/2 pairs of the row.
+    """
+    f_BxKxK = jax.lax.stop_gradient(f_BxKxK * weight_BxKxK)
+    K = f_BxKxK.shape[-1]
+    own_f_BxK, own_weight_BxK = f_BxKxK.sum(-1), weight_BxKxK.sum(-1)
+    row_f_Bx1 = own_f_BxK.sum(-1, keepdims=True) / 2
+    row_weight_Bx1 = own_weight_BxK.sum(-1, keepdims=True) / 2
+    if K == 2:
+        other_f, other_weight = row_f_Bx1.sum() - row_f_Bx1, row_weight_Bx1.sum() - row_weight_Bx1
+    else:
+        other_f, other_weight = row_f_Bx1 - own_f_BxK, row_weight_Bx1 - own_weight_BxK
+    baseline_BxK = jnp.where(other_weight > 0, other_f / jnp.maximum(other_weight, 1), 0)
+    return (own_f_BxK - own_weight_BxK * baseline_BxK) * 2 / (K * (K - 1))
+
+
+def preference(
+    logp_BxKxT: jax.Array,
+    behaviour_logp_BxKxT: jax.Array,
+    reference_logp_BxKxT: jax.Array,
+    mask_BxKxT: jax.Array,
+    labels: Preferences,
+    route: Route,
+    coefficients: Coefficients,
+    clip: float | None = None,
+) -> Estimate:
+    """J and the surrogate of its gradient: pathwise, response-score and label-score terms.
+
+    `J = mean over labelled pairs of P_ij logsigmoid(D_ij) + P_ji logsigmoid(D_ji)`.
+
+    * pathwise: autodiff through the margins, samples and labels fixed. It is the DPO loss of a
+      fixed batch and is not reweighted when the batch is some gradient steps old.
+    * response score, rows with the policy's responses only: `sum_k A_k log pi(y_k)`.
+    * label score, rows with the policy's labels only: no label is sampled, `P_ij = sigmoid(D_ij)`
+      stands in f and autodiff runs through it.
+
+    Args:
+      logp_BxKxT: log-probability of each step under the policy that is differentiated.
+      behaviour_logp_BxKxT: the same under the policy that drew the sample.
+      reference_logp_BxKxT: the same under the reference.
+      mask_BxKxT: 1 for the steps that belong to the response.
+      labels: preferences of the labeller; ignored in rows that the policy labels.
+      route: the member of the family that each row belongs to.
+      coefficients: beta, and the weights of the response- and label-score terms.
+      clip: see `score_term`.
+
+    Raises:
+      ValueError: if K < 2.
+    """
+    K = logp_BxKxT.shape[1]
+    if K < 2:
+        raise ValueError(f'a group needs at least 2 responses to compare, got K = {K}')
+    mask_BxKxT = mask_BxKxT.astype(logp_BxKxT.dtype)
+    logp_BxK = (logp_BxKxT * mask_BxKxT).sum(-1)
+    reference_logp_BxK = jax.lax.stop_gradient((reference_logp_BxKxT * mask_BxKxT).sum(-1))
+    D_BxKxK = margins(logp_BxK, reference_logp_BxK, coefficients.beta)
+
+    own_BxKxK = jax.nn.sigmoid(D_BxKxK)
+    own_BxKxK = coefficients.label * own_BxKxK + (1 - coefficients.label) * jax.lax.stop_gradient(
+        own_BxKxK
+    )
+    policy_label_Bx1x1 = route.policy_label_B[:, None, None]
+    prob_BxKxK = jnp.where(policy_label_Bx1x1, own_BxKxK, labels.prob_BxKxK)
+    pair_KxK = 1 - jnp.eye(K, dtype=logp_BxK.dtype)
+    weight_BxKxK = pair_KxK * jnp.where(policy_label_Bx1x1, 1, labels.weight_BxKxK)
+
+    f_BxKxK = prob_BxKxK * jax.nn.log_sigmoid(D_BxKxK) + (1 - prob_BxKxK) * jax.nn.log_sigmoid(
+        -D_BxKxK
+    )
+    # Every pair stands twice in the matrices, at ij and ji.
+    count = jnp.maximum(weight_BxKxK.sum() / 2, 1)
+    value = (f_BxKxK * weight_BxKxK).sum() / 2 / count
+
+    advantage_BxK = advantages(f_BxKxK, weight_BxKxK) * route.on_policy_B[:, None]
+    score_BxK = score_term(
+        advantage_BxK[..., None] * mask_BxKxT, logp_BxKxT, behaviour_logp_BxKxT, clip
+    )
+    # `advantages` is scaled for the mean over one row's K(K-1)/2 pairs; J is one over all pairs.
+    response = score_BxK.sum() * (K * (K - 1) / 2) / count
+
+    sign_BxKxK = jnp.sign(prob_BxKxK - 0.5)
+    decided_BxKxK = weight_BxKxK * jnp.abs(sign_BxKxK)
+    agreement_BxKxK = (1 + jnp.sign(D_BxKxK) * sign_BxKxK) / 2
+    decided = jnp.maximum(decided_BxKxK.sum(), 1)
+    return Estimate(
+        value=value,
+        surrogate=value + coefficients.response * response,
+        margin=(decided_BxKxK * D_BxKxK * sign_BxKxK).sum() / decided,
+        accuracy=(decided_BxKxK * agreement_BxKxK).sum() / decided,
+    )

@@ -1,0 +1,33 @@
+"""Packaging of sail_jax; tool settings are in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name='sail-jax',
+    version='0.1.0',
+    description='SAIL-RevKL: online alignment of policies from preferences, in JAX',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=find_packages(include=['sail_jax', 'sail_jax.*']),
+    install_requires=[
+        'jax>=0.10,<0.13',
+        'flax>=0.12',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12.8',
+        'brax>=0.14.2',
+        'tensorflow-datasets>=4.9.10',
+        'array_record>=0.8.3',
+        'pydantic>=2.12',
+        'tyro>=1.0',
+        'pyyaml>=6',
+        'rich>=13',
+        'matplotlib>=3.9',
+        'tensorboardX>=2.6',
+    ],
+    extras_require={
+        'test': ['pytest>=8', 'hypothesis>=6', 'ruff>=0.8'],
+        'playground': ['playground>=0.2'],
+        'wandb': ['wandb>=0.19'],
+    },
+    entry_points={'console_scripts': ['sail-jax = sail_jax.cli:main']},
+)
