@@ -249,7 +249,7 @@ def to_yaml(run: Run) -> str:
 
 def differences(ours: Run, theirs: Run, ignore: tuple[str, ...] = ()) -> list[str]:
     """Dotted keys, with both values, in which two configurations differ."""
-    a, b = _flat(ours.model_dump(mode='json')), _flat(theirs.model_dump(mode='json'))
+    a, b = flatten(ours), flatten(theirs)
     return [
         f'{key} ({b.get(key)!r} -> {a.get(key)!r})'
         for key in sorted(a | b)
@@ -257,11 +257,16 @@ def differences(ours: Run, theirs: Run, ignore: tuple[str, ...] = ()) -> list[st
     ]
 
 
-def _flat(data: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+def flatten(run: Run) -> dict[str, Any]:
+    """Every setting by its dotted key."""
+    return _flatten(run.model_dump(mode='json'))
+
+
+def _flatten(data: dict[str, Any], prefix: str = '') -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f'{prefix}{key}.')
+            flat |= _flatten(value, f'{prefix}{key}.')
         else:
             flat[prefix + key] = value
     return flat

@@ -1,8 +1,21 @@
-"""The one exception that a user may cause."""
+"""What ends a run early. The command line prints the message, one line, and exits with `status`."""
 
 
 class UserError(Exception):
-    """Bad input: one line saying what is wrong, where, and what would be right.
+    """Bad input: says what is wrong, where, and what would be right."""
 
-    The command line prints the message and ends with status 2.
-    """
+    status = 2
+
+
+class TrainingFailed(Exception):
+    """The run cannot go on: says why, where to look, and what is kept."""
+
+    status = 1
+
+
+class Interrupted(Exception):
+    """Stopped by a signal after saving: says how to resume. 130 for Ctrl-C; 75 for SIGTERM."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status

@@ -17,6 +17,14 @@ from sail_jax.objective import Preferences, Route
 
 Metrics = dict[str, jax.Array]
 
+# Streams of randomness that are split off a run's seed.
+INIT, START, EVALUATE, UPDATE = range(4)
+
+
+def stream(seed: jax.typing.ArrayLike, which: int) -> jax.Array:
+    """The key of one of the run's streams of randomness."""
+    return jax.random.fold_in(jax.random.key(seed), which)
+
 
 class Policy(NamedTuple):
     """A policy: what is trained, and what its log-probabilities depend on besides."""
@@ -104,13 +112,12 @@ def make_optimizer(settings: config.Optimizer) -> optax.GradientTransformation:
 def init(workload: Workload, run: config.Run, policy: Policy, reference: Policy) -> State:
     """The state before the first update."""
     zero = jnp.zeros((), jnp.int32)
-    key = jax.random.fold_in(jax.random.key(run.seed), 0)
     return State(
         policy=policy,
         reference=jax.tree.map(jnp.copy, reference),  # donated beside the policy: never shared
         reference_step=zero,
         optimizer=make_optimizer(run.optimizer).init(policy.params),
-        sampler=workload.init(key),
+        sampler=workload.init(stream(run.seed, INIT)),
         seed=jnp.asarray(run.seed, jnp.uint32),
         step=zero,
         labels=zero,
@@ -201,11 +208,14 @@ def make_update(workload: Workload, run: config.Run) -> Callable[[State], tuple[
         )
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(value)
+        # With the label budget spent there is nothing to learn from, and the policy stays.
+        labelled = batch.labels.weight_BxKxK.any() | batch.route.policy_label_B.any()
+        apply = finite & labelled
         updates, new_optimizer_state = optimizer.update(grads, optimizer_state, params)
         new_params = divergence.project(
             optax.apply_updates(params, updates), run.optimizer.param_bound
         )
-        keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+        keep = lambda new, old: jnp.where(apply, new, old)  # noqa: E731
         return (
             jax.tree.map(keep, new_params, params),
             jax.tree.map(keep, new_optimizer_state, optimizer_state),
@@ -215,7 +225,7 @@ def make_update(workload: Workload, run: config.Run) -> Callable[[State], tuple[
 
     def update(state: State) -> tuple[State, Metrics]:
         step = state.step + 1
-        key = jax.random.fold_in(jax.random.key(state.seed), step)
+        key = jax.random.fold_in(stream(state.seed, UPDATE), step)
         batch, sampler, fixed, asked, sample_metrics = workload.sample(
             state.policy, state.reference, state.sampler, key, state.labels
         )

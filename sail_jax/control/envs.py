@@ -5,7 +5,6 @@ import difflib
 from brax import envs
 from brax.envs.base import Env
 
-from sail_jax.control import compat  # noqa: F401 - before Brax
 from sail_jax.control.config import Environment
 from sail_jax.errors import UserError
 

@@ -13,7 +13,6 @@ from brax.training import networks as brax_networks
 from brax.training.acme import running_statistics, specs
 from brax.training.agents.ppo import networks as ppo_networks
 
-from sail_jax.control import compat  # noqa: F401 - before Brax
 from sail_jax.control.config import ControlRun
 from sail_jax.divergence import Gaussian
 from sail_jax.update import Policy

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from brax.envs.base import Env, State
 from brax.training.agents.ppo.networks import PPONetworks
 
-from sail_jax.control import compat  # noqa: F401 - before Brax
 from sail_jax.control import policy as control_policy
 from sail_jax.divergence import gaussian_kl
 from sail_jax.update import Policy

@@ -1,0 +1,116 @@
+"""Orbax checkpoints of a training state.
+
+A checkpoint has three items: `policy`, which is all that evaluation or another run's reference
+needs; `training`, the rest of `update.State`; and `meta`, JSON with a schema number.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from sail_jax.errors import UserError
+from sail_jax.update import Policy, State
+
+SCHEMA = 1
+
+log = logging.getLogger(__name__)
+
+
+def open_manager(directory: Path, keep: int | None = None) -> ocp.CheckpointManager:
+    """Orbax's manager; saves are asynchronous and atomic, the newest `keep` are kept."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None)
+    return ocp.CheckpointManager(directory.absolute(), options=options)
+
+
+def save(manager: ocp.CheckpointManager, state: State, meta: dict[str, Any]) -> None:
+    """Starts a save of the state as of its step; returns once the arrays are off the devices."""
+    step = int(state.step)
+    if manager.latest_step() == step:
+        return
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            policy=ocp.args.StandardSave(state.policy),
+            training=ocp.args.StandardSave(_training(state)),
+            meta=ocp.args.JsonSave({**meta, 'schema': SCHEMA}),
+        ),
+    )
+
+
+def restore(manager: ocp.CheckpointManager, abstract: State) -> tuple[State, dict[str, Any]]:
+    """The newest readable checkpoint; one that cannot be read is named and left alone.
+
+    Args:
+      abstract: shapes, types and shardings to restore to.
+
+    Raises:
+      UserError: if there is none.
+    """
+    args = ocp.args.Composite(
+        policy=ocp.args.StandardRestore(abstract.policy),
+        training=ocp.args.StandardRestore(_training(abstract)),
+        meta=ocp.args.JsonRestore(),
+    )
+    restored = _restore_newest(manager, args)
+    return State(policy=restored['policy'], **restored['training']), restored['meta']
+
+
+def restore_policy(directory: Path, abstract: Policy) -> Policy:
+    """Only the policy, of the newest readable checkpoint.
+
+    Raises:
+      UserError: if there is none.
+    """
+    with open_manager(directory) as manager:
+        args = ocp.args.Composite(policy=ocp.args.StandardRestore(abstract))
+        return _restore_newest(manager, args)['policy']
+
+
+def _training(state: State) -> dict[str, Any]:
+    return {name: value for name, value in state._asdict().items() if name != 'policy'}
+
+
+def _restore_newest(manager: ocp.CheckpointManager, args: ocp.args.Composite) -> Any:
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
+        try:
+            return manager.restore(step, args=args)
+        except Exception as error:
+            # Orbax and TensorStore raise whatever the damage happens to hit.
+            reason = ' '.join(str(error).split())[:200]
+            log.warning('checkpoint %s cannot be read (%s)', manager.directory / str(step), reason)
+    what = 'none of the checkpoints can be read' if steps else 'no checkpoint'
+    raise UserError(f'{manager.directory}: {what}')
+
+
+def save_start(directory: Path, policy: Policy) -> None:
+    """The policy that a run starts from, saved once: later numbers are relative to it."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory.absolute() / 'start', policy)
+
+
+def restore_start(directory: Path, abstract: Policy) -> Policy:
+    """What `save_start` saved.
+
+    Raises:
+      UserError: if it is missing or damaged.
+    """
+    path = directory.absolute() / 'start'
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(path, abstract)
+    except Exception as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'{path}: cannot be read ({reason})') from None
+
+
+def abstract_like(tree: Any, shardings: Any) -> Any:
+    """Shapes and types of a tree, with the shardings to restore to."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )

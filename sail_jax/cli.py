@@ -1,0 +1,191 @@
+"""The `sail-jax` command."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+
+from sail_jax import config, metrics, runs
+from sail_jax.control.config import ControlRun
+from sail_jax.errors import Interrupted, TrainingFailed, UserError
+from sail_jax.trainer import Result, default_run_dir
+
+DESCRIPTION = """\
+SAIL-RevKL: online alignment of policies from preferences.
+
+  sail-jax train configs/quickstart.yaml
+  sail-jax train configs/control/hopper.yaml --seed 1 --objective.beta 0.2 --run-dir runs/hopper
+  sail-jax train runs/hopper/config.yaml --run-dir runs/hopper --resume
+  sail-jax evaluate runs/hopper
+  sail-jax plot runs/hopper runs/other --out return.png
+  sail-jax render runs/hopper --out hopper.html
+  sail-jax export runs/hopper hopper-brax
+"""
+
+TRAIN = """\
+sail-jax train CONFIG.yaml [--section.key VALUE ...] [--run-dir DIR] [--resume] [--quiet]
+
+CONFIG.yaml is one of configs/, your own, or the config.yaml of a run. Every field below can be
+given on the command line, where it wins over the file. --run-dir (default: runs/NAME-DATE-TIME)
+takes config.yaml, metrics.jsonl, checkpoints/ and tensorboard/; --resume goes on with the run
+that is there. Exit status: 0 done, 1 training failed, 2 bad input, 75 stopped by SIGTERM and 130
+by Ctrl-C, both after saving."""
+
+# The rows of the final table: title, metric, and the metric of its standard error.
+TABLE = (
+    ('return, stochastic', 'return', 'return_se'),
+    ('return, deterministic', 'deterministic_return', 'deterministic_return_se'),
+    ('median return, stochastic', 'return_q50', None),
+    ('episode length', 'length', None),
+    ('KL(policy || reference) per step', 'kl_policy_to_ref', None),
+    ('KL(reference || policy) per step', 'kl_ref_to_policy', None),
+    ('win rate against the reference', 'win_rate', None),
+    ('label accuracy, whole episodes', 'label_accuracy', None),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _main(arguments)
+    except (UserError, TrainingFailed, Interrupted) as error:
+        print(f'sail-jax: {" ".join(str(error).split())}', file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        print('sail-jax: interrupted', file=sys.stderr)
+        return 130
+
+
+def _main(arguments: list[str]) -> int:
+    _use_compilation_cache()
+    if arguments[:1] == ['train']:
+        return _train(arguments[1:])
+    parser = _Parser(
+        prog='sail-jax',
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+    commands.add_parser('train', help='train a policy; `sail-jax train --help` lists all settings')
+
+    command = commands.add_parser('evaluate', help="evaluate a run's policy and its reference")
+    command.add_argument('run', type=Path, help='a run directory')
+    command.add_argument('--episodes', type=int, help="start states; default: the run's setting")
+    command.set_defaults(do=_evaluate)
+
+    command = commands.add_parser('plot', help='return and KL of one or several runs')
+    command.add_argument('run', type=Path, nargs='+', help='run directories; seeds become a band')
+    command.add_argument('--out', type=Path, default=Path('plot.png'), help='PNG, PDF or SVG')
+    command.set_defaults(do=_plot)
+
+    command = commands.add_parser('render', help='an episode as a web page')
+    command.add_argument('run', type=Path, help='a run directory')
+    command.add_argument('--out', type=Path, default=Path('episode.html'))
+    command.add_argument('--seed', type=int, default=0, help='of the start state')
+    command.add_argument('--stochastic', action='store_true', help='sample actions')
+    command.add_argument('--start', action='store_true', help='the policy before training')
+    command.set_defaults(do=_render)
+
+    command = commands.add_parser('export', help='the policy as a Brax PPO checkpoint')
+    command.add_argument('run', type=Path, help='a run directory')
+    command.add_argument('out', type=Path, help='a new directory')
+    command.set_defaults(do=_export)
+
+    options = parser.parse_args(arguments)
+    options.do(options)
+    return 0
+
+
+def _train(arguments: list[str]) -> int:
+    path = None
+    if arguments and not arguments[0].startswith('-'):
+        path, *arguments = arguments
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument('--run-dir', type=Path)
+    parser.add_argument('--resume', action='store_true')
+    parser.add_argument('--quiet', action='store_true')
+    options, overrides = parser.parse_known_args(arguments)
+    run = ControlRun() if path is None else runs.load(path)
+    run = config.override(run, overrides, 'sail-jax train CONFIG.yaml', TRAIN)
+    if path is None:
+        raise UserError('train: which configuration? e.g. sail-jax train configs/quickstart.yaml')
+    if options.resume and options.run_dir is None:
+        raise UserError('train: --resume needs the --run-dir of the run to go on with')
+    run_dir = options.run_dir or default_run_dir(Path(path).stem)
+    result = runs.train(run, run_dir, resume=options.resume, quiet=options.quiet)
+    _print_result(result, run_dir)
+    return 0
+
+
+def _print_result(result: Result, run_dir: Path) -> None:
+    strip = lambda row: {key.removeprefix('eval/'): value for key, value in row.items()}  # noqa: E731
+    print_comparison(
+        f'{result.env_steps:,} env steps, {result.labels:,} labels, {result.wall_s:.0f} s',
+        strip(result.before),
+        strip(result.after),
+    )
+    print(f'run directory: {run_dir}')
+
+
+def print_comparison(title: str, before: metrics.Row, after: metrics.Row) -> None:
+    """The table of reference against trained policy."""
+
+    def cell(numbers: metrics.Row, key: str, error: str | None) -> str:
+        value = f'{numbers[key]:.3f}' if abs(numbers[key]) < 10 else f'{numbers[key]:.1f}'
+        return f'{value} ± {numbers[error]:.2g}' if error else value
+
+    rows = [(name, cell(before, *keys), cell(after, *keys)) for name, *keys in TABLE]
+    metrics.print_table(title, ('', 'reference', 'trained policy'), rows)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    if options.episodes is not None and options.episodes < 2:
+        raise UserError(f'--episodes: at least 2, got {options.episodes}')
+    before, after = runs.evaluate(options.run, options.episodes)
+    print_comparison(str(options.run), before, after)
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from sail_jax import plots
+
+    plots.plot(options.run, options.out)
+    print(options.out)
+
+
+def _render(options: argparse.Namespace) -> None:
+    from sail_jax.control import render
+
+    run, policy, start = runs.open_run(options.run)
+    policy = start if options.start else policy
+    episode_return = render.render(run, policy, options.out, options.seed, options.stochastic)
+    print(f'{options.out}: return {episode_return:.1f}')
+
+
+def _export(options: argparse.Namespace) -> None:
+    from sail_jax.control import render
+
+    run, policy, _ = runs.open_run(options.run)
+    print(render.export_brax(run, policy, options.out))
+
+
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs between processes, unless JAX_COMPILATION_CACHE_DIR says where."""
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'sail_jax'
+        jax.config.update('jax_compilation_cache_dir', str(cache))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

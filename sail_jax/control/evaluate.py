@@ -1,0 +1,81 @@
+"""Evaluation of a control policy: full episodes under the true reward, against a reference."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from brax.envs.base import Env
+from brax.training.agents.ppo.networks import PPONetworks
+
+from sail_jax.control import rollout
+from sail_jax.control.config import ControlRun
+from sail_jax.control.rollout import Episodes
+from sail_jax.control.workload import row_keys
+from sail_jax.update import Policy
+
+# Two stochastic episodes, so that pairs from one start state can be compared, and the mode's.
+LANES_DETERMINISTIC = (False, False, True)
+
+Evaluate = Callable[[Policy, Policy], dict[str, float]]
+
+
+def make(env: Env, networks: PPONetworks, run: ControlRun, key: jax.Array) -> Evaluate:
+    """`(policy, reference) -> numbers`; every call uses the same start states and noise.
+
+    Common random numbers make evaluations of one run, and of the reference, comparable start state
+    by start state. The reference's episodes are run once for each reference.
+    """
+
+    @jax.jit
+    def episodes(policies: tuple[Policy, Policy], actor: Policy, key: jax.Array) -> Episodes:
+        key_B = row_keys(key, run.evaluation.episodes)
+        deterministic_L = jnp.asarray(LANES_DETERMINISTIC)
+        return rollout.episodes(
+            env, networks, policies, actor, deterministic_L, key_B, run.env.episode_length
+        )
+
+    def evaluate(policy: Policy, reference: Policy) -> dict[str, float]:
+        ours = episodes((policy, reference), policy, key)
+        theirs = episodes((policy, reference), reference, key)
+        numbers = summarise(ours, theirs, run.objective.beta)
+        return {name: float(value) for name, value in jax.device_get(numbers).items()}
+
+    return evaluate
+
+
+def summarise(ours: Episodes, theirs: Episodes, beta: float) -> dict[str, jax.Array]:
+    """Numbers of an evaluation; KLs are in nats per env step, lengths in env steps.
+
+    The standard error is over start states, whose two stochastic episodes are averaged first.
+    """
+    sampled, mode = ours.episode_return[:, :2], ours.episode_return[:, 2]
+    reference = theirs.episode_return[:, :2]
+    n = sampled.shape[0]
+    wins = jnp.sign(sampled[:, :, None] - reference[:, None, :])
+    implicit = beta * (ours.logp - ours.reference_logp)[:, :2]
+    label = jnp.sign(sampled[:, 0] - sampled[:, 1])
+    margin = (implicit[:, 0] - implicit[:, 1]) * label
+    decided = jnp.maximum(jnp.abs(label).sum(), 1)
+
+    def per_step(kl: jax.Array, episodes: Episodes) -> jax.Array:
+        return kl[:, :2].sum() / episodes.length[:, :2].sum()
+
+    numbers = {
+        'return': sampled.mean(),
+        'return_std': sampled.std(),
+        'return_se': sampled.mean(1).std(ddof=1) / n**0.5,
+        'length': ours.length[:, :2].mean(),
+        'deterministic_return': mode.mean(),
+        'deterministic_return_std': mode.std(),
+        'deterministic_return_se': mode.std(ddof=1) / n**0.5,
+        'deterministic_length': ours.length[:, 2].mean(),
+        'kl_policy_to_ref': per_step(ours.kl_policy_to_ref, ours),
+        'kl_ref_to_policy': per_step(theirs.kl_ref_to_policy, theirs),
+        'win_rate': (1 + wins.mean()) / 2,
+        'margin': margin.sum() / decided,
+        'label_accuracy': ((1 + jnp.sign(margin)) / 2 * jnp.abs(label)).sum() / decided,
+    }
+    for q in (10, 50, 90):
+        numbers[f'return_q{q}'] = jnp.percentile(sampled, q)
+        numbers[f'deterministic_return_q{q}'] = jnp.percentile(mode, q)
+    return numbers

@@ -1,0 +1,124 @@
+"""Where the policy that training starts from, and is held to, comes from."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from brax.envs.base import Env
+from brax.training.acme import running_statistics
+from brax.training.agents.ppo import checkpoint as ppo_checkpoint
+from brax.training.agents.ppo import networks as ppo_networks
+from brax.training.agents.ppo import train as ppo
+from brax.training.agents.ppo.networks import PPONetworks
+
+from sail_jax import checkpoint, config
+from sail_jax.control import policy as control_policy
+from sail_jax.control.config import ControlRun
+from sail_jax.errors import UserError
+from sail_jax.update import Policy
+
+
+def load(env: Env, networks: PPONetworks, run: ControlRun, key: jax.Array) -> Policy:
+    """The starting policy, as `reference.source` says.
+
+    Raises:
+      UserError: if the file is missing, damaged, or of another shape.
+    """
+    fresh = control_policy.init(key, env, networks, run)
+    match run.reference.source:
+        case 'init':
+            return fresh
+        case 'run':
+            fixed, policy = _from_run(env, run.reference.path)
+        case 'brax':
+            fixed, policy = _from_brax(run.reference.path)
+        case 'ppo':
+            fixed, policy = _train_ppo(env, run)
+    _check_shapes(fresh, fixed, policy, run.reference.path)
+    return Policy(params={**fresh.params, 'policy': policy}, fixed=fixed)
+
+
+def _from_run(env: Env, path: Path) -> tuple[Any, Any]:
+    data, node = config.read_yaml(path / 'config.yaml')
+    theirs = config.validate(ControlRun, data, path / 'config.yaml', node)
+    abstract = jax.eval_shape(
+        lambda key: control_policy.init(
+            key, env, control_policy.make_networks(env, theirs), theirs
+        ),
+        jax.random.key(0),
+    )
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = checkpoint.abstract_like(abstract, jax.tree.map(lambda _: device, abstract))
+    restored = checkpoint.restore_policy(path / 'checkpoints', abstract)
+    return restored.fixed, restored.params['policy']
+
+
+def _from_brax(path: Path) -> tuple[Any, Any]:
+    try:
+        settings = ppo_checkpoint.load_config(path)
+        fixed, policy = ppo_checkpoint.load(path)[:2]
+    except Exception as error:
+        # Brax and Orbax raise whatever the damage happens to hit.
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(
+            f'reference.path: {path}: no readable Brax PPO checkpoint ({reason})'
+        ) from None
+    kind = settings.network_factory_kwargs.get('distribution_type', 'tanh_normal')
+    if kind != 'tanh_normal' or not settings.normalize_observations:
+        raise UserError(
+            f'reference.path: {path}: needs a tanh_normal policy trained with '
+            f'normalize_observations; got {kind}, {settings.normalize_observations}'
+        )
+    fixed = running_statistics.RunningStatisticsState(
+        count=fixed.count,
+        mean=jax.tree.map(jnp.asarray, fixed.mean),
+        summed_variance=jax.tree.map(jnp.asarray, fixed.summed_variance),
+        std=jax.tree.map(jnp.asarray, fixed.std),
+    )
+    return fixed, jax.tree.map(jnp.asarray, policy)
+
+
+def _train_ppo(env: Env, run: ControlRun) -> tuple[Any, Any]:
+    """Brax PPO with settings that suit most of Brax's environments."""
+
+    def factory(*args: Any, **kwargs: Any) -> PPONetworks:
+        return ppo_networks.make_ppo_networks(
+            *args, **kwargs, **control_policy.network_factory(run)
+        )
+
+    _, params, _ = ppo.train(
+        environment=env,
+        num_timesteps=run.reference.ppo_env_steps,
+        episode_length=run.env.episode_length,
+        num_envs=256,
+        batch_size=128,
+        num_minibatches=8,
+        num_updates_per_batch=4,
+        unroll_length=20,
+        learning_rate=3e-4,
+        entropy_cost=1e-3,
+        discounting=0.97,
+        reward_scaling=1.0,
+        normalize_observations=True,
+        network_factory=factory,
+        seed=run.seed,
+        num_evals=1,
+        run_evals=False,
+    )
+    return params[0], params[1]
+
+
+def _check_shapes(fresh: Policy, fixed: Any, policy: Any, path: Path | None) -> None:
+    shapes = lambda tree: {  # noqa: E731
+        jax.tree_util.keystr(key): jnp.shape(leaf)
+        for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    ours = shapes((fresh.params['policy'], fresh.fixed.mean))
+    theirs = shapes((policy, fixed.mean))
+    if ours != theirs:
+        key = next(key for key in sorted(ours | theirs) if ours.get(key) != theirs.get(key))
+        raise UserError(
+            f'reference.path: {path}: policy of another shape: {key} is {theirs.get(key)}, '
+            f'this environment and policy.hidden need {ours.get(key)}'
+        )

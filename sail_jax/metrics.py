@@ -1,0 +1,187 @@
+"""Where numbers go: `metrics.jsonl`, TensorBoard, Weights & Biases, and the terminal."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from sail_jax import config
+from sail_jax.errors import UserError
+
+Row = dict[str, float]
+
+console = Console(file=sys.stderr)
+
+
+class Writer(Protocol):
+    """Takes one row per update."""
+
+    def write(self, row: Row) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """`metrics.jsonl`: one object a line, every update once, flushed as written."""
+
+    def __init__(self, path: Path, resume_step: int | None):
+        """Opens the file; on resume, lines after `resume_step` and half lines are dropped."""
+        if resume_step is not None and path.exists():
+            kept = [row for row in read_rows(path) if row['step'] <= resume_step]
+            part = path.with_suffix('.part')
+            part.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+            os.replace(part, path)
+        self._file = path.open('a')
+
+    def write(self, row: Row) -> None:
+        # JSON has no NaN.
+        clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        self._file.write(json.dumps(clean) + '\n')
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoard:
+    """Events for TensorBoard, by env steps."""
+
+    def __init__(self, directory: Path, resume_step: int | None):
+        from tensorboardX import SummaryWriter
+
+        purge = {} if resume_step is None else {'purge_step': resume_step + 1}
+        self._writer = SummaryWriter(str(directory), **purge)
+
+    def write(self, row: Row) -> None:
+        for key, value in row.items():
+            if '/' in key:
+                self._writer.add_scalar(key, value, int(row['env_steps']))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A Weights & Biases run, named after the run directory."""
+
+    def __init__(self, project: str, run_dir: Path, settings: dict[str, Any]):
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("logging.wandb: needs wandb (pip install 'sail-jax[wandb]')") from None
+        self._run = wandb.init(
+            project=project,
+            name=run_dir.name,
+            id=run_dir.name,
+            dir=str(run_dir),
+            config=settings,
+            resume='allow',
+        )
+
+    def write(self, row: Row) -> None:
+        self._run.log(row, step=int(row['step']))
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def open_writers(run: config.Run, run_dir: Path, resume_step: int | None) -> list[Writer]:
+    """The writers that the configuration asks for."""
+    writers: list[Writer] = [JsonLines(run_dir / 'metrics.jsonl', resume_step)]
+    if run.logging.tensorboard:
+        writers.append(TensorBoard(run_dir / 'tensorboard', resume_step))
+    if run.logging.wandb:
+        writers.append(WandB(run.logging.wandb, run_dir, run.model_dump(mode='json')))
+    return writers
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a `metrics.jsonl`; a half-written last line is left out.
+
+    Raises:
+      UserError: if there is no such file.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}') from None
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+class ProgressBar:
+    """Env steps done, speed, ETA, and the numbers to watch; plain lines where there is no tty."""
+
+    def __init__(self, total_updates: int, done: int, names: dict[str, str], quiet: bool):
+        """`names` maps metric keys to their short titles; `quiet` shows nothing."""
+        self._names = names
+        self._last: Row = {}
+        self._quiet = quiet
+        self._progress = Progress(
+            TextColumn('[bold]{task.description}'),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn('eta'),
+            TimeRemainingColumn(),
+            TextColumn('{task.fields[numbers]}'),
+            console=console,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._progress.add_task(
+            'update', total=total_updates, completed=done, numbers=''
+        )
+
+    def start(self) -> None:
+        self._progress.start()
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+    def show(self, row: Row) -> None:
+        """Moves the bar to a row's update; prints a line after an evaluation."""
+        self._last |= {key: row[key] for key in self._names if key in row}
+        numbers = '  '.join(
+            f'{title} {_short(self._last[key])}'
+            for key, title in self._names.items()
+            if key in self._last
+        )
+        self._progress.update(self._task, completed=row['step'], numbers=numbers)
+        if not self._quiet and any(key.startswith('eval/') for key in row):
+            console.print(f'{int(row["env_steps"]):>12,} env steps  {numbers}', highlight=False)
+
+
+def _short(value: float) -> str:
+    return f'{value / 1000:.1f}k' if abs(value) >= 10_000 else f'{value:.3g}'
+
+
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """A table on standard output."""
+    names = list(columns)
+    table = Table(title=title, title_justify='left', title_style='bold')
+    for index, name in enumerate(names):
+        table.add_column(name, justify='left' if index == 0 else 'right')
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

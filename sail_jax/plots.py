@@ -1,0 +1,119 @@
+"""Convergence plots from the `metrics.jsonl` of runs."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+from sail_jax import config, metrics, runs
+from sail_jax.errors import UserError
+
+X_AXES = {'env_steps': 'env steps', 'labels': 'labels', 'wall_s': 'wall time (s)'}
+Y_AXES = {
+    'eval/return': 'return (stochastic policy)',
+    'eval/deterministic_return': 'return (deterministic policy)',
+    'eval/kl_policy_to_ref': 'KL(policy || start), nats per step',
+}
+
+
+class Curve(NamedTuple):
+    """One run's evaluations."""
+
+    run: config.Run
+    rows: list[metrics.Row]
+
+
+def load(run_dir: Path) -> Curve:
+    """Reads a run's evaluations.
+
+    Raises:
+      UserError: no run there, or nothing evaluated yet.
+    """
+    run = runs.load(run_dir / 'config.yaml')
+    rows = metrics.read_rows(run_dir / 'metrics.jsonl')
+    rows = [row for row in rows if any(key in row for key in Y_AXES)]
+    if not rows:
+        raise UserError(f'{run_dir}/metrics.jsonl: no evaluation in it yet')
+    return Curve(run, rows)
+
+
+def group_by_settings(curves: list[Curve]) -> dict[str, list[Curve]]:
+    """Runs that differ in nothing but the seed, under a name that says what sets them apart."""
+    groups: list[list[Curve]] = []
+    for curve in curves:
+        for group in groups:
+            if not config.differences(curve.run, group[0].run, ignore=('seed',)):
+                group.append(curve)
+                break
+        else:
+            groups.append([curve])
+    first = groups[0][0].run
+    flat = [config.flatten(group[0].run) for group in groups]
+    apart = [
+        key
+        for key in flat[0] | config.flatten(first)
+        if key != 'seed' and len({repr(settings.get(key)) for settings in flat}) > 1
+    ]
+    names = {}
+    for group, settings in zip(groups, flat, strict=True):
+        parts = [f'{key.rpartition(".")[2]} {settings.get(key)}' for key in apart[:3]]
+        name = ', '.join(parts) or f'{settings["env.name"]}'
+        if len(group) > 1:
+            name += f' ({len(group)} seeds)'
+        names[name] = group
+    return names
+
+
+def plot(run_dirs: list[Path], out: Path) -> None:
+    """Return and KL against env steps, labels and wall time; seeds become a band.
+
+    The line is the mean over seeds, the band from the lowest to the highest.
+
+    Raises:
+      UserError: a run that cannot be read, or a file that cannot be written.
+    """
+    groups = group_by_settings([load(run_dir) for run_dir in run_dirs])
+    figure, axes = plt.subplots(
+        len(Y_AXES), len(X_AXES), figsize=(11, 8), sharey='row', layout='constrained'
+    )
+    for index, (name, curves) in enumerate(groups.items()):
+        color = f'C{index % 10}'
+        for row, y in enumerate(Y_AXES):
+            for column, x in enumerate(X_AXES):
+                draw(axes[row, column], curves, x, y, color, name)
+    for row, title in enumerate(Y_AXES.values()):
+        axes[row, 0].set_ylabel(title, fontsize=8)
+    for column, title in enumerate(X_AXES.values()):
+        axes[-1, column].set_xlabel(title)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.margins(x=0.02)
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    environments = sorted(
+        {f'{c.run.env.name} ({c.run.env.backend})' for g in groups.values() for c in g}
+    )
+    figure.suptitle(', '.join(environments))
+    try:
+        figure.savefig(out, dpi=150)
+    except (OSError, ValueError) as error:
+        raise UserError(f'{out}: {error}') from None
+    finally:
+        plt.close(figure)
+
+
+def draw(axis: plt.Axes, curves: list[Curve], x: str, y: str, color: str, name: str) -> None:
+    """One group's line and band, interpolated on common points of the x axis."""
+    lines = []
+    for curve in curves:
+        points = [(row[x], row[y]) for row in curve.rows if row.get(y) is not None]
+        lines.append(np.asarray(points, float).T)
+    grid = np.unique(np.concatenate([line[0] for line in lines]))
+    grid = grid[grid <= min(line[0].max() for line in lines)]
+    values = np.stack([np.interp(grid, *line) for line in lines])
+    axis.plot(grid, values.mean(0), color=color, label=name, marker='.', markersize=4)
+    if len(lines) > 1:
+        axis.fill_between(grid, values.min(0), values.max(0), color=color, alpha=0.2, lw=0)

@@ -1,0 +1,103 @@
+"""From a configuration or a run directory to something that runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from brax.envs.base import Env
+
+from sail_jax import checkpoint, config, devices, trainer
+from sail_jax.config import Run
+from sail_jax.control import task as control_task
+from sail_jax.control.config import ControlRun
+from sail_jax.control.workload import SegmentReward
+from sail_jax.errors import UserError
+from sail_jax.trainer import Result, Task
+from sail_jax.update import Policy
+
+CONFIGS: dict[str, type[Run]] = {'control': ControlRun}
+TASKS: dict[type[Run], Callable[..., Task]] = {ControlRun: control_task.make}
+
+
+def load(path: str | Path) -> Run:
+    """Reads a configuration file.
+
+    Raises:
+      UserError: not readable, unknown keys, wrong types, values out of bounds.
+    """
+    path = Path(path)
+    data, node = config.read_yaml(path)
+    name = data.get('workload', 'control')
+    if name not in CONFIGS:
+        raise UserError(f'{path}: workload: {name!r}; known: {", ".join(CONFIGS)}')
+    return config.validate(CONFIGS[name], data, path, node)
+
+
+def train(
+    run: Run | str | Path,
+    run_dir: str | Path | None = None,
+    *,
+    resume: bool = False,
+    env: Env | None = None,
+    segment_reward: SegmentReward | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Trains a policy from preferences.
+
+    Args:
+      run: a configuration, or the path of one.
+      run_dir: where to put metrics and checkpoints; `runs/NAME-DATE-TIME` by default.
+      resume: go on with the run in `run_dir`, bit for bit.
+      env: any environment with Brax's interface instead of the configuration's.
+      segment_reward: what the labeller goes by instead of the environment's reward; see
+        `sail_jax.control.workload.SegmentReward`.
+      quiet: no progress bar.
+
+    Returns:
+      The trained policy, the one it started from, and their evaluations.
+
+    Raises:
+      UserError: bad input; nothing was overwritten.
+      TrainingFailed: too many gradient steps in a row were not finite.
+      Interrupted: a signal; the state was saved.
+    """
+    name = 'run' if isinstance(run, Run) else Path(run).stem
+    run = run if isinstance(run, Run) else load(run)
+    run_dir = trainer.default_run_dir(name) if run_dir is None else Path(run_dir)
+    extras = {'env': env, 'segment_reward': segment_reward}
+    task = TASKS[type(run)](run, **{key: value for key, value in extras.items() if value})
+    trainer.prepare_run_dir(run, run_dir, resume)
+    return trainer.train(run, task, run_dir, resume, quiet)
+
+
+def open_run(run_dir: str | Path) -> tuple[Any, Policy, Policy]:
+    """A run's configuration, its newest policy, and the policy it started from.
+
+    Raises:
+      UserError: no run there, or no readable checkpoint.
+    """
+    run_dir = Path(run_dir)
+    run = load(run_dir / 'config.yaml')
+    task = TASKS[type(run)](run)
+    sharding = devices.replicated(task.mesh)
+    abstract = checkpoint.abstract_like(
+        task.abstract_policy, jax.tree.map(lambda _: sharding, task.abstract_policy)
+    )
+    directory = run_dir / 'checkpoints'
+    policy = checkpoint.restore_policy(directory, abstract)
+    return run, policy, checkpoint.restore_start(directory, abstract)
+
+
+def evaluate(run_dir: str | Path, episodes: int | None = None) -> tuple[dict, dict]:
+    """Evaluates a run's newest policy and its start policy on the run's evaluation keys.
+
+    Returns:
+      Numbers of the start policy, and of the trained one.
+    """
+    run, policy, start = open_run(run_dir)
+    if episodes is not None:
+        evaluation = run.evaluation.model_copy(update={'episodes': episodes})
+        run = run.model_copy(update={'evaluation': evaluation})
+    task = TASKS[type(run)](run)
+    return task.evaluate(start, start), task.evaluate(policy, start)
