@@ -111,18 +111,18 @@ def make_optimizer(settings: config.Optimizer) -> optax.GradientTransformation:
 
 def init(workload: Workload, run: config.Run, policy: Policy, reference: Policy) -> State:
     """The state before the first update."""
-    zero = jnp.zeros((), jnp.int32)
+    zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731 - donated: no two may share a buffer
     return State(
         policy=policy,
-        reference=jax.tree.map(jnp.copy, reference),  # donated beside the policy: never shared
-        reference_step=zero,
+        reference=jax.tree.map(jnp.copy, reference),
+        reference_step=zero(),
         optimizer=make_optimizer(run.optimizer).init(policy.params),
         sampler=workload.init(stream(run.seed, INIT)),
         seed=jnp.asarray(run.seed, jnp.uint32),
-        step=zero,
-        labels=zero,
-        skipped=zero,
-        skipped_in_a_row=zero,
+        step=zero(),
+        labels=zero(),
+        skipped=zero(),
+        skipped_in_a_row=zero(),
     )
 
 

@@ -1,9 +1,11 @@
-"""Mends what Brax 0.14.2 needs on today's JAX, and silences its three known lines of noise.
+"""Mends what Brax 0.14.2 needs on today's JAX, and silences its known lines of noise.
 
 Imported before any other use of Brax. Delete a part when its reason is gone:
 
 * `jax.device_put_replicated` was removed in jax 0.10; `brax.training` calls it.
 * `jnp.clip(a_min=...)` was removed in jax 0.10; `brax.fluid` (swimmer) calls it.
+* `brax.training.checkpoint` cannot read back the `null` that it writes for an initialiser that was
+  not given, so no PPO checkpoint made with the default networks loads.
 * `mujoco.mjx` prints that the optional warp is missing.
 * `brax.io.mjcf` warns that Brax's environments are not maintained, at every load.
 """
@@ -29,6 +31,7 @@ for _line in _printed.getvalue().splitlines():
 warnings.filterwarnings('ignore', message='Brax System, piplines and environments are not')
 
 import brax.fluid  # noqa: E402
+import brax.training.networks  # noqa: E402
 
 
 def _device_put_replicated(x: Any, devices: Sequence[jax.Device]) -> Any:
@@ -52,3 +55,5 @@ class _Numpy(types.ModuleType):
 
 
 brax.fluid.jp = _Numpy('jax.numpy')
+
+brax.training.networks.KERNEL_INITIALIZER.setdefault(None, None)

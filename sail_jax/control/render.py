@@ -73,7 +73,7 @@ def export_brax(run: ControlRun, policy: Policy, path: Path) -> Path:
         normalize_observations=True,
         network_factory=ppo_networks.make_ppo_networks,
     )
-    settings.network_factory_kwargs.update(control_policy.network_factory(run))
+    settings.network_factory_kwargs = control_policy.network_factory(run)
     try:
         ppo_checkpoint.save(path, 0, (policy.fixed, policy.params['policy'], value), settings)
     except OSError as error:

@@ -1,0 +1,188 @@
+"""How much of the simulator's speed does training keep?
+
+Env steps per second, compile time apart, of the same batch in one process:
+
+* `step`: a scan of bare `env.step` with random actions - the limit;
+* `rollout`: the training's own groups of segments, without learning;
+* `train_1`: training with one gradient step a batch;
+* `train_config`: training with the configuration's own number of gradient steps.
+
+Rounds go through all four in turn, so that a slow moment of the machine hits all; the figures are
+medians over rounds, the ratios medians of the ratios within a round.
+
+    python -m benchmarks.control_throughput configs/quickstart.yaml --out benchmarks/results/x.json
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import sail_jax
+from sail_jax import devices, trainer, update
+from sail_jax.control import envs, rollout
+from sail_jax.control import task as control_task
+from sail_jax.control.config import ControlRun
+from sail_jax.control.workload import row_keys
+from sail_jax.update import State
+
+
+class Program(NamedTuple):
+    """A compiled program that takes and returns its own carry, donated."""
+
+    run: Callable[[Any], Any]
+    carry: Any
+    compile_s: float
+    gradient_steps: int
+
+
+def compile_program(fn: Callable[[Any], Any], carry: Any, gradient_steps: int = 0) -> Program:
+    began = time.perf_counter()
+    compiled = jax.jit(fn, donate_argnums=0).lower(carry).compile()
+    return Program(compiled, carry, time.perf_counter() - began, gradient_steps)
+
+
+def bare_steps(run: ControlRun, updates: int) -> Program:
+    """`env.step` alone, on as many environments and for as many steps as the training."""
+    env, mesh = envs.make(run.env), devices.make_mesh(run.rollout.contexts)
+    parallel = run.env_steps_per_update // run.rollout.segment_length
+    key_N = row_keys(jax.random.key(run.seed), parallel)
+    state = jax.jit(lambda: rollout.reset(env, key_N), out_shardings=devices.by_rows(mesh))()
+
+    def steps(carry):
+        def step(carry, _):
+            state, key = carry
+            key, action_key = jax.random.split(key)
+            action = jax.random.uniform(action_key, (parallel, env.action_size), minval=-1)
+            return (jax.vmap(env.step)(state, action), key), None
+
+        return jax.lax.scan(step, carry, length=updates * run.rollout.segment_length)[0]
+
+    return compile_program(steps, (state, jax.random.key(run.seed)))
+
+
+def initial_state(run: ControlRun, task: trainer.Task) -> State:
+    def init(policy):
+        return update.init(task.workload, run, policy, policy)
+
+    start = jax.device_put(task.start(), devices.replicated(task.mesh))
+    shardings = devices.state_sharding(task.mesh, jax.eval_shape(init, start))
+    return jax.jit(init, out_shardings=shardings)(start)
+
+
+def rollouts(run: ControlRun, updates: int) -> Program:
+    """Sampling and labelling as in training, but the policy stays."""
+    task = control_task.make(run)
+
+    def sample(state: State) -> State:
+        def body(state, _):
+            step = state.step + 1
+            key = jax.random.fold_in(jax.random.key(state.seed), step)
+            sampled = task.workload.sample(
+                state.policy, state.reference, state.sampler, key, state.labels
+            )
+            # The labels are used, so that nothing of the sampling is optimised away.
+            labels = state.labels + sampled.batch.labels.prob_BxKxK.sum().astype(int)
+            return state._replace(sampler=sampled.sampler, step=step, labels=labels), None
+
+        return jax.lax.scan(body, state, length=updates)[0]
+
+    return compile_program(sample, initial_state(run, task))
+
+
+def training(run: ControlRun, updates: int) -> Program:
+    task = control_task.make(run)
+    dispatch = update.make_dispatch(task.workload, run, updates)
+    steps = run.optimizer.epochs * run.optimizer.minibatches
+    return compile_program(lambda state: dispatch(state)[0], initial_state(run, task), steps)
+
+
+def measure(run: ControlRun, updates: int, rounds: int) -> dict[str, Any]:
+    """Throughput of the four programs, and their ratios to bare steps."""
+    one_step = run.optimizer.model_copy(update={'epochs': 1, 'minibatches': 1})
+    programs = {
+        'step': bare_steps(run, updates),
+        'rollout': rollouts(run, updates),
+        'train_1': training(run.model_copy(update={'optimizer': one_step}), updates),
+        'train_config': training(run, updates),
+    }
+    env_steps = updates * run.env_steps_per_update
+    carries = {name: program.carry for name, program in programs.items()}
+    speed: dict[str, list[float]] = {name: [] for name in programs}
+    for round_index in range(rounds + 1):
+        for name, program in programs.items():
+            began = time.perf_counter()
+            carries[name] = jax.block_until_ready(program.run(carries[name]))
+            if round_index:  # The first round warms up.
+                speed[name].append(env_steps / (time.perf_counter() - began))
+    bare = np.asarray(speed['step'])
+    return {
+        name: {
+            'env_steps_per_s': round(float(np.median(values)), 1),
+            'ratio_to_step': round(float(np.median(np.asarray(values) / bare)), 3),
+            'gradient_steps_per_update': programs[name].gradient_steps,
+            'compile_s': round(programs[name].compile_s, 2),
+            'rounds_env_steps_per_s': [round(value, 1) for value in values],
+        }
+        for name, values in speed.items()
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    device = jax.devices()[0]
+    return {
+        'device': f'{len(jax.devices())} x {device.device_kind}',
+        'platform': device.platform,
+        'cpu_cores': os.cpu_count(),
+        'processor': platform.machine(),
+        'versions': trainer.versions(),
+        'date': time.strftime('%Y-%m-%d'),
+        'command': shlex.join(['python', '-m', 'benchmarks.control_throughput', *sys.argv[1:]]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', nargs='+', help='configurations to measure')
+    parser.add_argument('--updates', type=int, default=10, help='updates in one timed call')
+    parser.add_argument('--rounds', type=int, default=5, help='timed calls of each program')
+    parser.add_argument('--out', type=Path, help='JSON file; default: standard output')
+    options = parser.parse_args()
+    results = {'machine': machine(), 'configs': {}}
+    for path in options.config:
+        run = sail_jax.load(path)
+        parallel = run.env_steps_per_update // run.rollout.segment_length
+        results['configs'][path] = {
+            'env': f'{run.env.name} ({run.env.backend})',
+            'parallel_envs': parallel,
+            'segment_length': run.rollout.segment_length,
+            'env_steps_per_call': options.updates * run.env_steps_per_update,
+            'programs': measure(run, options.updates, options.rounds),
+        }
+        for name, numbers in results['configs'][path]['programs'].items():
+            print(
+                f'{path} {name:13} {numbers["env_steps_per_s"]:>12,.0f} env steps/s '
+                f'{numbers["ratio_to_step"]:.2f}',
+                file=sys.stderr,
+            )
+    text = json.dumps(results, indent=2)
+    if options.out:
+        options.out.write_text(text + '\n')
+    else:
+        print(text)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,155 @@
+"""Policies go to Brax and come back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from brax import envs as brax_envs
+from brax.training.agents.ppo import checkpoint as ppo_checkpoint
+from brax.training.agents.ppo import networks as ppo_networks
+from brax.training.agents.ppo import train as ppo
+
+import sail_jax
+from sail_jax import runs
+from sail_jax.control import envs, policy, reference, render
+from sail_jax.control.config import ControlRun, Environment
+from sail_jax.errors import UserError
+from tests.control.toy import SETTINGS, Point
+
+HIDDEN = (8, 8)
+
+
+@pytest.fixture(scope='module')
+def brax_checkpoint(tmp_path_factory):
+    """A Brax PPO run on Brax's own test environment, checkpointed by Brax."""
+    path = tmp_path_factory.mktemp('ppo')
+
+    def factory(*args, policy_hidden_layer_sizes=HIDDEN, **kwargs):
+        return ppo_networks.make_ppo_networks(
+            *args, policy_hidden_layer_sizes=policy_hidden_layer_sizes, **kwargs
+        )
+
+    make_policy, params, _ = ppo.train(
+        environment=brax_envs.get_environment('fast'),
+        num_timesteps=64,
+        episode_length=8,
+        num_envs=4,
+        batch_size=4,
+        num_minibatches=1,
+        unroll_length=4,
+        normalize_observations=True,
+        network_factory=factory,
+        num_evals=1,
+        run_evals=False,
+        save_checkpoint_path=str(path),
+    )
+    return next(path.glob('0*')), make_policy, params
+
+
+def make_run(**settings):
+    return ControlRun.model_validate({**SETTINGS, 'policy': {'hidden': HIDDEN}, **settings})
+
+
+def test_a_brax_checkpoint_is_the_same_policy(brax_checkpoint):
+    path, make_policy, params = brax_checkpoint
+    run = make_run(reference={'source': 'brax', 'path': str(path)})
+    env = brax_envs.get_environment('fast')
+    networks = policy.make_networks(env, run)
+    loaded = reference.load(env, networks, run, jax.random.key(0))
+    obs = jax.random.normal(jax.random.key(1), (5, env.observation_size))
+    ours = jnp.tanh(policy.actions(networks, loaded, obs).loc)
+    theirs, _ = make_policy(params, deterministic=True)(obs, jax.random.key(0))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_log_prob_differs_from_braxs_by_the_squash_alone(brax_checkpoint):
+    _, make_policy, params = brax_checkpoint
+    env = brax_envs.get_environment('fast')
+    networks = policy.make_networks(env, make_run())
+    obs = jax.random.normal(jax.random.key(1), (5, env.observation_size))
+    _, extras = make_policy(params)(obs, jax.random.key(3))
+    raw = extras['raw_action']
+    ours = policy.log_prob(
+        policy.actions(networks, policy.Policy({'policy': params[1]}, params[0]), obs), raw
+    )
+    squash = 2 * (np.log(2) - raw - np.logaddexp(0, -2 * raw)).sum(-1)
+    np.testing.assert_allclose(extras['log_prob'], ours - squash, rtol=1e-4)
+
+
+def test_another_shape_names_the_layer(brax_checkpoint):
+    path = brax_checkpoint[0]
+    run = make_run(policy={'hidden': (16, 8)}, reference={'source': 'brax', 'path': str(path)})
+    env = brax_envs.get_environment('fast')
+    with pytest.raises(UserError, match=r'policy of another shape: .*hidden_0'):
+        reference.load(env, policy.make_networks(env, run), run, jax.random.key(0))
+
+
+def test_missing_brax_checkpoint(tmp_path):
+    run = make_run(reference={'source': 'brax', 'path': str(tmp_path / 'none')})
+    env = brax_envs.get_environment('fast')
+    with pytest.raises(UserError, match='no readable Brax PPO checkpoint'):
+        reference.load(env, policy.make_networks(env, run), run, jax.random.key(0))
+
+
+def test_a_run_is_anothers_reference_and_goes_to_brax(tmp_path, monkeypatch):
+    settings = {**SETTINGS, 'env': {'name': 'inverted_pendulum', 'episode_length': 20}}
+    monkeypatch.setattr(envs, 'make', lambda _: Point())
+    first = sail_jax.train(ControlRun.model_validate(settings), tmp_path / 'one', quiet=True)
+    second = {**settings, 'reference': {'source': 'run', 'path': str(tmp_path / 'one')}, 'seed': 5}
+    result = sail_jax.train(ControlRun.model_validate(second), tmp_path / 'two', quiet=True)
+    jax.tree.map(np.testing.assert_array_equal, result.start, first.policy)
+
+    wider = {**second, 'policy': {'hidden': [16]}}
+    with pytest.raises(UserError, match='policy of another shape'):
+        sail_jax.train(ControlRun.model_validate(wider), tmp_path / 'three', quiet=True)
+
+    run, trained, start = runs.open_run(tmp_path / 'two')
+    jax.tree.map(np.testing.assert_array_equal, start, first.policy)
+    jax.tree.map(np.testing.assert_array_equal, trained, result.policy)
+    exported = render.export_brax(run, trained, tmp_path / 'brax')
+    obs = jax.random.normal(jax.random.key(1), (5, 2))
+    theirs, _ = ppo_checkpoint.load_policy(exported)(obs, jax.random.key(0))
+    networks = policy.make_networks(Point(), run)
+    np.testing.assert_allclose(
+        jnp.tanh(policy.actions(networks, trained, obs).loc), theirs, rtol=1e-6
+    )
+    assert yaml.safe_load((tmp_path / 'two' / 'config.yaml').read_text())['seed'] == 5
+
+
+@pytest.mark.parametrize('name', envs.NAMES)
+def test_every_environment_is_there_by_name(name):
+    backend = 'generalized' if name == 'swimmer' else 'spring'
+    env = envs.make(Environment(name=name, backend=backend))
+    assert env.action_size > 0
+    assert env.backend == backend
+
+
+def test_swimmer_steps_despite_braxs_clip():
+    env = envs.make(Environment(name='swimmer', backend='generalized'))
+    shape = jax.eval_shape(
+        lambda key: env.step(env.reset(key), jnp.zeros(env.action_size)).obs, jax.random.PRNGKey(0)
+    )
+    assert shape.shape == (env.observation_size,)
+
+
+@pytest.mark.parametrize(
+    ('name', 'backend', 'message'),
+    [
+        ('hoper', 'spring', "unknown environment 'hoper'; did you mean hopper"),
+        ('hopper', 'sprin', "unknown backend 'sprin'; did you mean spring"),
+        ('swimmer', 'spring', 'swimmer has no spring; it has generalized'),
+    ],
+)
+def test_unknown_environments(name, backend, message):
+    with pytest.raises(UserError, match=message):
+        envs.make(Environment(name=name, backend=backend))
+
+
+def test_playground_environment():
+    pytest.importorskip('mujoco_playground')
+    env = envs.make(Environment(name='CheetahRun', backend='playground'))
+    shape = policy.observation_shape(env)
+    assert shape == (17,)
+    with pytest.raises(UserError, match='unknown Playground environment'):
+        envs.make(Environment(name='CheetahRum', backend='playground'))

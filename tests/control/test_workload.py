@@ -1,0 +1,133 @@
+"""What the control workload hands to the update."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sail_jax import devices, update
+from sail_jax.control import policy as control_policy
+from sail_jax.control import task as control_task
+from sail_jax.control import workload
+from sail_jax.control.config import ControlRun
+from sail_jax.errors import UserError
+from tests.control.toy import SETTINGS, Point
+
+
+def make(settings=None, segment_reward=None, env=None):
+    run = ControlRun.model_validate({**SETTINGS, **(settings or {})})
+    env = env or Point(drift=0.05)
+    networks = control_policy.make_networks(env, run)
+    made = workload.make(env, networks, run, devices.make_mesh(4), segment_reward)
+    policy = control_policy.init(jax.random.key(0), env, networks, run)
+    other = control_policy.init(jax.random.key(1), env, networks, run)
+    return run, made, policy, other
+
+
+def sample(made, policy, other, seed=0):
+    return jax.jit(made.sample)(
+        policy, other, made.init(jax.random.key(seed)), jax.random.key(7), jnp.zeros((), jnp.int32)
+    )
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.floats(-5, 5), st.floats(0.1, 1.0))
+def test_returns_to_go(rewards, last, discount):
+    T = len(rewards)
+    expected = [
+        sum(discount ** (k - t) * rewards[k] for k in range(t, T)) + discount ** (T - t) * last
+        for t in range(T)
+    ]
+    actual = workload.returns_to_go(jnp.asarray([rewards]), jnp.asarray([last]), discount)[0]
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_labels_follow_the_segments_returns():
+    _, made, policy, other = make()
+    sampled = sample(made, policy, other)
+    prob, inputs = sampled.batch.labels.prob_BxKxK, sampled.batch.inputs
+    position_reward = 1 - np.linalg.norm(np.asarray(inputs.obs), axis=-1)
+    assert position_reward.shape == (4, 3, 5)
+    # The reward is of the state after the step: shift, and take the last one from the simulator.
+    segments_return = np.asarray(sampled.metrics['segment_return'])
+    assert np.isfinite(segments_return)
+    np.testing.assert_allclose(prob + prob.mT, 1)
+    assert set(np.unique(prob)) <= {0, 0.5, 1}
+    assert int(sampled.labels_asked) == 4 * 3
+
+
+def test_segment_reward_replaces_the_environments():
+    def leftwards(segment):
+        return -segment.obs[:, 0] * segment.mask
+
+    _, made, policy, other = make(segment_reward=leftwards)
+    batch = sample(made, policy, other).batch
+    returns = -(batch.inputs.obs[..., 0] * batch.mask_BxLxT).sum(-1)
+    expected = (1 + np.sign(returns[:, :, None] - returns[:, None, :])) / 2
+    np.testing.assert_array_equal(batch.labels.prob_BxKxK, expected)
+
+
+def test_one_number_for_a_segment_equals_its_steps_sum():
+    per_step = make(segment_reward=lambda s: -s.obs[:, 0] * s.mask)
+    at_once = make(segment_reward=lambda s: -(s.obs[:, 0] * s.mask).sum())
+    labels = [sample(*made[1:]).batch.labels for made in (per_step, at_once)]
+    np.testing.assert_array_equal(labels[0].prob_BxKxK, labels[1].prob_BxKxK)
+
+
+def test_segment_reward_of_a_wrong_shape_is_one_line():
+    _, made, policy, other = make(segment_reward=lambda s: s.obs)
+    with pytest.raises(UserError, match=r'segment_reward: returned shape \(5, 2\)'):
+        sample(made, policy, other)
+
+
+def test_terminal_value_is_learned_and_looks_past_the_segment():
+    settings = {
+        'value': {'terminal': 'learned', 'discount': 0.9},
+        'rollout': {'contexts': 64, 'group_size': 2, 'segment_length': 5},
+        'env': {'episode_length': 1000},
+        'optimizer': {'learning_rate': 3e-2, 'epochs': 8},
+        'objective': {'beta': 1e-6},
+    }
+    env = Point(spread=0.2)
+
+    # A constant reward of 1: the value of every state from which the point cannot leave soon is 10.
+    run, made, policy, _ = make(settings, segment_reward=lambda s: s.mask, env=env)
+    state = jax.jit(lambda policy: update.init(made, run, policy, policy))(policy)
+    dispatch = update.make_dispatch(made, run, 40)
+    state, numbers = dispatch(state)
+    assert numbers['value_loss'][-1] < 0.05 * numbers['value_loss'][0]
+    sampled = made.sample(
+        state.policy, state.reference, state.sampler, jax.random.key(0), state.labels
+    )
+    target = sampled.batch.inputs.value_target[..., 0]
+    survivors = sampled.batch.mask_BxLxT.all(-1)
+    assert abs(float(target[survivors].mean()) - 10) < 2
+    assert float(target[survivors].mean()) > 5  # five steps alone are worth 4.1
+
+
+def test_reference_lane_is_drawn_from_the_reference():
+    settings = {'divergence': {'coefficient': 1.0, 'states': 'reference'}}
+    run, made, policy, other = make(settings)
+    batch = sample(made, policy, other).batch
+    assert batch.mask_BxLxT.shape == (4, 4, 5)
+    assert run.env_steps_per_update == 4 * 4 * 5
+    logp = made.score(other, batch.inputs).logp_BxLxT
+    np.testing.assert_allclose(logp[:, 3], batch.behaviour_logp_BxLxT[:, 3], rtol=1e-4, atol=1e-5)
+    assert np.abs(logp[:, :3] - batch.behaviour_logp_BxLxT[:, :3]).max() > 1e-2
+
+
+def test_normaliser_sees_only_steps_that_happened():
+    _, made, policy, other = make(env=Point(drift=0.2))
+    sampled = sample(made, policy, other)
+    mask, obs = np.asarray(sampled.batch.mask_BxLxT, bool), np.asarray(sampled.batch.inputs.obs)
+    assert not mask.all()
+    np.testing.assert_allclose(sampled.fixed.mean, obs[mask].mean(0), rtol=1e-4)
+    np.testing.assert_allclose(sampled.fixed.std, obs[mask].std(0), rtol=1e-4)
+
+
+def test_task_refuses_a_group_over_devices_that_do_not_divide(monkeypatch):
+    run = ControlRun.model_validate(SETTINGS)
+    monkeypatch.setattr(jax, 'devices', lambda: [None] * 3)
+    with pytest.raises(UserError, match=r'4 rows .* do not divide by 3 devices'):
+        control_task.make(run, env=Point())

@@ -1,0 +1,66 @@
+"""A real, tiny environment with Brax's interface: a point that must stay near the origin."""
+
+import jax
+import jax.numpy as jnp
+from brax.envs.base import Env, State
+
+
+class Point(Env):
+    """The action pushes a point in the plane; the episode ends where it leaves the unit disc.
+
+    The reward is 1 minus the distance from the origin. `info['born']` keeps the start position, so
+    that tests can tell new episodes from continued ones.
+    """
+
+    def __init__(self, drift: float = 0.0, spread: float = 0.5):
+        self._drift, self._spread = drift, spread
+
+    def reset(self, rng: jax.Array) -> State:
+        position = jax.random.uniform(rng, (2,), minval=-self._spread, maxval=self._spread)
+        zero = jnp.zeros(())
+        return State(position, position, zero, zero, {}, {'born': position})
+
+    def step(self, state: State, action: jax.Array) -> State:
+        position = state.pipeline_state + 0.1 * action + self._drift
+        distance = jnp.linalg.norm(position)
+        return state.replace(
+            pipeline_state=position,
+            obs=position,
+            reward=1 - distance,
+            done=(distance > 1).astype(jnp.float32),
+        )
+
+    @property
+    def observation_size(self) -> int:
+        return 2
+
+    @property
+    def action_size(self) -> int:
+        return 2
+
+    @property
+    def backend(self) -> str:
+        return 'none'
+
+
+class Poisoned(Point):
+    """Becomes NaN to the right of x = 0.4 without saying `done`."""
+
+    def step(self, state: State, action: jax.Array) -> State:
+        state = super().step(state, action)
+        bad = state.pipeline_state[0] > 0.4
+        return state.replace(
+            obs=jnp.where(bad, jnp.nan, state.obs), reward=jnp.where(bad, jnp.nan, state.reward)
+        )
+
+
+SETTINGS = {
+    'total_env_steps': 4 * 4 * 3 * 5,
+    'updates_per_dispatch': 2,
+    'env': {'episode_length': 20},
+    'policy': {'hidden': [8]},
+    'rollout': {'contexts': 4, 'group_size': 3, 'segment_length': 5},
+    'evaluation': {'episodes': 4, 'every_updates': 2},
+    'checkpoints': {'every_updates': 2},
+    'logging': {'tensorboard': False},
+}
