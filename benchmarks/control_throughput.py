@@ -70,15 +70,6 @@ def bare_steps(run: ControlRun, updates: int) -> Program:
     return compile_program(steps, (state, jax.random.key(run.seed)))
 
 
-def initial_state(run: ControlRun, task: trainer.Task) -> State:
-    def init(policy):
-        return update.init(task.workload, run, policy, policy)
-
-    start = jax.device_put(task.start(), devices.replicated(task.mesh))
-    shardings = devices.state_sharding(task.mesh, jax.eval_shape(init, start))
-    return jax.jit(init, out_shardings=shardings)(start)
-
-
 def rollouts(run: ControlRun, updates: int) -> Program:
     """Sampling and labelling as in training, but the policy stays."""
     task = control_task.make(run)
@@ -96,14 +87,18 @@ def rollouts(run: ControlRun, updates: int) -> Program:
 
         return jax.lax.scan(body, state, length=updates)[0]
 
-    return compile_program(sample, initial_state(run, task))
+    return compile_program(sample, trainer.initial_state(run, task, task.start()))
 
 
 def training(run: ControlRun, updates: int) -> Program:
     task = control_task.make(run)
-    dispatch = update.make_dispatch(task.workload, run, updates)
+    dispatch = update.make_dispatch(
+        task.workload, run, updates, trainer.Layout.of(run, task).shardings
+    )
     steps = run.optimizer.epochs * run.optimizer.minibatches
-    return compile_program(lambda state: dispatch(state)[0], initial_state(run, task), steps)
+    return compile_program(
+        lambda state: dispatch(state)[0], trainer.initial_state(run, task, task.start()), steps
+    )
 
 
 def measure(run: ControlRun, updates: int, rounds: int) -> dict[str, Any]:

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from brax.envs.base import Env
 
-from sail_jax import checkpoint, config, devices, trainer
+from sail_jax import checkpoint, config, trainer
 from sail_jax.config import Run
 from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
@@ -80,10 +79,7 @@ def open_run(run_dir: str | Path) -> tuple[Any, Policy, Policy]:
     run_dir = Path(run_dir)
     run = load(run_dir / 'config.yaml')
     task = TASKS[type(run)](run)
-    sharding = devices.replicated(task.mesh)
-    abstract = checkpoint.abstract_like(
-        task.abstract_policy, jax.tree.map(lambda _: sharding, task.abstract_policy)
-    )
+    abstract = trainer.Layout.of(run, task).policy
     directory = run_dir / 'checkpoints'
     policy = checkpoint.restore_policy(directory, abstract)
     return run, policy, checkpoint.restore_start(directory, abstract)

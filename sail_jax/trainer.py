@@ -96,6 +96,31 @@ def prepare_run_dir(run: config.Run, run_dir: Path, resume: bool) -> None:
         raise UserError(f'{run_dir}: {error.strerror}') from None
 
 
+class Layout(NamedTuple):
+    """Shapes, types and shardings of what a run holds, without holding it."""
+
+    policy: Policy
+    state: State
+    shardings: State
+
+    @classmethod
+    def of(cls, run: config.Run, task: Task) -> 'Layout':
+        sharding = devices.replicated(task.mesh)
+        policy = checkpoint.abstract_like(
+            task.abstract_policy, jax.tree.map(lambda _: sharding, task.abstract_policy)
+        )
+        state = jax.eval_shape(lambda p: update.init(task.workload, run, p, p), policy)
+        shardings = devices.state_sharding(task.mesh, state)
+        return cls(policy, checkpoint.abstract_like(state, shardings), shardings)
+
+
+def initial_state(run: config.Run, task: Task, start: Policy) -> State:
+    """The state before the first update, laid out over the mesh; `start` stays usable."""
+    shardings = Layout.of(run, task).shardings
+    init = jax.jit(lambda p: update.init(task.workload, run, p, p), out_shardings=shardings)
+    return init(jax.device_put(start, devices.replicated(task.mesh)))
+
+
 def train(
     run: config.Run, task: Task, run_dir: Path, resume: bool = False, quiet: bool = False
 ) -> Result:
@@ -114,28 +139,17 @@ def train(
       Interrupted: SIGINT or SIGTERM; the state was saved.
     """
     began = time.perf_counter()
-    directory = run_dir / 'checkpoints'
-    sharding = devices.replicated(task.mesh)
-    abstract_policy = checkpoint.abstract_like(
-        task.abstract_policy, jax.tree.map(lambda _: sharding, task.abstract_policy)
-    )
-
-    def initialise(policy: Policy) -> State:
-        return update.init(task.workload, run, policy, policy)
-
-    abstract = jax.eval_shape(initialise, abstract_policy)
-    shardings = devices.state_sharding(task.mesh, abstract)
+    directory, layout = run_dir / 'checkpoints', Layout.of(run, task)
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(checkpoint.open_manager(directory, run.checkpoints.keep))
         if resume:
-            start = checkpoint.restore_start(directory, abstract_policy)
-            state, meta = checkpoint.restore(manager, checkpoint.abstract_like(abstract, shardings))
+            start = checkpoint.restore_start(directory, layout.policy)
+            state, meta = checkpoint.restore(manager, layout.state)
             before, began = meta['before'], began - meta['wall_s']
         else:
-            start = jax.device_put(task.start(), sharding)
+            start = jax.device_put(task.start(), devices.replicated(task.mesh))
             checkpoint.save_start(directory, start)
-            state = jax.jit(initialise, out_shardings=shardings)(start)
-            before = {}
+            state, before = initial_state(run, task, start), {}
         step, size = int(state.step), task.updates_per_dispatch
         recorder = stack.enter_context(
             Recorder(run, task, run_dir, began, resume_step=step if resume else None, quiet=quiet)
@@ -152,7 +166,9 @@ def train(
         if not before:
             before = evaluate()
             recorder.write([{**recorder.position(0, 0), **before}])
-        dispatch = recorder.compile(update.make_dispatch(task.workload, run, size), state)
+        dispatch = recorder.compile(
+            update.make_dispatch(task.workload, run, size, layout.shardings), state
+        )
         signals = stack.enter_context(_signals())
         after, pending, last = {}, None, step >= task.updates
         while not last:

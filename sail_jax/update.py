@@ -110,19 +110,22 @@ def make_optimizer(settings: config.Optimizer) -> optax.GradientTransformation:
 
 
 def init(workload: Workload, run: config.Run, policy: Policy, reference: Policy) -> State:
-    """The state before the first update."""
-    zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731 - donated: no two may share a buffer
+    """The state before the first update.
+
+    Call it under jit, which gives every leaf a buffer of its own, as donation needs.
+    """
+    zero = jnp.zeros((), jnp.int32)
     return State(
         policy=policy,
-        reference=jax.tree.map(jnp.copy, reference),
-        reference_step=zero(),
+        reference=reference,
+        reference_step=zero,
         optimizer=make_optimizer(run.optimizer).init(policy.params),
         sampler=workload.init(stream(run.seed, INIT)),
         seed=jnp.asarray(run.seed, jnp.uint32),
-        step=zero(),
-        labels=zero(),
-        skipped=zero(),
-        skipped_in_a_row=zero(),
+        step=zero,
+        labels=zero,
+        skipped=zero,
+        skipped_in_a_row=zero,
     )
 
 
@@ -282,9 +285,14 @@ def split_rows(x: jax.Array, parts: int) -> jax.Array:
 
 
 def make_dispatch(
-    workload: Workload, run: config.Run, updates: int
+    workload: Workload, run: config.Run, updates: int, shardings: State | None = None
 ) -> Callable[[State], tuple[State, Metrics]]:
     """Several updates in one compiled program; the state's buffers are donated.
+
+    Args:
+      updates: how many.
+      shardings: of the state, before and after, so that no call differs from the first; None
+        leaves them to the compiler.
 
     Returns:
       `state -> (state, metrics)`, the metrics with a leading axis of `updates`.
@@ -303,4 +311,8 @@ def make_dispatch(
 
         return jax.lax.scan(body, state, length=updates)
 
-    return jax.jit(dispatch, donate_argnums=0)
+    if shardings is None:
+        return jax.jit(dispatch, donate_argnums=0)
+    return jax.jit(
+        dispatch, in_shardings=(shardings,), out_shardings=(shardings, None), donate_argnums=0
+    )

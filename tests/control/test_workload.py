@@ -94,8 +94,7 @@ def test_terminal_value_is_learned_and_looks_past_the_segment():
     # A constant reward of 1: the value of every state from which the point cannot leave soon is 10.
     run, made, policy, _ = make(settings, segment_reward=lambda s: s.mask, env=env)
     state = jax.jit(lambda policy: update.init(made, run, policy, policy))(policy)
-    dispatch = update.make_dispatch(made, run, 40)
-    state, numbers = dispatch(state)
+    state, numbers = update.make_dispatch(made, run, 40)(state)
     assert numbers['value_loss'][-1] < 0.05 * numbers['value_loss'][0]
     sampled = made.sample(
         state.policy, state.reference, state.sampler, jax.random.key(0), state.labels

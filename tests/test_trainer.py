@@ -1,0 +1,270 @@
+"""The host loop: resuming, stopping, failing, and what it leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+import sail_jax
+from sail_jax import checkpoint, metrics, runs, trainer, update
+from sail_jax.control.config import ControlRun
+from sail_jax.errors import Interrupted, TrainingFailed, UserError
+from tests.control.toy import SETTINGS, Point
+
+
+def make_run(**settings):
+    return ControlRun.model_validate({**SETTINGS, **settings})
+
+
+def train(path, run=None, env=None, **kwargs):
+    return sail_jax.train(run or make_run(), path, env=env or Point(), quiet=True, **kwargs)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp('whole') / 'run'
+    return train(path), path
+
+
+def test_resume_continues_bit_for_bit(whole, tmp_path):
+    steps = make_run().env_steps_per_update
+    train(tmp_path / 'run', make_run(total_env_steps=2 * steps))
+    result = train(tmp_path / 'run', resume=True)
+    same(result.policy, whole[0].policy)
+    assert result.after == whole[0].after
+    assert result.labels == whole[0].labels == 4 * 4 * 3
+    drop = lambda row: {k: v for k, v in row.items() if k[:4] not in ('wall', 'time')}  # noqa: E731
+    ours, theirs = (
+        [drop(row) for row in metrics.read_rows(path / 'metrics.jsonl')]
+        for path in (tmp_path / 'run', whole[1])
+    )
+    assert [row['step'] for row in ours] == [0, 1, 2, 3, 4]
+    assert ours == theirs
+
+
+def test_resume_of_a_finished_run_changes_nothing(whole, tmp_path):
+    result = train(whole[1], resume=True)
+    same(result.policy, whole[0].policy)
+    assert result.after == whole[0].after
+
+
+def test_rows_have_the_documented_keys(whole):
+    rows = metrics.read_rows(whole[1] / 'metrics.jsonl')
+    for row in rows:
+        assert {'step', 'env_steps', 'labels', 'wall_s'} <= set(row)
+        assert row['env_steps'] == row['step'] * make_run().env_steps_per_update
+    assert {'eval/return', 'eval/kl_policy_to_ref', 'eval/win_rate'} <= set(rows[0])
+    assert {'train/objective', 'train/kl', 'time/env_steps_per_s'} <= set(rows[1])
+    assert 'time/compile_s' in rows[1]
+    assert 'eval/return' in rows[-1]
+
+
+def test_evaluate_repeats_the_runs_own_numbers(whole, monkeypatch):
+    monkeypatch.setattr('sail_jax.control.envs.make', lambda _: Point())
+    before, after = runs.evaluate(whole[1])
+    ours = {f'eval/{name}': value for name, value in after.items()}
+    assert ours == pytest.approx(whole[0].after, rel=1e-5, abs=1e-5)
+    assert before['win_rate'] == 0.5
+    assert before['kl_policy_to_ref'] == 0
+
+
+def test_existing_directory_is_left_alone(whole):
+    before = sorted(path.stat().st_mtime_ns for path in whole[1].rglob('*'))
+    with pytest.raises(UserError, match='exists already; use --resume'):
+        train(whole[1])
+    assert before == sorted(path.stat().st_mtime_ns for path in whole[1].rglob('*'))
+
+
+def test_resume_with_another_configuration_names_the_field(whole):
+    with pytest.raises(UserError, match=r'objective\.beta \(0\.1 -> 0\.5\)'):
+        train(whole[1], make_run(objective={'beta': 0.5}), resume=True)
+
+
+def test_resume_of_nothing(tmp_path):
+    with pytest.raises(UserError, match='no run to resume'):
+        train(tmp_path / 'none', resume=True)
+
+
+def test_unwritable_directory(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='Not a directory'):
+        train(tmp_path / 'file' / 'run')
+
+
+def test_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_path, caplog):
+    steps = make_run().env_steps_per_update
+    path = tmp_path / 'run'
+    train(path, make_run(total_env_steps=4 * steps))
+    damage(path / 'checkpoints' / '4')
+    result = train(path, make_run(total_env_steps=4 * steps), resume=True)
+    assert 'checkpoints/4 cannot be read' in caplog.text
+    same(result.policy, whole[0].policy)
+
+    for step in (2, 4):
+        damage(path / 'checkpoints' / str(step))
+    with pytest.raises(UserError, match='none of the checkpoints can be read'):
+        train(path, make_run(total_env_steps=4 * steps), resume=True)
+
+
+def damage(directory):
+    """Truncates every file of a checkpoint."""
+    for path in directory.rglob('*'):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:3])
+
+
+def test_missing_checkpoint(tmp_path, whole):
+    path = tmp_path / 'run'
+    path.mkdir()
+    (path / 'config.yaml').write_text((whole[1] / 'config.yaml').read_text())
+    with pytest.raises(UserError, match=r'checkpoints/start: cannot be read'):
+        train(path, resume=True)
+
+
+def test_label_budget_ends_the_run(tmp_path):
+    run = make_run(labeller={'max_labels': 20}, total_env_steps=10**5)
+    result = train(tmp_path / 'run', run)
+    assert result.labels == 20
+    # 12 labels an update, two updates a dispatch, known one dispatch later.
+    assert result.env_steps == 4 * run.env_steps_per_update
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+    assert [row['labels'] for row in rows] == [0, 12, 20, 20, 20]
+
+
+def test_too_many_skipped_steps_stop_the_run(tmp_path):
+    run = make_run(optimizer={'max_skipped': 3})
+    poison = lambda segment: segment.reward / 0  # noqa: E731
+    with pytest.raises(TrainingFailed, match='gradient steps in a row were not finite') as caught:
+        train(
+            tmp_path / 'run',
+            make_run(optimizer={'max_skipped': 3}, labeller={'rationality': 1.0, 'soft': True}),
+            segment_reward=poison,
+        )
+    assert 'train/grad_norm' in str(caught.value)
+    assert run.optimizer.max_skipped == 3
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+    assert rows[-1]['train/skipped'] >= 3
+
+
+def test_a_half_written_line_is_dropped_on_resume(tmp_path):
+    steps = make_run().env_steps_per_update
+    path = tmp_path / 'run'
+    train(path, make_run(total_env_steps=2 * steps))
+    with (path / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 3, "env_steps": 180}\n{"step": 4, "env')
+    train(path, resume=True)
+    lines = (path / 'metrics.jsonl').read_text().splitlines()
+    assert [json.loads(line)['step'] for line in lines] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=['ctrl-c', 'sigterm']
+)
+def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, number, status):
+    path = tmp_path / 'run'
+    record = trainer.Recorder.compile
+
+    def compile_then_signal(self, dispatch, state):
+        compiled = record(self, dispatch, state)
+
+        def run_once(state):
+            os.kill(os.getpid(), number)
+            return compiled(state)
+
+        return run_once
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Recorder, 'compile', compile_then_signal)
+        with pytest.raises(Interrupted, match=r'--resume') as caught:
+            train(path)
+    assert caught.value.status == status
+    assert f'--run-dir {path}' in str(caught.value)
+    result = train(path, resume=True)
+    same(result.policy, whole[0].policy)
+
+
+def test_the_step_neither_recompiles_nor_transfers(whole):
+    run = make_run()
+    task = runs.TASKS[ControlRun](run, env=Point())
+    state = trainer.initial_state(run, task, task.start())
+    dispatch = update.make_dispatch(task.workload, run, 2, trainer.Layout.of(run, task).shardings)
+    state, _ = dispatch(state)
+    with jax.transfer_guard('disallow'):
+        for _ in range(2):
+            state, _ = dispatch(state)
+    assert dispatch._cache_size() == 1
+    assert int(state.step) == 6
+
+
+CLI = {
+    **SETTINGS,
+    'env': {'name': 'inverted_pendulum', 'episode_length': 30},
+    'total_env_steps': 4 * 3 * 5 * 100,
+    'updates_per_dispatch': 1,
+    'evaluation': {'episodes': 2, 'every_updates': 1000},
+    'checkpoints': {'every_updates': 4},
+}
+
+
+def command(config, path, *more):
+    return [sys.executable, '-m', 'sail_jax.cli', 'train', config, '--run-dir', path, *more]
+
+
+def test_sigkill_and_resume_end_with_the_same_parameters(tmp_path):
+    """Killed without warning, twice, through the command line."""
+    config = tmp_path / 'config.yaml'
+    config.write_text(yaml.safe_dump(CLI))
+    subprocess.run(command(config, tmp_path / 'whole', '--quiet'), check=True, timeout=300)
+
+    path = tmp_path / 'killed'
+    for kills, wanted in enumerate((10, 50)):
+        resume = ['--resume'] if kills else []
+        process = subprocess.Popen(command(config, path, '--quiet', *resume))
+        deadline = time.monotonic() + 240
+        while last_step(path) < wanted and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, 'it ended before it could be killed'
+    subprocess.run(command(config, path, '--quiet', '--resume'), check=True, timeout=300)
+
+    policies = [runs.open_run(run)[1] for run in (tmp_path / 'whole', path)]
+    same(*policies)
+    steps = [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')]
+    assert steps == list(range(101))
+
+
+def last_step(path: Path) -> int:
+    try:
+        rows = metrics.read_rows(path / 'metrics.jsonl')
+    except UserError:
+        return -1
+    return rows[-1]['step'] if rows else -1
+
+
+def test_the_state_survives_a_checkpoint_exactly(whole, tmp_path):
+    run = make_run()
+    task = runs.TASKS[ControlRun](run, env=Point())
+    state = trainer.initial_state(run, task, task.start())
+    state = state._replace(labels=jnp.asarray(7, jnp.int32))
+    with checkpoint.open_manager(tmp_path / 'checkpoints', 1) as manager:
+        checkpoint.save(manager, state, {'note': 1})
+        manager.wait_until_finished()
+        abstract = checkpoint.abstract_like(state, jax.tree.map(lambda x: x.sharding, state))
+        restored, meta = checkpoint.restore(manager, abstract)
+    same(state, restored)
+    assert jax.tree.structure(state) == jax.tree.structure(restored)
+    assert (meta['note'], meta['schema']) == (1, checkpoint.SCHEMA)
