@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import io
 import re
+import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +25,22 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra='forbid', use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @pydantic.model_validator(mode='before')
+    @classmethod
+    def _none(cls, data: Any) -> Any:
+        """`none` is how the documentation writes YAML's null."""
+        if not isinstance(data, dict):
+            return data
+        return {
+            key: None if value == 'none' and _optional(cls.model_fields.get(key)) else value
+            for key, value in data.items()
+        }
+
+
+def _optional(field: Any) -> bool:
+    """Whether a field can be null."""
+    return field is not None and type(None) in typing.get_args(field.annotation)
 
 
 class Mixture(Section):
@@ -193,6 +210,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     try:
         text = path.read_text()
         data, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_duplicates(node)
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}') from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -202,6 +220,17 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     if not isinstance(data, dict):
         raise UserError(f'{path}: expected "key: value" lines, got {type(data).__name__}')
     return data, node
+
+
+def _refuse_duplicates(node: yaml.Node | None) -> None:
+    """PyYAML lets the last of two equal keys win without a word."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise ValueError(f'line {key.start_mark.line + 1}: second {key.value!r}')
+            seen.add(key.value)
+            _refuse_duplicates(value)
 
 
 def validate(model: type[RunT], data: dict[str, Any], path: Path, node: yaml.Node | None) -> RunT:
@@ -232,7 +261,7 @@ def override(run: RunT, arguments: list[str], prog: str, description: str) -> Ru
             return tyro.cli(
                 type(run),
                 default=run,
-                args=arguments,
+                args=_spell_none(type(run), arguments),
                 prog=prog,
                 description=description,
             )
@@ -272,18 +301,28 @@ def _flatten(data: dict[str, Any], prefix: str = '') -> dict[str, Any]:
     return flat
 
 
-def _keys(model: type[BaseModel], prefix: str = '') -> list[str]:
-    """Dotted names of all fields."""
-    names = []
+def _fields(model: type[BaseModel], prefix: str = '') -> dict[str, Any]:
+    """All fields by their dotted names."""
+    fields = {}
     for name, field in model.model_fields.items():
-        names.append(prefix + name)
+        fields[prefix + name] = field
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            names += _keys(field.annotation, f'{prefix}{name}.')
-    return names
+            fields |= _fields(field.annotation, f'{prefix}{name}.')
+    return fields
+
+
+def _spell_none(model: type[BaseModel], arguments: list[str]) -> list[str]:
+    """`--key none` as tyro wants it, `--key None`, for keys that can be null."""
+    fields = _fields(model)
+    keys = ['', *(argument.removeprefix('--').replace('-', '_') for argument in arguments)]
+    return [
+        'None' if value == 'none' and _optional(fields.get(key)) else value
+        for key, value in zip(keys, arguments, strict=False)
+    ]
 
 
 def _nearest(model: type[BaseModel], key: str) -> str:
-    names = _keys(model)
+    names = list(_fields(model))
     siblings = [name for name in names if name.rpartition('.')[0] == key.rpartition('.')[0]]
     leaf = [name for name in names if name.rpartition('.')[2] == key.rpartition('.')[2]]
     close = (
@@ -320,17 +359,23 @@ def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int | None:
     return line
 
 
-def _first_line(model: type[BaseModel], box: str) -> str:
-    """One line out of the box that tyro prints."""
-    body = re.split(r'│\s*─{5,}', box)[0]
-    text = ' '.join(' '.join(re.findall(r'│(.*?)│', body)).split()) or ' '.join(box.split())
-    if unknown := re.match(r'Unrecognized options: --([\w.-]+)', text):
+def _first_line(model: type[BaseModel], printed: str) -> str:
+    """One line out of what tyro prints: a box on a terminal, dashed text elsewhere."""
+    text = ' '.join(re.sub(r'[│╭╮╰╯]|[─-]{3,}', ' ', printed).split())
+    if unknown := re.search(r'Unrecognized options: --([\w.-]+)', text):
         key = unknown[1].replace('-', '_')
+        if key in _fields(model):
+            return f'{key}: a section; set one of its keys, e.g. --{key}.KEY VALUE'
         return f'unknown key {key}{_nearest(model, key)}'
-    if invalid := re.match(
+    if invalid := re.search(
         r'Error parsing (\S+): 1 validation error for \w+ (\S+) (?:Input )?(.*?) \[.*?'
         r'input_value=(.*?),? input_type',
         text,
     ):
-        return f'{invalid[1]}.{invalid[2]}: {invalid[3]}, got {invalid[4]}'
-    return text.removeprefix('Error parsing ').removeprefix('--')
+        section = '' if invalid[1] == model.__name__ else f'{invalid[1]}.'
+        return f'{section}{invalid[2]}: {invalid[3]}, got {invalid[4]}'
+    if other := re.search(
+        r'(?:Error parsing --|(?=Missing value))(.*?) (?:Argument|For full)', text
+    ):
+        return other[1]
+    return text

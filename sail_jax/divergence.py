@@ -84,8 +84,14 @@ def penalty(
       lane_BxL: 1 for lanes whose states count.
       reduction: `sum` over steps is the trajectory KL; `mean` divides each lane by its number of
         steps, so that a coefficient carries over between lengths (and is not the trajectory KL).
-      visitation: add the score-function part; only meaningful for the policy's own samples.
+      visitation: add the score-function part; only meaningful for the policy's own samples, and
+        with `sum`.
+
+    Raises:
+      ValueError: visitation with `mean`.
     """
+    if visitation and reduction == 'mean':
+        raise ValueError('the score-function part is that of the sum over steps, not of the mean')
     weight_BxLx1 = lane_BxL[..., None].astype(kl_BxLxT.dtype)
     mask_BxLxT = mask_BxLxT.astype(kl_BxLxT.dtype)
     if reduction == 'mean':
@@ -126,19 +132,23 @@ def sampled_penalty(
     if reduction == 'mean':
         mask_BxLxT = mask_BxLxT / jnp.maximum(mask_BxLxT.sum(-1, keepdims=True), 1)
     count = jnp.maximum(weight_BxLx1.sum(), 1)
-    log_ratio_BxLxT = (reference_logp_BxLxT - logp_BxLxT) * mask_BxLxT
+    # Masked steps may hold anything, infinities included.
+    log_ratio_BxLxT = jnp.where(mask_BxLxT > 0, reference_logp_BxLxT - logp_BxLxT, 0) * mask_BxLxT
     if direction == 'ref_to_policy':
         value = (log_ratio_BxLxT * weight_BxLx1).sum() / count
         return Penalty(value, value)
     log_ratio_BxLxT = -log_ratio_BxLxT
-    from_here_BxLxT = jnp.flip(jnp.cumsum(jnp.flip(log_ratio_BxLxT, -1), -1), -1)
-    value = jax.lax.stop_gradient((log_ratio_BxLxT * weight_BxLx1).sum() / count)
-    return Penalty(
-        value,
-        _score_part(
-            from_here_BxLxT, logp_BxLxT, behaviour_logp_BxLxT, mask_BxLxT, weight_BxLx1, count
-        ),
+    if reduction == 'sum':
+        cost_BxLxT = jnp.flip(jnp.cumsum(jnp.flip(log_ratio_BxLxT, -1), -1), -1)
+    else:
+        # Every step's share depends on the length, and so on all actions: nothing is in the past.
+        cost_BxLxT = jnp.broadcast_to(log_ratio_BxLxT.sum(-1, keepdims=True), log_ratio_BxLxT.shape)
+    value = (log_ratio_BxLxT * weight_BxLx1).sum() / count
+    score = _score_part(
+        cost_BxLxT, logp_BxLxT, behaviour_logp_BxLxT, mask_BxLxT, weight_BxLx1, count
     )
+    # Under the sum, autodiff of the value has expectation zero and would only add noise.
+    return Penalty(value, score if reduction == 'sum' else score + value)
 
 
 def _score_part(

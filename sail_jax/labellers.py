@@ -69,12 +69,14 @@ def compare(
         # The same draw decides ij and ji.
         hard_BxKxK = jnp.where(upper_KxK, hard_BxKxK, 1 - hard_BxKxK.mT)
         prob_BxKxK = jnp.where(undecided_BxKxK, 0.5, hard_BxKxK)
+    # No confident label out of a return that is not a number: the update is skipped and counted.
+    prob_BxKxK = jnp.where(jnp.isnan(difference_BxKxK), jnp.nan, prob_BxKxK)
 
     typical = jnp.abs(true_BxK).mean()
     true_difference_BxKxK = jnp.abs(true_BxK[:, :, None] - true_BxK[:, None, :])
     if teacher.equal > 0:
         prob_BxKxK = jnp.where(true_difference_BxKxK < teacher.equal * typical, 0.5, prob_BxKxK)
-    weight_BxKxK = jnp.ones_like(prob_BxKxK) - jnp.eye(K)
+    weight_BxKxK = jnp.ones_like(prob_BxKxK) - jnp.eye(K)[None]
     if teacher.skip > 0:
         best_BxKxK = jnp.maximum(true_BxK[:, :, None], true_BxK[:, None, :])
         weight_BxKxK = jnp.where(best_BxKxK < teacher.skip * typical, 0, weight_BxKxK)

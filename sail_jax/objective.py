@@ -101,8 +101,10 @@ def advantages(f_BxKxK: jax.Array, weight_BxKxK: jax.Array) -> jax.Array:
 
     `b_k` never depends on response k, so it moves no expectation. For K >= 3 it is the mean of f
     over the pairs of the group without k; for K = 2, where no such pair exists, the mean over the
-    other rows of the whole (global) batch. Pairs without a label have no part in either. The
-    scaling is for a mean over the K(K-1)/2 pairs of the row.
+    other rows of the batch, on whatever device they are (of a minibatch, where it is split). Pairs
+    without a label have no part in either; where the labeller skips pairs, the weights depend on
+    the responses and the estimator is one of a ratio, unbiased only as the batch grows. The scaling
+    is for a mean over the K(K-1)/2 pairs of the row.
     """
     f_BxKxK = jax.lax.stop_gradient(f_BxKxK * weight_BxKxK)
     K = f_BxKxK.shape[-1]
@@ -154,8 +156,12 @@ def preference(
     if K < 2:
         raise ValueError(f'a group needs at least 2 responses to compare, got K = {K}')
     mask_BxKxT = mask_BxKxT.astype(logp_BxKxT.dtype)
-    logp_BxK = (logp_BxKxT * mask_BxKxT).sum(-1)
-    reference_logp_BxK = jax.lax.stop_gradient((reference_logp_BxKxT * mask_BxKxT).sum(-1))
+    # Masked steps may hold anything, infinities included.
+    logp_BxKxT = jnp.where(mask_BxKxT > 0, logp_BxKxT, 0)
+    behaviour_logp_BxKxT = jnp.where(mask_BxKxT > 0, behaviour_logp_BxKxT, 0)
+    reference_logp_BxKxT = jnp.where(mask_BxKxT > 0, reference_logp_BxKxT, 0)
+    logp_BxK = logp_BxKxT.sum(-1)
+    reference_logp_BxK = jax.lax.stop_gradient(reference_logp_BxKxT.sum(-1))
     D_BxKxK = margins(logp_BxK, reference_logp_BxK, coefficients.beta)
 
     own_BxKxK = jax.nn.sigmoid(D_BxKxK)
@@ -164,8 +170,8 @@ def preference(
     )
     policy_label_Bx1x1 = route.policy_label_B[:, None, None]
     prob_BxKxK = jnp.where(policy_label_Bx1x1, own_BxKxK, labels.prob_BxKxK)
-    pair_KxK = 1 - jnp.eye(K, dtype=logp_BxK.dtype)
-    weight_BxKxK = pair_KxK * jnp.where(policy_label_Bx1x1, 1, labels.weight_BxKxK)
+    pair_1xKxK = 1 - jnp.eye(K, dtype=logp_BxK.dtype)[None]
+    weight_BxKxK = pair_1xKxK * jnp.where(policy_label_Bx1x1, 1, labels.weight_BxKxK)
 
     f_BxKxK = prob_BxKxK * jax.nn.log_sigmoid(D_BxKxK) + (1 - prob_BxKxK) * jax.nn.log_sigmoid(
         -D_BxKxK

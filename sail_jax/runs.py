@@ -28,7 +28,7 @@ def load(path: str | Path) -> Run:
     path = Path(path)
     data, node = config.read_yaml(path)
     name = data.get('workload', 'control')
-    if name not in CONFIGS:
+    if not isinstance(name, str) or name not in CONFIGS:
         raise UserError(f'{path}: workload: {name!r}; known: {", ".join(CONFIGS)}')
     return config.validate(CONFIGS[name], data, path, node)
 
@@ -66,7 +66,6 @@ def train(
     run_dir = trainer.default_run_dir(name) if run_dir is None else Path(run_dir)
     extras = {'env': env, 'segment_reward': segment_reward}
     task = TASKS[type(run)](run, **{key: value for key, value in extras.items() if value})
-    trainer.prepare_run_dir(run, run_dir, resume)
     return trainer.train(run, task, run_dir, resume, quiet)
 
 

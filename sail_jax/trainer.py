@@ -1,6 +1,7 @@
 """The host loop: dispatch, log, evaluate, checkpoint, stop."""
 
 import contextlib
+import os
 import platform
 import shlex
 import signal
@@ -69,15 +70,15 @@ def default_run_dir(name: str) -> Path:
     return Path('runs') / f'{name}-{time.strftime("%Y%m%d-%H%M%S")}'
 
 
-def prepare_run_dir(run: config.Run, run_dir: Path, resume: bool) -> None:
-    """Makes the directory and writes the resolved configuration, or checks them on resume.
+def claim_run_dir(run: config.Run, run_dir: Path, resume: bool) -> None:
+    """Makes an empty directory for a new run, or checks that a run can go on.
 
     Raises:
       UserError: the directory exists (without resume), is missing or not writable, or belongs to
         another configuration.
     """
-    path = run_dir / 'config.yaml'
     if resume:
+        path = run_dir / 'config.yaml'
         if not path.exists():
             raise UserError(f'{run_dir}: no run to resume (no config.yaml)')
         data, node = config.read_yaml(path)
@@ -87,11 +88,12 @@ def prepare_run_dir(run: config.Run, run_dir: Path, resume: bool) -> None:
         if changed:
             raise UserError(f'{run_dir}: --resume with another configuration: {changed[0]}')
         return
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise UserError(f'{run_dir}: exists already; use --resume, or another --run-dir')
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        path.write_text(config.to_yaml(run))
+        if any(run_dir.iterdir()):
+            raise UserError(f'{run_dir}: exists already; use --resume, or another --run-dir')
+        if not os.access(run_dir, os.W_OK):
+            raise UserError(f'{run_dir}: not writable')
     except OSError as error:
         raise UserError(f'{run_dir}: {error.strerror}') from None
 
@@ -127,18 +129,21 @@ def train(
     """Trains to the end of the configuration, or of the label budget.
 
     Args:
-      run: the configuration, which `prepare_run_dir` left in `run_dir`.
+      run: the configuration.
       task: the workload.
-      run_dir: where everything goes.
+      run_dir: where everything goes; see `default_run_dir`.
       resume: go on from the newest checkpoint, bit for bit.
       quiet: no progress bar.
 
     Raises:
-      UserError: nothing to resume from.
+      UserError: a run directory or a reference that cannot be used; nothing was overwritten.
       TrainingFailed: too many gradient steps in a row were not finite.
       Interrupted: SIGINT or SIGTERM; the state was saved.
     """
     began = time.perf_counter()
+    claim_run_dir(run, run_dir, resume)
+    start = None if resume else task.start()
+    (run_dir / 'config.yaml').write_text(config.to_yaml(run))
     directory, layout = run_dir / 'checkpoints', Layout.of(run, task)
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(checkpoint.open_manager(directory, run.checkpoints.keep))
@@ -147,7 +152,7 @@ def train(
             state, meta = checkpoint.restore(manager, layout.state)
             before, began = meta['before'], began - meta['wall_s']
         else:
-            start = jax.device_put(task.start(), devices.replicated(task.mesh))
+            start = jax.device_put(start, devices.replicated(task.mesh))
             checkpoint.save_start(directory, start)
             state, before = initial_state(run, task, start), {}
         step, size = int(state.step), task.updates_per_dispatch

@@ -110,22 +110,19 @@ def make_optimizer(settings: config.Optimizer) -> optax.GradientTransformation:
 
 
 def init(workload: Workload, run: config.Run, policy: Policy, reference: Policy) -> State:
-    """The state before the first update.
-
-    Call it under jit, which gives every leaf a buffer of its own, as donation needs.
-    """
-    zero = jnp.zeros((), jnp.int32)
+    """The state before the first update."""
+    zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731 - donated: no two may share a buffer
     return State(
         policy=policy,
-        reference=reference,
-        reference_step=zero,
+        reference=jax.tree.map(jnp.copy, reference),
+        reference_step=zero(),
         optimizer=make_optimizer(run.optimizer).init(policy.params),
         sampler=workload.init(stream(run.seed, INIT)),
         seed=jnp.asarray(run.seed, jnp.uint32),
-        step=zero,
-        labels=zero,
-        skipped=zero,
-        skipped_in_a_row=zero,
+        step=zero(),
+        labels=zero(),
+        skipped=zero(),
+        skipped_in_a_row=zero(),
     )
 
 

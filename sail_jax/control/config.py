@@ -139,6 +139,11 @@ def check(run: ControlRun) -> None:
             f'optimizer.minibatches: {run.optimizer.minibatches} does not divide '
             f'rollout.contexts: {run.rollout.contexts}'
         )
+    if run.objective.mixture.dpp + run.objective.mixture.ddp > 1 - 1e-6:
+        raise UserError(
+            'objective.mixture: a policy that starts as its reference and labels every row itself '
+            'has no gradient; leave some rows to dpr or offline DPO'
+        )
     if run.reference.source in ('run', 'brax') and run.reference.path is None:
         raise UserError(f'reference.path: needed for reference.source: {run.reference.source}')
     if run.value.terminal == 'learned' and run.labeller.discount < 1:

@@ -1,0 +1,23 @@
+"""Settings of all tests."""
+
+import os
+from pathlib import Path
+
+# Before the first import of JAX: compiled programs are kept from one test run to the next.
+CACHE = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'sail_jax'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+hypothesis.settings.register_profile('sail_jax', deadline=None, max_examples=50)
+hypothesis.settings.load_profile('sail_jax')
+
+
+@pytest.fixture
+def x64():
+    """Float64 within the test."""
+    with jax.enable_x64(True):
+        yield

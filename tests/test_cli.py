@@ -1,0 +1,171 @@
+"""The command line: one run through all commands, and one line for everything that is wrong."""
+
+import json
+
+import matplotlib.image
+import pytest
+import yaml
+from brax.training.agents.ppo import checkpoint as ppo_checkpoint
+
+from sail_jax import metrics
+from sail_jax.cli import main
+from tests.control.toy import SETTINGS
+
+PENDULUM = {
+    **SETTINGS,
+    'env': {'name': 'inverted_pendulum', 'episode_length': 30},
+    'logging': {'tensorboard': True},
+}
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp('config') / 'pendulum.yaml'
+    path.write_text(yaml.safe_dump(PENDULUM))
+    return path
+
+
+@pytest.fixture(scope='module')
+def runs(config):
+    """Two seeds of one configuration, trained through the command line."""
+    directories = [config.parent / f'seed{seed}' for seed in (0, 1)]
+    for seed, directory in enumerate(directories):
+        assert main(['train', str(config), '--seed', str(seed), '--run-dir', str(directory)]) == 0
+    return directories
+
+
+def one_line(capsys):
+    """The error that was printed, which is one line and nothing else."""
+    printed = capsys.readouterr()
+    assert printed.out == ''
+    assert printed.err.startswith('sail-jax: ')
+    assert printed.err.count('\n') == 1
+    return printed.err
+
+
+def test_a_run_leaves_what_the_readme_says(runs):
+    for name in ('config.yaml', 'metrics.jsonl', 'checkpoints', 'tensorboard'):
+        assert (runs[0] / name).exists()
+    assert list((runs[0] / 'tensorboard').iterdir())
+    rows = metrics.read_rows(runs[0] / 'metrics.jsonl')
+    assert rows[-1]['env_steps'] == 240
+    assert yaml.safe_load((runs[1] / 'config.yaml').read_text())['seed'] == 1
+
+
+def test_resume_of_a_finished_run_prints_its_table(runs, config, capsys):
+    assert main(['train', str(config), '--run-dir', str(runs[0]), '--resume']) == 0
+    printed = capsys.readouterr().out
+    assert 'return, stochastic' in printed
+    assert '240 env steps' in printed
+
+
+def test_evaluate(runs, capsys):
+    assert main(['evaluate', str(runs[0])]) == 0
+    assert 'win rate against the reference' in capsys.readouterr().out
+
+
+def test_plot_draws_seeds_as_a_band(runs, tmp_path, capsys):
+    out = tmp_path / 'plot.png'
+    assert main(['plot', *map(str, runs), '--out', str(out)]) == 0
+    assert matplotlib.image.imread(out).shape[1] > 1000
+
+
+def test_render(runs, tmp_path, capsys):
+    out = tmp_path / 'episode.html'
+    assert main(['render', str(runs[0]), '--out', str(out)]) == 0
+    assert 'return' in capsys.readouterr().out
+    assert '<html' in out.read_text()[:200].lower()
+
+
+def test_export_is_readable_by_brax(runs, tmp_path, capsys):
+    assert main(['export', str(runs[0]), str(tmp_path / 'brax')]) == 0
+    ppo_checkpoint.load_policy(capsys.readouterr().out.strip())
+    assert main(['export', str(runs[0]), str(tmp_path / 'brax')]) == 2
+    assert 'exists already' in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--objectiv.beta', '1'], 'unknown key objectiv.beta; did you mean objective.beta?'),
+        (['--objective.beta', 'x'], 'objective.beta'),
+        (['--objective.beta', '-1'], 'objective.beta: should be greater than 0, got -1.0'),
+        (['--rollout.group-size', '1'], 'rollout.group_size: should be greater than or equal to 2'),
+        (['--rollout.segment-length', '31'], 'rollout.segment_length: 31 is longer than the epis'),
+        (['--env.name', 'hoper'], 'did you mean hopper'),
+        (['--env.backend', 'sprin'], 'did you mean spring'),
+        (['--resume'], '--resume needs the --run-dir'),
+        (['--run-dir', '/proc/none/run'], '/proc/none/run: '),
+        (['--reference.source', 'run', '--reference.path', '/none'], '/none/config.yaml: No such'),
+        (['--reference.source', 'brax'], 'reference.path: needed'),
+    ],
+)
+def test_bad_arguments(config, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(['train', str(config), *arguments]) == 2
+    assert message in one_line(capsys)
+    assert not [path for path in tmp_path.rglob('*') if path.is_file()], 'nothing is left behind'
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('objective:\n  bta: 1\n', ':2: unknown key objective.bta; did you mean objective.beta?'),
+        ('objective:\n  beta: one\n', ':2: objective.beta: should be a valid number'),
+        ('rollout: {group_size: 1}\n', 'rollout.group_size'),
+        ('workload: languge\n', "workload: 'languge'; known: control"),
+        ('- 1\n', 'expected "key: value" lines, got list'),
+        ('a: [1\n', 'not valid YAML'),
+        ('seed: 1.5\n', ':1: seed: should be a valid integer'),
+    ],
+)
+def test_bad_files(tmp_path, capsys, text, message):
+    path = tmp_path / 'bad.yaml'
+    path.write_text(text)
+    assert main(['train', str(path), '--run-dir', str(tmp_path / 'run')]) == 2
+    error = one_line(capsys)
+    assert message in error
+    assert str(path) in error
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['train', 'none.yaml'],
+        ['train'],
+        ['evaluate', 'none'],
+        ['plot', 'none'],
+        ['render', 'none'],
+        ['export', 'none', 'out'],
+        ['fly'],
+        [],
+        ['evaluate', 'none', '--episodes', 'x'],
+    ],
+)
+def test_bad_commands(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    one_line(capsys)
+
+
+def test_existing_run_is_not_overwritten(runs, config, capsys):
+    before = (runs[0] / 'metrics.jsonl').read_bytes()
+    assert main(['train', str(config), '--run-dir', str(runs[0])]) == 2
+    assert 'exists already' in one_line(capsys)
+    assert (runs[0] / 'metrics.jsonl').read_bytes() == before
+
+
+def test_help_names_every_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(['train', '--help'])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    for setting in ('--objective.beta', '--rollout.group-size', '--value.terminal', '--resume'):
+        assert setting in printed
+
+
+def test_the_resolved_configuration_runs_again(runs, capsys):
+    resolved = runs[0] / 'config.yaml'
+    assert main(['train', str(resolved), '--run-dir', str(runs[0]), '--resume']) == 0
+    assert json.loads((runs[0] / 'metrics.jsonl').read_text().splitlines()[-1])['step'] == 4

@@ -1,0 +1,383 @@
+"""Configurations: a mistake is one line that says where and what; all of configs/ is fine."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sail_jax import cli, config, runs
+from sail_jax.control import config as control_config
+from sail_jax.control.config import ControlRun
+from sail_jax.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parent.parent / 'configs').rglob('*.yaml'))
+
+
+def message(call, *arguments):
+    """The error's text, which is one line."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    text = str(caught.value)
+    assert text
+    assert '\n' not in text
+    return text
+
+
+def load(tmp_path, text):
+    path = tmp_path / 'run.yaml'
+    path.write_text(text)
+    return runs.load(path)
+
+
+def override(*arguments, run=None):
+    return config.override(run or ControlRun(), list(arguments), 'prog', 'description')
+
+
+BAD_FILES = {
+    'unknown section': ('seed: 1\nobjectve: {beta: 1}\n', 2, ['objectve', 'objective?']),
+    'unknown key': (
+        'seed: 1\noptimizer:\n  epochs: 2\n  learning_rte: 1.0e-3\n',
+        4,
+        ['optimizer.learning_rte', 'optimizer.learning_rate?'],
+    ),
+    'misplaced key': ('beta: 0.1\n', 1, ['beta', 'objective.beta?']),
+    'deep unknown key': (
+        'objective:\n  mixture:\n    dpr: 1\n    dprr: 0\n',
+        4,
+        ['objective.mixture.dprr', 'objective.mixture.dpr?'],
+    ),
+    'nothing like it': ('zzzzzz: 1\n', 1, ['zzzzzz', '--help']),
+    'wrong type': ('\nseed: many\n', 2, ['seed', 'integer', "'many'"]),
+    'fraction': ('seed: 1.5\n', 1, ['seed', 'integer', '1.5']),
+    'wrong type in a list': ('policy:\n  hidden: [64, wide]\n', 2, ['policy.hidden.1', "'wide'"]),
+    'section that is none': ('objective: 3\n', 1, ['objective', '3']),
+    'empty section': ('env:\n', 1, ['env']),
+    'empty list': ('policy: {hidden: []}\n', 1, ['policy.hidden', 'at least 1']),
+    'below the bound': ('objective:\n  beta: 0\n', 2, ['objective.beta', 'greater than 0', '0']),
+    'above the bound': ('objective: {mixture: {dpp: 1.5}}', 1, ['objective.mixture.dpp', '1.5']),
+    'infinite': ('objective: {beta: .inf}\n', 1, ['objective.beta', 'finite']),
+    'group of one': ('rollout:\n  group_size: 1\n', 2, ['rollout.group_size', '2', 'got 1']),
+    'no such choice': (
+        'divergence: {direction: reverse}\n',
+        1,
+        ['divergence.direction', 'ref_to_policy', 'policy_to_ref', "'reverse'"],
+    ),
+    'seed too large': (f'seed: {2**31}\n', 1, ['seed', str(2**31)]),
+}
+
+
+@pytest.mark.parametrize(('text', 'line', 'parts'), BAD_FILES.values(), ids=BAD_FILES)
+def test_bad_files_are_named_by_line_and_key(tmp_path, text, line, parts):
+    got = message(load, tmp_path, text)
+    assert got.startswith(f'{tmp_path}/run.yaml:{line}: ')
+    for part in parts:
+        assert part in got.removeprefix(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ('text', 'part'),
+    [
+        ('a: [1\n', 'not valid YAML'),
+        ('a: b: c\n', 'not valid YAML'),
+        ('\tseed: 1\n', 'not valid YAML'),
+        ('seed: !!python/object/apply:os.system ["true"]\n', 'not valid YAML'),
+        ('seed: 1\n---\nseed: 2\n', 'not valid YAML'),
+        ('[' * 5000, 'not valid YAML'),
+        (f'seed: {"9" * 5000}\n', 'not valid YAML'),
+        ('- 1\n- 2\n', 'got list'),
+        ('just text\n', 'got str'),
+        ('workload: chess\n', 'chess'),
+        ('workload: [control]\n', 'workload'),
+        ('workload: {a: 1}\n', 'workload'),
+        ('1: 2\n', '1'),
+        ('seed: 1\nseed: 2\n', 'seed'),
+    ],
+)
+def test_files_that_are_no_mapping_of_settings(tmp_path, text, part):
+    got = message(load, tmp_path, text)
+    assert got.startswith(f'{tmp_path}/run.yaml')
+    assert part in got.removeprefix(f'{tmp_path}/run.yaml')
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    assert 'No such file' in message(runs.load, tmp_path / 'absent.yaml')
+    assert 'directory' in message(runs.load, tmp_path)
+    (tmp_path / 'binary.yaml').write_bytes(b'\xff\xfe\x00seed')
+    assert 'not valid YAML' in message(runs.load, tmp_path / 'binary.yaml')
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    assert load(tmp_path, '') == load(tmp_path, '# nothing\n') == ControlRun()
+
+
+def test_configurations_are_immutable():
+    with pytest.raises(ValueError, match='frozen'):
+        ControlRun().objective.beta = 2.0
+
+
+GOOD_OVERRIDES = [
+    (['--objective.beta', '0.25'], ('objective', 'beta'), 0.25),
+    (['--objective.beta=0.25'], ('objective', 'beta'), 0.25),
+    (['--objective.mixture.dpp', '0.5'], ('objective', 'mixture', 'dpp'), 0.5),
+    (['--rollout.group_size', '4'], ('rollout', 'group_size'), 4),
+    (['--rollout.group-size', '4'], ('rollout', 'group_size'), 4),
+    (['--policy.hidden', '32', '16', '8'], ('policy', 'hidden'), (32, 16, 8)),
+    (['--policy.hidden', '32'], ('policy', 'hidden'), (32,)),
+    (['--optimizer.clip', 'None'], ('optimizer', 'clip'), None),
+    (['--optimizer.param_bound', '10'], ('optimizer', 'param_bound'), 10.0),
+    (['--labeller.max_labels', '5'], ('labeller', 'max_labels'), 5),
+    (['--labeller.soft'], ('labeller', 'soft'), True),
+    (['--logging.no-tensorboard'], ('logging', 'tensorboard'), False),
+    (['--reference.path', 'a/b'], ('reference', 'path'), Path('a/b')),
+]
+
+
+def setting(run, keys):
+    for key in keys:
+        run = getattr(run, key)
+    return run
+
+
+@pytest.mark.parametrize(('arguments', 'keys', 'value'), GOOD_OVERRIDES)
+def test_overrides_win_over_the_file(arguments, keys, value):
+    base = ControlRun.model_validate({'seed': 7})
+    got = override(*arguments, run=base)
+    assert setting(got, keys) == value
+    changed = [line.split(' ')[0] for line in config.differences(got, base)]
+    assert changed == ['.'.join(keys)]
+
+
+@pytest.mark.parametrize('word', ['none', 'None'])
+@pytest.mark.parametrize('key', ['optimizer.clip', 'reference.path', 'labeller.max_labels'])
+def test_none_is_what_the_help_calls_it(key, word):
+    # The documentation of the fields says "none"; the path must not become a file of that name.
+    run = ControlRun.model_validate({'labeller': {'max_labels': 9}, 'reference': {'path': 'x'}})
+    assert setting(override(f'--{key}', word, run=run), key.split('.')) is None
+
+
+BAD_OVERRIDES = {
+    'unknown section': (['--objectve.beta', '1'], ['objectve.beta', 'objective.beta?']),
+    'unknown key': (['--objective.bta', '1'], ['objective.bta', 'objective.beta?']),
+    'unknown with =': (['--optimizer.epoch=3'], ['optimizer.epoch', 'optimizer.epochs?']),
+    'misplaced': (['--beta', '1'], ['beta', 'objective.beta?']),
+    'nothing like it': (['--zzzzzz', '1'], ['zzzzzz', '--help']),
+    'two unknown': (['--objectve.beta', '1', '--zzzzzz', '2'], ['objective.beta?']),
+    'wrong type': (['--objective.beta', 'big'], ['objective.beta', 'big']),
+    'fraction': (['--rollout.group_size', '2.5'], ['rollout.group', '2.5']),
+    'exponent': (['--total_env_steps', '1e6'], ['total', '1e6']),
+    'no number': (['--optimizer.clip', 'x'], ['optimizer.clip', 'x']),
+    'no choice': (['--divergence.direction', 'reverse'], ['divergence.direction', 'ref_to_policy']),
+    'wrong tuple': (['--policy.hidden', '64', 'wide'], ['policy.hidden', 'wide']),
+    'empty tuple': (['--policy.hidden'], ['policy.hidden', 'at least 1']),
+    'out of bounds': (['--objective.beta', '-1'], ['objective.beta:', 'greater than 0', '-1']),
+    'top level out of bounds': (['--seed', '-1'], ['seed:', '-1']),
+    'deep out of bounds': (['--objective.mixture.dpr', '2'], ['objective.mixture.dpr:', '2']),
+    'optional out of bounds': (['--optimizer.clip', '1.5'], ['optimizer.clip:', '1.5']),
+    'not finite': (['--objective.beta', 'nan'], ['objective.beta:', 'finite']),
+    'group of one': (['--rollout.group_size', '1'], ['rollout.group_size:', '2']),
+    'value for a switch': (['--labeller.soft', 'maybe'], ['maybe']),
+    'no value': (['--seed'], ['--seed']),
+    'two values': (['--seed', '1', '2'], ['2']),
+    'stray word': (['stray'], ['stray']),
+    'single dash': (['-seed', '1'], ['-seed']),
+    'other workload': (['--workload', 'chess'], ['workload', 'chess']),
+    'a section': (['--objective', '1'], ['objective']),
+}
+
+
+@pytest.mark.parametrize(('arguments', 'parts'), BAD_OVERRIDES.values(), ids=BAD_OVERRIDES)
+def test_bad_overrides_are_one_line(arguments, parts, capfd):
+    got = message(override, *arguments)
+    for part in parts:
+        assert part in got
+    assert not re.search('[│╭╰]', got)
+    assert 'ControlRun' not in got
+    assert capfd.readouterr() == ('', '')
+
+
+def test_an_unknown_section_is_not_offered_itself():
+    got = message(override, '--objective', '1')
+    assert 'did you mean objective?' not in got
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(
+        st.sampled_from(['--seed', '--policy.hidden', '--optimizer.clip', '--x.y', '-1', '2'])
+        | st.text(max_size=6),
+        max_size=4,
+    ).filter(lambda words: not {'-h', '--help'} & set(words))
+)
+def test_any_words_are_a_configuration_or_one_line(words):
+    try:
+        got = override(*words)
+    except UserError as error:
+        got = error
+    if isinstance(got, UserError):
+        assert re.fullmatch('.+', str(got))
+    else:
+        assert isinstance(got, ControlRun)
+
+
+def test_help_has_every_field(capsys):
+    with pytest.raises(SystemExit) as stop:
+        override('--help')
+    assert not stop.value.code
+    text = re.sub(r'[^\w.-]', ' ', capsys.readouterr().out).replace('-', '_')
+    for key in config.flatten(ControlRun()):
+        assert key in text or key.replace('.', '.no_') in text, key
+
+
+def reread(run, tmp_path):
+    return load(tmp_path, config.to_yaml(run))
+
+
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    beta=st.floats(1e-300, 1e300),
+    clip=st.none() | st.floats(1e-9, 1, exclude_max=True),
+    hidden=st.lists(st.integers(1, 10**6), min_size=1, max_size=4),
+    direction=st.sampled_from(['ref_to_policy', 'policy_to_ref']),
+    soft=st.booleans(),
+    max_labels=st.none() | st.integers(1, 10**12),
+    name=st.text(st.characters(exclude_categories=['Cs']), max_size=10),
+    path=st.none() | st.from_regex(r'[\w ./~-]{1,20}', fullmatch=True),
+)
+def test_yaml_round_trip(
+    tmp_path_factory, seed, beta, clip, hidden, direction, soft, max_labels, name, path
+):
+    run = ControlRun.model_validate(
+        {
+            'seed': seed,
+            'objective': {'beta': beta},
+            'optimizer': {'clip': clip},
+            'policy': {'hidden': hidden},
+            'divergence': {'direction': direction},
+            'labeller': {'soft': soft, 'max_labels': max_labels},
+            'env': {'name': name},
+            'reference': {'path': path},
+        }
+    )
+    assert reread(run, tmp_path_factory.mktemp('run')) == run
+
+
+def test_differences_name_keys_and_both_values():
+    ours = ControlRun.model_validate({'seed': 3, 'objective': {'mixture': {'dpp': 0.5}}})
+    assert config.differences(ours, ControlRun()) == [
+        'objective.mixture.dpp (0.0 -> 0.5)',
+        'seed (0 -> 3)',
+    ]
+    assert config.differences(ours, ControlRun(), ignore=('seed',)) == [
+        'objective.mixture.dpp (0.0 -> 0.5)'
+    ]
+    assert config.differences(ours, ours) == []
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_shipped_configurations_are_valid(path, tmp_path):
+    run = runs.load(path)
+    if isinstance(run, ControlRun):
+        control_config.check(run)
+    else:
+        config.check(run)
+    assert reread(run, tmp_path) == run
+
+
+def test_there_are_configurations():
+    assert CONFIGS
+
+
+SAMPLED = {'estimator': 'sampled'}
+VISITATION = {'visitation_grad': True, 'reduction': 'sum'}
+CONTRADICTIONS = [
+    ({'objective': {'mixture': {'dpr': 0.8, 'dpp': 0.3}}}, 'objective.mixture'),
+    (
+        {'objective': {'mixture': {'dpr': 0, 'ddp': 1}}, 'divergence': {'states': 'policy'}},
+        'divergence.states',
+    ),
+    ({'divergence': {'states': 'data'}}, 'divergence.states'),
+    (
+        {'objective': {'mixture': {'dpr': 0.3, 'dpp': 0.7}}, 'divergence': {'states': 'data'}},
+        'divergence.states',
+    ),
+    ({'divergence': {**SAMPLED, 'direction': 'ref_to_policy'}}, 'divergence.estimator'),
+    (
+        {'divergence': {**SAMPLED, 'direction': 'policy_to_ref', 'states': 'reference'}},
+        'divergence.estimator',
+    ),
+    ({'divergence': {**VISITATION, 'reduction': 'mean'}}, 'divergence.visitation_grad'),
+    ({'divergence': {**VISITATION, 'states': 'reference'}}, 'divergence.visitation_grad'),
+    (
+        {'divergence': {**VISITATION, **SAMPLED, 'direction': 'policy_to_ref'}},
+        'divergence.visitation_grad',
+    ),
+    (
+        {'rollout': {'segment_length': 101}, 'env': {'episode_length': 100}},
+        'rollout.segment_length',
+    ),
+    ({'rollout': {'contexts': 32}, 'optimizer': {'minibatches': 5}}, 'optimizer.minibatches'),
+    ({'reference': {'source': 'run'}}, 'reference.path'),
+    ({'reference': {'source': 'brax'}}, 'reference.path'),
+    ({'value': {'terminal': 'learned'}, 'labeller': {'discount': 0.9}}, 'labeller.discount'),
+]
+
+
+@pytest.mark.parametrize(('data', 'key'), CONTRADICTIONS)
+def test_settings_that_do_not_go_together(data, key):
+    got = message(control_config.check, ControlRun.model_validate(data))
+    assert got.startswith(f'{key}:')
+
+
+@pytest.mark.parametrize(
+    'data',
+    [
+        {},
+        {'objective': {'mixture': {'dpr': 0.1, 'dpp': 0.2, 'ddp': 0.7}}},
+        {'divergence': {**SAMPLED, 'direction': 'policy_to_ref'}},
+        {'divergence': {**SAMPLED, 'states': 'reference'}},
+        {'divergence': {'states': 'data'}, 'objective': {'mixture': {'dpr': 0.5, 'ddp': 0.5}}},
+        {'divergence': {'states': 'data', 'coefficient': 0}},
+        {'divergence': {**VISITATION, 'direction': 'policy_to_ref'}},
+        {'rollout': {'segment_length': 100}, 'env': {'episode_length': 100}},
+        {'reference': {'source': 'run', 'path': 'runs/a'}},
+        {'value': {'terminal': 'learned'}},
+    ],
+)
+def test_settings_that_do(data):
+    control_config.check(ControlRun.model_validate(data))
+
+
+def test_env_steps_and_periods_are_rounded_up():
+    run = ControlRun.model_validate(
+        {
+            'total_env_steps': 1001,
+            'updates_per_dispatch': 2,
+            'rollout': {'contexts': 5, 'group_size': 3, 'segment_length': 10},
+            'divergence': {'states': 'reference'},
+            'reference': {'refresh_env_steps': 201},
+        }
+    )
+    assert run.env_steps_per_update == 5 * (3 + 1) * 10
+    assert (run.refresh_updates, run.dispatches) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ('text', 'arguments', 'part'),
+    [
+        ('sed: 1\n', [], 'did you mean seed?'),
+        ('{}', ['--rollout.group_size', '1'], 'rollout.group_size'),
+        ('{}', ['--rollout.segment_length', '2000'], 'rollout.segment_length'),
+        ('{}', ['--resume'], '--run-dir'),
+    ],
+)
+def test_command_line_exits_with_2_and_one_line(tmp_path, capfd, text, arguments, part):
+    path = tmp_path / 'run.yaml'
+    path.write_text(text)
+    assert cli.main(['train', str(path), *arguments]) == 2
+    out, err = capfd.readouterr()
+    assert not out
+    assert err.startswith('sail-jax: ')
+    assert err.count('\n') == 1
+    assert part in err

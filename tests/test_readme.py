@@ -1,0 +1,40 @@
+"""What the README promises."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sail_jax import config, runs
+from sail_jax.control.config import ControlRun
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
+
+
+def test_ci_runs_the_readmes_test_command():
+    blocks = re.findall(r'```bash\n(.*?)```', README, re.DOTALL)
+    command = next(block for block in blocks if 'pytest' in block).strip()
+    assert (ROOT / '.ci' / 'run').read_text().strip().endswith(command)
+
+
+def test_settings_in_the_readme_exist():
+    known = config.flatten(ControlRun())
+    sections = {key.rpartition('.')[0] for key in known}
+    for key in re.findall(r'`--([a-z_]+\.[a-z_.]+)`', README):
+        assert key in known or key in sections, key
+
+
+@pytest.mark.parametrize(
+    'path', re.findall(r'(?:configs|benchmarks|sail_jax|docs)/[\w./-]+\w', README)
+)
+def test_paths_in_the_readme_exist(path):
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').rglob('*.yaml')), ids=lambda p: p.stem)
+def test_every_configuration_says_what_was_measured(path):
+    runs.load(path)
+    header = path.read_text().split('workload:')[0]
+    assert 'Measured' in header
+    assert 'not yet' in header or re.search(r'\d{4}-\d\d-\d\d', header)
