@@ -62,6 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, TrainingFailed, Interrupted) as error:
         print(f'sail-jax: {" ".join(str(error).split())}', file=sys.stderr)
         return error.status
+    except BrokenPipeError:  # `sail-jax train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print('sail-jax: interrupted', file=sys.stderr)
         return 130

@@ -117,6 +117,18 @@ def test_a_run_is_anothers_reference_and_goes_to_brax(tmp_path, monkeypatch):
     assert yaml.safe_load((tmp_path / 'two' / 'config.yaml').read_text())['seed'] == 5
 
 
+def test_ppo_on_the_spot():
+    run = make_run(reference={'source': 'ppo', 'ppo_env_steps': 1})
+    env = Point()
+    networks = policy.make_networks(env, run)
+    fresh = policy.init(jax.random.key(0), env, networks, run)
+    trained = reference.load(env, networks, run, jax.random.key(0))
+    assert jax.tree.structure(trained) == jax.tree.structure(fresh)
+    assert jax.tree.map(jnp.shape, trained) == jax.tree.map(jnp.shape, fresh)
+    # One PPO step: 128 segments of 20 steps in each of 8 minibatches.
+    assert int(trained.fixed.count) == 128 * 20 * 8
+
+
 @pytest.mark.parametrize('name', envs.NAMES)
 def test_every_environment_is_there_by_name(name):
     backend = 'generalized' if name == 'swimmer' else 'spring'
@@ -149,7 +161,38 @@ def test_unknown_environments(name, backend, message):
 def test_playground_environment():
     pytest.importorskip('mujoco_playground')
     env = envs.make(Environment(name='CheetahRun', backend='playground'))
-    shape = policy.observation_shape(env)
-    assert shape == (17,)
+    assert policy.observation_shape(env) == (17,)
     with pytest.raises(UserError, match='unknown Playground environment'):
         envs.make(Environment(name='CheetahRum', backend='playground'))
+
+
+@pytest.mark.slow
+def test_training_on_playground(tmp_path):
+    pytest.importorskip('mujoco_playground')
+    run = make_run(env={'name': 'CheetahRun', 'backend': 'playground', 'episode_length': 20})
+    result = sail_jax.train(run, tmp_path / 'run', quiet=True)
+    assert result.after['eval/length'] == 20
+    assert result.after['eval/kl_policy_to_ref'] > 0
+
+
+PAIRS = [
+    (name, backend)
+    for name in envs.NAMES
+    for backend in envs.BACKENDS
+    if name != 'swimmer' or backend == 'generalized'
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('name', 'backend'), PAIRS)
+def test_training_on_every_environment_and_backend(name, backend, tmp_path):
+    run = make_run(
+        env={'name': name, 'backend': backend, 'episode_length': 8},
+        rollout={'contexts': 2, 'group_size': 2, 'segment_length': 4},
+        total_env_steps=32,
+        updates_per_dispatch=1,
+        evaluation={'episodes': 2, 'every_updates': 2},
+    )
+    result = sail_jax.train(run, tmp_path / 'run', quiet=True)
+    assert np.isfinite(list(result.after.values())).all()
+    assert result.after['eval/kl_policy_to_ref'] > 0
