@@ -157,7 +157,7 @@ def train(
             state, before = initial_state(run, task, start), {}
         step, size = int(state.step), task.updates_per_dispatch
         recorder = stack.enter_context(
-            Recorder(run, task, run_dir, began, resume_step=step if resume else None, quiet=quiet)
+            Recorder(run, task, run_dir, began, state if resume else None, quiet)
         )
 
         def evaluate() -> Row:
@@ -171,11 +171,13 @@ def train(
         if not before:
             before = evaluate()
             recorder.write([{**recorder.position(0, 0), **before}])
+            save()
         dispatch = recorder.compile(
             update.make_dispatch(task.workload, run, size, layout.shardings), state
         )
         signals = stack.enter_context(_signals())
-        after, pending, last = {}, None, step >= task.updates
+        after, pending = {}, None
+        last = step >= task.updates or recorder.budget_spent()
         while not last:
             state, numbers = dispatch(state)
             step += size
@@ -183,8 +185,9 @@ def train(
                 recorder.write(recorder.rows(pending))
             pending = numbers
             last = step >= task.updates or recorder.budget_spent()
-            evaluating = (last or _due(step, size, task.evaluate_every)) and not signals
-            saving = last or signals or _due(step, size, run.checkpoints.every_updates)
+            stopped = bool(signals)
+            evaluating = (last or _due(step, size, task.evaluate_every)) and not stopped
+            saving = last or stopped or _due(step, size, run.checkpoints.every_updates)
             if evaluating or saving:
                 rows, pending = recorder.rows(pending), None
                 if evaluating:
@@ -194,7 +197,7 @@ def train(
                 if saving:
                     save()
                 recorder.restart_clock()
-            if signals:
+            if stopped:
                 manager.wait_until_finished()
                 raise _interrupted(signals[0], step * task.env_steps_per_update, run_dir)
         return Result(
@@ -217,15 +220,16 @@ class Recorder:
         task: Task,
         run_dir: Path,
         began: float,
-        resume_step: int | None,
+        resumed: State | None,
         quiet: bool,
     ):
+        step = None if resumed is None else int(resumed.step)
         self._run, self._task, self._run_dir = run, task, run_dir
         self._began, self._since = began, time.perf_counter()
-        self._labels = 0
+        self._labels = 0 if resumed is None else int(resumed.labels)
         self._compile_s: float | None = None
-        self._writers = metrics.open_writers(run, run_dir, resume_step)
-        self._bar = metrics.ProgressBar(task.updates, resume_step or 0, task.watch, quiet)
+        self._writers = metrics.open_writers(run, run_dir, step)
+        self._bar = metrics.ProgressBar(task.updates, step or 0, task.watch, quiet)
 
     def __enter__(self) -> 'Recorder':
         self._bar.start()
@@ -298,7 +302,7 @@ class Recorder:
         self._bar.show(rows[-1])
 
     def budget_spent(self) -> bool:
-        """Whether the rows so far used up the label budget."""
+        """Whether the label budget was used up by the last rows."""
         return self._task.max_labels is not None and self._labels >= self._task.max_labels
 
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import yaml
 
 import sail_jax
 from sail_jax import checkpoint, metrics, runs, trainer, update
@@ -142,6 +141,9 @@ def test_label_budget_ends_the_run(tmp_path):
     assert result.env_steps == 4 * run.env_steps_per_update
     rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
     assert [row['labels'] for row in rows] == [0, 12, 20, 20, 20]
+    again = train(tmp_path / 'run', run, resume=True)
+    assert again.env_steps == result.env_steps
+    same(again.policy, result.policy)
 
 
 def test_too_many_skipped_steps_stop_the_run(tmp_path):
@@ -209,40 +211,46 @@ def test_the_step_neither_recompiles_nor_transfers(whole):
     assert int(state.step) == 6
 
 
-CLI = {
-    **SETTINGS,
-    'env': {'name': 'inverted_pendulum', 'episode_length': 30},
-    'total_env_steps': 4 * 3 * 5 * 100,
+KILLED = """
+import sys
+import sail_jax
+from sail_jax.control.config import ControlRun
+from tests.control.toy import SETTINGS, Point
+
+settings = {
+    'total_env_steps': 60 * 100,
     'updates_per_dispatch': 1,
     'evaluation': {'episodes': 2, 'every_updates': 1000},
     'checkpoints': {'every_updates': 4},
 }
-
-
-def command(config, path, *more):
-    return [sys.executable, '-m', 'sail_jax.cli', 'train', config, '--run-dir', path, *more]
+run = ControlRun.model_validate({**SETTINGS, **settings})
+sail_jax.train(run, sys.argv[1], env=Point(), quiet=True, resume='resume' in sys.argv)
+"""
 
 
 def test_sigkill_and_resume_end_with_the_same_parameters(tmp_path):
-    """Killed without warning, twice, through the command line."""
-    config = tmp_path / 'config.yaml'
-    config.write_text(yaml.safe_dump(CLI))
-    subprocess.run(command(config, tmp_path / 'whole', '--quiet'), check=True, timeout=300)
+    """Killed without warning, twice."""
 
+    def start(path, *more):
+        return subprocess.Popen([sys.executable, '-c', KILLED, path, *more])
+
+    assert start(tmp_path / 'whole').wait(300) == 0
     path = tmp_path / 'killed'
     for kills, wanted in enumerate((10, 50)):
-        resume = ['--resume'] if kills else []
-        process = subprocess.Popen(command(config, path, '--quiet', *resume))
+        process = start(path, *['resume'] * kills)
         deadline = time.monotonic() + 240
         while last_step(path) < wanted and process.poll() is None:
             assert time.monotonic() < deadline
-            time.sleep(0.02)
+            time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, 'it ended before it could be killed'
-    subprocess.run(command(config, path, '--quiet', '--resume'), check=True, timeout=300)
+    assert start(path, 'resume').wait(300) == 0
 
-    policies = [runs.open_run(run)[1] for run in (tmp_path / 'whole', path)]
-    same(*policies)
+    task = runs.TASKS[ControlRun](make_run(), env=Point())
+    abstract = trainer.Layout.of(make_run(), task).policy
+    same(
+        *[checkpoint.restore_policy(run / 'checkpoints', abstract) for run in path.parent.glob('*')]
+    )
     steps = [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')]
     assert steps == list(range(101))
 

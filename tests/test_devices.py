@@ -1,0 +1,66 @@
+"""Training on several (fake) devices is the same training."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+SCRIPT = """
+import sys
+import jax, numpy as np
+import sail_jax
+from sail_jax import runs, trainer
+from sail_jax.control.config import ControlRun
+from tests.control.toy import SETTINGS, Point
+
+run = ControlRun.model_validate({**SETTINGS, 'divergence': {'coefficient': 0.1}})
+task = runs.TASKS[ControlRun](run, env=Point())
+state = trainer.initial_state(run, task, task.start())
+sampled = jax.jit(task.workload.sample)(
+    state.policy, state.reference, state.sampler, jax.random.key(3), state.labels
+)
+result = sail_jax.train(run, sys.argv[1], env=Point(), quiet=True)
+np.savez(
+    sys.argv[2],
+    devices=jax.device_count(),
+    raw_action=sampled.batch.inputs.raw_action,
+    label=sampled.batch.labels.prob_BxKxK,
+    born=sampled.sampler.env_state.info['born'],
+    episode_return=result.after['eval/return'],
+    **{str(i): leaf for i, leaf in enumerate(jax.tree.leaves(result.policy.params))},
+)
+"""
+
+
+@pytest.fixture(scope='module')
+def outcomes(tmp_path_factory):
+    path = tmp_path_factory.mktemp('devices')
+    found = []
+    for count in (1, 4):
+        flags = f'--xla_force_host_platform_device_count={count}'
+        out = path / f'{count}.npz'
+        subprocess.run(
+            [sys.executable, '-c', SCRIPT, path / f'run{count}', out],
+            env={**os.environ, 'XLA_FLAGS': flags},
+            check=True,
+            timeout=400,
+        )
+        found.append(dict(np.load(out)))
+    return found
+
+
+def test_the_devices_were_there(outcomes):
+    assert [int(outcome['devices']) for outcome in outcomes] == [1, 4]
+
+
+def test_one_and_four_devices_draw_the_same_samples(outcomes):
+    for name in ('raw_action', 'label', 'born'):
+        np.testing.assert_array_equal(outcomes[0][name], outcomes[1][name])
+
+
+def test_parameters_agree_to_the_order_of_reduction(outcomes):
+    for name in outcomes[0]:
+        if name.isdigit():
+            np.testing.assert_allclose(outcomes[0][name], outcomes[1][name], atol=1e-5)
