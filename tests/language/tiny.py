@@ -20,11 +20,14 @@ SIZES = {
     'head_dim': 4,
     'max_positions': 256,
 }
-LLAMA3 = Rope(theta=500_000.0, kind='llama3', factor=8.0, original_max_position_embeddings=32)
+# Of the 8 frequencies of 16 entries one is kept, one lies in the interpolated band.
+LLAMA3 = Rope(theta=500_000.0, kind='llama3', factor=8.0, original_max_position_embeddings=64)
 FAMILIES = {
     'llama2': Architecture(**SIZES | {'family': 'llama', 'kv_heads': 4}),
     'llama2-linear': Architecture(**SIZES, family='llama', rope=Rope(kind='linear', factor=4.0)),
-    'llama3': Architecture(**SIZES, family='llama', rope=LLAMA3, norm_eps=1e-5),
+    'llama3': Architecture(
+        **SIZES | {'family': 'llama', 'head_dim': 16, 'norm_eps': 1e-5, 'rope': LLAMA3}
+    ),
     'llama-biases': Architecture(
         **SIZES, family='llama', qkv_bias=True, out_bias=True, mlp_bias=True
     ),
