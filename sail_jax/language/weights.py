@@ -157,7 +157,7 @@ def save(
     values = parameters(decoder)
     kept = jnp.result_type(*values.values()) if dtype is None else jnp.dtype(dtype)
     config['torch_dtype' if 'torch_dtype' in config else 'dtype'] = kept.name
-    _write_json(partial / 'config.json', config)
+    write_json(partial / 'config.json', config)
 
     files, sizes = [[]], [0]
     for name, place in places(decoder).items():
@@ -177,18 +177,41 @@ def save(
         weight_map |= dict.fromkeys(tensors, file)
     if len(files) > 1:
         index = {'metadata': {'total_size': sum(sizes)}, 'weight_map': weight_map}
-        _write_json(partial / INDEX, index)
+        write_json(partial / INDEX, index)
     return partial.rename(path)
 
 
-def open_safetensors(file: Path, stack: ExitStack) -> Any:
-    """A mapped file, closed with the stack.
+def check_tensors(
+    expected: dict[str, tuple[int, ...]], sources: dict[str, Source], path: Path
+) -> None:
+    """Holds tensors against the names and shapes that they should have.
+
+    Raises:
+      UserError: naming the first few that are missing or left over, or the first of another shape
+        or of no floating-point type.
+    """
+    missing, extra = expected.keys() - sources.keys(), sources.keys() - expected.keys()
+    for what, names in (('missing', missing), ('that the model does not have', extra)):
+        if names:
+            some = ', '.join(sorted(names)[:3]) + (', ...' if len(names) > 3 else '')
+            raise UserError(f'{path}: tensors {what}: {some} ({len(names)} in all)')
+    for name, shape in expected.items():
+        file, view = sources[name]
+        if (theirs := tuple(view.get_shape())) != shape:
+            raise UserError(f'{file}: {name}: shape {theirs}; the configuration needs {shape}')
+        if (dtype := view.get_dtype()) not in DTYPES:
+            raise UserError(f'{file}: {name}: type {dtype}; expected {", ".join(DTYPES)}')
+
+
+def open_safetensors(file: Path, stack: ExitStack) -> dict[str, Source]:
+    """A mapped file's tensors by name; closed with the stack.
 
     Raises:
       UserError: if it cannot be opened, or its header is damaged.
     """
     try:
-        return stack.enter_context(safe_open(file, framework='numpy'))
+        handle = stack.enter_context(safe_open(file, framework='numpy'))
+        return {name: Source(file, handle.get_slice(name)) for name in handle.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f'{file}: No such file or directory') from None
     except (SafetensorError, OSError) as error:
@@ -198,29 +221,25 @@ def open_safetensors(file: Path, stack: ExitStack) -> Any:
 def _open(path: Path, stack: ExitStack) -> dict[str, Source]:
     """Every tensor of a checkpoint by name."""
     if (path / SINGLE).exists():
-        file = path / SINGLE
-        handle = open_safetensors(file, stack)
-        return {name: Source(file, handle.get_slice(name)) for name in handle.keys()}  # noqa: SIM118
+        return open_safetensors(path / SINGLE, stack)
     index = path / INDEX
     if not index.exists():
         raise UserError(f'{path}: neither {SINGLE} nor {INDEX}; other formats are not read')
     weight_map = architectures.read_json(index).get('weight_map')
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f'{index}: weight_map: expected an object of tensor names and files')
-    handles, sources = {}, {}
+    files, sources = {}, {}
     for name, file in weight_map.items():
         # A name alone: an index must not reach outside its directory.
         if not isinstance(file, str) or not re.fullmatch(r'[\w.-]+\.safetensors', file):
             raise UserError(
                 f'{index}: {name}: {file!r:.80}: expected a .safetensors file of this directory'
             )
-        if file not in handles:
-            handle = open_safetensors(path / file, stack)
-            handles[file] = handle, set(handle.keys())
-        handle, names = handles[file]
-        if name not in names:
+        if file not in files:
+            files[file] = open_safetensors(path / file, stack)
+        if name not in files[file]:
             raise UserError(f'{index}: {name}: not in {file}')
-        sources[name] = Source(path / file, handle.get_slice(name))
+        sources[name] = files[file][name]
     return sources
 
 
@@ -233,18 +252,8 @@ def _check(decoder: Decoder, sources: dict[str, Source], path: Path) -> None:
         twice = name == 'lm_head.weight' and _equal(name, 'model.embed_tokens.weight', sources)
         if twice or name.endswith('.rotary_emb.inv_freq'):
             del sources[name]
-    missing = [name for name in expected if name not in sources]
-    extra = [name for name in sources if name not in expected]
-    for what, names in (('missing', missing), ('more than config.json describes', extra)):
-        if names:
-            some = ', '.join(sorted(names)[:3]) + (', ...' if len(names) > 3 else '')
-            raise UserError(f'{path}: tensors {what}: {some} ({len(names)} in all)')
-    for name, place in expected.items():
-        source, shape = sources[name], place.shape(values[place.parameter].shape)
-        if (theirs := tuple(source.view.get_shape())) != shape:
-            raise UserError(f'{source.file}: {name}: shape {theirs}; config.json needs {shape}')
-        if (dtype := source.view.get_dtype()) not in DTYPES:
-            raise UserError(f'{source.file}: {name}: type {dtype}; expected {", ".join(DTYPES)}')
+    shapes = {name: place.shape(values[place.parameter].shape) for name, place in expected.items()}
+    check_tensors(shapes, sources, path)
 
 
 def _equal(name: str, other: str, sources: dict[str, Source]) -> bool:
@@ -303,5 +312,6 @@ def _copy_companions(decoder: Decoder, source: str | Path | None, to: Path) -> d
     return architectures.read_json(source / 'config.json')
 
 
-def _write_json(path: Path, data: dict[str, Any]) -> None:
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Indented, as these files are."""
     path.write_text(json.dumps(data, indent=2) + '\n')
