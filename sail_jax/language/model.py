@@ -23,7 +23,7 @@ NOWHERE = 2**30
 
 
 class Memory(NamedTuple):
-    """Keys and values of all layers, [layers, B, (L,) S, M, H]; a prefix has no lanes."""
+    """Keys and values of all layers, [layers, B, (L,) M, S, H]; a prefix has no lanes."""
 
     keys: jax.Array
     values: jax.Array
@@ -62,7 +62,8 @@ def empty_memory(
 ) -> Memory:
     """Room for the tokens at these positions."""
     a = architecture
-    shape = (a.layers, *positions_BxLxS.shape, a.kv_heads, a.head_dim)
+    B, L, S = positions_BxLxS.shape
+    shape = (a.layers, B, L, a.kv_heads, S, a.head_dim)
     return Memory(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), positions_BxLxS)
 
 
@@ -105,20 +106,20 @@ def attend(
     Lanes of a group read one copy of the prefix. Softmax in float32 over both parts at once.
 
     Args:
-      own: keys and values [B, L, S, M, H] of this layer.
-      prefix: the same without lanes, [B, S, M, H]; or None.
+      own: keys and values [B, L, M, S, H] of this layer.
+      prefix: the same without lanes, [B, M, S, H]; or None.
       window: positions to look back on, itself included; 0 for all.
 
     Returns:
       [B, L, T, N * H].
     """
     B, L, T, N, H = query_BxLxTxNxH.shape
-    M = own.keys.shape[-2]
+    M = own.keys.shape[-3]
     query = query_BxLxTxNxH.reshape(B, L, T, M, N // M, H) * H**-0.5
 
     def scores(memory: Memory, letters: str) -> jax.Array:
         score = jnp.einsum(
-            f'bltmgh,{letters}smh->blmtgs',
+            f'bltmgh,{letters}msh->blmtgs',
             query,
             memory.keys,
             preferred_element_type=jnp.float32,
@@ -131,9 +132,9 @@ def attend(
     parts = [(own, 'bl')] if prefix is None else [(own, 'bl'), (prefix, 'b')]
     weight = jax.nn.softmax(jnp.concatenate([scores(*part) for part in parts], -1), -1)
     weight = weight.astype(query.dtype)
-    weights = jnp.split(weight, [own.keys.shape[-3]], -1)
+    weights = jnp.split(weight, [own.keys.shape[-2]], -1)
     out = sum(
-        jnp.einsum(f'blmtgs,{letters}smh->bltmgh', weight, memory.values)
+        jnp.einsum(f'blmtgs,{letters}msh->bltmgh', weight, memory.values)
         for weight, (memory, letters) in zip(weights, parts, strict=False)
     )
     return out.reshape(B, L, T, N * H)
@@ -279,10 +280,11 @@ class Decoder(nnx.Module):
             state, window, index, keys_and_values = xs
             block: Block = nnx.merge(graphdef, state)
             q, k, v = block.self_attn.project(block.input_layernorm(x), angle)
-            own, written = Memory(k, v, positions_BxLxT), (k, v)
+            written = k.swapaxes(-3, -2), v.swapaxes(-3, -2)
+            own = Memory(*written, positions_BxLxT)
             if cache is not None:
                 cache = tuple(
-                    jax.lax.dynamic_update_slice(c, y[None], (index, 0, 0, slot.index, 0, 0))
+                    jax.lax.dynamic_update_slice(c, y[None], (index, 0, 0, 0, slot.index, 0))
                     for c, y in zip(cache, written, strict=True)
                 )
                 own = Memory(*(c[index] for c in cache), slot.memory.positions)
