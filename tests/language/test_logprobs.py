@@ -108,7 +108,7 @@ def test_vocabulary_of_a_whole_batch_never_exists():
 
 
 def test_predictions_are_those_of_whole_sequences():
-    decoder = tiny.decoder('qwen2')
+    decoder = tiny.decoder('qwen2-windows')
     prompts = Prompts(tiny.tokens(2, 8), jnp.array([8, 3]))
     responses = tiny.tokens(2, 3, 5, seed=1)
 

@@ -8,25 +8,6 @@ from tests.language import tiny
 from tests.language.tiny import FAMILIES, call, whole
 
 
-def test_prefix_and_lanes_give_the_hidden_states_of_whole_sequences():
-    decoder = tiny.decoder('qwen2-windows')
-    prompt, response = tiny.tokens(2, 7), tiny.tokens(2, 3, 5, seed=1)
-    lengths = jnp.array([7, 4])
-
-    _, memory = whole(decoder, prompt, lengths)
-    positions = model.response_positions(lengths, 3, 5)
-    hidden, _ = call(decoder, response, positions, model.as_prefix(memory))
-
-    sequences = np.zeros((6, 12), int)
-    for row, (b, lane) in enumerate(np.ndindex(2, 3)):
-        n = lengths[b]
-        sequences[row, : n + 5] = np.concatenate([prompt[b, :n], response[b, lane]])
-    expected, _ = whole(decoder, jnp.asarray(sequences), jnp.repeat(lengths, 3) + 5)
-    for row, (b, lane) in enumerate(np.ndindex(2, 3)):
-        n = lengths[b]
-        np.testing.assert_allclose(hidden[b, lane], expected[row, n : n + 5], atol=2e-5)
-
-
 def test_decoding_token_by_token_gives_the_hidden_states_of_whole_sequences():
     decoder = tiny.decoder('mistral')
     prompt, response = tiny.tokens(2, 7), tiny.tokens(2, 3, 5, seed=1)
@@ -84,14 +65,11 @@ def test_program_does_not_grow_with_depth():
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_logits():
-    decoder = tiny.decoder('qwen2', dtype=jnp.bfloat16)
-    exact = tiny.decoder('qwen2')
-    tokens = tiny.tokens(2, 6)
-    hidden, memory = whole(decoder, tokens)
-    assert hidden.dtype == memory.keys.dtype == jnp.bfloat16
-    assert decoder.logits(hidden).dtype == jnp.float32
-    expected = exact.logits(whole(exact, tokens)[0])
-    np.testing.assert_allclose(decoder.logits(hidden), expected, atol=0.05 * np.abs(expected).max())
+    decoder = tiny.decoder('qwen3', dtype=jnp.bfloat16)
+    tokens, positions = tiny.tokens(1, 2, 3), jnp.zeros((1, 2, 3), int)
+    hidden, memory = jax.eval_shape(decoder, tokens, positions)
+    assert hidden.dtype == memory.keys.dtype == memory.values.dtype == jnp.bfloat16
+    assert jax.eval_shape(decoder.logits, hidden).dtype == jnp.float32
 
 
 def test_llama3_keeps_short_wavelengths_and_stretches_long_ones():

@@ -40,8 +40,9 @@ def saved(tmp_path):
     return weights.save(tiny.decoder('llama3'), tmp_path / 'model')
 
 
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize('shard_bytes', [2000, 10**9])
+@pytest.mark.parametrize(
+    ('dtype', 'shard_bytes'), [(jnp.float32, 10**9), (jnp.bfloat16, 2000), (jnp.float16, 2000)]
+)
 def test_round_trip_is_bit_exact(tmp_path, dtype, shard_bytes):
     first = weights.save(tiny.decoder('qwen3'), tmp_path / 'a', dtype=dtype)
     second = weights.save(
@@ -194,7 +195,7 @@ def test_no_weights_is_named(saved):
     refuse(saved, 'neither model.safetensors nor')
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_damaged_file_is_refused_or_read(tmp_path_factory, data):
     path = tmp_path_factory.mktemp('damaged') / 'model'
