@@ -65,6 +65,13 @@ class Responses(NamedTuple):
         """True for the tokens of the response, from its length."""
         return jnp.arange(self.tokens_BxKxR.shape[-1]) < self.lengths_BxK[..., None]
 
+    @property
+    def gap(self) -> jax.Array:
+        """How far off-policy the samples are: mean over their tokens of the log-ratio of what they
+        were drawn from to the policy. 0 where `Sampling.on_policy`."""
+        difference = self.sampling_logp_BxKxR - self.logp_BxKxR
+        return difference.sum() / self.lengths_BxK.sum()
+
 
 def bucket(length: int, smallest: int = 32) -> int:
     """The padded size for a length: a power of two, so that a handful of programs serve all."""

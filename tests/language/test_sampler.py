@@ -55,6 +55,7 @@ def test_training_recomputes_the_samplers_log_probabilities(batch):
     prompts, responses = batch
     assert PLAIN.on_policy
     assert len(set(np.asarray(responses.lengths_BxK).ravel().tolist())) > 4
+    assert abs(responses.gap) < 1e-6
     again = recompute(prompts, responses)
     np.testing.assert_allclose(responses.logp_BxKxR, again, atol=1e-4, rtol=0)
     np.testing.assert_allclose(
@@ -70,8 +71,9 @@ def test_log_probabilities_are_the_policys_own_when_sampling_is_not():
     np.testing.assert_allclose(
         responses.logp_BxKxR, recompute(prompts, responses), atol=1e-4, rtol=0
     )
-    gap = (responses.sampling_logp_BxKxR - responses.logp_BxKxR)[responses.mask_BxKxR]
-    assert gap.mean() > 0.1
+    difference = (responses.sampling_logp_BxKxR - responses.logp_BxKxR)[responses.mask_BxKxR]
+    np.testing.assert_allclose(responses.gap, difference.mean(), rtol=1e-5)
+    assert responses.gap > 0.1
 
 
 def test_response_runs_up_to_and_including_its_end(batch):
