@@ -17,6 +17,7 @@ setup(
         'brax>=0.14.2',
         'tensorflow-datasets>=4.9.10',
         'array_record>=0.8.3',
+        'safetensors>=0.8',
         'pydantic>=2.12',
         'tyro>=1.0',
         'pyyaml>=6',
@@ -26,6 +27,7 @@ setup(
     ],
     extras_require={
         'test': ['pytest>=8', 'hypothesis>=6', 'ruff>=0.8'],
+        'parity': ['torch>=2.6', 'transformers>=5', 'peft>=0.18'],
         'playground': ['playground>=0.2'],
         'wandb': ['wandb>=0.19'],
     },

@@ -1,0 +1,1 @@
+"""Language: SAIL-RevKL on Flax transformers."""

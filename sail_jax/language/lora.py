@@ -1,0 +1,220 @@
+"""LoRA (arXiv 2106.09685): low-rank adapters beside frozen weights.
+
+The reference is the model with the adapter off: both are bound to one copy of the frozen weights.
+
+    adapted = lora.split(lora.add(decoder, settings, key))
+    policy = nnx.merge(adapted.on, adapted.adapter, adapted.frozen)
+    reference = nnx.merge(adapted.off, adapted.frozen)
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pydantic
+from flax import nnx
+from pydantic import Field
+from safetensors.numpy import save_file
+
+from sail_jax.config import Section
+from sail_jax.errors import UserError
+from sail_jax.language import architecture as architectures
+from sail_jax.language import weights
+from sail_jax.language.model import Decoder, Linear
+
+Target = Literal['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
+CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+# Variants of LoRA that change what the tensors mean, and their value where they are not in use.
+PLAIN = {
+    'peft_type': 'LORA',
+    'bias': 'none',
+    'fan_in_fan_out': False,
+    'use_dora': False,
+    'use_rslora': False,
+    'rank_pattern': {},
+    'alpha_pattern': {},
+    'layers_to_transform': None,
+    'layer_replication': None,
+    'modules_to_save': None,
+    'lora_bias': False,
+}
+
+
+class Lora(Section):
+    """Which maps get an adapter, and how large it is."""
+
+    rank: int = Field(64, ge=1, le=2**12)
+    """Of each adapter."""
+    alpha: float = Field(16.0, gt=0)
+    """The adapter's output is scaled by `alpha / rank`."""
+    targets: tuple[Target, ...] = Field(('q_proj', 'k_proj', 'v_proj', 'o_proj'), min_length=1)
+    """The linear maps of every layer that get one."""
+
+
+class Adapted(NamedTuple):
+    """A model with an adapter, taken apart."""
+
+    on: nnx.GraphDef[Decoder]
+    """Merges with the adapter and the frozen weights: the policy."""
+    off: nnx.GraphDef[Decoder]
+    """Merges with the frozen weights alone: the reference."""
+    adapter: nnx.State
+    """What is trained."""
+    frozen: nnx.State
+
+
+def add(decoder: Decoder, settings: Lora, key: jax.Array) -> Decoder:
+    """The model with a new adapter, which changes nothing yet; weights are shared, not copied.
+
+    Initialised as by PEFT: `a` uniform within `1 / sqrt(in)`, `b` zero.
+    """
+    decoder = off(decoder)
+    layers = decoder.architecture.layers
+    for number, (_, linear) in enumerate(_targets(decoder, settings)):
+        bound = linear.in_features**-0.5
+        shape = (layers, linear.in_features, settings.rank)
+        a = jax.random.uniform(jax.random.fold_in(key, number), shape, minval=-bound, maxval=bound)
+        _attach(linear, settings, a, jnp.zeros((layers, settings.rank, linear.out_features)))
+    return decoder
+
+
+def off(decoder: Decoder) -> Decoder:
+    """The model without its adapter, on the same weights."""
+    decoder = nnx.clone(decoder)
+    for _, linear in _linears(decoder):
+        if linear.lora_a is not None:
+            del linear.lora_a, linear.lora_b, linear.lora_scale
+    return decoder
+
+
+def split(decoder: Decoder) -> Adapted:
+    """Takes a model with an adapter apart, for training."""
+    on, adapter, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
+    return Adapted(on, nnx.graphdef(off(decoder)), adapter, frozen)
+
+
+def merge(decoder: Decoder) -> Decoder:
+    """The model with the adapter added into its weights, for export."""
+    merged = off(decoder)
+    for (_, source), (_, linear) in zip(_linears(decoder), _linears(merged), strict=True):
+        if source.lora_a is not None:
+            kernel, a, b = source.kernel[...], source.lora_a[...], source.lora_b[...]
+            sum_ = kernel.astype(jnp.float32) + source.lora_scale * (a @ b)
+            linear.kernel = nnx.Param(sum_.astype(kernel.dtype))
+    return merged
+
+
+def save(
+    decoder: Decoder, settings: Lora, path: str | Path, base: str | Path | None = None
+) -> Path:
+    """Writes the adapter alone, in the format of PEFT.
+
+    Args:
+      path: a new directory.
+      base: the checkpoint that the adapter belongs to, named in the file.
+
+    Raises:
+      UserError: if `path` exists.
+    """
+    path = Path(path)
+    if path.exists():
+        raise UserError(f'{path}: exists; name a new directory')
+    partial = path.with_name(f'{path.name}.partial')
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tensors = {}
+    for name, linear in _targets(decoder, settings):
+        for part, variable in (('lora_A', linear.lora_a), ('lora_B', linear.lora_b)):
+            for layer, value in enumerate(np.asarray(variable[...])):
+                tensors[_tensor_name(layer, name, part)] = np.ascontiguousarray(value.T)
+    save_file(tensors, partial / WEIGHTS, metadata={'format': 'pt'})
+    config = PLAIN | {
+        'task_type': 'CAUSAL_LM',
+        'base_model_name_or_path': None if base is None else str(base),
+        'r': settings.rank,
+        'lora_alpha': settings.alpha,
+        'lora_dropout': 0.0,
+        'target_modules': list(settings.targets),
+        'inference_mode': True,
+    }
+    weights.write_json(partial / CONFIG, config)
+    return partial.rename(path)
+
+
+def load(decoder: Decoder, path: str | Path) -> tuple[Decoder, Lora]:
+    """The model with an adapter that PEFT, or `save`, wrote.
+
+    Raises:
+      UserError: a file that is missing or damaged; a variant other than plain LoRA; a tensor that
+        is missing, left over, or of the wrong shape or type.
+    """
+    path = Path(path)
+    settings = _read_settings(path / CONFIG)
+    decoder = off(decoder)
+    layers = range(decoder.architecture.layers)
+    with ExitStack() as stack:
+        sources = weights.open_safetensors(path / WEIGHTS, stack)
+        linears = dict(_targets(decoder, settings))
+        shapes = {}
+        for name, linear in linears.items():
+            for layer in layers:
+                a, b = (_tensor_name(layer, name, part) for part in ('lora_A', 'lora_B'))
+                shapes |= {a: (settings.rank, linear.in_features)}
+                shapes |= {b: (linear.out_features, settings.rank)}
+        weights.check_tensors(shapes, sources, path / WEIGHTS)
+        for name, linear in linears.items():
+            stacks = [
+                np.stack([sources[_tensor_name(layer, name, part)].view[:].T for layer in layers])
+                for part in ('lora_A', 'lora_B')
+            ]
+            _attach(linear, settings, *(jnp.asarray(x, jnp.float32) for x in stacks))
+    return decoder, settings
+
+
+def _linears(decoder: Decoder) -> Iterator[tuple[str, Linear]]:
+    """The layers' linear maps by dotted name within a layer, in a fixed order."""
+    found = {
+        '.'.join(map(str, path)): module
+        for path, module in nnx.iter_modules(decoder.layers)
+        if isinstance(module, Linear)
+    }
+    return iter(sorted(found.items()))
+
+
+def _targets(decoder: Decoder, settings: Lora) -> Iterator[tuple[str, Linear]]:
+    return (item for item in _linears(decoder) if item[0].split('.')[-1] in settings.targets)
+
+
+def _attach(linear: Linear, settings: Lora, a: jax.Array, b: jax.Array) -> None:
+    linear.lora_a, linear.lora_b = nnx.LoRAParam(a), nnx.LoRAParam(b)
+    linear.lora_scale = settings.alpha / settings.rank
+
+
+def _tensor_name(layer: int, linear: str, part: str) -> str:
+    return f'base_model.model.model.layers.{layer}.{linear}.{part}.weight'
+
+
+def _read_settings(file: Path) -> Lora:
+    data = architectures.read_json(file)
+    for key, plain in PLAIN.items():
+        value = data.get(key)
+        if value != plain and (value or plain):
+            raise UserError(f'{file}: {key}: {value!r:.80}; only {plain!r} is supported')
+    try:
+        return Lora.model_validate(
+            {
+                'rank': data.get('r'),
+                'alpha': data.get('lora_alpha'),
+                'targets': data.get('target_modules'),
+            }
+        )
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        theirs = {'rank': 'r', 'alpha': 'lora_alpha', 'targets': 'target_modules'}
+        key = theirs[str(first['loc'][0])]
+        raise UserError(f'{file}: {key}: {first["msg"]}, got {first["input"]!r:.80}') from None

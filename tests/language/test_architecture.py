@@ -1,0 +1,100 @@
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sail_jax.errors import UserError
+from sail_jax.language import architecture
+from tests.language.tiny import FAMILIES
+
+LLAMA = architecture.to_hf(FAMILIES['llama2'])
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_written_configuration_reads_back_equal(name):
+    ours = FAMILIES[name]
+    assert architecture.from_hf(json.loads(json.dumps(architecture.to_hf(ours)))) == ours
+
+
+def test_reads_rope_of_transformers_4_and_5():
+    scaling = {
+        'rope_type': 'llama3',
+        'factor': 32.0,
+        'low_freq_factor': 1.0,
+        'high_freq_factor': 4.0,
+        'original_max_position_embeddings': 8192,
+    }
+    old = LLAMA | {'rope_theta': 5e5, 'rope_scaling': scaling}
+    new = {k: v for k, v in LLAMA.items() if k != 'rope_theta'}
+    new |= {'rope_parameters': scaling | {'rope_theta': 5e5}}
+    assert architecture.from_hf(old) == architecture.from_hf(new)
+    assert architecture.from_hf(old).rope.theta == 5e5
+    assert architecture.from_hf(old).rope.factor == 32
+
+
+def test_defaults_of_absent_keys_are_those_of_transformers():
+    old = {
+        k: v
+        for k, v in LLAMA.items()
+        if k not in ('num_key_value_heads', 'head_dim', 'rope_theta', 'tie_word_embeddings')
+    }
+    ours = architecture.from_hf(old)
+    assert (ours.kv_heads, ours.head_dim, ours.rope.theta, ours.tied) == (4, 4, 10_000, False)
+
+
+def test_qwen_window_starts_at_max_window_layers_and_only_if_used():
+    qwen = architecture.to_hf(FAMILIES['qwen2']) | {'sliding_window': 7, 'max_window_layers': 2}
+    assert architecture.from_hf(qwen).windows == ()
+    assert architecture.from_hf(qwen | {'use_sliding_window': True}).windows == (0, 0, 7)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'model_type': 'gpt2'}, "config.json: model_type: 'gpt2'; supported: llama, mistral"),
+        ({'model_type': None}, 'config.json: model_type: None'),
+        ({'hidden_act': 'gelu'}, "config.json: hidden_act: 'gelu'; supported: silu"),
+        ({'hidden_size': None}, 'config.json: hidden_size: Field required'),
+        ({'hidden_size': 'big'}, "config.json: hidden_size: .*, got 'big'"),
+        ({'vocab_size': 10**12}, 'config.json: vocab_size: .* less than or equal to 4194304'),
+        ({'num_hidden_layers': 0}, 'config.json: num_hidden_layers: .*, got 0'),
+        ({'num_key_value_heads': 3}, 'config.json: 4 attention heads do not divide by 3'),
+        ({'head_dim': 5}, 'config.json: head_dim: .* multiple of 2, got 5'),
+        ({'rope_scaling': {'type': 'yarn'}}, "rope type: 'yarn'; supported"),
+        ({'rope_scaling': {'type': 'linear'}}, 'rope type linear needs factor'),
+        ({'rope_scaling': 3}, 'rope_parameters: expected an object, got 3'),
+    ],
+)
+def test_bad_configuration_is_named_in_one_line(change, message):
+    data = {k: v for k, v in (LLAMA | change).items() if v is not None}
+    with pytest.raises(UserError, match=message) as caught:
+        architecture.from_hf(data)
+    assert '\n' not in str(caught.value)
+
+
+@given(
+    st.sampled_from(sorted(LLAMA)),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just([]) | st.just({}),
+)
+def test_any_value_of_any_key_is_read_or_refused(key, value):
+    with contextlib.suppress(UserError):
+        architecture.from_hf(LLAMA | {key: value})
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'{"a": ', 'not valid JSON'),
+        (b'[1]', 'expected a JSON object, got list'),
+        (b'\xff\xfe', 'not valid JSON'),
+        (None, 'No such file'),
+    ],
+)
+def test_unreadable_file_is_named(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / 'config.json').write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        architecture.read(tmp_path)
+    assert str(tmp_path / 'config.json') in str(caught.value)

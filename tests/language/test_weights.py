@@ -1,0 +1,242 @@
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from sail_jax.errors import UserError
+from sail_jax.language import architecture, weights
+from sail_jax.language.model import Decoder
+from tests.language import tiny
+from tests.language.tiny import FAMILIES
+
+
+def tensors(path):
+    found = {}
+    for file in path.glob('*.safetensors'):
+        found |= load_file(file)
+    return found
+
+
+def assert_same_bits(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        assert a[name].shape == b[name].shape
+        assert a[name].tobytes() == b[name].tobytes()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return weights.save(tiny.decoder('llama3'), tmp_path / 'model')
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'shard_bytes'), [(jnp.float32, 10**9), (jnp.bfloat16, 2000), (jnp.float16, 2000)]
+)
+def test_round_trip_is_bit_exact(tmp_path, dtype, shard_bytes):
+    first = weights.save(tiny.decoder('qwen3'), tmp_path / 'a', dtype=dtype)
+    second = weights.save(
+        weights.load(first), tmp_path / 'b', source=first, shard_bytes=shard_bytes
+    )
+    third = weights.save(weights.load(second), tmp_path / 'c', source=second)
+    assert len(list(second.glob('*.safetensors'))) > 2 or shard_bytes > 2000
+    for file in second.glob('*.safetensors'):
+        largest = max(x.nbytes for x in load_file(file).values())
+        assert sum(x.nbytes for x in load_file(file).values()) <= max(shard_bytes, largest)
+    assert_same_bits(tensors(first), tensors(second))
+    assert (first / 'model.safetensors').read_bytes() == (third / 'model.safetensors').read_bytes()
+    assert (first / 'config.json').read_bytes() == (third / 'config.json').read_bytes()
+
+
+def test_load_restores_every_parameter(tmp_path):
+    decoder = tiny.decoder('llama-biases')
+    loaded = weights.load(weights.save(decoder, tmp_path / 'a'))
+    assert loaded.architecture == decoder.architecture
+    ours, theirs = nnx.to_pure_dict(nnx.state(decoder)), nnx.to_pure_dict(nnx.state(loaded))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_bfloat16_file_as_float32_parameters_goes_back_without_loss(tmp_path):
+    first = weights.save(tiny.decoder(), tmp_path / 'a', dtype=jnp.bfloat16)
+    loaded = weights.load(first, param_dtype=jnp.float32)
+    assert {x.dtype for x in jax.tree.leaves(nnx.state(loaded))} == {jnp.dtype('float32')}
+    second = weights.save(loaded, tmp_path / 'b', source=first, dtype=jnp.bfloat16)
+    assert_same_bits(tensors(first), tensors(second))
+    assert json.loads((second / 'config.json').read_text())['dtype'] == 'bfloat16'
+
+
+SHARDED = """
+import sys
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from flax import nnx
+from sail_jax.language import weights
+
+mesh = Mesh(np.asarray(jax.devices()).reshape(4, 2), ('fsdp', 'tensor'))
+sharding = lambda name, shape: NamedSharding(
+    mesh, P(*[None] * (len(shape) - 2), 'fsdp', 'tensor') if name.endswith('.kernel') else P()
+)
+whole, parts = weights.load(sys.argv[1]), weights.load(sys.argv[1], sharding=sharding)
+a, b = weights.parameters(whole), weights.parameters(parts)
+for name in a:
+    np.testing.assert_array_equal(a[name][...], b[name][...])
+    shard = b[name][...].addressable_shards[0].data
+    assert shard.size * (8 if name.endswith('.kernel') else 1) == a[name][...].size, name
+weights.save(parts, sys.argv[2])
+"""
+
+
+def test_each_device_reads_its_own_part(tmp_path):
+    saved = weights.save(tiny.decoder('llama3', update={'vocab_size': 64}), tmp_path / 'model')
+    flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu'}
+    arguments = [sys.executable, '-c', SHARDED, str(saved), str(tmp_path / 'out')]
+    subprocess.run(arguments, check=True, env=os.environ | flags)
+    assert_same_bits(tensors(saved), tensors(tmp_path / 'out'))
+
+
+def test_load_holds_no_second_copy(tmp_path):
+    update = {'layers': 8, 'hidden_size': 64, 'intermediate_size': 256}
+    path = weights.save(tiny.decoder('llama2', update=update), tmp_path / 'a')
+    total = (path / 'model.safetensors').stat().st_size
+    tracemalloc.start()
+    weights.load(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * total
+
+
+def rewrite(path, change):
+    content = load_file(path / 'model.safetensors')
+    change(content)
+    save_file(content, path / 'model.safetensors', metadata={'format': 'pt'})
+
+
+def refuse(path, message):
+    with pytest.raises(UserError, match=message) as caught:
+        weights.load(path)
+    assert '\n' not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+NAME = 'model.layers.1.mlp.up_proj.weight'
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda x: x.pop(NAME), f'tensors missing: {NAME} \\(1 in all\\)'),
+        (lambda x: x.pop('lm_head.weight'), 'tensors missing: lm_head.weight'),
+        (lambda x: x.update(score=x[NAME]), 'that the model does not have: score'),
+        (
+            lambda x: x.update({NAME: x[NAME][:-1].copy()}),
+            f'{NAME}: shape \\(23, 16\\); .*\\(24, 16\\)',
+        ),
+        (lambda x: x.update({NAME: x[NAME].T.copy()}), f'{NAME}: shape \\(16, 24\\)'),
+        (lambda x: x.update({NAME: x[NAME].astype(np.int8)}), f'{NAME}: type I8; expected F32'),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(saved, change, message):
+    rewrite(saved, change)
+    refuse(saved, message)
+
+
+def test_tied_checkpoint_may_repeat_the_matrix_but_not_with_other_values(tmp_path):
+    path = weights.save(tiny.decoder('qwen2'), tmp_path / 'a')
+    add = lambda x: x.update({'lm_head.weight': x['model.embed_tokens.weight'].copy()})  # noqa: E731
+    rewrite(path, add)
+    weights.load(path)
+    rewrite(path, lambda x: x.update({'lm_head.weight': x['lm_head.weight'] + 1}))
+    refuse(path, 'that the model does not have: lm_head.weight')
+
+
+def test_constants_of_old_checkpoints_are_ignored(saved):
+    name = 'model.layers.0.self_attn.rotary_emb.inv_freq'
+    rewrite(saved, lambda x: x.update({name: np.ones(2, np.float32)}))
+    weights.load(saved)
+
+
+@pytest.mark.parametrize(
+    'file', ['../a.safetensors', '/etc/passwd', 'x/../y', '..\\a', '', 3, None]
+)
+def test_index_must_not_leave_its_directory(saved, file):
+    (saved / 'model.safetensors').unlink()
+    index = {'weight_map': {NAME: file}}
+    (saved / 'model.safetensors.index.json').write_text(json.dumps(index))
+    refuse(saved, f'{NAME}: .*expected a .safetensors file of this directory')
+
+
+@pytest.mark.parametrize(
+    ('index', 'message'),
+    [
+        ({}, 'weight_map: expected an object'),
+        ({'weight_map': []}, 'weight_map: expected an object'),
+        ({'weight_map': {NAME: 'gone.safetensors'}}, 'gone.safetensors: No such file'),
+        ({'weight_map': {'nothing': 'a.safetensors'}}, 'nothing: not in a.safetensors'),
+    ],
+)
+def test_bad_index_is_named(saved, index, message):
+    (saved / 'model.safetensors').rename(saved / 'a.safetensors')
+    (saved / 'model.safetensors.index.json').write_text(json.dumps(index))
+    refuse(saved, message)
+
+
+def test_no_weights_is_named(saved):
+    (saved / 'model.safetensors').unlink()
+    refuse(saved, 'neither model.safetensors nor')
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_damaged_file_is_refused_or_read(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp('damaged') / 'model'
+    architecture_ = FAMILIES['llama2'].model_copy(update={'layers': 1})
+    path.mkdir()
+    (path / 'config.json').write_text(json.dumps(architecture.to_hf(architecture_)))
+    decoder = nnx.eval_shape(lambda: Decoder(architecture_, rngs=nnx.Rngs(0)))
+    values = weights.parameters(decoder)
+    content = {
+        name: np.zeros(place.shape(values[place.parameter].shape), np.float32)
+        for name, place in weights.places(decoder).items()
+    }
+    save_file(content, path / 'model.safetensors')
+    raw = bytearray((path / 'model.safetensors').read_bytes())
+    cut = data.draw(st.integers(0, len(raw)))
+    where = data.draw(st.integers(0, min(len(raw), 3000) - 1))
+    raw[where] ^= data.draw(st.integers(0, 255))
+    (path / 'model.safetensors').write_bytes(raw[:cut] if data.draw(st.booleans()) else raw)
+    try:
+        weights.load(path)
+    except UserError as error:
+        message = str(error)
+        assert '\n' not in message
+
+
+def test_export_refuses_an_existing_path_and_another_architecture(saved, tmp_path):
+    decoder = tiny.decoder('llama3')
+    with pytest.raises(UserError, match='exists; name a new directory'):
+        weights.save(decoder, saved)
+    with pytest.raises(ValueError, match='not of the architecture'):
+        weights.save(tiny.decoder('qwen3'), tmp_path / 'other', source=saved)
+
+
+def test_export_copies_tokeniser_and_chat_template_but_no_foreign_weights(saved, tmp_path):
+    for name in ('tokenizer.json', 'chat_template.jinja', 'merges.txt', 'pytorch_model.bin'):
+        (saved / name).write_text(name)
+    out = weights.save(weights.load(saved), tmp_path / 'out', source=saved)
+    assert sorted(file.name for file in out.iterdir()) == [
+        'chat_template.jinja',
+        'config.json',
+        'merges.txt',
+        'model.safetensors',
+        'tokenizer.json',
+    ]
