@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.ticker import EngFormatter
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -71,7 +72,8 @@ def group_by_settings(curves: list[Curve]) -> dict[str, list[Curve]]:
 def plot(run_dirs: list[Path], out: Path) -> None:
     """Return and KL against env steps, labels and wall time; seeds become a band.
 
-    The line is the mean over seeds, the band from the lowest to the highest.
+    The line is the mean over seeds, the band from the lowest to the highest, as far as all of them
+    have come.
 
     Raises:
       UserError: a run that cannot be read, or a file that cannot be written.
@@ -92,6 +94,7 @@ def plot(run_dirs: list[Path], out: Path) -> None:
     for axis in axes.flat:
         axis.grid(alpha=0.3)
         axis.margins(x=0.02)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=''))
     axes[0, 0].legend(fontsize=8, frameon=False)
     environments = sorted(
         {f'{c.run.env.name} ({c.run.env.backend})' for g in groups.values() for c in g}
