@@ -69,7 +69,7 @@ def default_run_dir(name: str) -> Path:
     return Path('runs') / f'{name}-{time.strftime("%Y%m%d-%H%M%S")}'
 
 
-def prepare_run_dir(run: config.Run, run_dir: Path, resume: bool) -> None:
+def prepare_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
     """Makes the directory and writes the resolved configuration, or checks them on resume.
 
     Raises:
