@@ -73,7 +73,6 @@ def train(
     if isinstance(run, bandit.Study):
         if resume:
             raise UserError(f'{run_dir}: a study has nothing to resume; run it again')
-        trainer.prepare_run_dir(run, run_dir, resume)
         return bandit_study.run(run, run_dir)
     extras = {'env': env, 'segment_reward': segment_reward}
     task = TASKS[type(run)](run, **{key: value for key, value in extras.items() if value})

@@ -1,9 +1,9 @@
 """Configuration of the two studies of the exact problem."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import AfterValidator, Field, PositiveFloat
 
 from sail_jax.config import Section, Settings
 from sail_jax.errors import UserError
@@ -43,12 +43,21 @@ class Study(Settings):
     """Of the L2 ball that the parameters are held in."""
 
 
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    if list(values) != sorted(set(values)):
+        raise ValueError('should ascend')
+    return values
+
+
+Ascending = Annotated[tuple[PositiveFloat, ...], Field(min_length=2), AfterValidator(_ascending)]
+
+
 class Sweep(Section):
     """Grid of objectives on the first problem, to see where the guarantee ends."""
 
-    betas: tuple[PositiveFloat, ...] = Field((0.01, 0.03, 0.1, 0.3, 1.0), min_length=2)
+    betas: Ascending = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
     """Ascending."""
-    coefficients: tuple[PositiveFloat, ...] = Field((0.01, 0.03, 0.1, 0.3, 1.0), min_length=2)
+    coefficients: Ascending = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
     """Lambdas, ascending."""
     starts: int = Field(16, ge=2)
     """Starts of the search for maxima at each point of the grid."""

@@ -7,7 +7,7 @@ import numpy as np
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
-from matplotlib.colors import LogNorm
+from matplotlib.colors import BoundaryNorm, LogNorm
 from matplotlib.lines import Line2D
 
 from sail_jax.bandit.config import Landscape, SampleComplexity
@@ -66,8 +66,8 @@ def sample_complexity(
 
 
 def _save(figure: plt.Figure, path: Path) -> None:
-    figure.savefig(path.with_suffix('.png'))
-    figure.savefig(path.with_suffix('.pdf'))
+    for suffix in ('.png', '.pdf'):
+        figure.savefig(path.with_suffix(suffix), bbox_inches='tight')
     plt.close(figure)
 
 
@@ -81,7 +81,8 @@ def _convergence(measured: Measured, run: Landscape) -> plt.Figure:
         axis.set_xlim(0, _settled(measured, run))
         reached = (gap_SxT[:, -1] < 1e-8).mean()
         axis.annotate(
-            f'{reached:.0%} of {run.starts} starts\nreach the maximum',
+            f'{reached:.0%} of {run.starts} starts\nreach the maximum\n'
+            f'in {run.iterations} iterations',
             (0.97, 0.95) if o else (0.97, 0.05),
             xycoords='axes fraction',
             ha='right',
@@ -134,9 +135,9 @@ def _pl_ratio(measured: Measured, length_N: np.ndarray) -> plt.Figure:
     axes[0].set_xlabel(r'$\Vert\theta\Vert$ of points in the ball')
     axes[1].set_xlabel('iteration + 1')
     axes[0].set_ylabel('PL ratio')
-    axes[0].set_title('over the ball')
+    axes[0].set_title('at points of the ball')
     axes[1].set_title('along the paths of ascent')
-    figure.legend(handles=handles, loc='outside lower center', ncols=4)
+    figure.legend(handles=handles, loc='outside lower center', ncols=4, columnspacing=1.2)
     return figure
 
 
@@ -152,16 +153,17 @@ def _curvature(measured: Measured, length_N: np.ndarray) -> plt.Figure:
             rasterized=True,
         )
     axes[0].set_xlabel(r'$\Vert\theta\Vert$ of points in the ball')
-    axes[0].set_title('one problem')
+    axes[0].set_title('at points of the ball, problem 0')
     problems = len(measured.curvature)
     for o in range(3):
         axes[1].plot(np.arange(problems), measured.curvature[:, o], 'o', ms=5, color=COLORS[o])
-    axes[1].set_title('largest over the ball, every problem')
+    axes[1].set_title('largest over the ball')
     axes[1].set_xlabel('problem')
     axes[1].set_xticks(range(problems))
     for axis in axes:
         axis.axhline(0, color='k', lw=0.8)
         axis.set_yscale('symlog', linthresh=1e-3, linscale=0.7)
+        axis.margins(y=0.08)
         axis.set_ylabel(r'largest eigenvalue of $\nabla^2 J_\lambda$')
     handles = [Line2D([], [], color=COLORS[o], marker='o', ls='', label=NAMES[o]) for o in range(3)]
     figure.legend(handles=handles, loc='outside lower center', ncols=3)
@@ -169,25 +171,34 @@ def _curvature(measured: Measured, length_N: np.ndarray) -> plt.Figure:
 
 
 def _slice(plane: Slice, run: Landscape) -> plt.Figure:
-    figure, axes = plt.subplots(1, 3, figsize=(9, 3.3), sharey=True, layout='constrained')
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.6), sharey=True, layout='constrained')
     for o, axis in enumerate(axes):
         value = plane.value[o]
         # Levels by quantile show the shape near the maxima, where SAIL is nearly flat.
-        levels = np.unique(np.nanquantile(value, np.linspace(0, 1, 22) ** 0.7))
-        rank = np.searchsorted(levels, value).astype(float)
-        rank[np.isnan(value)] = np.nan
+        inside = value[np.hypot(*np.meshgrid(plane.axis, plane.axis)) <= run.radius]
+        levels = np.unique(np.quantile(inside, np.linspace(0, 1, 20) ** 0.6))
+        ball = plt.Circle((0, 0), run.radius, fill=False, color='k', lw=0.8)
+        axis.add_patch(ball)
         axis.contourf(
-            plane.axis, plane.axis, rank, levels=len(levels), cmap='Greys', alpha=0.75, zorder=0
-        )
+            plane.axis,
+            plane.axis,
+            value,
+            levels,
+            norm=BoundaryNorm(levels, 256, extend='both'),
+            cmap='Greys',
+            extend='both',
+        ).set_clip_path(ball)
         for path in plane.path[o]:
             axis.plot(*path.T, color=COLORS[o], lw=0.8, alpha=0.9)
             axis.plot(*path[0], '.', color=COLORS[o], ms=3)
         maxima = plane.maxima[o]
         axis.plot(*maxima.T, '*', color='gold', mec='k', mew=0.7, ms=12, zorder=5, clip_on=False)
-        axis.add_patch(plt.Circle((0, 0), run.radius, fill=False, color='k', lw=0.8))
         axis.set_title(f'{NAMES[o]}\n{_count(len(maxima))}')
         axis.set_xlabel('$u_1$')
         axis.set_aspect('equal')
+        axis.set_xlim(-1.05 * run.radius, 1.05 * run.radius)
+        axis.set_ylim(-1.05 * run.radius, 1.05 * run.radius)
+        axis.spines[:].set_visible(False)
         axis.grid(False)
     axes[0].set_ylabel('$u_2$')
     return figure
@@ -199,33 +210,46 @@ def _count(maxima: int) -> str:
 
 def _sweep(swept: Swept, run: Landscape) -> plt.Figure:
     betas, coefficients = np.array(run.sweep.betas), np.array(run.sweep.coefficients)
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout='constrained')
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.5), sharex=True, layout='constrained')
     for d, axis in enumerate(axes[:2]):
         spread = np.maximum(swept.spread[d], 1e-16).T
         mesh = axis.pcolormesh(
-            betas, coefficients, spread, norm=LogNorm(1e-15, 1), cmap='magma_r', shading='nearest'
+            _edges(betas), _edges(coefficients), spread, norm=LogNorm(1e-16, 1), cmap='Oranges'
         )
-        axis.set_title(f'{NAMES[1 + d]}: spread over starts')
-        concave = swept.curvature[d].T < 0
-        y, x = np.nonzero(concave)
-        axis.plot(betas[x], coefficients[y], 'o', ms=3, mfc='none', mec='#0072B2', mew=0.9)
-    figure.colorbar(mesh, ax=axes[:2], label=r'$J^\star_\lambda$ $-$ worst local maximum', pad=0.01)
-    axes[2].fill_between(
-        betas, swept.sharp.min(0), swept.sharp.max(0), color=COLORS[1], alpha=0.25, lw=0
-    )
-    axes[2].plot(betas, np.median(swept.sharp, 0), color=COLORS[1])
-    axes[2].fill_between(
-        betas, swept.certified.min(0), swept.certified.max(0), color='k', alpha=0.15, lw=0
-    )
-    axes[2].plot(betas, np.median(swept.certified, 0), 'k--')
-    axes[2].plot(run.beta, run.coefficient, '*', color='gold', mec='k', ms=11)
-    axes[2].set_title(r'where strong concavity begins')
+        axis.set_title(f'{NAMES[1 + d]}, problem 0')
+        axis.set_xlim(_edges(betas)[[0, -1]])
+        axis.set_ylim(_edges(coefficients)[[0, -1]])
+        axis.grid(False)
+    figure.colorbar(mesh, ax=axes[:2], label=f'{GAP} at the worst local maximum', pad=0.01)
+    axes[0].plot(betas, swept.sharp[0], color=COLORS[1], lw=1.8)
+    _write(axes[0], 'strongly concave', (0.05, 0.93), COLORS[1])
+    if (swept.curvature[1] >= 0).all():
+        _write(axes[1], 'strongly concave nowhere', (0.05, 0.93), 'k')
+    for numbers, color, style, name in (
+        (swept.certified, 'k', '--', 'proven to suffice'),
+        (swept.sharp, COLORS[1], '-', r'sharp (searched), $\lambda^\star(\beta)$'),
+    ):
+        axes[2].fill_between(betas, numbers.min(0), numbers.max(0), color=color, alpha=0.2, lw=0)
+        axes[2].plot(betas, np.median(numbers, 0), color=color, ls=style, label=name)
+    axes[2].set_title(f'strong concavity, {len(swept.sharp)} problems')
     for axis in axes:
-        axis.set_xscale('log')
-        axis.set_yscale('log')
+        axis.loglog(run.beta, run.coefficient, '*', color='gold', mec='k', mew=0.7, ms=11)
         axis.set_xlabel(r'$\beta$')
         axis.set_ylabel(r'$\lambda$')
+    axes[2].plot([], [], '*', color='gold', mec='k', mew=0.7, ms=11, ls='', label='this study')
+    axes[2].legend(loc='lower right')
     return figure
+
+
+def _edges(centres: np.ndarray) -> np.ndarray:
+    """Borders of the cells around points on a log axis."""
+    log = np.log(centres)
+    middle = (log[1:] + log[:-1]) / 2
+    return np.exp(np.concatenate([[2 * log[0] - middle[0]], middle, [2 * log[-1] - middle[-1]]]))
+
+
+def _write(axis: plt.Axes, text: str, at: tuple[float, float], color: str) -> None:
+    axis.annotate(text, at, xycoords='axes fraction', color=color, va='top', fontsize=8.5)
 
 
 def _samples(curves: Curves, table: list[dict], run: SampleComplexity) -> plt.Figure:
@@ -233,16 +257,14 @@ def _samples(curves: Curves, table: list[dict], run: SampleComplexity) -> plt.Fi
     for o, name in enumerate(OBJECTIVES):
         gap_PxM = np.maximum(curves.gap[o].mean(1), GAP_FLOOR)
         (slope,) = (row for row in table if (row['problem'], row['objective']) == ('all', name))
-        interval = f'[{slope["slope_low"]:.2f}, {slope["slope_high"]:.2f}]'
+        numbers = [f'${slope[key]:.2f}$' for key in ('slope', 'slope_low', 'slope_high')]
         axis.loglog(curves.labels, gap_PxM.T, color=COLORS[o], lw=0.6, alpha=0.4)
         axis.loglog(
             curves.labels,
             np.exp(np.log(gap_PxM).mean(0)),
             color=COLORS[o],
             lw=2.2,
-            label=f'{NAMES[o]}: slope ${slope["slope"]:.2f}$ {interval}'.replace(
-                '-', '\N{MINUS SIGN}'
-            ),
+            label='{}: slope {} [{}, {}]'.format(NAMES[o], *numbers),
         )
     axis.axvspan(curves.labels[-1] / FIT_LAST, curves.labels[-1], color='k', alpha=0.05, lw=0)
     right = curves.labels[curves.labels >= curves.labels[-1] / FIT_LAST]

@@ -232,7 +232,7 @@ class Slice(NamedTuple):
     axis: np.ndarray
     """Coordinates of the grid, [G]."""
     value: np.ndarray
-    """J_lambda on the grid, [O, G, G], rows along the second coordinate; NaN outside the ball."""
+    """J_lambda on the grid, [O, G, G], rows along the second coordinate."""
     path: np.ndarray
     """Ascent from starts in the plane, [O, S, T + 1, 2]."""
     maxima: list[np.ndarray]
@@ -298,11 +298,10 @@ def slice_through_maxima(
         grid,
         starts_Sx2,
     )
-    outside = np.linalg.norm(grid, axis=-1) > run.radius
     each = [jax.tree.map(lambda x, o=o: x[o], maxima) for o in range(len(OBJECTIVES))]
     return Slice(
         axis,
-        np.where(outside, np.nan, value),
+        np.asarray(value),
         np.asarray(path),
         [np.asarray(found.theta)[distinct(found, run.radius)] for found in each],
     )

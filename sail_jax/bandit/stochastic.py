@@ -12,7 +12,7 @@ from sail_jax import update
 from sail_jax.bandit import landscape, workload
 from sail_jax.bandit import problem as exact
 from sail_jax.bandit.config import SampleComplexity
-from sail_jax.bandit.measure import OBJECTIVES, generator, make_objectives, make_problems
+from sail_jax.bandit.measure import OBJECTIVES, generator, make_objectives
 from sail_jax.bandit.problem import Objective, Problem
 
 FIT_LAST = 16
@@ -82,13 +82,8 @@ def ascend(
     return means
 
 
-def measure(run: SampleComplexity) -> Curves:
-    """Runs all seeds of all problems, one program for each objective.
-
-    Raises:
-      UserError: the user's file is not right.
-    """
-    problems = make_problems(run)
+def measure(problems: Problem, run: SampleComplexity) -> Curves:
+    """Runs all seeds of all problems, one program for each objective."""
     count, dimension = len(problems.reward_XxY), problems.features_XxYxD.shape[-1]
     rng = generator(run)
     start_PxSxD = landscape.ball(rng, count * run.seeds, dimension, run.radius).reshape(
@@ -100,13 +95,21 @@ def measure(run: SampleComplexity) -> Curves:
     seed_PxS = rng.integers(2**31, size=(count, run.seeds)).astype(np.uint32)
     moments = np.unique(np.geomspace(min(16, run.updates // 4), run.updates, 25).astype(int))
 
-    def one(problem, objective, start_SxD, seed_S, settings):
-        scale = optimum(problem, objective, search_SxD, points_NxD, run.radius)
+    def one(problem, start_SxD, seed_S, scale, settings):
         means_SxTxD = jax.vmap(
             lambda start_D, seed: ascend(problem, start_D, seed, scale, run, settings)
         )(start_SxD, seed_S)
-        value = jax.vmap(jax.vmap(partial(exact.value, problem, objective)))
-        return scale.best - value(means_SxTxD[:, moments - 1])
+        return means_SxTxD[:, moments - 1]
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(0, None))
+    def optima(problem, objective):
+        return optimum(problem, objective, search_SxD, points_NxD, run.radius)
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(0, None, 0))
+    def values(problem, objective, theta_SxMxD):
+        return jax.vmap(jax.vmap(partial(exact.value, problem, objective)))(theta_SxMxD)
 
     objectives, gaps = make_objectives(run.beta, run.coefficient), []
     for index, name in enumerate(OBJECTIVES):
@@ -114,10 +117,21 @@ def measure(run: SampleComplexity) -> Curves:
         direction = 'ref_to_policy' if name == 'sail' else name
         settings = workload.settings(run.seed, run.beta, coefficient, direction, run.radius)
         objective = jax.tree.map(lambda x, i=index: x[i], objectives)
-        program = jax.jit(jax.vmap(partial(one, settings=settings), in_axes=(0, None, 0, 0)))
-        gaps.append(program(problems, objective, start_PxSxD, seed_PxS))
+        scales = optima(problems, objective)
+        # Sampled in float32 as in training, judged in float64.
+        arguments = jax.tree.map(to_float32, (problems, start_PxSxD, seed_PxS, scales))
+        with jax.enable_x64(False):
+            means = np.asarray(jax.jit(jax.vmap(partial(one, settings=settings)))(*arguments))
+        value = values(problems, objective, means.astype(np.float64))
+        gaps.append(np.asarray(scales.best[:, None, None] - value))
     pairs = run.group_size * (run.group_size - 1) // 2
-    return Curves(moments * run.contexts * pairs, np.asarray(jnp.stack(gaps)))
+    return Curves(moments * run.contexts * pairs, np.stack(gaps))
+
+
+def to_float32(x: Any) -> np.ndarray:
+    """An array on the host, in float32 if it was float64."""
+    x = np.asarray(x)
+    return x.astype(np.float32) if x.dtype == np.float64 else x
 
 
 class Slope(NamedTuple):

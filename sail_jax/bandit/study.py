@@ -9,12 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from sail_jax import metrics
+from sail_jax import metrics, trainer
 from sail_jax.bandit import landscape, measure, stochastic
 from sail_jax.bandit.config import Landscape, SampleComplexity, Study
 from sail_jax.bandit.measure import OBJECTIVES, Measured, Swept
+from sail_jax.bandit.problem import Problem
 
 Table = list[dict[str, Any]]
+
+LINEAR_PHASE = 1e-4
+"""Share of the first gap below which the ascent counts as linear: the fast directions are gone."""
 
 TITLES = {
     'sail': 'SAIL',
@@ -22,22 +26,20 @@ TITLES = {
     'policy_to_ref': 'RevKL, KL(π‖ref)',
 }
 COLUMNS = {
-    'problem': 'problem',
-    'objective': 'objective',
     'strong_concavity_margin': 'strong-concavity margin',
-    'sharp_coefficient': 'sharp λ',
-    'certified_coefficient': 'certified λ',
+    'certified_coefficient': 'λ proven to suffice',
     'pl_ball': 'PL ratio, ball (min)',
     'pl_paths': 'PL ratio, paths (min)',
     'spread': 'spread over starts',
     'maxima': 'local maxima',
     'reached': 'starts at J*',
-    'rate': 'linear rate',
-    'r2': 'R² (min)',
+    'rate': 'linear rate (slowest start)',
+    'r2': 'R² (median start)',
+    'r2_min': 'R² (worst start)',
     'slope': 'slope',
-    'slope_low': '95 % from',
-    'slope_high': 'to',
-    'final_gap': 'final J* − J',
+    'slope_low': 'slope, 95 % from',
+    'slope_high': 'slope, 95 % to',
+    'final_gap': 'final J* - J',
 }
 
 
@@ -48,18 +50,19 @@ def run(study: Study, run_dir: Path) -> Table:
       The table, one row for each problem and objective.
 
     Raises:
-      UserError: the user's problem is not right.
+      UserError: the user's problem is not right, or the run directory is taken.
     """
     with jax.enable_x64(True):
-        return (
-            _landscape(study, run_dir) if isinstance(study, Landscape) else _samples(study, run_dir)
-        )
+        problems = measure.make_problems(study)
+        trainer.prepare_run_dir(study, run_dir, resume=False)
+        if isinstance(study, Landscape):
+            return _landscape(problems, study, run_dir)
+        return _samples(problems, study, run_dir)
 
 
-def _landscape(run: Landscape, run_dir: Path) -> Table:
+def _landscape(problems: Problem, run: Landscape, run_dir: Path) -> Table:
     from sail_jax.bandit import figures
 
-    problems = measure.make_problems(run)
     measured, points_NxD = measure.measure(problems, run)
     swept = measure.sweep(problems, run)
     plane = measure.slice_through_maxima(problems, measured, run)
@@ -118,7 +121,8 @@ def landscape_table(measured: Measured, certified: list[float], run: Landscape) 
                 'maxima': len(measure.distinct(at_maximum, run.radius)),
                 'reached': float(reached_S.mean()),
                 'rate': max(rate for rate, _ in fits) if converges else None,
-                'r2': min(r2 for _, r2 in fits) if converges else None,
+                'r2': float(np.median([r2 for _, r2 in fits])) if converges else None,
+                'r2_min': min(r2 for _, r2 in fits) if converges else None,
             }
         )
     return rows
@@ -127,16 +131,17 @@ def landscape_table(measured: Measured, certified: list[float], run: Landscape) 
 def smallest_ratio(gain: np.ndarray, gap: np.ndarray) -> float:
     """The smallest PL ratio, leaving out points where the gap is rounding."""
     far = gap > 100 * landscape.GAP_FLOOR
-    return float((gain[far] / gap[far]).min()) if far.any() else math.nan
+    # At a spurious maximum the gain is 0, give or take rounding.
+    return max(float((gain[far] / gap[far]).min()), 0.0) if far.any() else math.nan
 
 
 def fit_rate(gap_T: np.ndarray) -> tuple[float, float] | None:
     """Factor per iteration of `J* - J` in the linear phase, and R^2 of the straight line.
 
-    The linear phase begins where the gap first is below a hundredth of its start, when the fast
-    directions have died out, and ends at rounding. None where it has less than 5 iterations.
+    The linear phase begins at `LINEAR_PHASE` and ends at rounding; None where it has less than 5
+    iterations.
     """
-    phase = (gap_T < 1e-2 * gap_T[0]) & (gap_T > landscape.GAP_FLOOR)
+    phase = (gap_T < LINEAR_PHASE * gap_T[0]) & (gap_T > landscape.GAP_FLOOR)
     steps = np.flatnonzero(phase)
     if len(steps) < 5:
         return None
@@ -171,14 +176,13 @@ def sweep_numbers(swept: Swept, run: Landscape) -> dict[str, Table]:
     return {'thresholds': thresholds, 'grid': rows}
 
 
-def _samples(run: SampleComplexity, run_dir: Path) -> Table:
+def _samples(problems: Problem, run: SampleComplexity, run_dir: Path) -> Table:
     from sail_jax.bandit import figures
 
-    curves = stochastic.measure(run)
+    curves = stochastic.measure(problems, run)
     table = []
     for o, name in enumerate(OBJECTIVES):
-        problems = curves.gap.shape[1]
-        each = [(p, curves.gap[o, p : p + 1]) for p in range(problems)]
+        each = [(p, curves.gap[o, p : p + 1]) for p in range(curves.gap.shape[1])]
         for problem, gap in [*each, ('all', curves.gap[o])]:
             slope = stochastic.fit_slope(curves.labels, gap)
             table.append(
@@ -208,37 +212,55 @@ def _samples(run: SampleComplexity, run_dir: Path) -> Table:
     return table
 
 
-def columns(table: Table) -> list[str]:
-    """The columns of the Markdown table: those that some row has."""
-    return [key for key in COLUMNS if any(row.get(key) is not None for row in table)]
+def report(table: Table) -> list[list[str]]:
+    """The table's numbers over problems, lowest to highest: a heading, then one line a number."""
+    problems = [row for row in table if row['problem'] != 'all']
+    lines = [[f'over {len(problems) // len(OBJECTIVES)} problems', *TITLES.values()]]
+    for key, title in COLUMNS.items():
+        cells = [
+            span([row.get(key) for row in problems if row['objective'] == name])
+            for name in OBJECTIVES
+        ]
+        if any(cells):
+            lines.append([title, *(cell or 'n/a' for cell in cells)])
+    pooled = [row for row in table if row['problem'] == 'all']
+    if pooled:
+        slopes = [
+            f'{row["slope"]:.2f} [{row["slope_low"]:.2f}, {row["slope_high"]:.2f}]'
+            for row in pooled
+        ]
+        lines.append(['slope of all, 95 % interval', *slopes])
+    return lines
 
 
-def cells(row: dict[str, Any], keys: Iterable[str]) -> list[str]:
-    """A row's numbers as text."""
+def span(values: list[float | None]) -> str:
+    """Lowest and highest of the numbers, or nothing if one is missing."""
+    if any(value is None for value in values):
+        return ''
+    low, high = (f'{value:.3g}' for value in (min(values), max(values)))
+    return low if low == high else f'{low} .. {high}'
 
-    def text(key: str) -> str:
-        value = row.get(key)
-        if key == 'objective':
-            return TITLES[value]
-        if value is None:
-            return '–'
-        return f'{value:.3g}' if isinstance(value, float) else str(value)
 
-    return [text(key) for key in keys]
+def markdown(lines: list[list[str]]) -> str:
+    """A Markdown table; the first line is its heading."""
+    lines = [lines[0], ['---'] * len(lines[0]), *lines[1:]]
+    return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
 
 
 def print_table(table: Table) -> None:
-    """On standard output."""
-    keys = columns(table)
-    metrics.print_table('', [COLUMNS[key] for key in keys], [cells(row, keys) for row in table])
+    """The numbers over all problems, on standard output."""
+    heading, *lines = report(table)
+    metrics.print_table('', heading, lines)
 
 
 def write_table(table: Table, run_dir: Path, **more: Any) -> None:
-    """`table.md`, and `table.json` with all rows and what else there is."""
-    keys = columns(table)
-    lines = [[COLUMNS[key] for key in keys], ['---'] * len(keys)]
-    lines += [cells(row, keys) for row in table]
-    (run_dir / 'table.md').write_text(''.join(f'| {" | ".join(line)} |\n' for line in lines))
+    """`table.md`, and `table.json` with what else there is."""
+    keys = [key for key in COLUMNS if any(row.get(key) is not None for row in table)]
+    each = [['problem', 'objective', *(COLUMNS[key] for key in keys)]]
+    for row in table:
+        numbers = [span([row.get(key)]) or 'n/a' for key in keys]
+        each.append([str(row['problem']), TITLES[row['objective']], *numbers])
+    (run_dir / 'table.md').write_text(f'{markdown(report(table))}\n{markdown(each)}')
     # JSON has no NaN.
     clean = json.loads(json.dumps({'rows': table, **more}), parse_constant=lambda _: None)
     (run_dir / 'table.json').write_text(json.dumps(clean, indent=1) + '\n')
