@@ -59,7 +59,7 @@ class Sweep(Section):
     """Ascending."""
     coefficients: Ascending = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
     """Lambdas, ascending."""
-    starts: int = Field(16, ge=2)
+    starts: int = Field(12, ge=2)
     """Starts of the search for maxima at each point of the grid."""
 
 
@@ -70,9 +70,9 @@ class Landscape(Study):
     """Which study."""
     starts: int = Field(32, ge=2)
     """Starts of the ascent, uniform in the ball."""
-    iterations: int = Field(600, ge=10)
+    iterations: int = Field(400, ge=10)
     """Steps of projected gradient ascent."""
-    points: int = Field(2048, ge=64, multiple_of=64)
+    points: int = Field(1024, ge=64, multiple_of=64)
     """Points of the ball at which curvature and PL ratio are taken, half of them on its surface."""
     sweep: Sweep = Sweep()
 

@@ -19,7 +19,7 @@ from sail_jax.bandit.problem import Objective, Problem
 OBJECTIVES = ('sail', 'ref_to_policy', 'policy_to_ref')
 """SAIL, and SAIL-RevKL by the direction of its penalty."""
 
-SWEEP_POINTS = 512
+SWEEP_POINTS = 256
 """Points of the ball for each of the sweep's objectives."""
 
 
@@ -35,15 +35,12 @@ def make_problems(run: Study) -> Problem:
         exact.random(np.random.default_rng((run.seed, index)), run.problems)
         for index in range(run.problems.count)
     ]
-    return jax.tree.map(lambda *x: jnp.stack(x), *drawn)
+    return jax.tree.map(lambda *x: np.stack(x), *drawn)
 
 
 def make_objectives(beta: float, coefficient: float) -> Objective:
     """One for each of `OBJECTIVES`, stacked."""
-    zero, one = jnp.zeros(()), jnp.asarray(coefficient, float)
-    return Objective(
-        jnp.full(3, beta, float), jnp.stack([zero, one, zero]), jnp.stack([zero, zero, one])
-    )
+    return Objective(np.full(3, beta), np.array([0, coefficient, 0]), np.array([0, 0, coefficient]))
 
 
 def generator(run: Study) -> np.random.Generator:
@@ -56,6 +53,8 @@ class Measured(NamedTuple):
 
     curvature: jax.Array
     """Largest Hessian eigenvalue in the ball, [P, O]; below 0 is strong concavity."""
+    certified: jax.Array
+    """The proven bound on lambda of `ref_to_policy`, [P, O]."""
     smoothness: jax.Array
     """Largest absolute Hessian eigenvalue at the points, [P, O]: L."""
     maxima: Maximum
@@ -106,6 +105,7 @@ def _measure(
         value_N, gain_N = jax.vmap(at)(points_NxD)
         return Measured(
             curvature,
+            landscape.certified_coefficient(problem, objective.beta, radius),
             smoothness,
             maxima,
             jnp.maximum(maxima.value.max(), path.value.max()),
@@ -192,7 +192,7 @@ def _grid(
         gain_N, _ = jax.vmap(landscape.pl_gain, in_axes=(0, 0, None, None))(
             points_NxD, grad_NxD, radius, smoothness
         )
-        maxima = jax.vmap(lambda start: landscape.search(problem, objective, start, radius))(
+        maxima = jax.vmap(lambda start: landscape.search(problem, objective, start, radius, 200))(
             starts_SxD
         )
         best = jnp.maximum(maxima.value.max(), value_N.max())
@@ -207,13 +207,13 @@ def sweep(problems: Problem, run: Landscape) -> Swept:
     rng, dimension = generator(run), problems.features_XxYxD.shape[-1]
     points_NxD = landscape.ball_and_surface(rng, SWEEP_POINTS, dimension, run.radius)
     moves_RxMxD = landscape.search_moves(rng, dimension, run.radius)
-    betas, coefficients = (jnp.asarray(x, float) for x in (run.sweep.betas, run.sweep.coefficients))
+    betas, coefficients = np.array(run.sweep.betas), np.array(run.sweep.coefficients)
     sharp, certified = _thresholds(problems, betas, points_NxD, moves_RxMxD, run.radius)
-    grid = jnp.stack(jnp.meshgrid(betas, coefficients, indexing='ij'), -1).reshape(-1, 2)
-    beta, coefficient = jnp.tile(grid, (2, 1)).T
-    by_reference = jnp.arange(len(beta)) < len(grid)
+    grid = np.stack(np.meshgrid(betas, coefficients, indexing='ij'), -1).reshape(-1, 2)
+    beta, coefficient = np.tile(grid, (2, 1)).T
+    by_reference = np.arange(len(beta)) < len(grid)
     objectives = Objective(
-        beta, jnp.where(by_reference, coefficient, 0), jnp.where(by_reference, 0, coefficient)
+        beta, np.where(by_reference, coefficient, 0), np.where(by_reference, 0, coefficient)
     )
     numbers = _grid(
         jax.tree.map(lambda x: x[0], problems),

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from sail_jax.bandit.config import Problems
 from sail_jax.divergence import categorical_kl
@@ -46,7 +47,7 @@ def random(rng: np.random.Generator, settings: Problems) -> Problem:
     features = rng.normal(size=(*shape, settings.features)) / settings.features**0.5
     reward = rng.normal(size=shape) * settings.reward_scale
     logits = rng.normal(size=shape) * settings.reference_scale
-    return Problem(jnp.asarray(features), jnp.asarray(reward), jax.nn.log_softmax(logits))
+    return Problem(features, reward, scipy.special.log_softmax(logits, axis=-1))
 
 
 def load(path: Path) -> Problem:
@@ -103,9 +104,9 @@ def load(path: Path) -> Problem:
             f'{path}: reference: sums to {totals[context]:.6g} in context {context}; expected 1'
         )
     return Problem(
-        jnp.asarray(features, float),
-        jnp.asarray(arrays['reward'], float),
-        jnp.log(jnp.asarray(reference / totals[:, None])),
+        features.astype(float),
+        arrays['reward'].astype(float),
+        np.log(reference / totals[:, None]),
     )
 
 

@@ -66,15 +66,7 @@ def _landscape(problems: Problem, run: Landscape, run_dir: Path) -> Table:
     measured, points_NxD = measure.measure(problems, run)
     swept = measure.sweep(problems, run)
     plane = measure.slice_through_maxima(problems, measured, run)
-    certified = [
-        float(
-            landscape.certified_coefficient(
-                jax.tree.map(lambda x, p=p: x[p], problems), run.beta, run.radius
-            )
-        )
-        for p in range(len(measured.best))
-    ]
-    table = landscape_table(measured, certified, run)
+    table = landscape_table(measured, run)
     figures.landscape(measured, points_NxD, plane, swept, run, run_dir)
     write_table(table, run_dir, sweep=sweep_numbers(swept, run))
     gap = measured.best[0, :, None, None] - measured.path.value[0]
@@ -93,7 +85,7 @@ def _landscape(problems: Problem, run: Landscape, run_dir: Path) -> Table:
     return table
 
 
-def landscape_table(measured: Measured, certified: list[float], run: Landscape) -> Table:
+def landscape_table(measured: Measured, run: Landscape) -> Table:
     """One row for each problem and objective."""
     rows = []
     for p, o in np.ndindex(measured.best.shape):
@@ -109,7 +101,7 @@ def landscape_table(measured: Measured, certified: list[float], run: Landscape) 
                 'problem': p,
                 'objective': OBJECTIVES[o],
                 'strong_concavity_margin': -float(measured.curvature[p, o]),
-                'certified_coefficient': certified[p] if o == 1 else None,
+                'certified_coefficient': float(measured.certified[p, o]) if o == 1 else None,
                 'smoothness': float(measured.smoothness[p, o]),
                 'pl_ball': smallest_ratio(
                     measured.point_pl_gain[p, o], best - measured.point_value[p, o]

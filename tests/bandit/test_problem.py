@@ -28,6 +28,9 @@ def problem():
 
 
 THETA = np.array([0.8, -1.3, 2.1])
+value_of, value_and_grad, hessian_of = map(
+    jax.jit, (exact.value, exact.value_and_grad, exact.hessian)
+)
 
 
 def brute_force(problem, objective, theta):
@@ -52,36 +55,36 @@ def brute_force(problem, objective, theta):
 @pytest.mark.parametrize('objective', OBJECTIVES)
 def test_value_is_that_of_brute_force(problem, objective):
     expected = brute_force(problem, objective, THETA)
-    assert exact.value(problem, objective, THETA) == pytest.approx(expected, rel=1e-13)
+    assert value_of(problem, objective, THETA) == pytest.approx(expected, rel=1e-13)
 
 
 @pytest.mark.parametrize('objective', OBJECTIVES)
 def test_gradient_and_hessian_are_finite_differences(problem, objective):
     steps = 1e-5 * np.eye(3)
-    value = lambda theta: float(exact.value(problem, objective, theta))  # noqa: E731
-    grad = lambda theta: np.asarray(exact.value_and_grad(problem, objective, theta)[1])  # noqa: E731
+    value = lambda theta: float(value_of(problem, objective, theta))  # noqa: E731
+    grad = lambda theta: np.asarray(value_and_grad(problem, objective, theta)[1])  # noqa: E731
     difference = [(value(THETA + step) - value(THETA - step)) / 2e-5 for step in steps]
     np.testing.assert_allclose(grad(THETA), difference, rtol=0, atol=1e-9)
     difference = [(grad(THETA + step) - grad(THETA - step)) / 2e-5 for step in steps]
-    hessian = exact.hessian(problem, objective, THETA)
+    hessian = hessian_of(problem, objective, THETA)
     np.testing.assert_allclose(hessian, difference, rtol=0, atol=1e-9)
 
 
 def test_feature_covariance_is_the_hessian_of_the_papers_kl(problem):
-    with_kl = exact.hessian(problem, Objective(0.4, ref_to_policy=1.0), THETA)
-    without = exact.hessian(problem, Objective(0.4), THETA)
-    covariance = exact.feature_covariance(problem, THETA)
+    with_kl = hessian_of(problem, Objective(0.4, ref_to_policy=1.0), THETA)
+    without = hessian_of(problem, Objective(0.4), THETA)
+    covariance = jax.jit(exact.feature_covariance)(problem, THETA)
     np.testing.assert_allclose(without - with_kl, covariance, rtol=0, atol=1e-14)
 
 
 def test_kl_vanishes_at_the_reference():
     """Where the reference is the policy of theta, J_lambda is J and its KL gradient is 0."""
     problem = exact.random(np.random.default_rng(0), SIZES)
-    problem = problem._replace(reference_logp_XxY=exact.log_prob(problem, THETA))
-    value, grad = exact.value_and_grad(problem, Objective(0.2), THETA)
+    problem = problem._replace(reference_logp_XxY=jax.jit(exact.log_prob)(problem, THETA))
+    value, grad = value_and_grad(problem, Objective(0.2), THETA)
     assert value == pytest.approx(-math.log(2), rel=1e-13)
     for objective in (Objective(0.2, ref_to_policy=5.0), Objective(0.2, policy_to_ref=5.0)):
-        penalised, penalised_grad = exact.value_and_grad(problem, objective, THETA)
+        penalised, penalised_grad = value_and_grad(problem, objective, THETA)
         assert penalised == pytest.approx(float(value), rel=1e-13)
         np.testing.assert_allclose(penalised_grad, grad, rtol=0, atol=1e-13)
 

@@ -46,7 +46,7 @@ def test_a_step_is_the_exact_gradient_in_expectation(problem, direction, group_s
 
     moves, values, labels = jax.device_get(move(jnp.arange(repeats, dtype=jnp.uint32)))
     objective = Objective(beta, **{direction: coefficient})
-    value, grad = exact.value_and_grad(problem, objective, THETA)
+    value, grad = jax.jit(exact.value_and_grad)(problem, objective, THETA)
     error = moves.mean(0) - grad
     t2 = repeats * error @ np.linalg.solve(np.cov(moves.T), error)
     assert stats.chi2.sf(t2, 2) > 1e-4
@@ -59,9 +59,13 @@ def test_a_step_is_the_exact_gradient_in_expectation(problem, direction, group_s
 def test_kl_of_the_workload_is_exact_in_both_directions(problem):
     task = workload.make(problem, 3, 2)
     policy, reference = workload.policies(problem, jnp.asarray(THETA))
-    inputs = (jnp.arange(3), jnp.zeros((3, 2), int))
-    scores, reference_scores = task.score(policy, inputs), task.score(reference, inputs)
-    p, q = np.exp(exact.log_prob(problem, THETA)), np.exp(problem.reference_logp_XxY)
+    inputs = (np.arange(3), np.zeros((3, 2), int))
+    score = jax.jit(lambda theta: task.score(policy._replace(params=theta), inputs))
+    scores, reference_scores = (
+        score(policy.params),
+        jax.jit(lambda: task.score(reference, inputs))(),
+    )
+    p, q = np.exp(jax.jit(exact.log_prob)(problem, THETA)), np.exp(problem.reference_logp_XxY)
     for kl, expected in (
         (task.kl(scores.dist, reference_scores.dist), (p * np.log(p / q)).sum(1)),
         (task.kl(reference_scores.dist, scores.dist), (q * np.log(q / p)).sum(1)),
@@ -74,7 +78,7 @@ def test_labels_follow_bradley_terry(problem):
     """Share of first responses that win, against the mean of the reward's own probabilities."""
     task = workload.make(problem, 5000, 2)
     policy, reference = workload.policies(problem, jnp.asarray(THETA))
-    batch = task.sample(policy, reference, (), jax.random.key(0), 0).batch
+    batch = jax.jit(lambda key: task.sample(policy, reference, (), key, 0).batch)(jax.random.key(0))
     context, response = batch.inputs
     reward = np.asarray(problem.reward_XxY)[context[:, None], response]
     apart = reward[:, 0] != reward[:, 1]
@@ -84,7 +88,7 @@ def test_labels_follow_bradley_terry(problem):
     z = (won - expected).sum() / np.sqrt((expected * (1 - expected)).sum())
     assert abs(z) < 4
     # And the responses follow the policy.
-    prob = np.exp(exact.log_prob(problem, THETA))
+    prob = np.exp(jax.jit(exact.log_prob)(problem, THETA))
     for c in range(3):
         counts = np.bincount(np.asarray(response)[np.asarray(context) == c].ravel(), minlength=4)
         assert stats.chisquare(counts, counts.sum() * prob[c]).pvalue > 1e-4
