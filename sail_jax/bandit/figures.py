@@ -199,6 +199,7 @@ def _slice(plane: Slice, run: Landscape) -> plt.Figure:
         axis.set_xlim(-1.05 * run.radius, 1.05 * run.radius)
         axis.set_ylim(-1.05 * run.radius, 1.05 * run.radius)
         axis.spines[:].set_visible(False)
+        axis.tick_params(length=0)
         axis.grid(False)
     axes[0].set_ylabel('$u_2$')
     return figure

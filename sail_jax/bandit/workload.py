@@ -42,6 +42,7 @@ def make(problem: Problem, contexts: int, group_size: int) -> Workload:
     """
     B, K = contexts, group_size
     X = len(problem.reward_XxY)
+    problem = jax.tree.map(jnp.asarray, problem)  # NumPy cannot be indexed within jit
 
     def table(policy: Policy) -> jax.Array:
         # A policy is a theta; the reference, which need not be log-linear, is its own table.
@@ -89,4 +90,4 @@ def make(problem: Problem, contexts: int, group_size: int) -> Workload:
 
 def policies(problem: Problem, theta_D: jax.Array) -> tuple[Policy, Policy]:
     """The policy of a theta, and the reference."""
-    return Policy(theta_D, None), Policy((), problem.reference_logp_XxY)
+    return Policy(theta_D, None), Policy((), jnp.asarray(problem.reference_logp_XxY))
