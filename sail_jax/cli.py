@@ -10,6 +10,7 @@ from typing import NoReturn
 import jax
 
 from sail_jax import config, metrics, runs
+from sail_jax.bandit import study
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
 from sail_jax.trainer import Result, default_run_dir
@@ -18,6 +19,7 @@ DESCRIPTION = """\
 SAIL-RevKL: online alignment of policies from preferences.
 
   sail-jax train configs/quickstart.yaml
+  sail-jax train configs/bandit/landscape.yaml
   sail-jax train configs/control/hopper.yaml --seed 1 --objective.beta 0.2 --run-dir runs/hopper
   sail-jax train runs/hopper/config.yaml --run-dir runs/hopper --resume
   sail-jax evaluate runs/hopper
@@ -128,18 +130,21 @@ def _train(arguments: list[str]) -> int:
         raise UserError('train: --resume needs the --run-dir of the run to go on with')
     run_dir = options.run_dir or default_run_dir(Path(path).stem)
     result = runs.train(run, run_dir, resume=options.resume, quiet=options.quiet)
-    _print_result(result, run_dir)
+    if isinstance(result, Result):
+        _print_result(result)
+    else:
+        study.print_table(result)
+    print(f'run directory: {run_dir}')
     return 0
 
 
-def _print_result(result: Result, run_dir: Path) -> None:
+def _print_result(result: Result) -> None:
     strip = lambda row: {key.removeprefix('eval/'): value for key, value in row.items()}  # noqa: E731
     print_comparison(
         f'{result.env_steps:,} env steps, {result.labels:,} labels, {result.wall_s:.0f} s',
         strip(result.before),
         strip(result.after),
     )
-    print(f'run directory: {run_dir}')
 
 
 def print_comparison(title: str, before: metrics.Row, after: metrics.Row) -> None:

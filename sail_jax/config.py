@@ -147,11 +147,16 @@ class Logging(Section):
     """Weights & Biases project to log to; none does not."""
 
 
-class Run(Section):
-    """What every workload's configuration has."""
+class Settings(Section):
+    """What every configuration file has."""
 
     seed: int = Field(0, ge=0, lt=2**31)
     """All randomness is a function of it, the update and the row."""
+
+
+class Run(Settings):
+    """What every workload that is trained has."""
+
     objective: Objective = Objective()
     divergence: Divergence = Divergence()
     optimizer: Optimizer = Optimizer()
@@ -159,7 +164,7 @@ class Run(Section):
     logging: Logging = Logging()
 
 
-RunT = TypeVar('RunT', bound=Run)
+RunT = TypeVar('RunT', bound=Settings)
 
 
 def check(run: Run) -> None:
@@ -271,12 +276,12 @@ def override(run: RunT, arguments: list[str], prog: str, description: str) -> Ru
     raise UserError(_first_line(type(run), printed.getvalue()))
 
 
-def to_yaml(run: Run) -> str:
+def to_yaml(run: Settings) -> str:
     """The resolved configuration; reading it back gives an equal one."""
     return yaml.safe_dump(run.model_dump(mode='json'), sort_keys=False)
 
 
-def differences(ours: Run, theirs: Run, ignore: tuple[str, ...] = ()) -> list[str]:
+def differences(ours: Settings, theirs: Settings, ignore: tuple[str, ...] = ()) -> list[str]:
     """Dotted keys, with both values, in which two configurations differ."""
     a, b = flatten(ours), flatten(theirs)
     return [
@@ -286,7 +291,7 @@ def differences(ours: Run, theirs: Run, ignore: tuple[str, ...] = ()) -> list[st
     ]
 
 
-def flatten(run: Run) -> dict[str, Any]:
+def flatten(run: Settings) -> dict[str, Any]:
     """Every setting by its dotted key."""
     return _flatten(run.model_dump(mode='json'))
 

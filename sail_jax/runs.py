@@ -7,6 +7,8 @@ from typing import Any
 from brax.envs.base import Env
 
 from sail_jax import checkpoint, config, trainer
+from sail_jax.bandit import config as bandit
+from sail_jax.bandit import study as bandit_study
 from sail_jax.config import Run
 from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
@@ -15,11 +17,14 @@ from sail_jax.errors import UserError
 from sail_jax.trainer import Result, Task
 from sail_jax.update import Policy
 
-CONFIGS: dict[str, type[Run]] = {'control': ControlRun}
+CONFIGS: dict[str, Callable[[dict[str, Any], Path], type[config.Settings]]] = {
+    'control': lambda data, path: ControlRun,
+    'bandit': bandit.model,
+}
 TASKS: dict[type[Run], Callable[..., Task]] = {ControlRun: control_task.make}
 
 
-def load(path: str | Path) -> Run:
+def load(path: str | Path) -> config.Settings:
     """Reads a configuration file.
 
     Raises:
@@ -30,19 +35,19 @@ def load(path: str | Path) -> Run:
     name = data.get('workload', 'control')
     if not isinstance(name, str) or name not in CONFIGS:
         raise UserError(f'{path}: workload: {name!r}; known: {", ".join(CONFIGS)}')
-    return config.validate(CONFIGS[name], data, path, node)
+    return config.validate(CONFIGS[name](data, path), data, path, node)
 
 
 def train(
-    run: Run | str | Path,
+    run: config.Settings | str | Path,
     run_dir: str | Path | None = None,
     *,
     resume: bool = False,
     env: Env | None = None,
     segment_reward: SegmentReward | None = None,
     quiet: bool = False,
-) -> Result:
-    """Trains a policy from preferences.
+) -> Result | bandit_study.Table:
+    """Trains a policy from preferences, or runs a study of the exact problem.
 
     Args:
       run: a configuration, or the path of one.
@@ -54,16 +59,20 @@ def train(
       quiet: no progress bar.
 
     Returns:
-      The trained policy, the one it started from, and their evaluations.
+      The trained policy, the one it started from, and their evaluations; of a study, its table.
 
     Raises:
       UserError: bad input; nothing was overwritten.
       TrainingFailed: too many gradient steps in a row were not finite.
       Interrupted: a signal; the state was saved.
     """
-    name = 'run' if isinstance(run, Run) else Path(run).stem
-    run = run if isinstance(run, Run) else load(run)
+    name = 'run' if isinstance(run, config.Settings) else Path(run).stem
+    run = run if isinstance(run, config.Settings) else load(run)
     run_dir = trainer.default_run_dir(name) if run_dir is None else Path(run_dir)
+    if isinstance(run, bandit.Study):
+        if resume:
+            raise UserError(f'{run_dir}: a study has nothing to resume; run it again')
+        return bandit_study.run(run, run_dir)
     extras = {'env': env, 'segment_reward': segment_reward}
     task = TASKS[type(run)](run, **{key: value for key, value in extras.items() if value})
     return trainer.train(run, task, run_dir, resume, quiet)
@@ -77,6 +86,8 @@ def open_run(run_dir: str | Path) -> tuple[Any, Policy, Policy]:
     """
     run_dir = Path(run_dir)
     run = load(run_dir / 'config.yaml')
+    if type(run) not in TASKS:
+        raise UserError(f'{run_dir}: a {run.workload} study; it leaves figures, and no policy')
     task = TASKS[type(run)](run)
     abstract = trainer.Layout.of(run, task).policy
     directory = run_dir / 'checkpoints'

@@ -70,7 +70,7 @@ def default_run_dir(name: str) -> Path:
     return Path('runs') / f'{name}-{time.strftime("%Y%m%d-%H%M%S")}'
 
 
-def claim_run_dir(run: config.Run, run_dir: Path, resume: bool) -> None:
+def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
     """Makes an empty directory for a new run, or checks that a run can go on.
 
     Raises:

@@ -109,14 +109,21 @@ def make_optimizer(settings: config.Optimizer) -> optax.GradientTransformation:
     return optax.chain(clip, optax.adam(settings.learning_rate))
 
 
-def init(workload: Workload, run: config.Run, policy: Policy, reference: Policy) -> State:
-    """The state before the first update."""
+def init(
+    workload: Workload,
+    run: config.Run,
+    policy: Policy,
+    reference: Policy,
+    optimizer: optax.GradientTransformation | None = None,
+) -> State:
+    """The state before the first update; `optimizer` as in `make_update`."""
+    optimizer = optimizer or make_optimizer(run.optimizer)
     zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731 - donated: no two may share a buffer
     return State(
         policy=policy,
         reference=jax.tree.map(jnp.copy, reference),
         reference_step=zero(),
-        optimizer=make_optimizer(run.optimizer).init(policy.params),
+        optimizer=optimizer.init(policy.params),
         sampler=workload.init(stream(run.seed, INIT)),
         seed=jnp.asarray(run.seed, jnp.uint32),
         step=zero(),
@@ -195,9 +202,15 @@ def penalty_lanes(
             return jnp.broadcast_to(~response_1xL, (on_policy_Bx1.shape[0], lanes))
 
 
-def make_update(workload: Workload, run: config.Run) -> Callable[[State], tuple[State, Metrics]]:
-    """The pure function that one update is."""
-    optimizer = make_optimizer(run.optimizer)
+def make_update(
+    workload: Workload, run: config.Run, optimizer: optax.GradientTransformation | None = None
+) -> Callable[[State], tuple[State, Metrics]]:
+    """The pure function that one update is.
+
+    Args:
+      optimizer: stands in for the configuration's Adam.
+    """
+    optimizer = optimizer or make_optimizer(run.optimizer)
     minibatches, epochs = run.optimizer.minibatches, run.optimizer.epochs
 
     def gradient_step(carry, minibatch, fixed):

@@ -1,0 +1,104 @@
+"""Configuration of the two studies of the exact problem."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, PositiveFloat
+
+from sail_jax.config import Section, Settings
+from sail_jax.errors import UserError
+
+
+class Problems(Section):
+    """Log-linear problems: random ones, or one of the user's."""
+
+    path: Path | None = None
+    """An .npz with `features` [X, Y, D], `reward` [X, Y] and, if not uniform, `reference` [X, Y]
+    (probabilities) for X contexts, Y responses and D features; none draws random problems."""
+    count: int = Field(8, ge=1)
+    """Random problems; every number is reported over all of them, the first one is drawn."""
+    contexts: int = Field(4, ge=1)
+    """Contexts, X, equally likely."""
+    responses: int = Field(8, ge=2)
+    """Responses to each context, Y."""
+    features: int = Field(4, ge=2)
+    """Features, D, standard normals divided by `sqrt(D)`: feature vectors of length about 1."""
+    reward_scale: float = Field(1.0, ge=0)
+    """Standard deviation of the labeller's reward, a normal."""
+    reference_scale: float = Field(1.0, ge=0)
+    """Standard deviation of the reference's logits, normals; 0 is uniform."""
+
+
+class Study(Settings):
+    """What both studies have: the problems and the objectives on them."""
+
+    workload: Literal['bandit'] = 'bandit'
+    """What this file configures."""
+    problems: Problems = Problems()
+    beta: PositiveFloat = 0.1
+    """Scale of the implicit reward `beta * log(pi / pi_ref)`."""
+    coefficient: PositiveFloat = 0.2
+    """Lambda of the penalised objectives; the study compares them with SAIL, where it is 0."""
+    radius: PositiveFloat = 5.0
+    """Of the L2 ball that the parameters are held in."""
+
+
+def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
+    if list(values) != sorted(set(values)):
+        raise ValueError('should ascend')
+    return values
+
+
+Ascending = Annotated[tuple[PositiveFloat, ...], Field(min_length=2), AfterValidator(_ascending)]
+
+
+class Sweep(Section):
+    """Grid of objectives on the first problem, to see where the guarantee ends."""
+
+    betas: Ascending = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    """Ascending."""
+    coefficients: Ascending = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+    """Lambdas, ascending."""
+    starts: int = Field(12, ge=2)
+    """Starts of the search for maxima at each point of the grid."""
+
+
+class Landscape(Study):
+    """The exact landscape of SAIL and SAIL-RevKL: curvature, PL ratio, maxima, ascent."""
+
+    study: Literal['landscape'] = 'landscape'
+    """Which study."""
+    starts: int = Field(32, ge=2)
+    """Starts of the ascent, uniform in the ball."""
+    iterations: int = Field(400, ge=10)
+    """Steps of projected gradient ascent."""
+    points: int = Field(1024, ge=64, multiple_of=64)
+    """Points of the ball at which curvature and PL ratio are taken, half of them on its surface."""
+    sweep: Sweep = Sweep()
+
+
+class SampleComplexity(Study):
+    """Suboptimality against labels for stochastic ascent with the estimator of training."""
+
+    study: Literal['sample_complexity'] = 'sample_complexity'
+    """Which study."""
+    seeds: int = Field(16, ge=3)
+    """Runs for each problem and objective, each with its own start and samples."""
+    updates: int = Field(4096, ge=64)
+    """Stochastic gradient steps."""
+    contexts: int = Field(32, ge=2)
+    """Contexts drawn for each update, B."""
+    group_size: int = Field(2, ge=2)
+    """Responses to each, K; the labeller compares all K(K-1)/2 pairs."""
+
+
+def model(data: dict[str, Any], path: Path) -> type[Study]:
+    """The configuration class of a file's mapping.
+
+    Raises:
+      UserError: `study` is missing or unknown.
+    """
+    studies = {'landscape': Landscape, 'sample_complexity': SampleComplexity}
+    if data.get('study') not in studies:
+        raise UserError(f'{path}: study: {data.get("study")!r}; known: {", ".join(studies)}')
+    return studies[data['study']]
