@@ -18,10 +18,7 @@ def jit_vmap(function):
     return jax.jit(jax.vmap(function))
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures('x64')
 
 
 @pytest.fixture

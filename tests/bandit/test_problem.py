@@ -16,10 +16,7 @@ SIZES = Problems(contexts=3, responses=4, features=3)
 OBJECTIVES = [Objective(0.1), Objective(0.7, ref_to_policy=0.3), Objective(0.7, policy_to_ref=0.3)]
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures('x64')
 
 
 @pytest.fixture

@@ -16,10 +16,7 @@ from sail_jax.bandit.problem import Objective
 THETA = np.array([0.8, -1.3])
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures('x64')
 
 
 @pytest.fixture
