@@ -26,7 +26,7 @@ setup(
         'tensorboardX>=2.6',
     ],
     extras_require={
-        'test': ['pytest>=8', 'hypothesis>=6', 'ruff>=0.8'],
+        'test': ['pytest>=8', 'pytest-xdist>=3', 'hypothesis>=6', 'ruff>=0.8', 'tensorboard>=2.18'],
         'parity': ['torch>=2.6', 'transformers>=5', 'peft>=0.18'],
         'playground': ['playground>=0.2'],
         'wandb': ['wandb>=0.19'],

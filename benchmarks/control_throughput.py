@@ -83,7 +83,9 @@ def rollouts(run: ControlRun, updates: int) -> Program:
             )
             # The labels are used, so that nothing of the sampling is optimised away.
             labels = state.labels + sampled.batch.labels.prob_BxKxK.sum().astype(int)
-            return state._replace(sampler=sampled.sampler, step=step, labels=labels), None
+            policy = state.policy._replace(fixed=sampled.fixed)
+            state = state._replace(policy=policy, sampler=sampled.sampler)
+            return state._replace(step=step, labels=labels), None
 
         return jax.lax.scan(body, state, length=updates)[0]
 

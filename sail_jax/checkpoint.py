@@ -5,13 +5,14 @@ needs; `training`, the rest of `update.State`; and `meta`, JSON with a schema nu
 """
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from sail_jax.errors import UserError
+from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.update import Policy, State
 
 SCHEMA = 1
@@ -30,7 +31,7 @@ def save(manager: ocp.CheckpointManager, state: State, meta: dict[str, Any]) -> 
     step = int(state.step)
     if manager.latest_step() == step:
         return
-    manager.save(
+    saved = manager.save(
         step,
         args=ocp.args.Composite(
             policy=ocp.args.StandardSave(state.policy),
@@ -38,10 +39,15 @@ def save(manager: ocp.CheckpointManager, state: State, meta: dict[str, Any]) -> 
             meta=ocp.args.JsonSave({**meta, 'schema': SCHEMA}),
         ),
     )
+    if not saved:
+        raise TrainingFailed(f'{manager.directory}: update {step} was not saved')
 
 
 def restore(manager: ocp.CheckpointManager, abstract: State) -> tuple[State, dict[str, Any]]:
-    """The newest readable checkpoint; one that cannot be read is named and left alone.
+    """The newest readable checkpoint.
+
+    Newer ones that cannot be read are named and set aside as `damaged-STEP`, so that their updates
+    can be saved again.
 
     Args:
       abstract: shapes, types and shardings to restore to.
@@ -54,8 +60,19 @@ def restore(manager: ocp.CheckpointManager, abstract: State) -> tuple[State, dic
         training=ocp.args.StandardRestore(_training(abstract)),
         meta=ocp.args.JsonRestore(),
     )
-    restored = _restore_newest(manager, args)
-    return State(policy=restored['policy'], **restored['training']), restored['meta']
+    step, restored = _restore_newest(manager, args)
+    meta = restored['meta']
+    if meta['schema'] != SCHEMA:
+        raise UserError(
+            f'{manager.directory}/{step}: has schema {meta["schema"]}, this version reads {SCHEMA}'
+        )
+    damaged = [later for later in manager.all_steps() if later > step]
+    for later in damaged:
+        path = Path(manager.directory) / str(later)
+        path.rename(path.with_name(f'damaged-{later}-{time.time_ns()}'))
+    if damaged:
+        manager.reload()
+    return State(policy=restored['policy'], **restored['training']), meta
 
 
 def restore_policy(directory: Path, abstract: Policy) -> Policy:
@@ -66,23 +83,23 @@ def restore_policy(directory: Path, abstract: Policy) -> Policy:
     """
     with open_manager(directory) as manager:
         args = ocp.args.Composite(policy=ocp.args.StandardRestore(abstract))
-        return _restore_newest(manager, args)['policy']
+        return _restore_newest(manager, args)[1]['policy']
 
 
 def _training(state: State) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name != 'policy'}
 
 
-def _restore_newest(manager: ocp.CheckpointManager, args: ocp.args.Composite) -> Any:
-    steps = sorted(manager.all_steps(), reverse=True)
+def _restore_newest(manager: ocp.CheckpointManager, args: ocp.args.Composite) -> tuple[int, Any]:
+    steps, reason = sorted(manager.all_steps(), reverse=True), ''
     for step in steps:
         try:
-            return manager.restore(step, args=args)
+            return step, manager.restore(step, args=args)
         except Exception as error:
             # Orbax and TensorStore raise whatever the damage happens to hit.
             reason = ' '.join(str(error).split())[:200]
             log.warning('checkpoint %s cannot be read (%s)', manager.directory / str(step), reason)
-    what = 'none of the checkpoints can be read' if steps else 'no checkpoint'
+    what = f'none of the checkpoints can be read ({reason})' if steps else 'no checkpoint'
     raise UserError(f'{manager.directory}: {what}')
 
 

@@ -57,7 +57,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
+    logging.basicConfig(format='sail-jax: %(message)s', level=logging.WARNING, force=True)
+    for name in ('absl', 'asyncio'):  # Orbax says in many lines what we say in one.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         return _main(arguments)
@@ -122,6 +124,8 @@ def _train(arguments: list[str]) -> int:
     parser.add_argument('--resume', action='store_true')
     parser.add_argument('--quiet', action='store_true')
     options, overrides = parser.parse_known_args(arguments)
+    if path is None and any(Path(value).suffix in ('.yaml', '.yml') for value in overrides):
+        raise UserError('train: CONFIG.yaml comes first, the settings after it')
     run = ControlRun() if path is None else runs.load(path)
     run = config.override(run, overrides, 'sail-jax train CONFIG.yaml', TRAIN)
     if path is None:

@@ -105,7 +105,7 @@ class Teacher(Section):
     """No label where both returns are below this share of a typical return."""
     equal: float = Field(0.0, ge=0)
     """"Equal" where returns differ by less than this share of a typical return."""
-    max_labels: int | None = Field(None, ge=1)
+    max_labels: int | None = Field(None, ge=1, lt=2**31)
     """Budget of comparisons, skipped ones included; the run ends when it is spent."""
 
 
@@ -115,7 +115,7 @@ class Optimizer(Section):
     learning_rate: float = Field(3e-4, gt=0)
     """Adam's step size."""
     max_grad_norm: float | None = Field(1.0, gt=0)
-    """Clips the gradient's global norm; none leaves it."""
+    """Clips the global norm of the gradient, a value function's included; none leaves it."""
     epochs: int = Field(1, ge=1)
     """Passes over a batch."""
     minibatches: int = Field(1, ge=1)
@@ -124,7 +124,8 @@ class Optimizer(Section):
     """PPO's bound on the importance ratio of the response-score term after a batch's first
     gradient step; none leaves the ratio."""
     param_bound: float | None = Field(None, gt=0)
-    """Radius of the L2 ball that the parameters are projected on; none leaves them free."""
+    """Radius of the L2 ball that the policy's parameters are projected on after every gradient
+    step; none leaves them free."""
     max_skipped: int = Field(10, ge=1)
     """The run stops after this many gradient steps in a row were skipped as not finite."""
 
@@ -279,6 +280,20 @@ def override(run: RunT, arguments: list[str], prog: str, description: str) -> Ru
 def to_yaml(run: Settings) -> str:
     """The resolved configuration; reading it back gives an equal one."""
     return yaml.safe_dump(run.model_dump(mode='json'), sort_keys=False)
+
+
+def write(run: Settings, path: Path) -> None:
+    """Writes the resolved configuration, whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    part = path.with_suffix('.part')
+    try:
+        part.write_text(to_yaml(run))
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}') from None
 
 
 def differences(ours: Settings, theirs: Settings, ignore: tuple[str, ...] = ()) -> list[str]:

@@ -165,7 +165,12 @@ def _score_part(
 
 
 def project(params: optax.Params, radius: float | None) -> optax.Params:
-    """Projects the parameters, taken as one vector, on the L2 ball around the origin."""
+    """Projects the parameters, taken as one vector, on the L2 ball around the origin.
+
+    Of parameters with an entry `policy`, that entry alone: a value function is not bounded.
+    """
     if radius is None:
         return params
+    if isinstance(params, dict) and 'policy' in params:
+        return {**params, 'policy': project(params['policy'], radius)}
     return optax.projections.projection_l2_ball(params, radius)

@@ -1,5 +1,7 @@
 """Where numbers go: `metrics.jsonl`, TensorBoard, Weights & Biases, and the terminal."""
 
+import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -61,10 +63,10 @@ class JsonLines:
 class TensorBoard:
     """Events for TensorBoard, by env steps."""
 
-    def __init__(self, directory: Path, resume_step: int | None):
+    def __init__(self, directory: Path, resume_env_steps: int | None):
         from tensorboardX import SummaryWriter
 
-        purge = {} if resume_step is None else {'purge_step': resume_step + 1}
+        purge = {} if resume_env_steps is None else {'purge_step': resume_env_steps + 1}
         self._writer = SummaryWriter(str(directory), **purge)
 
     def write(self, row: Row) -> None:
@@ -80,14 +82,12 @@ class WandB:
     """A Weights & Biases run, named after the run directory."""
 
     def __init__(self, project: str, run_dir: Path, settings: dict[str, Any]):
-        try:
-            import wandb
-        except ImportError:
-            raise UserError("logging.wandb: needs wandb (pip install 'sail-jax[wandb]')") from None
+        import wandb
+
         self._run = wandb.init(
             project=project,
             name=run_dir.name,
-            id=run_dir.name,
+            id=hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:16],
             dir=str(run_dir),
             config=settings,
             resume='allow',
@@ -100,11 +100,24 @@ class WandB:
         self._run.finish()
 
 
-def open_writers(run: config.Run, run_dir: Path, resume_step: int | None) -> list[Writer]:
+def check(run: config.Run) -> None:
+    """Finds out before anything else happens whether the writers are there.
+
+    Raises:
+      UserError: wandb is not installed.
+    """
+    if run.logging.wandb and importlib.util.find_spec('wandb') is None:
+        raise UserError("logging.wandb: needs wandb (pip install 'sail-jax[wandb]')")
+
+
+def open_writers(
+    run: config.Run, run_dir: Path, resume_step: int | None, env_steps_per_update: int
+) -> list[Writer]:
     """The writers that the configuration asks for."""
     writers: list[Writer] = [JsonLines(run_dir / 'metrics.jsonl', resume_step)]
     if run.logging.tensorboard:
-        writers.append(TensorBoard(run_dir / 'tensorboard', resume_step))
+        at = None if resume_step is None else resume_step * env_steps_per_update
+        writers.append(TensorBoard(run_dir / 'tensorboard', at))
     if run.logging.wandb:
         writers.append(WandB(run.logging.wandb, run_dir, run.model_dump(mode='json')))
     return writers

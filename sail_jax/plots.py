@@ -24,6 +24,7 @@ Y_AXES = {
 class Curve(NamedTuple):
     """One run's evaluations."""
 
+    name: str
     run: config.Run
     rows: list[metrics.Row]
 
@@ -39,11 +40,15 @@ def load(run_dir: Path) -> Curve:
     rows = [row for row in rows if any(key in row for key in Y_AXES)]
     if not rows:
         raise UserError(f'{run_dir}/metrics.jsonl: no evaluation in it yet')
-    return Curve(run, rows)
+    return Curve(run_dir.name, run, rows)
 
 
-def group_by_settings(curves: list[Curve]) -> dict[str, list[Curve]]:
-    """Runs that differ in nothing but the seed, under a name that says what sets them apart."""
+def group_by_settings(curves: list[Curve]) -> list[tuple[str, list[Curve]]]:
+    """Runs that differ in nothing but the seed, under a name that says what sets them apart.
+
+    The first group goes by its run directory, every other by its settings that differ from the
+    first's.
+    """
     groups: list[list[Curve]] = []
     for curve in curves:
         for group in groups:
@@ -52,21 +57,18 @@ def group_by_settings(curves: list[Curve]) -> dict[str, list[Curve]]:
                 break
         else:
             groups.append([curve])
-    first = groups[0][0].run
-    flat = [config.flatten(group[0].run) for group in groups]
-    apart = [
-        key
-        for key in flat[0] | config.flatten(first)
-        if key != 'seed' and len({repr(settings.get(key)) for settings in flat}) > 1
-    ]
-    names = {}
-    for group, settings in zip(groups, flat, strict=True):
-        parts = [f'{key.rpartition(".")[2]} {settings.get(key)}' for key in apart[:3]]
-        name = ', '.join(parts) or f'{settings["env.name"]}'
-        if len(group) > 1:
-            name += f' ({len(group)} seeds)'
-        names[name] = group
-    return names
+    first = config.flatten(groups[0][0].run)
+    named = []
+    for group in groups:
+        settings = config.flatten(group[0].run)
+        apart = [
+            f'{key} {value}'
+            for key, value in settings.items()
+            if key != 'seed' and value != first.get(key)
+        ]
+        seeds = f' ({len(group)} seeds)' if len(group) > 1 else ''
+        named.append(((', '.join(apart) or group[0].name) + seeds, group))
+    return named
 
 
 def plot(run_dirs: list[Path], out: Path) -> None:
@@ -82,7 +84,7 @@ def plot(run_dirs: list[Path], out: Path) -> None:
     figure, axes = plt.subplots(
         len(Y_AXES), len(X_AXES), figsize=(11, 8), sharey='row', layout='constrained'
     )
-    for index, (name, curves) in enumerate(groups.items()):
+    for index, (name, curves) in enumerate(groups):
         color = f'C{index % 10}'
         for row, y in enumerate(Y_AXES):
             for column, x in enumerate(X_AXES):
@@ -96,9 +98,7 @@ def plot(run_dirs: list[Path], out: Path) -> None:
         axis.margins(x=0.02)
         axis.xaxis.set_major_formatter(EngFormatter(sep=''))
     axes[0, 0].legend(fontsize=8, frameon=False)
-    environments = sorted(
-        {f'{c.run.env.name} ({c.run.env.backend})' for g in groups.values() for c in g}
-    )
+    environments = sorted({f'{c.run.env.name} ({c.run.env.backend})' for _, g in groups for c in g})
     figure.suptitle(', '.join(environments))
     try:
         figure.savefig(out, dpi=150)

@@ -74,12 +74,16 @@ def train(
             raise UserError(f'{run_dir}: a study has nothing to resume; run it again')
         return bandit_study.run(run, run_dir)
     extras = {'env': env, 'segment_reward': segment_reward}
-    task = TASKS[type(run)](run, **{key: value for key, value in extras.items() if value})
+    task = TASKS[type(run)](
+        run, **{key: value for key, value in extras.items() if value is not None}
+    )
     return trainer.train(run, task, run_dir, resume, quiet)
 
 
-def open_run(run_dir: str | Path) -> tuple[Any, Policy, Policy]:
+def open_run(run_dir: str | Path, env: Env | None = None) -> tuple[Any, Policy, Policy]:
     """A run's configuration, its newest policy, and the policy it started from.
+
+    `env` is the environment that the run was trained with, where it was not one by name.
 
     Raises:
       UserError: no run there, or no readable checkpoint.
@@ -88,22 +92,24 @@ def open_run(run_dir: str | Path) -> tuple[Any, Policy, Policy]:
     run = load(run_dir / 'config.yaml')
     if type(run) not in TASKS:
         raise UserError(f'{run_dir}: a {run.workload} study; it leaves figures, and no policy')
-    task = TASKS[type(run)](run)
+    task = TASKS[type(run)](run, env=env)
     abstract = trainer.Layout.of(run, task).policy
     directory = run_dir / 'checkpoints'
     policy = checkpoint.restore_policy(directory, abstract)
     return run, policy, checkpoint.restore_start(directory, abstract)
 
 
-def evaluate(run_dir: str | Path, episodes: int | None = None) -> tuple[dict, dict]:
+def evaluate(
+    run_dir: str | Path, episodes: int | None = None, env: Env | None = None
+) -> tuple[dict, dict]:
     """Evaluates a run's newest policy and its start policy on the run's evaluation keys.
 
     Returns:
       Numbers of the start policy, and of the trained one.
     """
-    run, policy, start = open_run(run_dir)
+    run, policy, start = open_run(run_dir, env)
     if episodes is not None:
         evaluation = run.evaluation.model_copy(update={'episodes': episodes})
         run = run.model_copy(update={'evaluation': evaluation})
-    task = TASKS[type(run)](run)
+    task = TASKS[type(run)](run, env=env)
     return task.evaluate(start, start), task.evaluate(policy, start)

@@ -87,15 +87,27 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
         )
         if changed:
             raise UserError(f'{run_dir}: --resume with another configuration: {changed[0]}')
+        _require_writable(run_dir)
         return
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if any(run_dir.iterdir()):
             raise UserError(f'{run_dir}: exists already; use --resume, or another --run-dir')
-        if not os.access(run_dir, os.W_OK):
-            raise UserError(f'{run_dir}: not writable')
+        _require_writable(run_dir)
     except OSError as error:
         raise UserError(f'{run_dir}: {error.strerror}') from None
+
+
+def _require_writable(run_dir: Path) -> None:
+    if not os.access(run_dir, os.W_OK):
+        raise UserError(f'{run_dir}: not writable')
+
+
+def _stopped_before_the_first_checkpoint(run_dir: Path, manager: Any) -> bool:
+    """Whether a run has its start policy and nothing else yet, so that it begins again from it."""
+    path = run_dir / 'metrics.jsonl'
+    updated = path.exists() and any(row['step'] > 0 for row in metrics.read_rows(path))
+    return not manager.all_steps() and not updated
 
 
 class Layout(NamedTuple):
@@ -141,20 +153,24 @@ def train(
       Interrupted: SIGINT or SIGTERM; the state was saved.
     """
     began = time.perf_counter()
+    metrics.check(run)
     claim_run_dir(run, run_dir, resume)
     start = None if resume else task.start()
-    (run_dir / 'config.yaml').write_text(config.to_yaml(run))
     directory, layout = run_dir / 'checkpoints', Layout.of(run, task)
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(checkpoint.open_manager(directory, run.checkpoints.keep))
-        if resume:
+        signals = stack.enter_context(_signals())
+        if start is None:
             start = checkpoint.restore_start(directory, layout.policy)
-            state, meta = checkpoint.restore(manager, layout.state)
-            before, began = meta['before'], began - meta['wall_s']
         else:
             start = jax.device_put(start, devices.replicated(task.mesh))
             checkpoint.save_start(directory, start)
+        if resume and not _stopped_before_the_first_checkpoint(run_dir, manager):
+            state, meta = checkpoint.restore(manager, layout.state)
+            before, began = meta['before'], began - meta['wall_s']
+        else:
             state, before = initial_state(run, task, start), {}
+        config.write(run, run_dir / 'config.yaml')
         step, size = int(state.step), task.updates_per_dispatch
         recorder = stack.enter_context(
             Recorder(run, task, run_dir, began, state if resume else None, quiet)
@@ -172,10 +188,12 @@ def train(
             before = evaluate()
             recorder.write([{**recorder.position(0, 0), **before}])
             save()
+            if signals:
+                manager.wait_until_finished()
+                raise _interrupted(signals[0], 0, run_dir)
         dispatch = recorder.compile(
             update.make_dispatch(task.workload, run, size, layout.shardings), state
         )
-        signals = stack.enter_context(_signals())
         after, pending = {}, None
         last = step >= task.updates or recorder.budget_spent()
         while not last:
@@ -186,7 +204,7 @@ def train(
             pending = numbers
             last = step >= task.updates or recorder.budget_spent()
             stopped = bool(signals)
-            evaluating = (last or _due(step, size, task.evaluate_every)) and not stopped
+            evaluating = last or _due(step, size, task.evaluate_every)
             saving = last or stopped or _due(step, size, run.checkpoints.every_updates)
             if evaluating or saving:
                 rows, pending = recorder.rows(pending), None
@@ -228,7 +246,7 @@ class Recorder:
         self._began, self._since = began, time.perf_counter()
         self._labels = 0 if resumed is None else int(resumed.labels)
         self._compile_s: float | None = None
-        self._writers = metrics.open_writers(run, run_dir, step)
+        self._writers = metrics.open_writers(run, run_dir, step, task.env_steps_per_update)
         self._bar = metrics.ProgressBar(task.updates, step or 0, task.watch, quiet)
 
     def __enter__(self) -> 'Recorder':
@@ -326,7 +344,7 @@ def _signals() -> Iterator[list[int]]:
     def note(number: int, _frame: Any) -> None:
         caught.append(number)
         signal.signal(number, before[number])
-        metrics.console.print('stopping after this dispatch; once more to stop at once')
+        metrics.console.print('stopping at the next safe point; once more to stop at once')
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -17,6 +17,9 @@ from sail_jax.objective import Preferences, Route
 
 Metrics = dict[str, jax.Array]
 
+# Comparisons are counted up to here, where int32 ends.
+MAX_LABELS = 2**31 - 1
+
 # Streams of randomness that are split off a run's seed.
 INIT, START, EVALUATE, UPDATE = range(4)
 
@@ -213,7 +216,7 @@ def make_update(
     optimizer = optimizer or make_optimizer(run.optimizer)
     minibatches, epochs = run.optimizer.minibatches, run.optimizer.epochs
 
-    def gradient_step(carry, minibatch, fixed):
+    def gradient_step(carry, minibatch, fixed, labelled):
         params, optimizer_state, skipped, in_a_row = carry
         batch, reference = minibatch
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
@@ -221,8 +224,6 @@ def make_update(
         )
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(value)
-        # With the label budget spent there is nothing to learn from, and the policy stays.
-        labelled = batch.labels.weight_BxKxK.any() | batch.route.policy_label_B.any()
         apply = finite & labelled
         updates, new_optimizer_state = optimizer.update(grads, optimizer_state, params)
         new_params = divergence.project(
@@ -247,7 +248,11 @@ def make_update(
 
         split = lambda x: split_rows(x, minibatches)  # noqa: E731
         data = jax.tree.map(split, (batch, reference))
-        step_fn = lambda carry, minibatch: gradient_step(carry, minibatch, state.policy.fixed)  # noqa: E731
+        # With the label budget spent there is nothing to learn from, and the policy stays.
+        labelled = batch.labels.weight_BxKxK.any() | batch.route.policy_label_B.any()
+
+        def step_fn(carry, minibatch):
+            return gradient_step(carry, minibatch, state.policy.fixed, labelled)
 
         def epoch(carry, _):
             return jax.lax.scan(step_fn, carry, data)
@@ -256,10 +261,11 @@ def make_update(
         carry, metrics = jax.lax.scan(epoch, carry, length=epochs)
         params, optimizer_state, skipped, in_a_row = carry
 
-        policy = Policy(params, fixed)
+        keep = lambda new, old: jnp.where(labelled, new, old)  # noqa: E731
+        policy = Policy(params, jax.tree.map(keep, fixed, state.policy.fixed))
         reference_policy, reference_step = state.reference, state.reference_step
         if workload.refresh_updates is not None:
-            due = step % workload.refresh_updates == 0
+            due = labelled & (step % workload.refresh_updates == 0)
             reference_policy, reference_step = jax.lax.cond(
                 due,
                 lambda: (policy, step),
@@ -273,7 +279,7 @@ def make_update(
             sampler=sampler,
             seed=state.seed,
             step=step,
-            labels=state.labels + asked,
+            labels=state.labels + jnp.minimum(asked, MAX_LABELS - state.labels),
             skipped=skipped,
             skipped_in_a_row=in_a_row,
         )

@@ -1,14 +1,18 @@
 """The command line: one run through all commands, and one line for everything that is wrong."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import matplotlib.image
 import pytest
 import yaml
 from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 
-from sail_jax import metrics
+from sail_jax import metrics, plots
 from sail_jax.cli import main
+from sail_jax.config import Objective
 from tests.control.toy import SETTINGS
 
 PENDULUM = {
@@ -68,6 +72,35 @@ def test_plot_draws_seeds_as_a_band(runs, tmp_path, capsys):
     out = tmp_path / 'plot.png'
     assert main(['plot', *map(str, runs), '--out', str(out)]) == 0
     assert matplotlib.image.imread(out).shape[1] > 1000
+
+
+def test_plot_names_what_sets_runs_apart(runs):
+    curve = plots.load(runs[0])
+    others = [
+        curve._replace(run=curve.run.model_copy(update={'objective': Objective(beta=beta)}))
+        for beta in (0.2, 0.5)
+    ]
+    groups = plots.group_by_settings([curve, *others, plots.load(runs[1])])
+    assert [name for name, _ in groups] == [
+        'seed0 (2 seeds)',
+        'objective.beta 0.2',
+        'objective.beta 0.5',
+    ]
+
+
+def test_damaged_checkpoint_is_one_line_of_a_process(runs, tmp_path):
+    path = tmp_path / 'run'
+    shutil.copytree(runs[0], path)
+    for file in (path / 'checkpoints').rglob('*'):
+        if file.is_file() and 'start' not in file.parts:
+            file.write_bytes(file.read_bytes()[:3])
+    done = subprocess.run(
+        [sys.executable, '-m', 'sail_jax.cli', 'evaluate', path], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if 'settotalmass' not in line]
+    assert lines[-1].startswith(f'sail-jax: {path}/checkpoints: none of the checkpoints')
+    assert all(line.startswith('sail-jax: checkpoint') for line in lines[:-1]), done.stderr
 
 
 def test_render(runs, tmp_path, capsys):

@@ -71,9 +71,8 @@ def test_rows_have_the_documented_keys(whole):
     assert 'eval/return' in rows[-1]
 
 
-def test_evaluate_repeats_the_runs_own_numbers(whole, monkeypatch):
-    monkeypatch.setattr('sail_jax.control.envs.make', lambda _: Point())
-    before, after = runs.evaluate(whole[1])
+def test_evaluate_repeats_the_runs_own_numbers(whole):
+    before, after = runs.evaluate(whole[1], env=Point())
     ours = {f'eval/{name}': value for name, value in after.items()}
     assert ours == pytest.approx(whole[0].after, rel=1e-5, abs=1e-5)
     assert before['win_rate'] == 0.5
@@ -104,18 +103,21 @@ def test_unwritable_directory(tmp_path):
 
 
 def test_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_path, caplog):
-    steps = make_run().env_steps_per_update
     path = tmp_path / 'run'
-    train(path, make_run(total_env_steps=4 * steps))
+    train(path)
     damage(path / 'checkpoints' / '4')
-    result = train(path, make_run(total_env_steps=4 * steps), resume=True)
+    result = train(path, resume=True)
     assert 'checkpoints/4 cannot be read' in caplog.text
     same(result.policy, whole[0].policy)
+    assert len(list((path / 'checkpoints').glob('damaged-4-*'))) == 1
+    same(runs.open_run(path, env=Point())[1], whole[0].policy)
 
     for step in (2, 4):
         damage(path / 'checkpoints' / str(step))
+    settings = (path / 'config.yaml').read_bytes()
     with pytest.raises(UserError, match='none of the checkpoints can be read'):
-        train(path, make_run(total_env_steps=4 * steps), resume=True)
+        train(path, make_run(total_env_steps=600), resume=True)
+    assert (path / 'config.yaml').read_bytes() == settings
 
 
 def damage(directory):
@@ -141,13 +143,15 @@ def test_label_budget_ends_the_run(tmp_path):
     assert result.env_steps == 4 * run.env_steps_per_update
     rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
     assert [row['labels'] for row in rows] == [0, 12, 20, 20, 20]
+    # Nothing of the policy moves any more: not its parameters, not its normaliser.
+    short = run.model_copy(update={'total_env_steps': 2 * run.env_steps_per_update})
+    same(train(tmp_path / 'short', short).policy, result.policy)
     again = train(tmp_path / 'run', run, resume=True)
     assert again.env_steps == result.env_steps
     same(again.policy, result.policy)
 
 
 def test_too_many_skipped_steps_stop_the_run(tmp_path):
-    run = make_run(optimizer={'max_skipped': 3})
     poison = lambda segment: segment.reward / 0  # noqa: E731
     with pytest.raises(TrainingFailed, match='gradient steps in a row were not finite') as caught:
         train(
@@ -156,7 +160,6 @@ def test_too_many_skipped_steps_stop_the_run(tmp_path):
             segment_reward=poison,
         )
     assert 'train/grad_norm' in str(caught.value)
-    assert run.optimizer.max_skipped == 3
     rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
     assert rows[-1]['train/skipped'] >= 3
 
@@ -196,6 +199,51 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, numb
     assert f'--run-dir {path}' in str(caught.value)
     result = train(path, resume=True)
     same(result.policy, whole[0].policy)
+
+
+@pytest.mark.parametrize('moment', ['evaluation', 'compilation'])
+def test_a_signal_before_the_first_update(whole, tmp_path, monkeypatch, moment):
+    path = tmp_path / 'run'
+    name = {'evaluation': 'position', 'compilation': 'compile'}[moment]
+    original = getattr(trainer.Recorder, name)
+
+    def signal_first(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Recorder, name, signal_first)
+        with pytest.raises(Interrupted):
+            train(path)
+    same(train(path, resume=True).policy, whole[0].policy)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(whole, tmp_path, monkeypatch):
+    path = tmp_path / 'run'
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, 'save', kill)
+        with pytest.raises(Killed):
+            train(path)
+    same(train(path, resume=True).policy, whole[0].policy)
+
+
+def test_tensorboard_keeps_what_came_before_a_resume(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path, run = tmp_path / 'run', make_run(logging={'tensorboard': True})
+    steps = run.env_steps_per_update
+    train(path, run.model_copy(update={'total_env_steps': 2 * steps}))
+    train(path, run, resume=True)
+    events = EventAccumulator(str(path / 'tensorboard'))
+    events.Reload()
+    assert [event.step for event in events.Scalars('train/kl')] == [steps * i for i in (1, 2, 3, 4)]
 
 
 def test_the_step_neither_recompiles_nor_transfers(whole):

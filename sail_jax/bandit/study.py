@@ -55,7 +55,7 @@ def run(study: Study, run_dir: Path) -> Table:
     with jax.enable_x64(True):
         problems = measure.make_problems(study)
         trainer.claim_run_dir(study, run_dir, resume=False)
-        (run_dir / 'config.yaml').write_text(config.to_yaml(study))
+        config.write(study, run_dir / 'config.yaml')
         if isinstance(study, Landscape):
             return _landscape(problems, study, run_dir)
         return _samples(problems, study, run_dir)

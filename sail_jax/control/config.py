@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from sail_jax import config
 from sail_jax.config import Section, Teacher
@@ -26,7 +26,7 @@ class Environment(Section):
 class Network(Section):
     """Brax's PPO policy: an MLP with a tanh-squashed normal on top."""
 
-    hidden: tuple[int, ...] = Field((64, 64), min_length=1)
+    hidden: tuple[PositiveInt, ...] = Field((64, 64), min_length=1)
     """Sizes of the hidden layers."""
     activation: Literal['swish', 'relu', 'tanh', 'elu', 'gelu'] = 'swish'
     """Between the layers."""
@@ -52,7 +52,7 @@ class Value(Section):
     so that short segments do not teach to spend what comes later."""
     discount: float = Field(0.99, gt=0, lt=1)
     """Per env step, for returns and value alike where the value is learned."""
-    hidden: tuple[int, ...] = Field((64, 64), min_length=1)
+    hidden: tuple[PositiveInt, ...] = Field((64, 64), min_length=1)
     """Sizes of the hidden layers of the value network."""
 
 
@@ -146,5 +146,10 @@ def check(run: ControlRun) -> None:
         )
     if run.reference.source in ('run', 'brax') and run.reference.path is None:
         raise UserError(f'reference.path: needed for reference.source: {run.reference.source}')
+    if run.reference.source in ('init', 'ppo') and run.reference.path is not None:
+        raise UserError(
+            f'reference.path: not used by reference.source: {run.reference.source}; '
+            'did you mean source: run or brax?'
+        )
     if run.value.terminal == 'learned' and run.labeller.discount < 1:
         raise UserError('labeller.discount: a myopic teacher has no terminal value; use 1')

@@ -23,7 +23,7 @@ def make(env: Env, networks: PPONetworks, run: ControlRun, key: jax.Array) -> Ev
     """`(policy, reference) -> numbers`; every call uses the same start states and noise.
 
     Common random numbers make evaluations of one run, and of the reference, comparable start state
-    by start state. The reference's episodes are run once for each reference.
+    by start state.
     """
 
     @jax.jit

@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from brax.envs.base import Env
+from brax.training import networks as brax_networks
 from brax.training.acme import running_statistics
 from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 from brax.training.agents.ppo import networks as ppo_networks
 from brax.training.agents.ppo import train as ppo
 from brax.training.agents.ppo.networks import PPONetworks
+from flax import linen
 
 from sail_jax import checkpoint, config
 from sail_jax.control import policy as control_policy
@@ -30,18 +32,22 @@ def load(env: Env, networks: PPONetworks, run: ControlRun, key: jax.Array) -> Po
         case 'init':
             return fresh
         case 'run':
-            fixed, policy = _from_run(env, run.reference.path)
+            fixed, policy = _from_run(env, run)
         case 'brax':
-            fixed, policy = _from_brax(run.reference.path)
+            fixed, policy = _from_brax(run)
         case 'ppo':
             fixed, policy = _train_ppo(env, run)
     _check_shapes(fresh, fixed, policy, run.reference.path)
     return Policy(params={**fresh.params, 'policy': policy}, fixed=fixed)
 
 
-def _from_run(env: Env, path: Path) -> tuple[Any, Any]:
+def _from_run(env: Env, run: ControlRun) -> tuple[Any, Any]:
+    path = run.reference.path
     data, node = config.read_yaml(path / 'config.yaml')
     theirs = config.validate(ControlRun, data, path / 'config.yaml', node)
+    _require_same(path, 'policy.activation', theirs.policy.activation, run.policy.activation)
+    _require_same(path, 'policy.hidden', theirs.policy.hidden, run.policy.hidden)
+    _require_same(path, 'env.name', theirs.env.name, run.env.name)
     abstract = jax.eval_shape(
         lambda key: control_policy.init(
             key, env, control_policy.make_networks(env, theirs), theirs
@@ -54,7 +60,8 @@ def _from_run(env: Env, path: Path) -> tuple[Any, Any]:
     return restored.fixed, restored.params['policy']
 
 
-def _from_brax(path: Path) -> tuple[Any, Any]:
+def _from_brax(run: ControlRun) -> tuple[Any, Any]:
+    path = run.reference.path
     try:
         settings = ppo_checkpoint.load_config(path)
         fixed, policy = ppo_checkpoint.load(path)[:2]
@@ -70,6 +77,11 @@ def _from_brax(path: Path) -> tuple[Any, Any]:
             f'reference.path: {path}: needs a tanh_normal policy trained with '
             f'normalize_observations; got {kind}, {settings.normalize_observations}'
         )
+    names = {function: name for name, function in brax_networks.ACTIVATION.items()}
+    activation = names.get(settings.network_factory_kwargs.get('activation', linen.swish))
+    if activation == 'silu':
+        activation = 'swish'
+    _require_same(path, 'policy.activation', activation, run.policy.activation)
     fixed = running_statistics.RunningStatisticsState(
         count=fixed.count,
         mean=jax.tree.map(jnp.asarray, fixed.mean),
@@ -87,8 +99,14 @@ def _train_ppo(env: Env, run: ControlRun) -> tuple[Any, Any]:
             *args, **kwargs, **control_policy.network_factory(run)
         )
 
+    wrap = None
+    if run.env.backend == 'playground':
+        from mujoco_playground import wrapper
+
+        wrap = wrapper.wrap_for_brax_training
     _, params, _ = ppo.train(
         environment=env,
+        wrap_env_fn=wrap,
         num_timesteps=run.reference.ppo_env_steps,
         episode_length=run.env.episode_length,
         num_envs=256,
@@ -107,6 +125,11 @@ def _train_ppo(env: Env, run: ControlRun) -> tuple[Any, Any]:
         run_evals=False,
     )
     return params[0], params[1]
+
+
+def _require_same(path: Path, key: str, theirs: Any, ours: Any) -> None:
+    if theirs != ours:
+        raise UserError(f'reference.path: {path}: has {key} {theirs}, this run {ours}')
 
 
 def _check_shapes(fresh: Policy, fixed: Any, policy: Any, path: Path | None) -> None:

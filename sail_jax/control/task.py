@@ -34,7 +34,7 @@ def make(
     """
     check(run)
     mesh = devices.make_mesh(run.rollout.contexts)
-    env = env or envs.make(run.env)
+    env = envs.make(run.env) if env is None else env
     networks = control_policy.make_networks(env, run)
     key = update.stream(run.seed, update.START)
     return Task(

@@ -50,11 +50,17 @@ class Inputs(NamedTuple):
 
 
 def judged_rewards(
-    networks: PPONetworks, segments: Segments, segment_reward: SegmentReward | None
+    networks: PPONetworks,
+    segments: Segments,
+    segment_reward: SegmentReward | None,
+    per_step: bool,
 ) -> jax.Array:
     """The labeller's reward of each step, [B, L, T].
 
     One number for a whole segment counts at its first step.
+
+    Raises:
+      UserError: neither [T] nor a number, or a number where the reward of each step is needed.
     """
     if segment_reward is None:
         return segments.reward
@@ -64,26 +70,39 @@ def judged_rewards(
         action = networks.parametric_action_distribution.postprocess(raw_action)
         judged = segment_reward(Segment(obs, action, reward, mask))
         if jnp.shape(judged) == ():
+            if per_step:
+                raise UserError(
+                    'segment_reward: returned one number; value.terminal: learned and '
+                    f'labeller.discount below 1 need the reward of each step, shape ({T},)'
+                )
             return jnp.zeros(T).at[0].set(judged)
         if jnp.shape(judged) != (T,):
             raise UserError(
                 f'segment_reward: returned shape {jnp.shape(judged)}; expected () or ({T},)'
             )
-        return judged * mask
+        return jnp.where(mask > 0, judged, 0)
 
     return jax.vmap(jax.vmap(judge))(
         segments.obs, segments.raw_action, segments.reward, segments.mask
     )
 
 
-def returns_to_go(reward: jax.Array, last: jax.Array, discount: float) -> jax.Array:
-    """`sum_{t' >= t} discount^(t' - t) r_t' + discount^(T - t) last`, [..., T]."""
+def returns_to_go(
+    reward: jax.Array, mask: jax.Array, last: jax.Array, discount: float
+) -> jax.Array:
+    """`sum_{t' >= t} discount^(t' - t) r_t' + discount^(n - t) last`, [..., T].
 
-    def back(value, reward):
-        value = reward + discount * value
+    The sum is over the n steps that happened (`mask`, a prefix); `last` is worth what comes after
+    them.
+    """
+
+    def back(value, step):
+        reward, happened = step
+        value = jnp.where(happened > 0, reward + discount * value, value)
         return value, value
 
-    _, values = jax.lax.scan(back, last, jnp.moveaxis(reward, -1, 0), reverse=True)
+    steps = jnp.moveaxis(reward, -1, 0), jnp.moveaxis(mask, -1, 0)
+    _, values = jax.lax.scan(back, last, steps, reverse=True)
     return jnp.moveaxis(values, 0, -1)
 
 
@@ -147,10 +166,12 @@ def make(
             check_vma=False,
         )((policy, reference), contexts, row_keys(row_key, B))
 
-        reward = judged_rewards(networks, segments, segment_reward)
+        reward = judged_rewards(
+            networks, segments, segment_reward, learned or run.labeller.discount < 1
+        )
         if learned:
             last = value(policy, segments.last_obs) * ~segments.terminated
-            target = returns_to_go(reward, last, discount)
+            target = returns_to_go(reward, segments.mask, last, discount)
             true_BxK = perceived_BxK = target[:, :K, 0]
         else:
             target = None

@@ -85,6 +85,15 @@ def test_another_shape_names_the_layer(brax_checkpoint):
         reference.load(env, policy.make_networks(env, run), run, jax.random.key(0))
 
 
+def test_another_activation_is_named(brax_checkpoint):
+    path = brax_checkpoint[0]
+    policy_settings = {'hidden': HIDDEN, 'activation': 'tanh'}
+    run = make_run(policy=policy_settings, reference={'source': 'brax', 'path': str(path)})
+    env = brax_envs.get_environment('fast')
+    with pytest.raises(UserError, match=r'has policy\.activation swish, this run tanh'):
+        reference.load(env, policy.make_networks(env, run), run, jax.random.key(0))
+
+
 def test_missing_brax_checkpoint(tmp_path):
     run = make_run(reference={'source': 'brax', 'path': str(tmp_path / 'none')})
     env = brax_envs.get_environment('fast')
@@ -101,7 +110,7 @@ def test_a_run_is_anothers_reference_and_goes_to_brax(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, result.start, first.policy)
 
     wider = {**second, 'policy': {'hidden': [16]}}
-    with pytest.raises(UserError, match='policy of another shape'):
+    with pytest.raises(UserError, match=r'has policy\.hidden \(8,\), this run \(16,\)'):
         sail_jax.train(ControlRun.model_validate(wider), tmp_path / 'three', quiet=True)
 
     run, trained, start = runs.open_run(tmp_path / 'two')

@@ -32,29 +32,40 @@ def sample(made, policy, other, seed=0):
     )
 
 
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.floats(-5, 5), st.floats(0.1, 1.0))
-def test_returns_to_go(rewards, last, discount):
-    T = len(rewards)
+@given(
+    st.lists(st.floats(-5, 5), min_size=1, max_size=8),
+    st.integers(0, 8),
+    st.floats(-5, 5),
+    st.floats(0.1, 1.0),
+)
+def test_returns_to_go(rewards, happened, last, discount):
+    T, n = len(rewards), min(happened, len(rewards))
     expected = [
-        sum(discount ** (k - t) * rewards[k] for k in range(t, T)) + discount ** (T - t) * last
-        for t in range(T)
+        sum(discount ** (k - t) * rewards[k] for k in range(t, n)) + discount ** (n - t) * last
+        for t in range(n)
     ]
-    actual = workload.returns_to_go(jnp.asarray([rewards]), jnp.asarray([last]), discount)[0]
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+    mask = jnp.asarray([np.arange(T) < n], jnp.float32)
+    actual = workload.returns_to_go(
+        jnp.asarray([rewards]) * mask, mask, jnp.asarray([last]), discount
+    )[0]
+    np.testing.assert_allclose(actual[:n], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_labels_follow_the_segments_returns():
+def test_labels_are_hard_consistent_and_counted():
     _, made, policy, other = make()
     sampled = sample(made, policy, other)
-    prob, inputs = sampled.batch.labels.prob_BxKxK, sampled.batch.inputs
-    position_reward = 1 - np.linalg.norm(np.asarray(inputs.obs), axis=-1)
-    assert position_reward.shape == (4, 3, 5)
-    # The reward is of the state after the step: shift, and take the last one from the simulator.
-    segments_return = np.asarray(sampled.metrics['segment_return'])
-    assert np.isfinite(segments_return)
+    prob = sampled.batch.labels.prob_BxKxK
     np.testing.assert_allclose(prob + prob.mT, 1)
     assert set(np.unique(prob)) <= {0, 0.5, 1}
     assert int(sampled.labels_asked) == 4 * 3
+
+
+def test_a_number_for_the_segment_does_not_go_with_a_learned_value():
+    _, made, policy, other = make(
+        {'value': {'terminal': 'learned'}}, segment_reward=lambda s: s.reward.sum()
+    )
+    with pytest.raises(UserError, match='returned one number'):
+        sample(made, policy, other)
 
 
 def test_segment_reward_replaces_the_environments():
