@@ -69,8 +69,9 @@ class Tokenizer:
         Raises:
           UserError: as of `prompt_ids`; or an end of sequence before the response's end.
         """
-        if any(i in self.eos_ids for i in self._plain(response)[:-1]):
-            raise UserError('response: holds an end of sequence before its end')
+        for token in map(self.backend.id_to_token, self.eos_ids):
+            if token in response.removesuffix(token):
+                raise UserError(f'response: holds {token!r} before its end')
         if isinstance(prompt, str):
             turn = response
             before, whole = self._with_start(prompt), self._with_start(prompt + response)

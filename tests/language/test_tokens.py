@@ -60,7 +60,7 @@ def test_chat_response_is_the_template_s_up_to_the_end_of_the_turn(tokenizer):
 @pytest.mark.parametrize('prompt', ['the cat', TURN])
 @pytest.mark.parametrize('response', ['no<|end|> yes', 'no<|im_end|> yes'])
 def test_response_with_an_end_inside_is_refused(tokenizer, prompt, response):
-    with pytest.raises(UserError, match='end of sequence before its end'):
+    with pytest.raises(UserError, match=r'response: holds .* before its end'):
         tokenizer.response_ids(prompt, response)
 
 
