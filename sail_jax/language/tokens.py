@@ -87,6 +87,18 @@ class Tokenizer:
         end = next((n for n, i in enumerate(ids, 1) if i in self.eos_ids), None)
         return self._checked(ids[:end] + ([] if end else [self.eos_ids[0]]), 'response')
 
+    def scored_ids(self, prompt: Prompt, response: str) -> list[int]:
+        """Prompt and response as a reward model reads them: all that the tokeniser or the chat
+        template writes, what follows the end of the turn included.
+
+        Raises:
+          UserError: as of `prompt_ids`.
+        """
+        if isinstance(prompt, str):
+            return self._checked(self.backend.encode(prompt + response).ids, 'response')
+        whole = self._render((*prompt, Message('assistant', response)), generate=False)
+        return self._checked(self._plain(whole), 'response')
+
     def text(self, ids: Sequence[int]) -> str:
         """For people and labellers; without special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
