@@ -144,21 +144,26 @@ def prepare(data: Data, kind: Kind, tokenizer: Tokenizer, cache: str | Path) -> 
         encode_row(row)
         return row
 
-    try:
-        builder = Preferences(
+    def builder() -> Preferences:
+        return Preferences(
             data_dir=directory,
             file_format='array_record',
             files=files,
             checked=checked,
             skip=data.on_bad_row == 'skip',
         )
+
+    try:
         with _quiet():
-            builder.download_and_prepare()
+            builder().download_and_prepare()
     except OSError as error:
-        raise UserError(f'{directory}: {error.strerror or error}') from None
-    found = builder.info.metadata or {}
+        # Another process may have been faster.
+        if not builder().is_prepared():
+            raise UserError(f'{directory}: {error.strerror or error}') from None
+    made = builder()
+    found = made.info.metadata or {}
     dataset = Dataset(
-        source=builder.as_data_source('train'),
+        source=made.as_data_source('train'),
         encode=encode_row,
         skipped=found.get('skipped', 0),
         skipped_messages=tuple(found.get('messages', ())),
@@ -202,6 +207,7 @@ class Preferences(tfds.core.GeneratorBasedBuilder):
       skip: leave bad rows out instead of raising.
     """
 
+    # To be raised when the same files give other rows.
     VERSION = tfds.core.Version('1.0.0')
 
     def __init__(

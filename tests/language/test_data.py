@@ -132,6 +132,31 @@ def test_changed_data_or_settings_are_prepared_anew(tmp_path, tokenizer):
         data.prepare(short, 'preference', tokenizer, cache)
 
 
+def test_another_process_may_be_faster(tmp_path, tokenizer, monkeypatch):
+    file = tmp_path / 'x.jsonl'
+    file.write_text(json.dumps(PLAIN))
+    arguments = settings(file), 'preference', tokenizer, tmp_path / 'cache'
+    check, inner = rows.check, []
+
+    def check_while_another_prepares(row, kind):
+        monkeypatch.setattr(rows, 'check', check)
+        inner.append(data.prepare(*arguments))
+        return check(row, kind)
+
+    monkeypatch.setattr(rows, 'check', check_while_another_prepares)
+    outer = data.prepare(*arguments)
+    assert len(inner) == len(outer) == 1
+    assert outer[0] == inner[0][0]
+
+
+def test_cache_that_cannot_be_written(tmp_path, tokenizer):
+    file = tmp_path / 'x.jsonl'
+    file.write_text(json.dumps(PLAIN))
+    (tmp_path / 'cache').touch()
+    with pytest.raises(UserError, match=r'cache/.*: Not a directory'):
+        data.prepare(settings(file), 'preference', tokenizer, tmp_path / 'cache')
+
+
 def test_nothing_is_printed(tmp_path, tokenizer, capfd):
     file = tmp_path / 'x.jsonl'
     file.write_text(json.dumps(PLAIN))
