@@ -125,6 +125,10 @@ def test_changed_data_or_settings_are_prepared_anew(tmp_path, tokenizer):
     moved = file.rename(tmp_path / 'moved.jsonl')
     data.prepare(settings(moved), 'preference', tokenizer, cache)
     assert len(list(cache.iterdir())) == 1
+    bare = tokens.load(write(tmp_path / 'bare', template=None))
+    data.prepare(settings(moved), 'preference', bare, cache)
+    data.prepare(settings(moved), 'completion', tokenizer, cache)
+    assert len(list(cache.iterdir())) == 3
     moved.write_text(json.dumps(PLAIN | {'chosen': ' hello'}))
     assert data.prepare(settings(moved), 'preference', tokenizer, cache)[0] != first[0]
     short = settings(moved).model_copy(update={'max_prompt_tokens': 2})

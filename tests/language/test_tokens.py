@@ -3,11 +3,22 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sail_jax.errors import UserError
 from sail_jax.language import tokens
 from sail_jax.language.rows import Message
-from tests.language.tiny_tokenizer import BEGIN, END, IM_END, IM_START, TEXT, backend, write
+from tests.language.tiny_tokenizer import (
+    BEGIN,
+    END,
+    IM_END,
+    IM_START,
+    SPECIAL,
+    TEXT,
+    backend,
+    write,
+)
 
 TURN = (Message('user', 'what a cat'),)
 DIALOGUE = (
@@ -18,9 +29,9 @@ DIALOGUE = (
 )
 
 
-@pytest.fixture
-def tokenizer(tmp_path):
-    return tokens.load(write(tmp_path))
+@pytest.fixture(scope='module')
+def tokenizer(tmp_path_factory):
+    return tokens.load(write(tmp_path_factory.mktemp('tokenizer')))
 
 
 def test_plain_prompt_has_what_goes_before_a_text_but_not_what_ends_it(tokenizer):
@@ -173,6 +184,28 @@ def test_digest_tells_tokenisers_apart(tmp_path, tokenizer):
     assert tokens.load(directory).digest == tokenizer.digest
     other.save(str(directory / 'tokenizer.json'))
     assert tokens.load(directory).digest != tokenizer.digest
+
+
+TEXTS = st.text() | st.lists(
+    st.sampled_from([*TEXT, *SPECIAL, ' ', '\n', 'c', 'é']), max_size=6
+).map(''.join)
+
+
+@given(TEXTS.filter(bool), TEXTS, st.booleans())
+def test_any_response_ends_once_or_is_refused(tokenizer, prompt, response, chat):
+    prompt = (Message('user', prompt),) if chat else prompt
+    inside = any(end in response.removesuffix(end) for end in ('<|end|>', '<|im_end|>'))
+    try:
+        ids = tokenizer.response_ids(prompt, response)
+    except UserError:
+        assert inside
+        return
+    assert not inside
+    assert [i in tokenizer.eos_ids for i in ids] == [False] * (len(ids) - 1) + [True]
+    text = tokenizer.backend.decode(ids[:-1], skip_special_tokens=False)
+    for end in ('<|end|>', '<|im_end|>'):
+        response = response.removesuffix(end)
+    assert text == (response.strip() if chat else response)
 
 
 @pytest.mark.parametrize('conversation', [TURN, DIALOGUE])
