@@ -49,6 +49,8 @@ def trl(raw: Raw) -> Row:
     """
     if raw.get('tools'):
         raise UserError('tools: tool calls are not supported')
+    if raw.get('completion') is not None and raw.get('label') is not None:
+        raise UserError('label: unpaired preferences are not supported')
     prompt = raw.get('prompt')
     chosen = raw.get('chosen', raw.get('completion'))
     if chosen is None:

@@ -114,6 +114,7 @@ def test_converter(convert, raw, row):
         (rows.trl, {'prompt': [{'role': '', 'content': 'a'}]}, r'prompt\[0\].role: empty'),
         (rows.trl, {'prompt': [USER | {'tool_calls': [1]}]}, r'prompt\[0\]: tool calls'),
         (rows.trl, {'prompt': 'a', 'tools': [1]}, 'tools: tool calls are not supported'),
+        (rows.trl, {'prompt': 'a', 'completion': 'b', 'label': False}, 'label: unpaired'),
         (rows.ultrafeedback, {'chosen': [USER, BLUE]}, 'rejected: missing'),
         (rows.ultrafeedback, {'chosen': 'a', 'rejected': 'b'}, 'chosen: expected a list of mess'),
         (rows.hh_rlhf, {'chosen': 'Human: a', 'rejected': HH}, 'chosen: expected a transcript'),
