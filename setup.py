@@ -17,7 +17,12 @@ setup(
         'brax>=0.14.2',
         'tensorflow-datasets>=4.9.10',
         'array_record>=0.8.3',
+        'importlib_resources>=5',  # tensorflow-datasets 4.9.10 imports it without saying so.
+        'grain>=0.2.10',
+        'pyarrow>=18',
         'safetensors>=0.8',
+        'tokenizers>=0.21',
+        'jinja2>=3.1.6',
         'pydantic>=2.12',
         'tyro>=1.0',
         'pyyaml>=6',

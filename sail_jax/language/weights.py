@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from sail_jax.language.model import Decoder
 DTYPES = {'F32': jnp.float32, 'BF16': jnp.bfloat16, 'F16': jnp.float16}
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 
+DecoderT = TypeVar('DecoderT', bound=Decoder)
 ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 """`(name of a parameter, its shape) -> how it lies on the devices`."""
 
@@ -70,19 +71,20 @@ def places(decoder: Decoder) -> dict[str, Place]:
                 name = f'model.layers.{layer}.{module.removeprefix("layers.")}.{tail}'
                 found[name] = Place(parameter, layer, transposed)
         else:
-            prefix = '' if module == 'lm_head' else 'model.'
+            prefix = '' if module in ('lm_head', 'score') else 'model.'
             found[f'{prefix}{module}.{tail}'] = Place(parameter, None, transposed)
     return found
 
 
 def load(
     path: str | Path,
+    model: type[DecoderT] = Decoder,
     *,
     dtype: jnp.dtype = jnp.float32,
     param_dtype: jnp.dtype | None = None,
     remat: bool = False,
     sharding: ShardingOf | None = None,
-) -> Decoder:
+) -> DecoderT:
     """Reads `config.json` and one or several `.safetensors` files.
 
     The files are mapped, not read: each device's part of each parameter is copied out of them by
@@ -90,6 +92,7 @@ def load(
 
     Args:
       path: the directory.
+      model: what is in it; see `rewards.RewardModel`.
       dtype: of activations.
       param_dtype: of parameters; None keeps the file's.
       remat: see `Decoder`.
@@ -102,7 +105,7 @@ def load(
     path = Path(path)
     architecture = architectures.read(path)
     decoder = nnx.eval_shape(
-        lambda: Decoder(architecture, rngs=nnx.Rngs(0), dtype=dtype, remat=remat)
+        lambda: model(architecture, rngs=nnx.Rngs(0), dtype=dtype, remat=remat)
     )
     if sharding is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

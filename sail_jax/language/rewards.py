@@ -1,0 +1,208 @@
+"""Who scores responses: a Python function, a reward model, a judge of pairs.
+
+All are functions of two lists of one length that give one number for each place. Labels are made
+from them on the host: `score` and `judge`.
+"""
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sail_jax.errors import TrainingFailed, UserError
+from sail_jax.language import weights
+from sail_jax.language.architecture import Architecture
+from sail_jax.language.logprobs import Prompts, last_hidden
+from sail_jax.language.model import Decoder, Linear, prompt_positions
+from sail_jax.language.rows import Prompt
+from sail_jax.language.sampler import pad_prompts
+from sail_jax.language.tokens import Tokenizer
+from sail_jax.objective import Preferences
+
+Reward = Callable[[list[Prompt], list[str]], Sequence[float]]
+"""`(prompts, responses) -> rewards`: a prompt stands before each of its responses, as in TRL's
+reward functions. NaN is no answer: the update is skipped and counted."""
+
+Judge = Callable[[list[Prompt], list[tuple[str, str]]], Sequence[float]]
+"""`(prompts, pairs of responses) -> probabilities` that the first of the pair is preferred; NaN as
+of `Reward`."""
+
+
+def score(
+    reward: Reward,
+    prompts_B: Sequence[Prompt],
+    responses_BxK: Sequence[Sequence[str]],
+    *,
+    batch_size: int = 64,
+    timeout_s: float = 60.0,
+) -> np.ndarray:
+    """Rewards of K responses to each of B prompts, float32 [B, K].
+
+    Args:
+      reward: called on the host, with at most `batch_size` responses at a time.
+      timeout_s: of each call, seconds.
+
+    Raises:
+      UserError: the function raised, or gave anything but one number a response.
+      TrainingFailed: it took longer than it may.
+    """
+    K = len(responses_BxK[0])
+    prompts = [prompt for prompt in prompts_B for _ in range(K)]
+    responses = [response for group in responses_BxK for response in group]
+    return _in_batches(reward, prompts, responses, batch_size, timeout_s).reshape(-1, K)
+
+
+def judge(
+    judge: Judge,
+    prompts_B: Sequence[Prompt],
+    responses_BxK: Sequence[Sequence[str]],
+    *,
+    batch_size: int = 64,
+    timeout_s: float = 60.0,
+) -> Preferences:
+    """Preferences between all pairs of each group; each pair is put to the judge once.
+
+    Arguments and errors as of `score`.
+
+    Raises:
+      UserError: also for a number that is no probability.
+    """
+    B, K = len(prompts_B), len(responses_BxK[0])
+    pairs = list(itertools.combinations(range(K), 2))
+    probability = _in_batches(
+        judge,
+        [prompt for prompt in prompts_B for _ in pairs],
+        [(group[i], group[j]) for group in responses_BxK for i, j in pairs],
+        batch_size,
+        timeout_s,
+    )
+    if ((probability < 0) | (probability > 1)).any():
+        wrong = probability[(probability < 0) | (probability > 1)][0]
+        raise UserError(f'{_name(judge)}: expected probabilities, got {wrong:g}')
+    prob_BxKxK = np.full((B, K, K), 0.5, np.float32)
+    i, j = np.asarray(pairs, int).reshape(-1, 2).T
+    prob_BxKxK[:, i, j] = probability.reshape(B, -1)
+    prob_BxKxK[:, j, i] = 1 - prob_BxKxK[:, i, j]
+    weight_BxKxK = np.broadcast_to(1 - np.eye(K, dtype=np.float32), (B, K, K))
+    return Preferences(jnp.asarray(prob_BxKxK), jnp.asarray(weight_BxKxK))
+
+
+class RewardModel(Decoder):
+    """A sequence classifier with one label, as `AutoModelForSequenceClassification` has it: the
+    last token's hidden state times `score`."""
+
+    def __init__(self, architecture: Architecture, *, rngs: nnx.Rngs, **kwargs: Any):
+        # It predicts no tokens, so there is no output matrix.
+        tied = architecture.model_copy(update={'tied': True})
+        super().__init__(tied, rngs=rngs, **kwargs)
+        types = {'dtype': self.dtype, 'param_dtype': self.embed_tokens.param_dtype}
+        self.score = Linear(architecture.hidden_size, 1, use_bias=False, rngs=rngs, **types)
+
+    def rewards(self, sequences: Prompts) -> jax.Array:
+        """Of whole sequences, float32 [B]; pure."""
+        positions = prompt_positions(sequences.lengths_B, sequences.tokens_BxP.shape[1])
+        hidden, _ = self(sequences.tokens_BxP[:, None], positions)
+        last_BxD = last_hidden(hidden, sequences.lengths_B)
+        kernel = self.score.kernel[...].astype(last_BxD.dtype)
+        return jnp.matmul(last_BxD, kernel, preferred_element_type=jnp.float32)[:, 0]
+
+
+def load(path: str | Path, **kwargs: Any) -> RewardModel:
+    """A sequence-classification checkpoint of a family that `Decoder` has.
+
+    Args:
+      path: the directory.
+      **kwargs: of `weights.load`.
+
+    Raises:
+      UserError: as of `weights.load`; also if it has more than one label.
+    """
+    return weights.load(path, RewardModel, **kwargs)
+
+
+def from_model(model: RewardModel, tokenizer: Tokenizer, max_tokens: int) -> Reward:
+    """The reward function of a model with a tokeniser and chat template of its own.
+
+    Args:
+      model: runs where its parameters lie.
+      tokenizer: the reward model's, not the policy's.
+      max_tokens: of prompt and response together; the function raises `UserError` for more.
+    """
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def rewards(state: nnx.State, sequences: Prompts) -> jax.Array:
+        return nnx.merge(graphdef, state).rewards(sequences)
+
+    def reward(prompts: list[Prompt], responses: list[str]) -> np.ndarray:
+        sequences = list(map(tokenizer.scored_ids, prompts, responses))
+        if (longest := max(map(len, sequences))) > max_tokens:
+            raise UserError(f'a prompt and response of {longest} tokens; at most {max_tokens}')
+        return np.asarray(rewards(state, pad_prompts(sequences)))
+
+    reward.__qualname__ = str(tokenizer.path)  # What errors call it.
+    return reward
+
+
+def _name(function: Any) -> str:
+    return getattr(function, '__qualname__', type(function).__qualname__)
+
+
+def _in_batches(
+    function: Callable[[list, list], Any],
+    prompts: list[Prompt],
+    items: list[Any],
+    batch_size: int,
+    timeout_s: float,
+) -> np.ndarray:
+    """`function` of all places, float32 [N]."""
+    parts = [
+        _call(function, prompts[i : i + batch_size], items[i : i + batch_size], timeout_s)
+        for i in range(0, len(items), batch_size)
+    ]
+    return np.concatenate([np.zeros(0, np.float32), *parts])
+
+
+def _call(
+    function: Callable[[list, list], Any], prompts: list, items: list, timeout_s: float
+) -> np.ndarray:
+    """One checked call, in a thread that does not keep the process from ending."""
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((function(prompts, items), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=run, daemon=True, name='reward').start()
+    try:
+        answer, error = answers.get(timeout=timeout_s)
+    except queue.Empty:
+        raise TrainingFailed(
+            f'{_name(function)}: no answer for {len(items)} responses in {timeout_s:g} s'
+        ) from None
+    if isinstance(error, UserError):
+        raise UserError(f'{_name(function)}: {error}') from None
+    if error is not None:
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        raise UserError(f'{_name(function)}: raised {reason}') from error
+    try:
+        array = np.asarray(answer, np.float32)
+    except (TypeError, ValueError):
+        raise UserError(
+            f'{_name(function)}: expected {len(items)} numbers, got {type(answer).__name__}'
+        ) from None
+    if array.shape != (len(items),):
+        raise UserError(
+            f'{_name(function)}: expected shape ({len(items)},), one number a response, '
+            f'got {array.shape}'
+        )
+    return array

@@ -1,0 +1,212 @@
+"""Rows of preference data: their one form here, and the forms that data sets come in.
+
+A converter is a pure function from a data set's own row, a mapping, to `Row`. All raise `UserError`
+naming the field; who reads the file adds the place.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from sail_jax.errors import UserError
+
+MAX_CHARACTERS = 2**22
+"""Of one text: a thousand pages."""
+
+
+class Message(NamedTuple):
+    """A turn of a conversation."""
+
+    role: str
+    content: str
+
+
+Prompt = str | tuple[Message, ...]
+"""Plain text, or a conversation that awaits the assistant's turn."""
+
+Kind = Literal['prompt', 'completion', 'preference']
+"""What is needed of a row: the prompt, the chosen response too, or both responses."""
+
+
+class Row(NamedTuple):
+    """A prompt and two responses, or fewer. Those to a conversation are the assistant's turn."""
+
+    prompt: Prompt
+    chosen: str | None = None
+    rejected: str | None = None
+
+
+Raw = Mapping[str, Any]
+Convert = Callable[[Raw], Row]
+
+
+def trl(raw: Raw) -> Row:
+    """TRL's forms: prompt-only, prompt-completion, and preference with or without a prompt of its
+    own; strings or lists of messages (https://huggingface.co/docs/trl/dataset_formats).
+
+    Without a prompt, it is what chosen and rejected begin with in common: whole messages, or
+    characters (less a final space), which is TRL's rule.
+    """
+    if raw.get('tools'):
+        raise UserError('tools: tool calls are not supported')
+    if raw.get('completion') is not None and raw.get('label') is not None:
+        raise UserError('label: unpaired preferences are not supported')
+    prompt = raw.get('prompt')
+    chosen = raw.get('chosen', raw.get('completion'))
+    if chosen is None:
+        return Row(_messages(prompt, 'prompt') if _is_list(prompt) else _text(raw, 'prompt'))
+    answer = 'chosen' if 'chosen' in raw else 'completion'
+    rejected = raw.get('rejected')
+    if not _is_list(chosen):
+        if _is_list(prompt):
+            raise UserError(f'{answer}: expected a list of messages, as prompt is one')
+        chosen = _text(raw, answer)
+        rejected = None if rejected is None else _text(raw, 'rejected')
+        if prompt is None and rejected is not None:
+            return _split_text(chosen, rejected)
+        return Row(_text(raw, 'prompt'), chosen, rejected)
+    turns = [_messages(chosen, answer)]
+    if rejected is not None:
+        turns.append(_messages(rejected, 'rejected'))
+    if prompt is None or (isinstance(prompt, str) and len(turns[0]) > 1):
+        return _conversation(*turns)
+    if isinstance(prompt, str):
+        prompt = [{'role': 'user', 'content': prompt}]
+    before = _messages(prompt, 'prompt')
+    return _conversation(*(before + answers for answers in turns), prompt=before)
+
+
+def ultrafeedback(raw: Raw) -> Row:
+    """UltraFeedback, binarised (HuggingFaceH4/ultrafeedback_binarized): whole conversations; its
+    `prompt` column repeats the first turn."""
+    return _conversation(
+        _messages(raw.get('chosen'), 'chosen'), _messages(raw.get('rejected'), 'rejected')
+    )
+
+
+def hh_rlhf(raw: Raw) -> Row:
+    """HH-RLHF (Anthropic/hh-rlhf): transcripts with turns `\\n\\nHuman:` and `\\n\\nAssistant:`."""
+    return _conversation(_transcript(raw, 'chosen'), _transcript(raw, 'rejected'))
+
+
+def pku_safe_rlhf(raw: Raw, label: Literal['better', 'safer'] = 'better') -> Row:
+    """PKU-SafeRLHF (PKU-Alignment): a question and two responses, compared twice.
+
+    Args:
+      label: the comparison that counts: the more helpful response, or the safer.
+    """
+    key = f'{label}_response_id'
+    best = raw.get(key)
+    if type(best) is not int or best not in (0, 1):
+        raise UserError(f'{key}: expected 0 or 1, got {best!r:.80}')
+    responses = _text(raw, 'response_0'), _text(raw, 'response_1')
+    prompt = (Message('user', _text(raw, 'prompt')),)
+    return Row(prompt, responses[best], responses[1 - best])
+
+
+def check(row: Row, kind: Kind) -> Row:
+    """The row with what is needed of it and no more.
+
+    Raises:
+      UserError: an empty prompt or response, no response where one is needed, twice the same
+        response, text that is not Unicode or absurdly long, a conversation that does not await
+        the assistant.
+    """
+    if isinstance(row.prompt, str):
+        _check_text(row.prompt, 'prompt')
+    else:
+        if not row.prompt:
+            raise UserError('prompt: empty')
+        for i, message in enumerate(row.prompt):
+            _check_text(message.role, f'prompt[{i}].role')
+            # An empty system turn is a way to say that there is none.
+            _check_text(message.content, f'prompt[{i}].content', message.role != 'system')
+        if row.prompt[-1].role == 'assistant':
+            raise UserError("prompt: its last message is the assistant's; expected another role")
+    if kind == 'prompt':
+        return Row(row.prompt)
+    needed = ('chosen',) if kind == 'completion' else ('chosen', 'rejected')
+    for name in needed:
+        if (text := getattr(row, name)) is None:
+            raise UserError(f'{name}: missing')
+        _check_text(text, name)
+    if kind == 'completion':
+        return Row(row.prompt, row.chosen)
+    if row.chosen == row.rejected:
+        raise UserError('chosen and rejected are the same')
+    return row
+
+
+def _check_text(text: str, name: str, filled: bool = True) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise UserError(f'{name}: {len(text)} characters; at most {MAX_CHARACTERS}')
+    if filled and not text.strip():
+        raise UserError(f'{name}: empty')
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        # JSON can escape halves of surrogate pairs, which no UTF-8 has.
+        raise UserError(f'{name}: not valid UTF-8 at character {error.start}') from None
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _text(raw: Raw, name: str) -> str:
+    value = raw.get(name)
+    if value is None:
+        raise UserError(f'{name}: missing')
+    if not isinstance(value, str):
+        raise UserError(f'{name}: expected text, got {type(value).__name__}')
+    return value
+
+
+def _messages(value: Any, name: str) -> tuple[Message, ...]:
+    if value is None:
+        raise UserError(f'{name}: missing')
+    if not _is_list(value):
+        raise UserError(f'{name}: expected a list of messages, got {type(value).__name__}')
+    messages = []
+    for i, message in enumerate(value):
+        if not isinstance(message, Mapping):
+            raise UserError(f'{name}[{i}]: expected a message, got {type(message).__name__}')
+        if message.get('tool_calls'):
+            raise UserError(f'{name}[{i}]: tool calls are not supported')
+        try:
+            messages.append(Message(_text(message, 'role'), _text(message, 'content')))
+        except UserError as error:
+            raise UserError(f'{name}[{i}].{error}') from None
+    return tuple(messages)
+
+
+def _transcript(raw: Raw, name: str) -> tuple[Message, ...]:
+    parts = re.split(r'\n\n(Human|Assistant):', _text(raw, name))
+    if len(parts) < 3 or parts[0].strip():
+        raise UserError(f'{name}: expected a transcript that begins with "\\n\\nHuman:"')
+    roles = {'Human': 'user', 'Assistant': 'assistant'}
+    turns = zip(parts[1::2], parts[2::2], strict=True)
+    return tuple(Message(roles[speaker], text.strip()) for speaker, text in turns)
+
+
+def _conversation(*turns: tuple[Message, ...], prompt: tuple[Message, ...] | None = None) -> Row:
+    """A row from conversations of which each is a prompt and the assistant's turn."""
+    names = ('chosen', 'rejected')
+    if prompt is None:
+        prompt = turns[0][:-1]
+    for name, messages in zip(names, turns, strict=False):
+        if len(messages) <= len(prompt):
+            raise UserError(f'{name}: empty')
+        if messages[: len(prompt)] != prompt:
+            raise UserError('chosen and rejected answer different prompts')
+        if len(messages) != len(prompt) + 1 or messages[-1].role != 'assistant':
+            raise UserError(f'{name}: expected one message of the assistant after the prompt')
+    return Row(prompt, *(messages[-1].content for messages in turns))
+
+
+def _split_text(chosen: str, rejected: str) -> Row:
+    pairs = enumerate(zip(chosen, rejected, strict=False))
+    end = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
+    if end and chosen[end - 1] == ' ':
+        end -= 1
+    return Row(chosen[:end], chosen[end:], rejected[end:])

@@ -1,0 +1,174 @@
+"""Rows out of files: JSON lines, Parquet, and the directories that Hugging Face's tools write."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sail_jax.errors import UserError
+from sail_jax.language.architecture import read_json
+
+MAX_LINE = 2**24
+"""Bytes of one row."""
+MAX_ROW_GROUP = 2**33
+"""Bytes of a Parquet row group, which is read at once."""
+MAX_ENTRIES = 100_000
+"""Of a directory, all levels together."""
+SUFFIXES = ('.jsonl', '.jsonl.gz', '.parquet', '.arrow')
+
+
+class Located(NamedTuple):
+    """A row that is not decoded yet."""
+
+    where: str
+    """File and line, or row of a Parquet file; from 1."""
+    load: Callable[[], dict[str, Any]]
+    """Raises `UserError` if this row is damaged."""
+
+
+def find(path: str | Path, split: str) -> list[Path]:
+    """The files of a data set, in order.
+
+    Args:
+      path: a file; or a directory as `Dataset.save_to_disk` writes it, or as it lies on the hub,
+        where a split's files are named after it (`train.jsonl`, `train-00000-of-00002.parquet`) or
+        lie in a directory of its name. Its subsets are taken together.
+      split: of a directory.
+
+    Raises:
+      UserError: nothing there; not a format that is read; a name or link that leads out of the
+        directory; a directory too large to be a data set.
+    """
+    path = Path(path)
+    try:
+        if not path.exists():
+            raise UserError(f'{path}: No such file or directory')
+        if path.is_file():
+            if path.name.endswith(SUFFIXES):
+                return [path]
+            raise UserError(f'{path}: not a format that is read; supported: {", ".join(SUFFIXES)}')
+        files = _list(path, split)
+        for file in files:
+            if not file.resolve().is_relative_to(path.resolve()):
+                raise UserError(f'{file}: leads out of {path}; copy the data set without links')
+            if not file.is_file():
+                raise UserError(f'{file}: not a file')
+    except (OSError, RuntimeError) as error:  # Links in a circle are a RuntimeError.
+        raise UserError(f'{path}: {error}') from None
+    if not files:
+        raise UserError(f'{path}: no file of split {split!r} ({", ".join(SUFFIXES)})')
+    return files
+
+
+def read(file: Path) -> Iterator[Located]:
+    """The rows of a file of `find`.
+
+    Raises:
+      UserError: while iterating, if the file as a whole is damaged.
+    """
+    try:
+        if file.suffix == '.parquet':
+            yield from _parquet(file)
+        elif file.suffix == '.arrow':
+            yield from _arrow(file)
+        else:
+            with gzip.open(file) if file.suffix == '.gz' else file.open('rb') as stream:
+                yield from _lines(file, stream)
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'{file}: cannot be read: {reason}') from None
+
+
+def _list(path: Path, split: str) -> list[Path]:
+    """The files of a directory's split, not checked."""
+    for saved in (path / split, path):
+        if (saved / 'state.json').is_file():
+            return _saved(saved)
+    entries = list(islice(path.rglob('*'), MAX_ENTRIES + 1))
+    if len(entries) > MAX_ENTRIES:
+        raise UserError(f"{path}: over {MAX_ENTRIES} files; name the data set's own directory")
+    return sorted(file for file in entries if _in_split(file.relative_to(path), split))
+
+
+def _saved(path: Path) -> list[Path]:
+    """The files that a `state.json` lists."""
+    state = path / 'state.json'
+    entries = read_json(state).get('_data_files')
+    if not isinstance(entries, list):
+        raise UserError(f'{state}: _data_files: expected a list')
+    names = [entry.get('filename') if isinstance(entry, dict) else None for entry in entries]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith('.arrow'):
+            raise UserError(
+                f'{state}: _data_files: {name!r:.80}: expected an .arrow file of this directory'
+            )
+    return [path / name for name in names]
+
+
+def _in_split(file: Path, split: str) -> bool:
+    if not file.name.endswith(SUFFIXES) or any(part.startswith('.') for part in file.parts):
+        return False
+    return file.name.startswith((f'{split}.', f'{split}-')) or split in file.parts[:-1]
+
+
+def _lines(file: Path, stream: Any) -> Iterator[Located]:
+    number = 0
+    while line := stream.readline(MAX_LINE + 1):
+        number += 1
+        rest = line
+        while len(rest) > MAX_LINE and not rest.endswith(b'\n'):
+            rest = stream.readline(MAX_LINE + 1)
+        if line.strip():
+            yield Located(f'{file}:{number}', lambda line=line: _json(line))
+
+
+def _json(line: bytes) -> dict[str, Any]:
+    if len(line) > MAX_LINE:
+        raise UserError(f'over {MAX_LINE} bytes; at most that')
+    try:
+        row = json.loads(line.decode().strip())
+    except UnicodeDecodeError as error:
+        raise UserError(f'not valid UTF-8 at byte {error.start}') from None
+    except json.JSONDecodeError as error:
+        raise UserError(f'not valid JSON: {error.msg} at character {error.pos}') from None
+    except (ValueError, RecursionError) as error:  # Absurd numbers, absurd nesting.
+        raise UserError(f'not valid JSON: {error}') from None
+    if not isinstance(row, dict):
+        raise UserError(f'expected an object, got {type(row).__name__}')
+    return row
+
+
+def _parquet(file: Path) -> Iterator[Located]:
+    with pq.ParquetFile(file) as parquet:
+        groups = (
+            parquet.metadata.row_group(i).total_byte_size for i in range(parquet.num_row_groups)
+        )
+        if (largest := max(groups, default=0)) > MAX_ROW_GROUP:
+            raise UserError(f'{file}: a row group of {largest} bytes; at most {MAX_ROW_GROUP}')
+        yield from _batches(file, parquet.iter_batches(batch_size=1024))
+
+
+def _arrow(file: Path) -> Iterator[Located]:
+    with pa.memory_map(str(file)) as mapped, pa.ipc.open_stream(mapped) as batches:
+        yield from _batches(file, batches)
+
+
+def _batches(file: Path, batches: Any) -> Iterator[Located]:
+    number = 0
+    for batch in batches:
+        for i in range(batch.num_rows):
+            number += 1
+            yield Located(f'{file}: row {number}', lambda batch=batch, i=i: _cells(batch, i))
+
+
+def _cells(batch: pa.RecordBatch, i: int) -> dict[str, Any]:
+    try:
+        return batch.slice(i, 1).to_pylist()[0]
+    except UnicodeDecodeError:
+        raise UserError('not valid UTF-8') from None

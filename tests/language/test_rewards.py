@@ -1,0 +1,145 @@
+"""Rewards: functions on the host held to their shape and time, and reward models."""
+
+import threading
+
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from sail_jax.errors import TrainingFailed, UserError
+from sail_jax.language import architecture, rewards, tokens, weights
+from sail_jax.language.rows import Message
+from tests.language import tiny
+from tests.language.tiny import FAMILIES
+from tests.language.tiny_tokenizer import write
+
+PROMPTS = ['a', (Message('user', 'b'),), 'c']
+RESPONSES = [['1', '22'], ['333', ''], ['55555', '4444']]
+
+
+def test_scores_are_of_their_prompt_and_response_whatever_the_batches():
+    sizes = []
+
+    def reward(prompts, responses):
+        sizes.append(len(responses))
+        pairs = zip(prompts, responses, strict=True)
+        return [10 * PROMPTS.index(prompt) + len(response) for prompt, response in pairs]
+
+    for batch_size in (1, 4, 64):
+        scores = rewards.score(reward, PROMPTS, RESPONSES, batch_size=batch_size)
+        np.testing.assert_array_equal(scores, [[1, 2], [13, 10], [25, 24]])
+        assert scores.dtype == np.float32
+    assert sizes == [1] * 6 + [4, 2] + [6]
+
+
+@pytest.mark.parametrize(
+    ('answer', 'message'),
+    [
+        ([1.0], r'expected shape \(2,\), one number a response, got \(1,\)'),
+        ([[1.0], [2.0]], r'got \(2, 1\)'),
+        (1.0, r'got \(\)'),
+        (['good', 'bad'], 'expected 2 numbers, got list'),
+        ([[1.0], []], 'expected 2 numbers, got list'),
+        (object(), 'expected 2 numbers, got object'),
+    ],
+)
+def test_answer_of_another_shape_is_refused(answer, message):
+    with pytest.raises(UserError, match=f'lambda.*: .*{message}'):
+        rewards.score(lambda prompts, responses: answer, PROMPTS[:1], RESPONSES[:1])
+
+
+def test_no_answer_is_not_a_number_and_passes():
+    scores = rewards.score(lambda prompts, responses: [None, 1], PROMPTS[:1], RESPONSES[:1])
+    np.testing.assert_array_equal(scores, [[np.nan, 1]])
+
+
+def test_function_that_raises_is_one_line_with_its_cause():
+    def broken(prompts, responses):
+        raise ValueError('two\nlines')
+
+    with pytest.raises(UserError, match=r'broken: raised ValueError: two lines$') as caught:
+        rewards.score(broken, PROMPTS, RESPONSES)
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_function_that_hangs_is_left():
+    hanging = threading.Event()
+    with pytest.raises(TrainingFailed, match=r'no answer for 6 responses in 0.05 s'):
+        rewards.score(lambda *_: hanging.wait(), PROMPTS, RESPONSES, timeout_s=0.05)
+    hanging.set()
+
+
+def test_judge_is_asked_each_pair_once_and_turned_round():
+    asked = []
+
+    def longer(prompts, pairs):
+        asked.extend(zip(prompts, pairs, strict=True))
+        return [0.25 if len(a) < len(b) else 1.0 for a, b in pairs]
+
+    groups = [['1', '22', '333'], ['1', '', '333']]
+    preferences = rewards.judge(longer, PROMPTS[:2], groups, batch_size=2)
+    expected = [
+        [[0.5, 0.25, 0.25], [0.75, 0.5, 0.25], [0.75, 0.75, 0.5]],
+        [[0.5, 1.0, 0.25], [0.0, 0.5, 0.25], [0.75, 0.75, 0.5]],
+    ]
+    np.testing.assert_array_equal(preferences.prob_BxKxK, expected)
+    np.testing.assert_array_equal(preferences.weight_BxKxK, [1 - np.eye(3)] * 2)
+    assert len(asked) == len(set(asked)) == 6
+    with pytest.raises(UserError, match='expected probabilities, got 2'):
+        rewards.judge(lambda prompts, pairs: [2] * len(pairs), PROMPTS[:2], groups)
+
+
+@pytest.mark.parametrize('name', ['llama3', 'qwen2', 'qwen3'])
+def test_parity_with_transformers(tmp_path, name):
+    torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+    tokenizer = tokens.load(write(tmp_path))
+    a = FAMILIES[name].model_copy(update={'vocab_size': tokenizer.vocab_size})
+    fields = {k: v for k, v in architecture.to_hf(a).items() if k != 'architectures'}
+    config = transformers.AutoConfig.for_model(**fields, num_labels=1)
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for key, parameter in theirs.named_parameters():
+            parameter.normal_(float('norm' in key), 0.3)
+    theirs.eval().save_pretrained(tmp_path)
+
+    prompts = [(Message('user', 'what a cat'),), (Message('user', 'no'),), 'the cat']
+    responses = [['hello', 'no no no no'], ['yes', 'sat'], [' sat', ' said hello']]
+    reward = rewards.from_model(rewards.load(tmp_path), tokenizer, max_tokens=64)
+    ours = rewards.score(reward, prompts, responses, batch_size=6)
+
+    reader = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    for i, (prompt, group) in enumerate(zip(prompts, responses, strict=True)):
+        for k, response in enumerate(group):
+            if isinstance(prompt, str):
+                ids = reader(prompt + response)['input_ids']
+            else:
+                turns = [*prompt, Message('assistant', response)]
+                messages = [turn._asdict() for turn in turns]
+                ids = reader.apply_chat_template(messages, tokenize=True, return_dict=False)
+            with torch.no_grad():
+                expected = theirs(torch.tensor([ids])).logits.item()
+            assert ours[i, k] == pytest.approx(expected, abs=1e-4)
+    assert np.ptp(ours) > 0.1
+
+
+def test_over_long_response_is_refused_not_cut(tmp_path):
+    tokenizer = tokens.load(write(tmp_path))
+    a = FAMILIES['qwen2'].model_copy(update={'vocab_size': tokenizer.vocab_size})
+    model = nnx.eval_shape(lambda: rewards.RewardModel(a, rngs=nnx.Rngs(0)))
+    reward = rewards.from_model(model, tokenizer, max_tokens=8)
+    message = f'{tmp_path}: a prompt and response of 10 tokens; at most 8'
+    with pytest.raises(UserError, match=message):
+        rewards.score(reward, ['the cat'], [['cat' * 6]])
+
+
+def test_other_checkpoints_are_no_reward_models(tmp_path):
+    path = weights.save(tiny.decoder('qwen2'), tmp_path / 'a')
+    with pytest.raises(UserError, match=r'tensors missing: score.weight \(1 in all\)'):
+        rewards.load(path)
+    file = path / 'model.safetensors'
+    two_labels = {'score.weight': np.zeros((2, 16), np.float32)}
+    save_file(load_file(file) | two_labels, file)
+    with pytest.raises(UserError, match=r'score.weight: shape \(2, 16\); .* needs \(1, 16\)'):
+        rewards.load(path)

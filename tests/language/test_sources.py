@@ -1,0 +1,183 @@
+"""Sources: rows out of files, each with its place."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sail_jax.errors import UserError
+from sail_jax.language import rows, sources
+
+ROWS = [{'prompt': f'p{i}', 'chosen': 'é', 'rejected': None} for i in range(5)]
+LINES = ''.join(json.dumps(row) + '\n' for row in ROWS).encode()
+
+
+def read(path, split='train'):
+    located = [located for file in sources.find(path, split) for located in sources.read(file)]
+    return [item.where for item in located], [item.load() for item in located]
+
+
+def write_arrow(path, table):
+    with pa.OSFile(str(path), 'wb') as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
+def test_json_lines_by_line_number(tmp_path):
+    file = tmp_path / 'x.jsonl'
+    file.write_bytes(b'\n' + LINES)
+    where, found = read(file)
+    assert found == ROWS
+    assert where == [f'{file}:{line}' for line in range(2, 7)]
+    (tmp_path / 'x.jsonl.gz').write_bytes(gzip.compress(LINES))
+    assert read(tmp_path / 'x.jsonl.gz')[1] == ROWS
+
+
+def test_parquet_by_row_number(tmp_path):
+    file = tmp_path / 'x.parquet'
+    pq.write_table(pa.Table.from_pylist(ROWS), file, row_group_size=2)
+    where, found = read(file)
+    assert found == ROWS
+    assert where == [f'{file}: row {row}' for row in range(1, 6)]
+
+
+def test_hub_directory_takes_the_files_of_the_split_alone(tmp_path):
+    names = [
+        'data/train-00001-of-00002.jsonl',
+        'data/train-00000-of-00002.jsonl',
+        'data/train_sft-00000-of-00001.jsonl',
+        'data/test-00000-of-00001.jsonl',
+        'train/0.jsonl',
+        '.cache/train.jsonl',
+        'train.txt',
+    ]
+    for name in names:
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({'prompt': name}))
+    prompts = lambda split: [row['prompt'] for row in read(tmp_path, split)[1]]  # noqa: E731
+    assert prompts('train') == [names[1], names[0], names[4]]
+    assert prompts('train_sft') == [names[2]]
+    with pytest.raises(UserError, match="no file of split 'dev'"):
+        prompts('dev')
+
+
+def test_saved_directory(tmp_path):
+    for split, part in (('train', ROWS[:3]), ('test', ROWS[3:])):
+        directory = tmp_path / split
+        directory.mkdir()
+        write_arrow(directory / 'data-00000-of-00001.arrow', pa.Table.from_pylist(part))
+        state = {'_data_files': [{'filename': 'data-00000-of-00001.arrow'}]}
+        (directory / 'state.json').write_text(json.dumps(state))
+    assert read(tmp_path)[1] == ROWS[:3]
+    where, found = read(tmp_path / 'test')
+    assert found == ROWS[3:]
+    assert where[1] == f'{tmp_path}/test/data-00000-of-00001.arrow: row 2'
+
+
+@pytest.mark.parametrize('name', ['../data.arrow', '/etc/passwd', 'a/b.arrow', 'data.txt', 3, None])
+def test_saved_directory_that_names_a_file_outside(tmp_path, name):
+    write_arrow(tmp_path / 'data.arrow', pa.Table.from_pylist(ROWS))
+    directory = tmp_path / 'set'
+    directory.mkdir()
+    (directory / 'state.json').write_text(json.dumps({'_data_files': [{'filename': name}]}))
+    with pytest.raises(UserError, match=r'expected an .arrow file of this directory'):
+        sources.find(directory, 'train')
+
+
+def test_links(tmp_path):
+    outside, inside = tmp_path / 'secret.jsonl', tmp_path / 'set' / 'blob'
+    inside.parent.mkdir()
+    outside.write_bytes(LINES)
+    inside.write_bytes(LINES)
+    link = tmp_path / 'set' / 'train.jsonl'
+    link.symlink_to('blob')
+    assert read(tmp_path / 'set')[1] == ROWS
+    for target, message in (('../secret.jsonl', 'leads out of'), ('train.jsonl', 'loop')):
+        link.unlink()
+        link.symlink_to(target)
+        with pytest.raises(UserError, match=message):
+            sources.find(tmp_path / 'set', 'train')
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'message'),
+    [
+        ('x.txt', b'', 'not a format that is read'),
+        ('x.parquet', b'PAR1', 'cannot be read'),
+        ('x.arrow', b'', 'cannot be read'),
+        ('x.arrow', b'ARROW1' * 9, 'cannot be read'),
+        ('x.jsonl.gz', LINES, 'cannot be read: Not a gzipped file'),
+        ('x.jsonl.gz', gzip.compress(LINES)[:-9], 'cannot be read: Compressed file ended'),
+    ],
+)
+def test_damaged_file_is_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f'{name}: {message}') as caught:
+        read(tmp_path / name)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('path', ['nowhere', 'a' * 300, '\0'])
+def test_no_such_path(tmp_path, path):
+    with pytest.raises(UserError):
+        sources.find(tmp_path / path, 'train')
+
+
+def test_absurd_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, 'MAX_LINE', 100)
+    file = tmp_path / 'x.jsonl'
+    for length in (101, 202, 203, 303, 500):
+        file.write_bytes(b'"' + b'a' * (length - 2) + b'"\n' + LINES)
+        first, *rest = sources.read(file)
+        with pytest.raises(UserError, match='over 100 bytes'):
+            first.load()
+        assert [item.load() for item in rest] == ROWS
+        assert rest[0].where == f'{file}:2'
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / 'x.parquet')
+    monkeypatch.setattr(sources, 'MAX_ROW_GROUP', 10)
+    with pytest.raises(UserError, match=r'a row group of .* bytes; at most 10'):
+        read(tmp_path / 'x.parquet')
+    (tmp_path / 'y.jsonl').touch()
+    monkeypatch.setattr(sources, 'MAX_ENTRIES', 2)
+    with pytest.raises(UserError, match='over 2 files'):
+        sources.find(tmp_path, 'train')
+
+
+def test_invalid_utf8_is_of_one_row(tmp_path):
+    file = tmp_path / 'x.parquet'
+    binary = pa.array([b'good', b'\xff', b'fine'])
+    text = pa.Array.from_buffers(pa.string(), 3, binary.buffers())
+    pq.write_table(pa.table({'prompt': text}), file)
+    first, second, third = sources.read(file)
+    assert first.load() == {'prompt': 'good'}
+    assert third.load() == {'prompt': 'fine'}
+    with pytest.raises(UserError, match=r'^not valid UTF-8$'):
+        second.load()
+
+
+PAIR = {'prompt': [{'role': 'user', 'content': 'é\u2028'}], 'chosen': 'a', 'rejected': 'b'}
+SOUND = [json.dumps(PAIR, ensure_ascii=escape).encode() + b'\n' for escape in (True, False)]
+
+
+@given(st.data(), st.sampled_from(SOUND))
+def test_mutated_bytes_are_rows_or_one_line(tmp_path_factory, data, line):
+    mutated = bytearray(line * 3)
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(mutated)))
+        mutated[start : start + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    file = tmp_path_factory.mktemp('mutated') / 'x.jsonl'
+    file.write_bytes(mutated)
+    for located in sources.read(file):
+        try:
+            row = rows.check(rows.trl(located.load()), 'prompt')
+        except UserError as error:
+            message = str(error)
+        else:
+            message = ''
+            assert row.prompt
+        assert '\n' not in message
+        assert len(message) < 300
