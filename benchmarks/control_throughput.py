@@ -15,9 +15,6 @@ medians over rounds, the ratios medians of the ratios within a round.
 
 import argparse
 import json
-import os
-import platform
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +25,7 @@ import jax
 import numpy as np
 
 import sail_jax
+from benchmarks.machine import machine
 from sail_jax import devices, trainer, update
 from sail_jax.control import envs, rollout
 from sail_jax.control import task as control_task
@@ -134,20 +132,6 @@ def measure(run: ControlRun, updates: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    device = jax.devices()[0]
-    return {
-        'device': f'{len(jax.devices())} x {device.device_kind}',
-        'platform': device.platform,
-        'cpu_cores': os.cpu_count(),
-        'processor': platform.machine(),
-        'versions': trainer.versions(),
-        'date': time.strftime('%Y-%m-%d'),
-        'command': shlex.join(['python', '-m', 'benchmarks.control_throughput', *sys.argv[1:]]),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -157,7 +141,7 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=5, help='timed calls of each program')
     parser.add_argument('--out', type=Path, help='JSON file; default: standard output')
     options = parser.parse_args()
-    results = {'machine': machine(), 'configs': {}}
+    results = {'machine': machine('benchmarks.control_throughput'), 'configs': {}}
     for path in options.config:
         run = sail_jax.load(path)
         parallel = run.env_steps_per_update // run.rollout.segment_length

@@ -42,9 +42,13 @@ class JsonLines:
     """`metrics.jsonl`: one object a line, every update once, flushed as written."""
 
     def __init__(self, path: Path, resume_step: int | None):
-        """Opens the file; on resume, lines after `resume_step` and half lines are dropped."""
-        if resume_step is not None and path.exists():
-            kept = [row for row in read_rows(path) if row['step'] <= resume_step]
+        """Opens the file; lines after `resume_step`, and half lines, are dropped."""
+        if path.exists():
+            kept = [
+                row
+                for row in read_rows(path)
+                if resume_step is not None and row['step'] <= resume_step
+            ]
             part = path.with_suffix('.part')
             part.write_text(''.join(json.dumps(row) + '\n' for row in kept))
             os.replace(part, path)

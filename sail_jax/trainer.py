@@ -173,7 +173,7 @@ def train(
         config.write(run, run_dir / 'config.yaml')
         step, size = int(state.step), task.updates_per_dispatch
         recorder = stack.enter_context(
-            Recorder(run, task, run_dir, began, state if resume else None, quiet)
+            Recorder(run, task, run_dir, began, state if before else None, quiet)
         )
 
         def evaluate() -> Row:
@@ -215,7 +215,7 @@ def train(
                 if saving:
                     save()
                 recorder.restart_clock()
-            if stopped:
+            if stopped and not last:
                 manager.wait_until_finished()
                 raise _interrupted(signals[0], step * task.env_steps_per_update, run_dir)
         return Result(

@@ -232,6 +232,8 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(whole, tmp_path, 
         with pytest.raises(Killed):
             train(path)
     same(train(path, resume=True).policy, whole[0].policy)
+    steps = [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')]
+    assert steps == [0, 1, 2, 3, 4]
 
 
 def test_tensorboard_keeps_what_came_before_a_resume(tmp_path):
