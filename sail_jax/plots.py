@@ -46,8 +46,8 @@ def load(run_dir: Path) -> Curve:
 def group_by_settings(curves: list[Curve]) -> list[tuple[str, list[Curve]]]:
     """Runs that differ in nothing but the seed, under a name that says what sets them apart.
 
-    The first group goes by its run directory, every other by its settings that differ from the
-    first's.
+    The first group goes by its run directory (by its environment, where it is the only one), every
+    other by its settings that differ from the first's.
     """
     groups: list[list[Curve]] = []
     for curve in curves:
@@ -67,7 +67,8 @@ def group_by_settings(curves: list[Curve]) -> list[tuple[str, list[Curve]]]:
             if key != 'seed' and value != first.get(key)
         ]
         seeds = f' ({len(group)} seeds)' if len(group) > 1 else ''
-        named.append(((', '.join(apart) or group[0].name) + seeds, group))
+        alone = settings['env.name'] if len(groups) == 1 else group[0].name
+        named.append(((', '.join(apart) or alone) + seeds, group))
     return named
 
 
