@@ -241,7 +241,7 @@ def reread(run, tmp_path):
     hidden=st.lists(st.integers(1, 10**6), min_size=1, max_size=4),
     direction=st.sampled_from(['ref_to_policy', 'policy_to_ref']),
     soft=st.booleans(),
-    max_labels=st.none() | st.integers(1, 10**12),
+    max_labels=st.none() | st.integers(1, 2**31 - 1),
     name=st.text(st.characters(exclude_categories=['Cs']), max_size=10),
     path=st.none() | st.from_regex(r'[\w ./~-]{1,20}', fullmatch=True),
 )
