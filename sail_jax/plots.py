@@ -46,8 +46,8 @@ def load(run_dir: Path) -> Curve:
 def group_by_settings(curves: list[Curve]) -> list[tuple[str, list[Curve]]]:
     """Runs that differ in nothing but the seed, under a name that says what sets them apart.
 
-    The first group goes by its run directory (by its environment, where it is the only one), every
-    other by its settings that differ from the first's.
+    A group goes by its first run's directory (by its environment, where it is the only one), and
+    the first two settings that differ from the first group's.
     """
     groups: list[list[Curve]] = []
     for curve in curves:
@@ -67,8 +67,10 @@ def group_by_settings(curves: list[Curve]) -> list[tuple[str, list[Curve]]]:
             if key != 'seed' and value != first.get(key)
         ]
         seeds = f' ({len(group)} seeds)' if len(group) > 1 else ''
-        alone = settings['env.name'] if len(groups) == 1 else group[0].name
-        named.append(((', '.join(apart) or alone) + seeds, group))
+        name = settings['env.name'] if len(groups) == 1 else group[0].name
+        if apart:
+            name += ': ' + ', '.join(apart[:2])
+        named.append((name + seeds, group))
     return named
 
 
@@ -98,7 +100,7 @@ def plot(run_dirs: list[Path], out: Path) -> None:
         axis.grid(alpha=0.3)
         axis.margins(x=0.02)
         axis.xaxis.set_major_formatter(EngFormatter(sep=''))
-    axes[0, 0].legend(fontsize=8, frameon=False)
+    axes[0, 0].legend(fontsize=7)
     environments = sorted({f'{c.run.env.name} ({c.run.env.backend})' for _, g in groups for c in g})
     figure.suptitle(', '.join(environments))
     try:

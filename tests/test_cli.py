@@ -83,8 +83,8 @@ def test_plot_names_what_sets_runs_apart(runs):
     groups = plots.group_by_settings([curve, *others, plots.load(runs[1])])
     assert [name for name, _ in groups] == [
         'seed0 (2 seeds)',
-        'objective.beta 0.2',
-        'objective.beta 0.5',
+        'seed0: objective.beta 0.2',
+        'seed0: objective.beta 0.5',
     ]
 
 
@@ -110,8 +110,9 @@ def test_render(runs, tmp_path, capsys):
     assert '<html' in out.read_text()[:200].lower()
 
 
-def test_export_is_readable_by_brax(runs, tmp_path, capsys):
-    assert main(['export', str(runs[0]), str(tmp_path / 'brax')]) == 0
+def test_export_is_readable_by_brax(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(['export', str(runs[0]), 'brax']) == 0
     ppo_checkpoint.load_policy(capsys.readouterr().out.strip())
     assert main(['export', str(runs[0]), str(tmp_path / 'brax')]) == 2
     assert 'exists already' in one_line(capsys)

@@ -60,6 +60,7 @@ def export_brax(run: ControlRun, policy: Policy, path: Path) -> Path:
     Raises:
       UserError: the directory exists or cannot be written.
     """
+    path = path.absolute()  # Orbax takes no other.
     if path.exists():
         raise UserError(f'{path}: exists already')
     env = envs.make(run.env)

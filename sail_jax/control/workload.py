@@ -50,17 +50,11 @@ class Inputs(NamedTuple):
 
 
 def judged_rewards(
-    networks: PPONetworks,
-    segments: Segments,
-    segment_reward: SegmentReward | None,
-    per_step: bool,
+    networks: PPONetworks, segments: Segments, segment_reward: SegmentReward | None
 ) -> jax.Array:
     """The labeller's reward of each step, [B, L, T].
 
     One number for a whole segment counts at its first step.
-
-    Raises:
-      UserError: neither [T] nor a number, or a number where the reward of each step is needed.
     """
     if segment_reward is None:
         return segments.reward
@@ -70,21 +64,34 @@ def judged_rewards(
         action = networks.parametric_action_distribution.postprocess(raw_action)
         judged = segment_reward(Segment(obs, action, reward, mask))
         if jnp.shape(judged) == ():
-            if per_step:
-                raise UserError(
-                    'segment_reward: returned one number; value.terminal: learned and '
-                    f'labeller.discount below 1 need the reward of each step, shape ({T},)'
-                )
             return jnp.zeros(T).at[0].set(judged)
-        if jnp.shape(judged) != (T,):
-            raise UserError(
-                f'segment_reward: returned shape {jnp.shape(judged)}; expected () or ({T},)'
-            )
         return jnp.where(mask > 0, judged, 0)
 
     return jax.vmap(jax.vmap(judge))(
         segments.obs, segments.raw_action, segments.reward, segments.mask
     )
+
+
+def check_segment_reward(segment_reward: SegmentReward, env: Env, run: ControlRun) -> None:
+    """Tries a user's judgement on the shapes of a segment, before anything runs.
+
+    Raises:
+      UserError: it returns neither [T] nor a number, or a number where the reward of each step is
+        needed.
+    """
+    T = run.rollout.segment_length
+    of_shape = lambda *shape: jax.ShapeDtypeStruct((T, *shape), jnp.float32)  # noqa: E731
+    obs = control_policy.observation_shape(env)
+    obs = jax.tree.map(lambda s: of_shape(*s), obs, is_leaf=lambda s: isinstance(s, tuple))
+    segment = Segment(obs, of_shape(env.action_size), of_shape(), of_shape())
+    shape = jax.eval_shape(segment_reward, segment).shape
+    if shape not in ((), (T,)):
+        raise UserError(f'segment_reward: returned shape {shape}; expected () or ({T},)')
+    if shape == () and (run.value.terminal == 'learned' or run.labeller.discount < 1):
+        raise UserError(
+            'segment_reward: returned one number; value.terminal: learned and labeller.discount '
+            f'below 1 need the reward of each step, shape ({T},)'
+        )
 
 
 def returns_to_go(
@@ -119,7 +126,12 @@ def make(
       env: bare environment with Brax's interface.
       mesh: rows are sampled on its `data` axis, each device its own.
       segment_reward: replaces the environment's reward as what the labeller goes by.
+
+    Raises:
+      UserError: `segment_reward` returns something of a wrong shape.
     """
+    if segment_reward is not None:
+        check_segment_reward(segment_reward, env, run)
     B, K, T = run.rollout.contexts, run.rollout.group_size, run.rollout.segment_length
     episode_length, lanes = run.env.episode_length, K + run.extra_lanes
     mixture = run.objective.mixture
@@ -166,9 +178,7 @@ def make(
             check_vma=False,
         )((policy, reference), contexts, row_keys(row_key, B))
 
-        reward = judged_rewards(
-            networks, segments, segment_reward, learned or run.labeller.discount < 1
-        )
+        reward = judged_rewards(networks, segments, segment_reward)
         if learned:
             last = value(policy, segments.last_obs) * ~segments.terminated
             target = returns_to_go(reward, segments.mask, last, discount)

@@ -61,11 +61,8 @@ def test_labels_are_hard_consistent_and_counted():
 
 
 def test_a_number_for_the_segment_does_not_go_with_a_learned_value():
-    _, made, policy, other = make(
-        {'value': {'terminal': 'learned'}}, segment_reward=lambda s: s.reward.sum()
-    )
     with pytest.raises(UserError, match='returned one number'):
-        sample(made, policy, other)
+        make({'value': {'terminal': 'learned'}}, segment_reward=lambda s: s.reward.sum())
 
 
 def test_segment_reward_replaces_the_environments():
@@ -87,9 +84,8 @@ def test_one_number_for_a_segment_equals_its_steps_sum():
 
 
 def test_segment_reward_of_a_wrong_shape_is_one_line():
-    _, made, policy, other = make(segment_reward=lambda s: s.obs)
     with pytest.raises(UserError, match=r'segment_reward: returned shape \(5, 2\)'):
-        sample(made, policy, other)
+        make(segment_reward=lambda s: s.obs)
 
 
 def test_terminal_value_is_learned_and_looks_past_the_segment():
