@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from sail_jax.errors import TrainingFailed, UserError
@@ -72,7 +73,13 @@ def restore(manager: ocp.CheckpointManager, abstract: State) -> tuple[State, dic
         path.rename(path.with_name(f'damaged-{later}-{time.time_ns()}'))
     if damaged:
         manager.reload()
-    return State(policy=restored['policy'], **restored['training']), meta
+    training = {name: value for name, value in abstract._asdict().items() if name != 'policy'}
+    training = jax.tree.map(
+        lambda x, saved: saved if x.size else jnp.zeros(x.shape, x.dtype, device=x.sharding),
+        training,
+        restored['training'],
+    )
+    return State(policy=restored['policy'], **training), meta
 
 
 def restore_policy(directory: Path, abstract: Policy) -> Policy:
@@ -87,7 +94,9 @@ def restore_policy(directory: Path, abstract: Policy) -> Policy:
 
 
 def _training(state: State) -> dict[str, Any]:
-    return {name: value for name, value in state._asdict().items() if name != 'policy'}
+    """The rest of the state, without its empty arrays (MJX has some), which Orbax refuses."""
+    rest = {name: value for name, value in state._asdict().items() if name != 'policy'}
+    return jax.tree.map(lambda x: x if x.size else None, rest)
 
 
 def _restore_newest(manager: ocp.CheckpointManager, args: ocp.args.Composite) -> tuple[int, Any]:

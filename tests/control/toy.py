@@ -9,7 +9,8 @@ class Point(Env):
     """The action pushes a point in the plane; the episode ends where it leaves the unit disc.
 
     The reward is 1 minus the distance from the origin. `info['born']` keeps the start position, so
-    that tests can tell new episodes from continued ones.
+    that tests can tell new episodes from continued ones; `info['nothing']` is empty, as some arrays
+    of MJX are.
     """
 
     def __init__(self, drift: float = 0.0, spread: float = 0.5):
@@ -18,7 +19,9 @@ class Point(Env):
     def reset(self, rng: jax.Array) -> State:
         position = jax.random.uniform(rng, (2,), minval=-self._spread, maxval=self._spread)
         zero = jnp.zeros(())
-        return State(position, position, zero, zero, {}, {'born': position})
+        return State(
+            position, position, zero, zero, {}, {'born': position, 'nothing': jnp.zeros(0)}
+        )
 
     def step(self, state: State, action: jax.Array) -> State:
         position = state.pipeline_state + 0.1 * action + self._drift
