@@ -73,10 +73,9 @@ def restore(manager: ocp.CheckpointManager, abstract: State) -> tuple[State, dic
         path.rename(path.with_name(f'damaged-{later}-{time.time_ns()}'))
     if damaged:
         manager.reload()
-    training = {name: value for name, value in abstract._asdict().items() if name != 'policy'}
     training = jax.tree.map(
         lambda x, saved: saved if x.size else jnp.zeros(x.shape, x.dtype, device=x.sharding),
-        training,
+        _but_policy(abstract),
         restored['training'],
     )
     return State(policy=restored['policy'], **training), meta
@@ -95,8 +94,11 @@ def restore_policy(directory: Path, abstract: Policy) -> Policy:
 
 def _training(state: State) -> dict[str, Any]:
     """The rest of the state, without its empty arrays (MJX has some), which Orbax refuses."""
-    rest = {name: value for name, value in state._asdict().items() if name != 'policy'}
-    return jax.tree.map(lambda x: x if x.size else None, rest)
+    return jax.tree.map(lambda x: x if x.size else None, _but_policy(state))
+
+
+def _but_policy(state: State) -> dict[str, Any]:
+    return {name: value for name, value in state._asdict().items() if name != 'policy'}
 
 
 def _restore_newest(manager: ocp.CheckpointManager, args: ocp.args.Composite) -> tuple[int, Any]:

@@ -191,11 +191,12 @@ def train(
             if signals:
                 manager.wait_until_finished()
                 raise _interrupted(signals[0], 0, run_dir)
-        dispatch = recorder.compile(
-            update.make_dispatch(task.workload, run, size, layout.shardings), state
-        )
         after, pending = {}, None
         last = step >= task.updates or recorder.budget_spent()
+        if not last:
+            dispatch = recorder.compile(
+                update.make_dispatch(task.workload, run, size, layout.shardings), state
+            )
         while not last:
             state, numbers = dispatch(state)
             step += size

@@ -36,7 +36,7 @@ def network_factory(run: ControlRun) -> dict[str, Any]:
 def make_networks(env: Env, run: ControlRun) -> ppo_networks.PPONetworks:
     """Brax's networks for this run, observations normalised."""
     return ppo_networks.make_ppo_networks(
-        jax.tree.map(lambda shape: shape, observation_shape(env), is_leaf=_is_shape),
+        observation_shape(env),
         env.action_size,
         preprocess_observations_fn=running_statistics.normalize,
         **network_factory(run),
