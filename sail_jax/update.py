@@ -34,7 +34,10 @@ class Policy(NamedTuple):
 
     params: Any
     fixed: Any
-    """Not touched by the gradient: an observation normaliser, frozen weights."""
+    """Not touched by the gradient, but a policy's own: an observation normaliser."""
+    frozen: Any = ()
+    """What policy and reference share and nothing changes: the weights under an adapter. Held once,
+    in `State.policy`, and in no checkpoint."""
 
 
 class Batch(NamedTuple):
@@ -49,12 +52,20 @@ class Batch(NamedTuple):
     """Of the first K lanes."""
 
 
-class Scores(NamedTuple):
-    """A policy's view of a batch."""
+class Compared(NamedTuple):
+    """Policy and reference on a batch, per step, float32 [B, L, T]; differentiable in the policy.
 
-    logp_BxLxT: jax.Array
-    dist: Any
-    """Per-step distributions, as the workload's `kl` takes them."""
+    Both directions of the KL are given, exact; what is not used is not computed.
+    """
+
+    logp: jax.Array
+    """Of what was drawn, under the policy."""
+    reference_logp: jax.Array
+    """The same under the reference."""
+    ref_to_policy: jax.Array
+    """`KL(pi_ref || pi)` of the distributions that the step was drawn from."""
+    policy_to_ref: jax.Array
+    """`KL(pi || pi_ref)`."""
 
 
 class Sampled(NamedTuple):
@@ -75,16 +86,41 @@ class Workload(NamedTuple):
     """`(key) -> sampler state`."""
     sample: Callable[..., Sampled]
     """`(policy, reference, sampler, key, labels so far) -> Sampled`."""
-    score: Callable[[Policy, Any], Scores]
-    """`(policy, inputs) -> Scores`, for policy and reference alike."""
-    kl: Callable[[Any, Any], jax.Array]
-    """`(dist p, dist q) -> KL(p || q)` per step, [B, L, T]."""
+    predict: Callable[[Policy, Any], Any]
+    """`(policy, inputs) -> distributions` of each step, or what they follow from; rows lead. The
+    reference's are computed once for a batch."""
+    compare: Callable[[Policy, Policy, Any, Any], Compared]
+    """`(policy, reference, the reference's predict(), inputs) -> Compared`."""
     auxiliary_loss: Callable[[Policy, Any], tuple[jax.Array, Metrics]]
     """`(policy, inputs) ->` a loss added to the surrogate's (a value function's, say)."""
     group_size: int
     """K."""
     refresh_updates: int | None
     """Updates after which the reference becomes the policy; None keeps it."""
+
+
+class Hyper(NamedTuple):
+    """Settings that are arrays, so that one program trains several values side by side."""
+
+    beta: jax.Array
+    response_grad: jax.Array
+    label_grad: jax.Array
+    coefficient: jax.Array
+    """Of the KL penalty, lambda."""
+    learning_rate: jax.Array
+
+    @classmethod
+    def of(cls, run: config.Run) -> 'Hyper':
+        """The configuration's values."""
+        weights = run.objective
+        values = (
+            weights.beta,
+            weights.response_grad,
+            weights.label_grad,
+            run.divergence.coefficient,
+            run.optimizer.learning_rate,
+        )
+        return cls(*map(jnp.asarray, values))
 
 
 class State(NamedTuple):
@@ -97,6 +133,7 @@ class State(NamedTuple):
     optimizer: Any
     sampler: Any
     seed: jax.Array
+    hyper: Hyper
     step: jax.Array
     """Updates so far."""
     labels: jax.Array
@@ -106,10 +143,12 @@ class State(NamedTuple):
     skipped_in_a_row: jax.Array
 
 
-def make_optimizer(settings: config.Optimizer) -> optax.GradientTransformation:
+def make_optimizer(
+    settings: config.Optimizer, learning_rate: jax.typing.ArrayLike
+) -> optax.GradientTransformation:
     """Adam behind a clip of the global norm."""
     clip = optax.clip_by_global_norm(settings.max_grad_norm or jnp.inf)
-    return optax.chain(clip, optax.adam(settings.learning_rate))
+    return optax.chain(clip, optax.adam(learning_rate))
 
 
 def init(
@@ -118,17 +157,27 @@ def init(
     policy: Policy,
     reference: Policy,
     optimizer: optax.GradientTransformation | None = None,
+    seed: jax.typing.ArrayLike | None = None,
+    hyper: Hyper | None = None,
 ) -> State:
-    """The state before the first update; `optimizer` as in `make_update`."""
-    optimizer = optimizer or make_optimizer(run.optimizer)
+    """The state before the first update.
+
+    Args:
+      optimizer: as in `make_update`.
+      seed, hyper: instead of the configuration's.
+    """
+    hyper = hyper or Hyper.of(run)
+    seed = jnp.asarray(run.seed if seed is None else seed, jnp.uint32)
+    optimizer = optimizer or make_optimizer(run.optimizer, hyper.learning_rate)
     zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731 - donated: no two may share a buffer
     return State(
         policy=policy,
-        reference=jax.tree.map(jnp.copy, reference),
+        reference=jax.tree.map(jnp.copy, reference._replace(frozen=())),
         reference_step=zero(),
         optimizer=optimizer.init(policy.params),
-        sampler=workload.init(stream(run.seed, INIT)),
-        seed=jnp.asarray(run.seed, jnp.uint32),
+        sampler=workload.init(stream(seed, INIT)),
+        seed=seed,
+        hyper=hyper,
         step=zero(),
         labels=zero(),
         skipped=zero(),
@@ -137,28 +186,40 @@ def init(
 
 
 def loss(
-    params: Any, fixed: Any, batch: Batch, reference: Scores, workload: Workload, run: config.Run
+    params: Any,
+    policy: Policy,
+    reference: Policy,
+    held: Any,
+    batch: Batch,
+    hyper: Hyper,
+    workload: Workload,
+    run: config.Run,
 ) -> tuple[jax.Array, Metrics]:
-    """Minus the surrogate of `J - lambda * KL`, plus the workload's own loss."""
-    policy = Policy(params, fixed)
-    scores = workload.score(policy, batch.inputs)
-    K, settings, weights = workload.group_size, run.divergence, run.objective
+    """Minus the surrogate of `J - lambda * KL`, plus the workload's own loss.
+
+    Args:
+      params: what is differentiated; the rest of `policy` is as it was when the batch was drawn.
+      held: the reference's `Workload.predict`.
+    """
+    policy = policy._replace(params=params)
+    compared = workload.compare(policy, reference, held, batch.inputs)
+    K, settings = workload.group_size, run.divergence
     behaviour_BxLxT, mask_BxLxT = batch.behaviour_logp_BxLxT, batch.mask_BxLxT
     estimate = objective.preference(
-        scores.logp_BxLxT[:, :K],
+        compared.logp[:, :K],
         behaviour_BxLxT[:, :K],
-        reference.logp_BxLxT[:, :K],
+        compared.reference_logp[:, :K],
         mask_BxLxT[:, :K],
         batch.labels,
         batch.route,
-        objective.Coefficients(weights.beta, weights.response_grad, weights.label_grad),
+        objective.Coefficients(hyper.beta, hyper.response_grad, hyper.label_grad),
         run.optimizer.clip,
     )
-    lane_BxL = penalty_lanes(settings, batch.route, K, scores.logp_BxLxT.shape[1])
+    lane_BxL = penalty_lanes(settings, batch.route, K, compared.logp.shape[1])
     if settings.estimator == 'sampled':
         kl = divergence.sampled_penalty(
-            scores.logp_BxLxT,
-            reference.logp_BxLxT,
+            compared.logp,
+            compared.reference_logp,
             behaviour_BxLxT,
             mask_BxLxT,
             lane_BxL,
@@ -166,11 +227,9 @@ def loss(
             settings.reduction,
         )
     else:
-        pair = (reference.dist, scores.dist)
-        p, q = pair if settings.direction == 'ref_to_policy' else pair[::-1]
         kl = divergence.penalty(
-            workload.kl(p, q),
-            scores.logp_BxLxT,
+            getattr(compared, settings.direction),
+            compared.logp,
             behaviour_BxLxT,
             mask_BxLxT,
             lane_BxL,
@@ -178,9 +237,11 @@ def loss(
             visitation=settings.visitation_grad,
         )
     auxiliary, metrics = workload.auxiliary_loss(policy, batch.inputs)
-    total = auxiliary - estimate.surrogate + settings.coefficient * kl.surrogate
+    total = auxiliary - estimate.surrogate
+    if settings.coefficient > 0:
+        total = total + hyper.coefficient * kl.surrogate
     return total, {
-        'objective': estimate.value - settings.coefficient * kl.value,
+        'objective': estimate.value - hyper.coefficient * kl.value,
         'preference': estimate.value,
         'kl': kl.value,
         'margin': estimate.margin,
@@ -205,22 +266,33 @@ def penalty_lanes(
             return jnp.broadcast_to(~response_1xL, (on_policy_Bx1.shape[0], lanes))
 
 
-def make_update(
+def draw(workload: Workload, state: State) -> Sampled:
+    """The labelled batch of the state's next update."""
+    key = jax.random.fold_in(stream(state.seed, UPDATE), state.step + 1)
+    return workload.sample(state.policy, reference_of(state), state.sampler, key, state.labels)
+
+
+def reference_of(state: State) -> Policy:
+    """The reference, on the weights that it shares with the policy."""
+    return state.reference._replace(frozen=state.policy.frozen)
+
+
+def make_learn(
     workload: Workload, run: config.Run, optimizer: optax.GradientTransformation | None = None
-) -> Callable[[State], tuple[State, Metrics]]:
-    """The pure function that one update is.
+) -> Callable[[State, Sampled], tuple[State, Metrics]]:
+    """The pure function from a state and its labelled batch to the next state.
 
     Args:
       optimizer: stands in for the configuration's Adam.
     """
-    optimizer = optimizer or make_optimizer(run.optimizer)
-    minibatches, epochs = run.optimizer.minibatches, run.optimizer.epochs
+    given, minibatches, epochs = optimizer, run.optimizer.minibatches, run.optimizer.epochs
 
-    def gradient_step(carry, minibatch, fixed, labelled):
+    def gradient_step(carry, minibatch, state, labelled):
         params, optimizer_state, skipped, in_a_row = carry
-        batch, reference = minibatch
+        batch, held = minibatch
+        optimizer = given or make_optimizer(run.optimizer, state.hyper.learning_rate)
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
-            params, fixed, batch, reference, workload, run
+            params, state.policy, reference_of(state), held, batch, state.hyper, workload, run
         )
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(value)
@@ -237,22 +309,18 @@ def make_update(
             jnp.where(finite, 0, in_a_row + 1),
         ), {**metrics, 'grad_norm': norm}
 
-    def update(state: State) -> tuple[State, Metrics]:
-        step = state.step + 1
-        key = jax.random.fold_in(stream(state.seed, UPDATE), step)
-        batch, sampler, fixed, asked, sample_metrics = workload.sample(
-            state.policy, state.reference, state.sampler, key, state.labels
-        )
+    def learn(state: State, sampled: Sampled) -> tuple[State, Metrics]:
+        step, batch = state.step + 1, sampled.batch
         # The batch is scored with the normaliser that drew it, so that the first ratio is 1.
-        reference = workload.score(state.reference, batch.inputs)
+        held = workload.predict(reference_of(state), batch.inputs)
 
         split = lambda x: split_rows(x, minibatches)  # noqa: E731
-        data = jax.tree.map(split, (batch, reference))
+        data = jax.tree.map(split, (batch, held))
         # With the label budget spent there is nothing to learn from, and the policy stays.
         labelled = batch.labels.weight_BxKxK.any() | batch.route.policy_label_B.any()
 
         def step_fn(carry, minibatch):
-            return gradient_step(carry, minibatch, state.policy.fixed, labelled)
+            return gradient_step(carry, minibatch, state, labelled)
 
         def epoch(carry, _):
             return jax.lax.scan(step_fn, carry, data)
@@ -262,24 +330,24 @@ def make_update(
         params, optimizer_state, skipped, in_a_row = carry
 
         keep = lambda new, old: jnp.where(labelled, new, old)  # noqa: E731
-        policy = Policy(params, jax.tree.map(keep, fixed, state.policy.fixed))
-        reference_policy, reference_step = state.reference, state.reference_step
+        fixed = jax.tree.map(keep, sampled.fixed, state.policy.fixed)
+        policy = state.policy._replace(params=params, fixed=fixed)
+        reference, reference_step = state.reference, state.reference_step
         if workload.refresh_updates is not None:
             due = labelled & (step % workload.refresh_updates == 0)
-            reference_policy, reference_step = jax.lax.cond(
+            reference, reference_step = jax.lax.cond(
                 due,
-                lambda: (policy, step),
+                lambda: (policy._replace(frozen=()), step),
                 lambda: (state.reference, state.reference_step),
             )
-        state = State(
+        state = state._replace(
             policy=policy,
-            reference=reference_policy,
+            reference=reference,
             reference_step=reference_step,
             optimizer=optimizer_state,
-            sampler=sampler,
-            seed=state.seed,
+            sampler=sampled.sampler,
             step=step,
-            labels=state.labels + jnp.minimum(asked, MAX_LABELS - state.labels),
+            labels=state.labels + jnp.minimum(sampled.labels_asked, MAX_LABELS - state.labels),
             skipped=skipped,
             skipped_in_a_row=in_a_row,
         )
@@ -288,11 +356,19 @@ def make_update(
         return state, {
             **first,
             'grad_norm': metrics['grad_norm'].mean(),
-            **sample_metrics,
+            **sampled.metrics,
             'skipped': skipped,
         }
 
-    return update
+    return learn
+
+
+def make_update(
+    workload: Workload, run: config.Run, optimizer: optax.GradientTransformation | None = None
+) -> Callable[[State], tuple[State, Metrics]]:
+    """The pure function that one update is; `optimizer` as in `make_learn`."""
+    learn = make_learn(workload, run, optimizer)
+    return lambda state: learn(state, draw(workload, state))
 
 
 def split_rows(x: jax.Array, parts: int) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sail_jax import config, divergence, labellers, objective, update
-from sail_jax.update import Batch, Policy, Sampled, Scores, Workload
+from sail_jax.update import Batch, Compared, Policy, Sampled, Workload
 from tests import exact
 
 
@@ -45,13 +45,24 @@ def make(
     B, K = problem.reward_XxY.shape[0], group_size
     mixture = run.objective.mixture
 
-    def score(policy: Policy, inputs: Inputs) -> Scores:
+    def predict(policy: Policy, inputs: Inputs) -> jax.Array:
         logits_XxY = problem.reference_logp_XxY + problem.features_XxYxF @ policy.params['theta']
-        logp_BxY = jax.nn.log_softmax(logits_XxY)[inputs.context_B]
-        logp_BxL = jnp.take_along_axis(logp_BxY, inputs.response_BxL, 1)
-        L = inputs.response_BxL.shape[1]
-        dist_BxLx1xY = jnp.repeat(logp_BxY[:, None, None], L, 1)
-        return Scores((logp_BxL * inputs.fault_B[:, None])[..., None], dist_BxLx1xY)
+        return jax.nn.log_softmax(logits_XxY)[inputs.context_B]
+
+    def compare(policy: Policy, reference: Policy, theirs_BxY, inputs: Inputs) -> Compared:
+        ours_BxY = predict(policy, inputs)
+        shape = (*inputs.response_BxL.shape, 1)
+
+        def pick(logp_BxY):
+            logp_BxL = jnp.take_along_axis(logp_BxY, inputs.response_BxL, 1)
+            return (logp_BxL * inputs.fault_B[:, None])[..., None]
+
+        def kl(p_BxY, q_BxY):
+            return jnp.broadcast_to(divergence.categorical_kl(p_BxY, q_BxY)[:, None, None], shape)
+
+        return Compared(
+            pick(ours_BxY), pick(theirs_BxY), kl(theirs_BxY, ours_BxY), kl(ours_BxY, theirs_BxY)
+        )
 
     def sample(policy, reference, batches, key, labels):
         draw_key, route_key, label_key = jax.random.split(key, 3)
@@ -59,7 +70,9 @@ def make(
         route = objective.route(keys_B(route_key), mixture.ddp, mixture.dpp, mixture.dpr)
         context_B, one_B = jnp.arange(B), jnp.ones(B)
         table = Inputs(context_B, jnp.zeros((B, K + 1), jnp.int32), one_B)
-        ours, theirs = (score(p, table).dist[:, :, 0] for p in (policy, reference))
+        ours, theirs = (
+            jnp.repeat(predict(p, table)[:, None], K + 1, 1) for p in (policy, reference)
+        )
         data = jnp.broadcast_to(jnp.asarray(problem.data_logp_XxY)[:, None], ours.shape)
         logits_BxLxY = (
             jnp.where(route.on_policy_B[:, None, None], ours, data).at[:, K].set(theirs[:, K])
@@ -94,8 +107,8 @@ def make(
     return Workload(
         init=lambda key: jnp.zeros((), jnp.int32),
         sample=sample,
-        score=score,
-        kl=divergence.categorical_kl,
+        predict=predict,
+        compare=compare,
         auxiliary_loss=lambda policy, inputs: (jnp.zeros(()), {}),
         group_size=K,
         refresh_updates=refresh_updates,

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from sail_jax import config, objective, update
-from sail_jax.update import Batch, Policy
+from sail_jax.update import Batch, Hyper, Policy
 from tests import bandit_workload, exact
 from tests.bandit_workload import Inputs
 
@@ -85,20 +85,20 @@ def test_an_update_is_the_gradient_steps_written_out():
     batch = jax.jit(workload.sample)(
         state.policy, state.reference, state.sampler, key, state.labels
     ).batch
-    reference = jax.jit(workload.score)(state.reference, batch.inputs)
+    held = jax.jit(workload.predict)(state.reference, batch.inputs)
     adam, params, first = optax.adam(run.optimizer.learning_rate), state.policy.params, []
     adam_state = adam.init(params)
     gradient = jax.jit(
         jax.value_and_grad(
-            lambda params, batch, reference: update.loss(
-                params, state.policy.fixed, batch, reference, workload, run
+            lambda params, batch, held: update.loss(
+                params, state.policy, state.reference, held, batch, state.hyper, workload, run
             ),
             has_aux=True,
         )
     )
     for epoch, part in itertools.product(range(2), range(4)):
         rows_of_part = slice(part, None, 4)
-        piece = jax.tree.map(lambda x: x[rows_of_part], (batch, reference))  # noqa: B023
+        piece = jax.tree.map(lambda x: x[rows_of_part], (batch, held))  # noqa: B023
         (_, metrics), grads = gradient(params, *piece)
         norm = np.linalg.norm(grads['theta'])
         grads = {'theta': grads['theta'] * min(1, 0.1 / norm)}
@@ -235,7 +235,8 @@ ROUTE = objective.Route(np.array([True, False]), np.array([False, False]))
 
 
 def loss_of_two_rows(**settings):
-    """Metrics of the loss with its gradient, and the scores under policy and reference."""
+    """Metrics of the loss with its gradient, how policy and reference compare, and both tables of
+    log-probabilities, [2, Y]."""
     run = bandit_workload.run(divergence={'coefficient': 0.25, **settings})
     workload = bandit_workload.make(PROBLEM, run, group_size=2)
     inputs = Inputs(np.arange(2), RESPONSES, np.ones(2, np.float32))
@@ -243,13 +244,14 @@ def loss_of_two_rows(**settings):
 
     @jax.jit
     def results():
-        scores, reference = (workload.score(p, inputs) for p in (policy, start))
+        ours, theirs = (workload.predict(p, inputs) for p in (policy, start))
+        compared = workload.compare(policy, start, theirs, inputs)
         labels = objective.Preferences(np.full((2, 2, 2), 0.5), np.ones((2, 2, 2)))
-        batch = Batch(inputs, scores.logp_BxLxT, jnp.ones((2, 3, 1)), ROUTE, labels)
+        batch = Batch(inputs, compared.logp, jnp.ones((2, 3, 1)), ROUTE, labels)
         gradient, metrics = jax.grad(update.loss, has_aux=True)(
-            policy.params, None, batch, reference, workload, run
+            policy.params, policy, start, theirs, batch, Hyper.of(run), workload, run
         )
-        return {**metrics, 'gradient': gradient['theta']}, scores, reference
+        return {**metrics, 'gradient': gradient['theta']}, compared, (ours, theirs)
 
     return jax.device_get(results())
 
@@ -257,8 +259,7 @@ def loss_of_two_rows(**settings):
 @pytest.mark.parametrize('direction', ['ref_to_policy', 'policy_to_ref'])
 @pytest.mark.parametrize('states', ['policy', 'data', 'reference'])
 def test_exact_penalty_is_taken_where_the_states_say(states, direction):
-    metrics, scores, reference = loss_of_two_rows(states=states, direction=direction)
-    p, q = reference.dist[:, 0, 0], scores.dist[:, 0, 0]
+    metrics, _, (q, p) = loss_of_two_rows(states=states, direction=direction)
     if direction == 'policy_to_ref':
         p, q = q, p
     kl_B = (np.exp(p) * (p - q)).sum(-1)
@@ -279,10 +280,8 @@ def test_exact_penalty_is_taken_where_the_states_say(states, direction):
     ],
 )
 def test_sampled_penalty_is_taken_on_its_lanes(states, direction, rows, lanes):
-    metrics, scores, reference = loss_of_two_rows(
-        states=states, direction=direction, estimator='sampled'
-    )
-    log_ratio = (scores.logp_BxLxT - reference.logp_BxLxT)[..., 0]
+    metrics, compared, _ = loss_of_two_rows(states=states, direction=direction, estimator='sampled')
+    log_ratio = (compared.logp - compared.reference_logp)[..., 0]
     sign = 1 if direction == 'policy_to_ref' else -1
     wanted = sign * log_ratio[np.ix_(rows, lanes)].mean()
     np.testing.assert_allclose(metrics['kl'], wanted, atol=1e-6)

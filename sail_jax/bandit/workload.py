@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from sail_jax import config, labellers, objective
 from sail_jax.bandit.problem import Problem, log_prob
 from sail_jax.divergence import categorical_kl
-from sail_jax.update import Batch, Metrics, Policy, Sampled, Scores, Workload
+from sail_jax.update import Batch, Compared, Metrics, Policy, Sampled, Workload
 
 LABELLER = config.Teacher(rationality=1.0)
 """Bradley-Terry with the problem's reward, one hard label a pair."""
@@ -58,11 +58,11 @@ def make(problem: Problem, contexts: int, group_size: int) -> Workload:
         label_key_B = jax.random.split(label_key, B)
         reward_BxK = jnp.take_along_axis(problem.reward_XxY[context_B], response_BxK, axis=1)
         preferences = labellers.compare(label_key_B, reward_BxK, reward_BxK, LABELLER)
-        inputs = (context_B, response_BxK)
+        logp_BxK = jnp.take_along_axis(logp_Bx1xY[:, 0], response_BxK, axis=1)
         return Sampled(
             batch=Batch(
-                inputs,
-                score(policy, inputs).logp_BxLxT,
+                (context_B, response_BxK),
+                logp_BxK[..., None],
                 jnp.ones((B, K, 1)),
                 objective.Route(jnp.ones(B, bool), jnp.zeros(B, bool)),
                 preferences,
@@ -73,19 +73,30 @@ def make(problem: Problem, contexts: int, group_size: int) -> Workload:
             metrics={},
         )
 
-    def score(policy: Policy, inputs: tuple[jax.Array, jax.Array]) -> Scores:
-        context_B, response_BxK = inputs
-        logp_BxY = table(policy)[context_B]
-        logp_BxK = jnp.take_along_axis(logp_BxY, response_BxK, axis=1)
-        dist_BxKx1xY = jnp.broadcast_to(
-            logp_BxY[:, None, None], (*response_BxK.shape, 1, logp_BxY.shape[-1])
+    def predict(policy: Policy, inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """Log-probabilities of all responses to each context, [B, Y]."""
+        return table(policy)[inputs[0]]
+
+    def compare(
+        policy: Policy,
+        reference: Policy,
+        theirs_BxY: jax.Array,
+        inputs: tuple[jax.Array, jax.Array],
+    ) -> Compared:
+        ours_BxY, response_BxK = predict(policy, inputs), inputs[1]
+        pick = lambda logp_BxY: jnp.take_along_axis(logp_BxY, response_BxK, axis=1)[..., None]  # noqa: E731
+        spread = lambda kl_B: jnp.broadcast_to(kl_B[:, None, None], (*response_BxK.shape, 1))  # noqa: E731
+        return Compared(
+            logp=pick(ours_BxY),
+            reference_logp=pick(theirs_BxY),
+            ref_to_policy=spread(categorical_kl(theirs_BxY, ours_BxY)),
+            policy_to_ref=spread(categorical_kl(ours_BxY, theirs_BxY)),
         )
-        return Scores(logp_BxK[..., None], dist_BxKx1xY)
 
     def auxiliary_loss(policy: Policy, inputs: Any) -> tuple[jax.Array, Metrics]:
         return jnp.zeros(()), {}
 
-    return Workload(lambda key: (), sample, score, categorical_kl, auxiliary_loss, K, None)
+    return Workload(lambda key: (), sample, predict, compare, auxiliary_loss, K, None)
 
 
 def policies(problem: Problem, theta_D: jax.Array) -> tuple[Policy, Policy]:

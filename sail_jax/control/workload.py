@@ -18,9 +18,9 @@ from sail_jax.control import (
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Contexts, Segments
-from sail_jax.divergence import gaussian_kl
+from sail_jax.divergence import Gaussian, gaussian_kl
 from sail_jax.errors import UserError
-from sail_jax.update import Batch, Metrics, Policy, Sampled, Scores, Workload
+from sail_jax.update import Batch, Compared, Metrics, Policy, Sampled, Workload
 
 
 class Segment(NamedTuple):
@@ -41,7 +41,7 @@ SegmentReward = Callable[[Segment], jax.Array]
 
 
 class Inputs(NamedTuple):
-    """What `score` and the value's loss need of a batch, [B, L, T, ...]."""
+    """What `compare` and the value's loss need of a batch, [B, L, T, ...]."""
 
     obs: Any
     raw_action: jax.Array
@@ -222,9 +222,17 @@ def make(
         average = networks.value_network.apply(policy.fixed, policy.params['value'], obs)
         return average / (1 - discount)
 
-    def score(policy: Policy, inputs: Inputs) -> Scores:
-        dist = control_policy.actions(networks, policy, inputs.obs)
-        return Scores(control_policy.log_prob(dist, inputs.raw_action), dist)
+    def predict(policy: Policy, inputs: Inputs) -> Gaussian:
+        return control_policy.actions(networks, policy, inputs.obs)
+
+    def compare(policy: Policy, reference: Policy, theirs: Gaussian, inputs: Inputs) -> Compared:
+        ours = predict(policy, inputs)
+        return Compared(
+            logp=control_policy.log_prob(ours, inputs.raw_action),
+            reference_logp=control_policy.log_prob(theirs, inputs.raw_action),
+            ref_to_policy=gaussian_kl(theirs, ours),
+            policy_to_ref=gaussian_kl(ours, theirs),
+        )
 
     def auxiliary_loss(policy: Policy, inputs: Inputs) -> tuple[jax.Array, Metrics]:
         if not learned:
@@ -233,7 +241,7 @@ def make(
         loss = 0.5 * (error**2 * inputs.mask).sum() / jnp.maximum(inputs.mask.sum(), 1)
         return loss, {'value_loss': loss}
 
-    return Workload(init, sample, score, gaussian_kl, auxiliary_loss, K, run.refresh_updates)
+    return Workload(init, sample, predict, compare, auxiliary_loss, K, run.refresh_updates)
 
 
 def row_keys(key: jax.Array, rows: int) -> jax.Array:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sail_jax.language.model import Decoder, as_prefix, prompt_positions, response_positions
+from sail_jax.update import Compared
 
 CHUNK = 256
 """Tokens whose logits exist at once. The gradient of `compare` holds about four float32 arrays of
@@ -32,19 +33,6 @@ class Tokens(NamedTuple):
     hidden: jax.Array
     """[..., T, D]"""
     head_DxV: jax.Array
-
-
-class Compared(NamedTuple):
-    """Of each token, [..., T], float32."""
-
-    logp: jax.Array
-    """Of the target under the policy."""
-    reference_logp: jax.Array
-    """The same under the reference."""
-    ref_to_policy: jax.Array
-    """`KL(pi_ref || pi)` of the distributions that the target was drawn from."""
-    policy_to_ref: jax.Array
-    """`KL(pi || pi_ref)`."""
 
 
 def predictions(decoder: Decoder, prompts: Prompts, responses_BxLxT: jax.Array) -> Tokens:

@@ -57,15 +57,17 @@ def test_kl_of_the_workload_is_exact_in_both_directions(problem):
     task = workload.make(problem, 3, 2)
     policy, reference = workload.policies(problem, jnp.asarray(THETA))
     inputs = (np.arange(3), np.zeros((3, 2), int))
-    score = jax.jit(lambda theta: task.score(policy._replace(params=theta), inputs))
-    scores, reference_scores = (
-        score(policy.params),
-        jax.jit(lambda: task.score(reference, inputs))(),
-    )
+
+    @jax.jit
+    def compare(theta):
+        theirs = task.predict(reference, inputs)
+        return task.compare(policy._replace(params=theta), reference, theirs, inputs)
+
+    compared = compare(policy.params)
     p, q = np.exp(jax.jit(exact.log_prob)(problem, THETA)), np.exp(problem.reference_logp_XxY)
     for kl, expected in (
-        (task.kl(scores.dist, reference_scores.dist), (p * np.log(p / q)).sum(1)),
-        (task.kl(reference_scores.dist, scores.dist), (q * np.log(q / p)).sum(1)),
+        (compared.policy_to_ref, (p * np.log(p / q)).sum(1)),
+        (compared.ref_to_policy, (q * np.log(q / p)).sum(1)),
     ):
         assert kl.shape == (3, 2, 1)
         np.testing.assert_allclose(kl, np.broadcast_to(expected[:, None, None], kl.shape))

@@ -118,7 +118,8 @@ def test_reference_lane_is_drawn_from_the_reference():
     batch = sample(made, policy, other).batch
     assert batch.mask_BxLxT.shape == (4, 4, 5)
     assert run.env_steps_per_update == 4 * 4 * 5
-    logp = made.score(other, batch.inputs).logp_BxLxT
+    held = made.predict(other, batch.inputs)
+    logp = made.compare(policy, other, held, batch.inputs).reference_logp
     np.testing.assert_allclose(logp[:, 3], batch.behaviour_logp_BxLxT[:, 3], rtol=1e-4, atol=1e-5)
     assert np.abs(logp[:, :3] - batch.behaviour_logp_BxLxT[:, :3]).max() > 1e-2
 
