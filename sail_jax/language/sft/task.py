@@ -1,0 +1,126 @@
+"""A supervised stage as the trainer takes it, and what it leaves."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from sail_jax import devices, trainer
+from sail_jax.errors import UserError
+from sail_jax.language import lora, policy, reader, tokens, weights
+from sail_jax.language.data import Example
+from sail_jax.language.policy import Models
+from sail_jax.language.sft import learn
+from sail_jax.language.sft.config import SftRun, check
+from sail_jax.language.tokens import Tokenizer
+from sail_jax.trainer import Evaluate, Result, Task
+from sail_jax.update import Metrics, Policy, State
+
+MODEL = 'model'
+"""Of the run directory: the trained model as a Hugging Face directory."""
+WATCH = {
+    'time/prompts_per_s': 'prompts/s',
+    'train/loss': 'loss',
+    'eval/loss': 'held-out loss',
+    'eval/perplexity': 'perplexity',
+}
+
+
+def train(run: SftRun, run_dir: Path, resume: bool = False, quiet: bool = False) -> Result:
+    """Trains, and leaves the model in `RUN_DIR/model`; arguments and errors as of
+    `trainer.train`."""
+    check(run)
+    models, tokenizer = policy.read(run.model), load_tokenizer(run)
+    result = trainer.train(run, make(run, models, tokenizer), run_dir, resume, quiet)
+    decoder = models.policy(result.policy)
+    shutil.rmtree(run_dir / MODEL, ignore_errors=True)
+    weights.save(
+        lora.merge(decoder) if models.adapted else decoder,
+        run_dir / MODEL,
+        source=run.model.path,
+        tokenizer=run.model.tokenizer,
+    )
+    return result
+
+
+def load_tokenizer(run: SftRun) -> Tokenizer:
+    """The checkpoint's, or that of the new network.
+
+    Raises:
+      UserError: as of `tokens.load`; the new network has not the tokens.
+    """
+    if run.model.path is not None:
+        return tokens.load(run.model.path)
+    tokenizer, size = tokens.load(run.model.tokenizer), run.model.architecture.vocab_size
+    if tokenizer.vocab_size > size:
+        raise UserError(
+            f'model.architecture.vocab_size: {size}; '
+            f'{run.model.tokenizer} has {tokenizer.vocab_size} tokens'
+        )
+    return tokenizer
+
+
+def make(run: SftRun, models: Models, tokenizer: Tokenizer) -> Task:
+    """Builds what the trainer needs.
+
+    Raises:
+      UserError: data that cannot be used.
+    """
+    mesh = devices.make_mesh(run.prompts_per_update)
+    data = reader.prepare(run, tokenizer, 'completion')
+    optimizer = learn.make_optimizer(run.optimizer, run.updates)
+    sharding = lambda name, shape: devices.replicated(mesh)  # noqa: E731
+    return Task(
+        workload=None,
+        init=lambda start, seed, hyper: learn.init(start, seed, optimizer),
+        hyper=lambda run: (),
+        shardings=partial(devices.state_sharding, mesh),
+        start=lambda seed: models.start(seed, sharding),
+        abstract_policy=models.abstract,
+        evaluate=make_evaluate(run, models, data.held_out),
+        updates=run.updates,
+        updates_per_dispatch=1,
+        evaluate_every=run.evaluation.every_updates,
+        unit='prompts',
+        units_per_update=run.prompts_per_update,
+        max_labels=None,
+        watch=WATCH,
+        frozen=lambda: models.frozen(sharding),
+        dispatch=make_dispatch(run, models, data, optimizer),
+    )
+
+
+def make_dispatch(
+    run: SftRun, models: Models, data: reader.Reader, optimizer: learn.GradientTransformation
+) -> Callable[[State], tuple[State, Metrics]]:
+    """One update: the rows are read on the host, while the device works on those before."""
+    step = jax.jit(learn.make_learn(models.policy, run, optimizer), donate_argnums=0)
+    rows = lru_cache(2)(lambda step: learn.collate(data.examples(step)))
+
+    def dispatch(state: State) -> tuple[State, Metrics]:
+        done = int(state.step)
+        state, metrics = step(state, rows(done))
+        rows(done + 1)
+        return state, metrics
+
+    return dispatch
+
+
+def make_evaluate(run: SftRun, models: Models, held_out: Sequence[Example]) -> Evaluate:
+    """Loss and perplexity per token of the held-out responses, whatever is trained on."""
+    size = min(len(held_out), run.prompts_per_update)
+    batches = [held_out[first : first + size] for first in range(0, len(held_out), size)]
+
+    @jax.jit
+    def nats(policy: Policy, rows: learn.Rows) -> tuple[jax.Array, jax.Array]:
+        return learn.nats(models.policy(policy), rows, 'response')
+
+    def evaluate(policy: Policy, start: Policy, seed: jax.Array, hyper: tuple) -> dict[str, float]:
+        parts = [nats(policy, learn.collate(batch)) for batch in batches]
+        total, tokens = np.sum(jax.device_get(parts), axis=0)
+        return {'loss': total / tokens, 'perplexity': np.exp(total / tokens)}
+
+    return evaluate
