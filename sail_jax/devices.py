@@ -24,17 +24,31 @@ def make_mesh(rows: int) -> Mesh:
     return Mesh(np.asarray(devices), ('data',))
 
 
+def make_sweep_mesh(members: int) -> Mesh:
+    """All devices along a `seed` axis, over which the members of a sweep are split.
+
+    Raises:
+      UserError: if the members do not divide by the devices.
+    """
+    devices = jax.devices()
+    if members % len(devices):
+        raise UserError(
+            f'{members} members of a sweep (seeds, sweep) do not divide by {len(devices)} devices; '
+            f'use a multiple of {len(devices)}'
+        )
+    return Mesh(np.asarray(devices)[:, None], ('seed', 'data'))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def by_rows(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over the mesh."""
-    return NamedSharding(mesh, PartitionSpec('data'))
-
-
 def state_sharding(mesh: Mesh, state: Any) -> Any:
-    """Shardings of a `update.State`: the sampler's rows split, everything else replicated."""
+    """Shardings of an `update.State`: the sampler's rows split, everything else replicated; of a
+    sweep's, members split."""
+    if 'seed' in mesh.axis_names:
+        return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec('seed')), state)
     everywhere = jax.tree.map(lambda _: replicated(mesh), state)
-    return everywhere._replace(sampler=jax.tree.map(lambda _: by_rows(mesh), state.sampler))
+    by_rows = NamedSharding(mesh, PartitionSpec('data'))
+    return everywhere._replace(sampler=jax.tree.map(lambda _: by_rows, state.sampler))
