@@ -1,0 +1,62 @@
+"""A checkpoint directory with a tiny model and its tokeniser, prompts in a file, and a run on them."""
+
+import json
+from pathlib import Path
+
+from sail_jax.language import tokens, weights
+from sail_jax.language.config import LanguageRun
+from tests.language import tiny, tiny_tokenizer
+
+SETTINGS = {
+    'workload': 'language',
+    'total_prompts': 16,
+    'prompts_per_update': 4,
+    'group_size': 2,
+    'sampling': {'max_tokens': 6},
+    'objective': {'beta': 0.1, 'response_grad': 1.0},
+    'optimizer': {'learning_rate': 3e-3},
+    'evaluation': {'every_updates': 2, 'prompts': 4},
+    'checkpoints': {'every_updates': 2},
+    'logging': {'tensorboard': False},
+}
+WORDS = ['the cat', 'what a cat', 'no', 'yes and', 'hello', 'a mat', 'the mat sat', 'bad']
+
+
+def checkpoint(path: Path, name: str = 'qwen2') -> Path:
+    """Random weights; the tokeniser's ids and a few more."""
+    tiny_tokenizer.write(path.parent / f'{path.name}-tokenizer')
+    size = tokens.load(path.parent / f'{path.name}-tokenizer').vocab_size
+    model = tiny.decoder(name, update={'vocab_size': size, 'layers': 2})
+    weights.save(model, path)
+    tiny_tokenizer.write(path)
+    return path
+
+
+def data(path: Path, rows: int = 16, pairs: bool = False) -> Path:
+    """Prompts, or pairs whose chosen response says yes."""
+    lines = []
+    for i in range(rows):
+        row = {'prompt': f'{WORDS[i % len(WORDS)]} {i}'}
+        if pairs:
+            row |= {'chosen': ' yes' * (1 + i % 2), 'rejected': ' no no'}
+        lines.append(json.dumps(row))
+    path.write_text('\n'.join(lines) + '\n')
+    return path
+
+
+def run(model: Path, prompts: Path, **settings) -> LanguageRun:
+    """A few updates of a tiny model; sections are merged."""
+    base = SETTINGS | {
+        'model': {'path': str(model)},
+        'data': {'path': str(prompts), 'max_prompt_tokens': 32, 'max_response_tokens': 8},
+    }
+    merged = {
+        key: {**base[key], **value} if isinstance(base.get(key), dict) else value
+        for key, value in settings.items()
+    }
+    return LanguageRun.model_validate(base | merged)
+
+
+def count_of_a(prompts: list, responses: list[str]) -> list[float]:
+    """A reward that can be learned: how often the response has the letter."""
+    return [float(response.count('a')) for response in responses]
