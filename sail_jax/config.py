@@ -169,8 +169,15 @@ class Settings(Section):
     """All randomness is a function of it, the update and the row."""
 
 
-class Run(Settings):
-    """What every workload that is trained has."""
+class Trained(Settings):
+    """What everything that is trained has."""
+
+    checkpoints: Checkpoints = Checkpoints()
+    logging: Logging = Logging()
+
+
+class Run(Trained):
+    """What every workload that is trained from preferences has."""
 
     seeds: int | tuple[int, ...] | None = None
     """Train several seeds at once, each as if alone: a number (from `seed` on), or the seeds."""
@@ -178,8 +185,6 @@ class Run(Settings):
     objective: Objective = Objective()
     divergence: Divergence = Divergence()
     optimizer: Optimizer = Optimizer()
-    checkpoints: Checkpoints = Checkpoints()
-    logging: Logging = Logging()
 
 
 RunT = TypeVar('RunT', bound=Settings)
@@ -192,8 +197,10 @@ class Member(NamedTuple):
     run: Run
 
 
-def members(run: Run) -> tuple[Member, ...]:
+def members(run: Trained) -> tuple[Member, ...]:
     """The runs that `seeds` and `sweep` make of a configuration; none where neither is given."""
+    if not isinstance(run, Run):
+        return ()
     swept = {key: values for key, values in run.sweep.model_dump().items() if values}
     if run.seeds is None and not swept:
         return ()

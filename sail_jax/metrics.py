@@ -106,7 +106,7 @@ class WandB:
         self._run.finish()
 
 
-def check(run: config.Run) -> None:
+def check(run: config.Trained) -> None:
     """Finds out before anything else happens whether the writers are there.
 
     Raises:
@@ -117,7 +117,7 @@ def check(run: config.Run) -> None:
 
 
 def open_writers(
-    run: config.Run, run_dir: Path, resume_step: int | None, unit: str, resume_at: int | None
+    run: config.Trained, run_dir: Path, resume_step: int | None, unit: str, resume_at: int | None
 ) -> list[Writer]:
     """The writers that the configuration asks for.
 

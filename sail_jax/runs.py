@@ -16,12 +16,15 @@ from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
 from sail_jax.control.workload import SegmentReward
 from sail_jax.errors import UserError
+from sail_jax.language.sft import task as sft_task
+from sail_jax.language.sft.config import SftRun
 from sail_jax.trainer import Result, Task
 from sail_jax.update import Hyper, Policy
 
 CONFIGS: dict[str, Callable[[dict[str, Any], Path], type[config.Settings]]] = {
     'control': lambda data, path: ControlRun,
     'bandit': bandit.model,
+    'sft': lambda data, path: SftRun,
 }
 TASKS: dict[type[Run], Callable[..., Task]] = {ControlRun: control_task.make}
 
@@ -76,6 +79,8 @@ def train(
         if resume:
             raise UserError(f'{run_dir}: a study has nothing to resume; run it again')
         return bandit_study.run(run, run_dir)
+    if isinstance(run, SftRun):
+        return sft_task.train(run, run_dir, resume, quiet)
     extras = {'env': env, 'segment_reward': segment_reward}
     task = TASKS[type(run)](
         run, **{key: value for key, value in extras.items() if value is not None}

@@ -18,6 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from sail_jax.config import Section
 from sail_jax.errors import UserError
+from sail_jax.language.weights import write_json
 
 REVIEWS, PAIRS = 'reviews.jsonl', 'pairs.jsonl'
 END = '<|end|>'
@@ -243,7 +244,8 @@ def write(settings: Reviews, seed: int, directory: Path) -> None:
         tokenizer.save(str(partial / 'tokenizer.json'))
         # The class lets transformers load it too.
         companion = {'eos_token': END, 'tokenizer_class': 'PreTrainedTokenizerFast'}
-        (partial / 'tokenizer_config.json').write_text(json.dumps(companion, indent=2) + '\n')
+        write_json(partial / 'tokenizer_config.json', companion)
+        write_json(partial / 'generation_config.json', {'eos_token_id': 0})
         partial.rename(directory)
     except OSError as error:
         raise UserError(f'{directory}: {error.strerror}') from None

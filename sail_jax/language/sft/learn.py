@@ -11,7 +11,7 @@ import optax
 
 from sail_jax import update
 from sail_jax.language.data import Example
-from sail_jax.language.logprobs import Prompts, Tokens, log_probs
+from sail_jax.language.logprobs import Tokens, log_probs
 from sail_jax.language.model import Decoder, prompt_positions
 from sail_jax.language.sampler import pad_prompts
 from sail_jax.language.sft.config import Optimizer, SftRun
@@ -131,7 +131,10 @@ def make_learn(
         params = optax.apply_updates(state.policy.params, updates)
         keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
         state = state._replace(
-            policy=state.policy._replace(params=jax.tree.map(keep, params, state.policy.params)),
+            policy=state.policy._replace(
+                params=jax.tree.map(keep, params, state.policy.params),
+                fixed=state.policy.fixed + 1,
+            ),
             optimizer=jax.tree.map(keep, optimizer_state, state.optimizer),
             step=state.step + 1,
             skipped=state.skipped + ~finite,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 
 from sail_jax import devices, trainer
 from sail_jax.errors import UserError
@@ -33,16 +34,13 @@ def train(run: SftRun, run_dir: Path, resume: bool = False, quiet: bool = False)
     """Trains, and leaves the model in `RUN_DIR/model`; arguments and errors as of
     `trainer.train`."""
     check(run)
-    models, tokenizer = policy.read(run.model), load_tokenizer(run)
-    result = trainer.train(run, make(run, models, tokenizer), run_dir, resume, quiet)
-    decoder = models.policy(result.policy)
-    shutil.rmtree(run_dir / MODEL, ignore_errors=True)
-    weights.save(
-        lora.merge(decoder) if models.adapted else decoder,
-        run_dir / MODEL,
-        source=run.model.path,
-        tokenizer=run.model.tokenizer,
-    )
+    models = policy.read(run.model, run.model.architecture)
+    result = trainer.train(run, make(run, models), run_dir, resume, quiet)
+    decoder, path = models.policy(result.policy), run_dir / MODEL
+    shutil.rmtree(path, ignore_errors=True)
+    weights.save(lora.merge(decoder) if models.adapted else decoder, path, source=run.model.path)
+    if run.model.path is None:
+        weights.copy_tokenizer(run.model.tokenizer, path)
     return result
 
 
@@ -63,19 +61,19 @@ def load_tokenizer(run: SftRun) -> Tokenizer:
     return tokenizer
 
 
-def make(run: SftRun, models: Models, tokenizer: Tokenizer) -> Task:
+def make(run: SftRun, models: Models) -> Task:
     """Builds what the trainer needs.
 
     Raises:
-      UserError: data that cannot be used.
+      UserError: data or a tokeniser that cannot be used.
     """
     mesh = devices.make_mesh(run.prompts_per_update)
-    data = reader.prepare(run, tokenizer, 'completion')
+    data = reader.prepare(run, load_tokenizer(run), kind='completion')
     optimizer = learn.make_optimizer(run.optimizer, run.updates)
     sharding = lambda name, shape: devices.replicated(mesh)  # noqa: E731
     return Task(
         workload=None,
-        init=lambda start, seed, hyper: learn.init(start, seed, optimizer),
+        init=lambda start, seed: learn.init(start, seed, optimizer),
         hyper=lambda run: (),
         shardings=partial(devices.state_sharding, mesh),
         start=lambda seed: models.start(seed, sharding),
@@ -94,7 +92,7 @@ def make(run: SftRun, models: Models, tokenizer: Tokenizer) -> Task:
 
 
 def make_dispatch(
-    run: SftRun, models: Models, data: reader.Reader, optimizer: learn.GradientTransformation
+    run: SftRun, models: Models, data: reader.Reader, optimizer: optax.GradientTransformation
 ) -> Callable[[State], tuple[State, Metrics]]:
     """One update: the rows are read on the host, while the device works on those before."""
     step = jax.jit(learn.make_learn(models.policy, run, optimizer), donate_argnums=0)
