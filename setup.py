@@ -23,6 +23,7 @@ setup(
         'safetensors>=0.8',
         'tokenizers>=0.21',
         'jinja2>=3.1.6',
+        'textblob>=0.19',
         'pydantic>=2.12',
         'tyro>=1.0',
         'pyyaml>=6',

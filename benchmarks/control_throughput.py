@@ -87,7 +87,7 @@ def rollouts(run: ControlRun, updates: int) -> Program:
 
         return jax.lax.scan(body, state, length=updates)[0]
 
-    return compile_program(sample, trainer.initial_state(run, task, task.start()))
+    return compile_program(sample, trainer.initial_state(run, task, task.start(run.seed)))
 
 
 def training(run: ControlRun, updates: int) -> Program:
@@ -97,7 +97,9 @@ def training(run: ControlRun, updates: int) -> Program:
     )
     steps = run.optimizer.epochs * run.optimizer.minibatches
     return compile_program(
-        lambda state: dispatch(state)[0], trainer.initial_state(run, task, task.start()), steps
+        lambda state: dispatch(state)[0],
+        trainer.initial_state(run, task, task.start(run.seed)),
+        steps,
     )
 
 

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.update import Policy, State
 
-SCHEMA = 1
+SCHEMA = 2
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +27,17 @@ def open_manager(directory: Path, keep: int | None = None) -> ocp.CheckpointMana
     return ocp.CheckpointManager(directory.absolute(), options=options)
 
 
-def save(manager: ocp.CheckpointManager, state: State, meta: dict[str, Any]) -> None:
-    """Starts a save of the state as of its step; returns once the arrays are off the devices."""
-    step = int(state.step)
+def save(manager: ocp.CheckpointManager, step: int, state: State, meta: dict[str, Any]) -> None:
+    """Starts a save of the state after `step` updates; returns once the arrays are off the devices.
+
+    What `Policy.frozen` holds is left out: whoever made it can make it again.
+    """
     if manager.latest_step() == step:
         return
     saved = manager.save(
         step,
         args=ocp.args.Composite(
-            policy=ocp.args.StandardSave(state.policy),
+            policy=ocp.args.StandardSave(state.policy._replace(frozen=())),
             training=ocp.args.StandardSave(_training(state)),
             meta=ocp.args.JsonSave({**meta, 'schema': SCHEMA}),
         ),
@@ -117,7 +119,7 @@ def _restore_newest(manager: ocp.CheckpointManager, args: ocp.args.Composite) ->
 def save_start(directory: Path, policy: Policy) -> None:
     """The policy that a run starts from, saved once: later numbers are relative to it."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory.absolute() / 'start', policy)
+        checkpointer.save(directory.absolute() / 'start', policy._replace(frozen=()))
 
 
 def restore_start(directory: Path, abstract: Policy) -> Policy:

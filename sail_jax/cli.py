@@ -136,6 +136,8 @@ def _train(arguments: list[str]) -> int:
     result = runs.train(run, run_dir, resume=options.resume, quiet=options.quiet)
     if isinstance(result, Result):
         _print_result(result)
+    elif isinstance(result, list):
+        _print_sweep(run, result)
     else:
         study.print_table(result)
     print(f'run directory: {run_dir}')
@@ -143,23 +145,39 @@ def _train(arguments: list[str]) -> int:
 
 
 def _print_result(result: Result) -> None:
-    strip = lambda row: {key.removeprefix('eval/'): value for key, value in row.items()}  # noqa: E731
     print_comparison(
-        f'{result.env_steps:,} env steps, {result.labels:,} labels, {result.wall_s:.0f} s',
-        strip(result.before),
-        strip(result.after),
+        f'{result.length:,} env steps, {result.labels:,} labels, {result.wall_s:.0f} s',
+        _strip(result.before),
+        _strip(result.after),
     )
+
+
+def _strip(row: metrics.Row) -> metrics.Row:
+    return {key.removeprefix('eval/'): value for key, value in row.items()}
+
+
+def _print_sweep(run: config.Run, results: list[Result]) -> None:
+    names = [member.name for member in config.members(run)]
+    keys = TABLE[:2] + TABLE[4:5]
+    rows = []
+    for name, result in zip(names, results, strict=True):
+        before, after = _strip(result.before), _strip(result.after)
+        cells = [_cell(row, *key) for _, *key in keys for row in (before, after)]
+        rows.append((name, *cells))
+    columns = [f'{title}: {who}' for title, *_ in keys for who in ('reference', 'trained')]
+    title = f'{results[0].length:,} steps each, {results[0].wall_s:.0f} s'
+    metrics.print_table(title, ('', *columns), rows)
 
 
 def print_comparison(title: str, before: metrics.Row, after: metrics.Row) -> None:
     """The table of reference against trained policy."""
-
-    def cell(numbers: metrics.Row, key: str, error: str | None) -> str:
-        value = f'{numbers[key]:.3f}' if abs(numbers[key]) < 10 else f'{numbers[key]:.1f}'
-        return f'{value} ± {numbers[error]:.2g}' if error else value
-
-    rows = [(name, cell(before, *keys), cell(after, *keys)) for name, *keys in TABLE]
+    rows = [(name, _cell(before, *keys), _cell(after, *keys)) for name, *keys in TABLE]
     metrics.print_table(title, ('', 'reference', 'trained policy'), rows)
+
+
+def _cell(numbers: metrics.Row, key: str, error: str | None) -> str:
+    value = f'{numbers[key]:.3f}' if abs(numbers[key]) < 10 else f'{numbers[key]:.1f}'
+    return f'{value} ± {numbers[error]:.2g}' if error else value
 
 
 def _evaluate(options: argparse.Namespace) -> None:

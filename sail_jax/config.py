@@ -6,15 +6,16 @@ A docstring under a field is its documentation: it becomes the text of `--help`.
 import contextlib
 import difflib
 import io
+import itertools
 import re
 import typing
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import pydantic
 import tyro
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 from sail_jax.errors import UserError
 
@@ -148,6 +149,19 @@ class Logging(Section):
     """Weights & Biases project to log to; none does not."""
 
 
+class Sweep(Section):
+    """Values that are trained side by side with `seeds`: every combination, in one program."""
+
+    beta: tuple[PositiveFloat, ...] = ()
+    """Values of `objective.beta`."""
+    response_grad: tuple[NonNegativeFloat, ...] = ()
+    """Values of `objective.response_grad`."""
+    coefficient: tuple[NonNegativeFloat, ...] = ()
+    """Values of `divergence.coefficient`."""
+    learning_rate: tuple[PositiveFloat, ...] = ()
+    """Values of `optimizer.learning_rate`."""
+
+
 class Settings(Section):
     """What every configuration file has."""
 
@@ -158,6 +172,9 @@ class Settings(Section):
 class Run(Settings):
     """What every workload that is trained has."""
 
+    seeds: int | tuple[int, ...] | None = None
+    """Train several seeds at once, each as if alone: a number (from `seed` on), or the seeds."""
+    sweep: Sweep = Sweep()
     objective: Objective = Objective()
     divergence: Divergence = Divergence()
     optimizer: Optimizer = Optimizer()
@@ -168,6 +185,54 @@ class Run(Settings):
 RunT = TypeVar('RunT', bound=Settings)
 
 
+class Member(NamedTuple):
+    """One run of a sweep."""
+
+    name: str
+    run: Run
+
+
+def members(run: Run) -> tuple[Member, ...]:
+    """The runs that `seeds` and `sweep` make of a configuration; none where neither is given."""
+    swept = {key: values for key, values in run.sweep.model_dump().items() if values}
+    if run.seeds is None and not swept:
+        return ()
+    if isinstance(run.seeds, int):
+        seeds = tuple(range(run.seed, run.seed + run.seeds))
+    else:
+        seeds = run.seeds or (run.seed,)
+    found = []
+    for combination in itertools.product(*swept.values(), seeds):
+        *values, seed = combination
+        data = run.model_dump() | {'seeds': None, 'sweep': {}, 'seed': seed}
+        for key, value in zip(swept, values, strict=True):
+            section = SWEPT[key]
+            data[section] = data[section] | {key: value}
+        name = '-'.join(f'{key}-{value:g}' for key, value in zip(swept, values, strict=True))
+        name = f'{name}-seed-{seed}' if name else f'seed-{seed}'
+        found.append(Member(name, type(run).model_validate(data)))
+    return tuple(found)
+
+
+SWEPT = {
+    'beta': 'objective',
+    'response_grad': 'objective',
+    'coefficient': 'divergence',
+    'learning_rate': 'optimizer',
+}
+"""Where the values of a sweep belong."""
+
+
+def shared(run: RunT) -> RunT:
+    """The configuration that a program for all members is made of.
+
+    What depends on whether there is a penalty is there if any member has one.
+    """
+    coefficient = max(run.sweep.coefficient, default=run.divergence.coefficient)
+    divergence = run.divergence.model_copy(update={'coefficient': coefficient})
+    return run.model_copy(update={'divergence': divergence})
+
+
 def check(run: Run) -> None:
     """Refuses settings that are each fine but do not go together.
 
@@ -175,6 +240,17 @@ def check(run: Run) -> None:
       UserError: naming the keys.
     """
     mixture, divergence = run.objective.mixture, run.divergence
+    found = members(run)
+    if run.seeds is not None and not found:
+        raise UserError(f'seeds: at least 1, got {run.seeds!r}')
+    if len({member.name for member in found}) < len(found):
+        raise UserError('seeds, sweep: the same run twice')
+    penalised = {member.run.divergence.coefficient > 0 for member in found}
+    if len(penalised) > 1 and divergence.states == 'reference':
+        raise UserError(
+            'sweep.coefficient: 0 and positive values draw different samples with '
+            'divergence.states: reference; sweep them apart'
+        )
     if mixture.dpr + mixture.dpp + mixture.ddp > 1 + 1e-6:
         raise UserError('objective.mixture: dpr + dpp + ddp is above 1')
     from_policy = mixture.dpr + mixture.dpp

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from pydantic import Field
 
@@ -72,6 +73,21 @@ def _sizes(settings: Devices, count: int) -> dict[str, int]:
     return {axis: count // known if size == 'auto' else size for axis, size in given.items()}
 
 
+def make_sweep_mesh(members: int) -> Mesh:
+    """All devices along a `seed` axis, over which the members of a sweep are split.
+
+    Raises:
+      UserError: if the members do not divide by the devices.
+    """
+    devices = jax.devices()
+    if members % len(devices):
+        raise UserError(
+            f'{members} members of a sweep (seeds, sweep) do not divide by {len(devices)} devices; '
+            f'use a multiple of {len(devices)}'
+        )
+    return Mesh(np.asarray(devices)[:, None], ('seed', 'data'))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -106,7 +122,9 @@ def tree_by_rules(mesh: Mesh, rules: Rules, tree: Any) -> Any:
 
 
 def state_sharding(mesh: Mesh, state: Any, rules: Rules = ()) -> Any:
-    """Shardings of a `update.State`: the sampler's rows split, the rest by the rules."""
-    of_row = lambda x: by_rows(mesh) if x.ndim else replicated(mesh)  # noqa: E731
+    """Shardings of an `update.State`: the sampler's rows split, the rest by the rules; of a
+    sweep's, members split."""
+    if 'seed' in mesh.axis_names:
+        return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec('seed')), state)
     named = tree_by_rules(mesh, rules, state._replace(sampler=()))
-    return named._replace(sampler=jax.tree.map(of_row, state.sampler))
+    return named._replace(sampler=jax.tree.map(lambda _: by_rows(mesh), state.sampler))

@@ -65,18 +65,19 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Events for TensorBoard, by env steps."""
+    """Events for TensorBoard, by the run's unit of length."""
 
-    def __init__(self, directory: Path, resume_env_steps: int | None):
+    def __init__(self, directory: Path, unit: str, resume_at: int | None):
         from tensorboardX import SummaryWriter
 
-        purge = {} if resume_env_steps is None else {'purge_step': resume_env_steps + 1}
+        purge = {} if resume_at is None else {'purge_step': resume_at + 1}
+        self._unit = unit
         self._writer = SummaryWriter(str(directory), **purge)
 
     def write(self, row: Row) -> None:
         for key, value in row.items():
             if '/' in key:
-                self._writer.add_scalar(key, value, int(row['env_steps']))
+                self._writer.add_scalar(key, value, int(row[self._unit]))
 
     def close(self) -> None:
         self._writer.close()
@@ -95,6 +96,7 @@ class WandB:
             dir=str(run_dir),
             config=settings,
             resume='allow',
+            reinit='create_new',
         )
 
     def write(self, row: Row) -> None:
@@ -115,13 +117,18 @@ def check(run: config.Run) -> None:
 
 
 def open_writers(
-    run: config.Run, run_dir: Path, resume_step: int | None, env_steps_per_update: int
+    run: config.Run, run_dir: Path, resume_step: int | None, unit: str, resume_at: int | None
 ) -> list[Writer]:
-    """The writers that the configuration asks for."""
+    """The writers that the configuration asks for.
+
+    Args:
+      resume_step: updates that the run has made, None of a new one.
+      unit: the key that says how far a row is, beside `step`.
+      resume_at: the same as `resume_step`, in this unit.
+    """
     writers: list[Writer] = [JsonLines(run_dir / 'metrics.jsonl', resume_step)]
     if run.logging.tensorboard:
-        at = None if resume_step is None else resume_step * env_steps_per_update
-        writers.append(TensorBoard(run_dir / 'tensorboard', at))
+        writers.append(TensorBoard(run_dir / 'tensorboard', unit, resume_at))
     if run.logging.wandb:
         writers.append(WandB(run.logging.wandb, run_dir, run.model_dump(mode='json')))
     return writers
@@ -147,11 +154,13 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class ProgressBar:
-    """Env steps done, speed, ETA, and the numbers to watch; plain lines where there is no tty."""
+    """Updates done, ETA, and the numbers to watch; plain lines where there is no tty."""
 
-    def __init__(self, total_updates: int, done: int, names: dict[str, str], quiet: bool):
+    def __init__(
+        self, total_updates: int, done: int, names: dict[str, str], unit: str, quiet: bool
+    ):
         """`names` maps metric keys to their short titles; `quiet` shows nothing."""
-        self._names = names
+        self._names, self._unit = names, unit
         self._last: Row = {}
         self._quiet = quiet
         self._progress = Progress(
@@ -186,7 +195,8 @@ class ProgressBar:
         )
         self._progress.update(self._task, completed=row['step'], numbers=numbers)
         if not self._quiet and any(key.startswith('eval/') for key in row):
-            console.print(f'{int(row["env_steps"]):>12,} env steps  {numbers}', highlight=False)
+            unit = self._unit.replace('_', ' ')
+            console.print(f'{int(row[self._unit]):>12,} {unit}  {numbers}', highlight=False)
 
 
 def _short(value: float) -> str:

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 
 from sail_jax import config, metrics, runs
 from sail_jax.errors import UserError
+from sail_jax.recorder import directories
 
 X_AXES = {'env_steps': 'env steps', 'labels': 'labels', 'wall_s': 'wall time (s)'}
 Y_AXES = {
@@ -27,6 +28,16 @@ class Curve(NamedTuple):
     name: str
     run: config.Run
     rows: list[metrics.Row]
+
+
+def expand(run_dir: Path) -> list[Path]:
+    """A run's directory; of a sweep, those of its runs.
+
+    Raises:
+      UserError: no run there.
+    """
+    run = runs.load(run_dir / 'config.yaml')
+    return directories(run, run_dir) if isinstance(run, config.Run) else [run_dir]
 
 
 def load(run_dir: Path) -> Curve:
@@ -83,7 +94,7 @@ def plot(run_dirs: list[Path], out: Path) -> None:
     Raises:
       UserError: a run that cannot be read, or a file that cannot be written.
     """
-    groups = group_by_settings([load(run_dir) for run_dir in run_dirs])
+    groups = group_by_settings([load(path) for run_dir in run_dirs for path in expand(run_dir)])
     figure, axes = plt.subplots(
         len(Y_AXES), len(X_AXES), figsize=(11, 8), sharey='row', layout='constrained'
     )

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from brax.envs.base import Env
 
 from sail_jax import checkpoint, config, trainer
@@ -15,7 +17,7 @@ from sail_jax.control.config import ControlRun
 from sail_jax.control.workload import SegmentReward
 from sail_jax.errors import UserError
 from sail_jax.trainer import Result, Task
-from sail_jax.update import Policy
+from sail_jax.update import Hyper, Policy
 
 CONFIGS: dict[str, Callable[[dict[str, Any], Path], type[config.Settings]]] = {
     'control': lambda data, path: ControlRun,
@@ -46,7 +48,7 @@ def train(
     env: Env | None = None,
     segment_reward: SegmentReward | None = None,
     quiet: bool = False,
-) -> Result | bandit_study.Table:
+) -> Result | list[Result] | bandit_study.Table:
     """Trains a policy from preferences, or runs a study of the exact problem.
 
     Args:
@@ -59,7 +61,8 @@ def train(
       quiet: no progress bar.
 
     Returns:
-      The trained policy, the one it started from, and their evaluations; of a study, its table.
+      The trained policy, the one it started from, and their evaluations; of a sweep, a list of
+      these; of a study, its table.
 
     Raises:
       UserError: bad input; nothing was overwritten.
@@ -92,11 +95,14 @@ def open_run(run_dir: str | Path, env: Env | None = None) -> tuple[Any, Policy, 
     run = load(run_dir / 'config.yaml')
     if type(run) not in TASKS:
         raise UserError(f'{run_dir}: a {run.workload} study; it leaves figures, and no policy')
+    if found := config.members(run):
+        raise UserError(f'{run_dir}: a sweep; name one of its runs, e.g. {run_dir}/{found[0].name}')
     task = TASKS[type(run)](run, env=env)
     abstract = trainer.Layout.of(run, task).policy
-    directory = run_dir / 'checkpoints'
+    directory, frozen = run_dir / 'checkpoints', task.frozen()
     policy = checkpoint.restore_policy(directory, abstract)
-    return run, policy, checkpoint.restore_start(directory, abstract)
+    start = checkpoint.restore_start(directory, abstract)
+    return run, policy._replace(frozen=frozen), start._replace(frozen=frozen)
 
 
 def evaluate(
@@ -112,4 +118,7 @@ def evaluate(
         evaluation = run.evaluation.model_copy(update={'episodes': episodes})
         run = run.model_copy(update={'evaluation': evaluation})
     task = TASKS[type(run)](run, env=env)
-    return task.evaluate(start, start), task.evaluate(policy, start)
+    identity = np.uint32(run.seed), Hyper.of(run)
+    numbers = jax.device_get([task.evaluate(p, start, *identity) for p in (start, policy)])
+    before, after = ({key: float(x) for key, x in row.items()} for row in numbers)
+    return before, after

@@ -4,20 +4,23 @@ import contextlib
 import os
 import platform
 import shlex
+import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
+import numpy as np
 
-from sail_jax import checkpoint, config, devices, metrics, update
-from sail_jax.errors import Interrupted, TrainingFailed, UserError
+from sail_jax import checkpoint, config, metrics, update
+from sail_jax.errors import Interrupted, UserError
 from sail_jax.metrics import Row
-from sail_jax.update import Policy, State, Workload
+from sail_jax.recorder import Recorder, directories
+from sail_jax.update import Hyper, Metrics, Policy, State, Workload
 
 # What `--resume` may change: a run can be prolonged, and logged or kept elsewhere.
 FREE_ON_RESUME = (
@@ -29,25 +32,36 @@ FREE_ON_RESUME = (
 )
 
 
+Evaluate = Callable[[Policy, Policy, jax.Array, Hyper], Mapping[str, jax.typing.ArrayLike]]
+"""`(policy, start policy, seed, settings) -> numbers`."""
+
+
 class Task(NamedTuple):
     """What the host needs of a workload."""
 
     workload: Workload
-    mesh: Mesh
-    start: Callable[[], Policy]
-    """Makes or loads the policy that training starts from."""
+    shardings: Callable[[State], State]
+    """From the shapes of a state to how it lies on the devices."""
+    start: Callable[[int], Policy]
+    """Makes or loads the policy that training starts from, for a seed."""
     abstract_policy: Policy
-    """Shapes and types of a policy."""
-    evaluate: Callable[[Policy, Policy], dict[str, float]]
-    """`(policy, start policy) -> numbers`."""
+    """Shapes and types of a policy, without what is frozen."""
+    evaluate: Evaluate
+    """Of a sweep it is vmapped over the members."""
     updates: int
     updates_per_dispatch: int
     evaluate_every: int
     """Updates between evaluations."""
-    env_steps_per_update: int
+    unit: str
+    """What the length of a run is counted in: `env_steps`, `prompts`."""
+    units_per_update: int
     max_labels: int | None
     watch: dict[str, str]
     """Metrics for the progress bar, with short titles."""
+    frozen: Callable[[], Any] = tuple
+    """Makes or loads `Policy.frozen`, which no checkpoint holds."""
+    dispatch: Callable[[State], tuple[State, Metrics]] | None = None
+    """Stands in for the compiled program where the host has a part in every update."""
 
 
 class Result(NamedTuple):
@@ -59,7 +73,8 @@ class Result(NamedTuple):
     """Evaluation of the start policy."""
     after: Row
     """Evaluation of the trained policy."""
-    env_steps: int
+    length: int
+    """In the workload's unit: env steps of control, prompts of language."""
     labels: int
     wall_s: float
     """Of this process, compilation included."""
@@ -103,9 +118,9 @@ def _require_writable(run_dir: Path) -> None:
         raise UserError(f'{run_dir}: not writable')
 
 
-def _stopped_before_the_first_checkpoint(run_dir: Path, manager: Any) -> bool:
+def _stopped_before_the_first_checkpoint(run: config.Run, run_dir: Path, manager: Any) -> bool:
     """Whether a run has its start policy and nothing else yet, so that it begins again from it."""
-    path = run_dir / 'metrics.jsonl'
+    path = directories(run, run_dir)[0] / 'metrics.jsonl'
     updated = path.exists() and any(row['step'] > 0 for row in metrics.read_rows(path))
     return not manager.all_steps() and not updated
 
@@ -119,25 +134,63 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, run: config.Run, task: Task) -> 'Layout':
-        sharding = devices.replicated(task.mesh)
-        policy = checkpoint.abstract_like(
-            task.abstract_policy, jax.tree.map(lambda _: sharding, task.abstract_policy)
-        )
-        state = jax.eval_shape(lambda p: update.init(task.workload, run, p, p), policy)
-        shardings = devices.state_sharding(task.mesh, state)
-        return cls(policy, checkpoint.abstract_like(state, shardings), shardings)
+        found = config.members(run)
+        lead = lambda x: jax.ShapeDtypeStruct((len(found), *x.shape), x.dtype)  # noqa: E731
+        policy = jax.tree.map(lead, task.abstract_policy) if found else task.abstract_policy
+        state = jax.eval_shape(_init(run, task), policy, *_identity(run))
+        shardings = task.shardings(state)
+        state = checkpoint.abstract_like(state, shardings)
+        return cls(state.policy, state, shardings)
+
+
+def _init(run: config.Run, task: Task) -> Callable[[Policy, jax.Array, Hyper], State]:
+    """`(start policy, seed, settings) -> state`, over the members of a sweep."""
+
+    def init(start: Policy, seed: jax.Array, hyper: Hyper) -> State:
+        return update.init(task.workload, run, start, start, seed=seed, hyper=hyper)
+
+    return jax.vmap(init) if config.members(run) else init
+
+
+def _identity(run: config.Run) -> tuple[jax.Array, Hyper]:
+    """Seed and settings of the run; of a sweep, its members'."""
+    runs = [member.run for member in config.members(run)]
+    one = lambda run: (jnp.asarray(run.seed, jnp.uint32), Hyper.of(run))  # noqa: E731
+    return stack([one(run) for run in runs]) if runs else one(run)
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """One tree whose leaves lead with an axis over the given ones."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def start_policy(run: config.Run, task: Task) -> Policy:
+    """What training starts from; of a sweep, every member's."""
+    found = config.members(run)
+    if not found:
+        return task.start(run.seed)
+    by_seed = {seed: task.start(seed) for seed in dict.fromkeys(m.run.seed for m in found)}
+    return stack([by_seed[member.run.seed] for member in found])
 
 
 def initial_state(run: config.Run, task: Task, start: Policy) -> State:
-    """The state before the first update, laid out over the mesh; `start` stays usable."""
-    shardings = Layout.of(run, task).shardings
-    init = jax.jit(lambda p: update.init(task.workload, run, p, p), out_shardings=shardings)
-    return init(jax.device_put(start, devices.replicated(task.mesh)))
+    """The state before the first update, laid out over the devices; `start` stays usable."""
+    layout = Layout.of(run, task)
+    init = jax.jit(_init(run, task), out_shardings=layout.shardings)
+    state = init(
+        jax.device_put(start._replace(frozen=()), layout.shardings.policy), *_identity(run)
+    )
+    return with_frozen(state, start.frozen)
+
+
+def with_frozen(state: State, frozen: Any) -> State:
+    """The state with what its policy and reference share."""
+    return state._replace(policy=state.policy._replace(frozen=frozen))
 
 
 def train(
     run: config.Run, task: Task, run_dir: Path, resume: bool = False, quiet: bool = False
-) -> Result:
+) -> Result | list[Result]:
     """Trains to the end of the configuration, or of the label budget.
 
     Args:
@@ -147,6 +200,9 @@ def train(
       resume: go on from the newest checkpoint, bit for bit.
       quiet: no progress bar.
 
+    Returns:
+      One result; of a sweep, a list of its members'.
+
     Raises:
       UserError: a run directory or a reference that cannot be used; nothing was overwritten.
       TrainingFailed: too many gradient steps in a row were not finite.
@@ -155,47 +211,53 @@ def train(
     began = time.perf_counter()
     metrics.check(run)
     claim_run_dir(run, run_dir, resume)
-    start = None if resume else task.start()
+    start = None if resume else start_policy(run, task)
+    frozen = task.frozen() if start is None else start.frozen
     directory, layout = run_dir / 'checkpoints', Layout.of(run, task)
-    with contextlib.ExitStack() as stack:
-        manager = stack.enter_context(checkpoint.open_manager(directory, run.checkpoints.keep))
-        signals = stack.enter_context(_signals())
+    found, (seed, hyper) = config.members(run), _identity(run)
+    judge = jax.jit(jax.vmap(task.evaluate)) if found else task.evaluate
+    with contextlib.ExitStack() as exits:
+        manager = exits.enter_context(checkpoint.open_manager(directory, run.checkpoints.keep))
+        signals = exits.enter_context(_signals())
         if start is None:
             start = checkpoint.restore_start(directory, layout.policy)
         else:
-            start = jax.device_put(start, devices.replicated(task.mesh))
+            start = jax.device_put(start._replace(frozen=()), layout.shardings.policy)
             checkpoint.save_start(directory, start)
-        if resume and not _stopped_before_the_first_checkpoint(run_dir, manager):
+        if resume and not _stopped_before_the_first_checkpoint(run, run_dir, manager):
             state, meta = checkpoint.restore(manager, layout.state)
+            state = with_frozen(state, frozen)
             before, began = meta['before'], began - meta['wall_s']
         else:
-            state, before = initial_state(run, task, start), {}
+            state, before = initial_state(run, task, start._replace(frozen=frozen)), []
         config.write(run, run_dir / 'config.yaml')
-        step, size = int(state.step), task.updates_per_dispatch
-        recorder = stack.enter_context(
+        step, size = int(np.max(state.step)), task.updates_per_dispatch
+        recorder = exits.enter_context(
             Recorder(run, task, run_dir, began, state if before else None, quiet)
         )
 
-        def evaluate() -> Row:
-            numbers = task.evaluate(state.policy, start)
-            return {f'eval/{name}': value for name, value in numbers.items()}
+        def evaluate() -> list[Row]:
+            numbers = jax.device_get(judge(state.policy, start, seed, hyper))
+            rows = split(numbers, len(found))
+            return [{f'eval/{key}': float(value) for key, value in row.items()} for row in rows]
 
         def save() -> None:
             meta = {'before': before, 'wall_s': recorder.wall_s(), 'versions': versions()}
-            checkpoint.save(manager, state, meta)
+            checkpoint.save(manager, step, state, meta)
 
         if not before:
             before = evaluate()
-            recorder.write([{**recorder.position(0, 0), **before}])
+            recorder.write([[{**recorder.position(0, 0), **row}] for row in before])
             save()
             if signals:
                 manager.wait_until_finished()
-                raise _interrupted(signals[0], 0, run_dir)
-        after, pending = {}, None
+                raise _interrupted(signals[0], recorder.at(0), run_dir)
+        after, pending = [], None
         last = step >= task.updates or recorder.budget_spent()
-        if not last:
+        dispatch = task.dispatch
+        if not last and dispatch is None:
             dispatch = recorder.compile(
-                update.make_dispatch(task.workload, run, size, layout.shardings), state
+                update.make_dispatch(task.workload, run, size, layout.shardings, bool(found)), state
             )
         while not last:
             state, numbers = dispatch(state)
@@ -211,118 +273,61 @@ def train(
                 rows, pending = recorder.rows(pending), None
                 if evaluating:
                     after = evaluate()
-                    rows[-1] |= after
+                    for member, row in zip(rows, after, strict=True):
+                        member[-1] |= row
                 recorder.write(rows)
                 if saving:
                     save()
                 recorder.restart_clock()
             if stopped and not last:
                 manager.wait_until_finished()
-                raise _interrupted(signals[0], step * task.env_steps_per_update, run_dir)
-        return Result(
-            policy=state.policy,
-            start=start,
-            before=before,
-            after=after or evaluate(),
-            env_steps=step * task.env_steps_per_update,
-            labels=int(state.labels),
-            wall_s=recorder.wall_s(),
-        )
-
-
-class Recorder:
-    """Turns the device's numbers into rows and writes them; keeps the clock."""
-
-    def __init__(
-        self,
-        run: config.Run,
-        task: Task,
-        run_dir: Path,
-        began: float,
-        resumed: State | None,
-        quiet: bool,
-    ):
-        step = None if resumed is None else int(resumed.step)
-        self._run, self._task, self._run_dir = run, task, run_dir
-        self._began, self._since = began, time.perf_counter()
-        self._labels = 0 if resumed is None else int(resumed.labels)
-        self._compile_s: float | None = None
-        self._writers = metrics.open_writers(run, run_dir, step, task.env_steps_per_update)
-        self._bar = metrics.ProgressBar(task.updates, step or 0, task.watch, quiet)
-
-    def __enter__(self) -> 'Recorder':
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-        for writer in self._writers:
-            writer.close()
-
-    def wall_s(self) -> float:
-        """Seconds since the run began, earlier processes of a resumed run included."""
-        return time.perf_counter() - self._began
-
-    def position(self, step: int, labels: int) -> Row:
-        """The keys that every row has."""
-        return {
-            'step': step,
-            'env_steps': step * self._task.env_steps_per_update,
-            'labels': labels,
-            'wall_s': round(self.wall_s(), 3),
-        }
-
-    def compile(self, dispatch: Any, state: State) -> Any:
-        """The compiled program, which cannot recompile; its time goes into the next row."""
-        began = time.perf_counter()
-        compiled = dispatch.lower(state).compile()
-        self._compile_s = time.perf_counter() - began
-        self.restart_clock()
-        return compiled
-
-    def restart_clock(self) -> None:
-        """Leaves what was done since the last rows out of the throughput."""
-        self._since = time.perf_counter()
-
-    def rows(self, numbers: Any) -> list[Row]:
-        """One row for each update of a dispatch; waits for the device.
-
-        Raises:
-          TrainingFailed: too many gradient steps in a row were skipped.
-        """
-        numbers = jax.device_get(numbers)
-        now = time.perf_counter()
-        steps, labels = numbers.pop('step'), numbers.pop('labels')
-        in_a_row = numbers.pop('skipped_in_a_row')
-        env_steps = len(steps) * self._task.env_steps_per_update
-        speed = {'time/env_steps_per_s': round(env_steps / (now - self._since), 1)}
-        self._since, self._labels = now, int(labels[-1])
-        rows = []
-        for i, step in enumerate(steps):
-            values = {f'train/{name}': float(value[i]) for name, value in numbers.items()}
-            rows.append({**self.position(int(step), int(labels[i])), **values, **speed})
-        if self._compile_s is not None:
-            rows[0]['time/compile_s'] = round(self._compile_s, 3)
-            self._compile_s = None
-        if in_a_row.max() >= self._run.optimizer.max_skipped:
-            self.write(rows)
-            raise TrainingFailed(
-                f'{in_a_row.max()} gradient steps in a row were not finite by update {steps[-1]}; '
-                f'look at train/grad_norm and train/not_finite in {self._run_dir}/metrics.jsonl; '
-                f'the last good checkpoint is in {self._run_dir}/checkpoints'
+                raise _interrupted(signals[0], recorder.at(step), run_dir)
+        after = after or evaluate()
+        results = [
+            Result(
+                policy=policy,
+                start=begin,
+                before=first,
+                after=row,
+                length=step * task.units_per_update,
+                labels=int(labels),
+                wall_s=recorder.wall_s(),
             )
-        return rows
+            for policy, begin, first, row, labels in zip(
+                split(state.policy, len(found)),
+                split(start, len(found)),
+                before,
+                after,
+                np.ravel(state.labels),
+                strict=True,
+            )
+        ]
+        if not found:
+            return results[0]
+        for member, begin, own, first in zip(
+            found, split(start, len(found)), split(state, len(found)), before, strict=True
+        ):
+            _make_a_run_of(member, run_dir / member.name, begin, own, first, recorder.wall_s())
+        return results
 
-    def write(self, rows: list[Row]) -> None:
-        """To all writers, and the last one to the progress bar."""
-        for row in rows:
-            for writer in self._writers:
-                writer.write(row)
-        self._bar.show(rows[-1])
 
-    def budget_spent(self) -> bool:
-        """Whether the label budget was used up by the last rows."""
-        return self._task.max_labels is not None and self._labels >= self._task.max_labels
+def split(tree: Any, members: int) -> list[Any]:
+    """The members' parts of what a sweep holds; with no members, all of it."""
+    if not members:
+        return [tree]
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(members)]
+
+
+def _make_a_run_of(
+    member: config.Member, run_dir: Path, start: Policy, state: State, before: Row, wall_s: float
+) -> None:
+    """Leaves a finished member of a sweep as a run that was trained alone would be left."""
+    directory = run_dir / 'checkpoints'
+    shutil.rmtree(directory, ignore_errors=True)
+    checkpoint.save_start(directory, start)
+    with checkpoint.open_manager(directory, member.run.checkpoints.keep) as manager:
+        meta = {'before': [before], 'wall_s': wall_s, 'versions': versions()}
+        checkpoint.save(manager, int(state.step), state, meta)
 
 
 def versions() -> dict[str, str]:
@@ -360,10 +365,10 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _interrupted(number: int, env_steps: int, run_dir: Path) -> Interrupted:
+def _interrupted(number: int, where_at: str, run_dir: Path) -> Interrupted:
     where = shlex.quote(str(run_dir))
     return Interrupted(
-        f'stopped and saved at {env_steps:,} env steps; go on with: '
+        f'stopped and saved at {where_at}; go on with: '
         f'sail-jax train {where}/config.yaml --run-dir {where} --resume',
         status=130 if number == signal.SIGINT else 75,
     )

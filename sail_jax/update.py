@@ -377,7 +377,11 @@ def split_rows(x: jax.Array, parts: int) -> jax.Array:
 
 
 def make_dispatch(
-    workload: Workload, run: config.Run, updates: int, shardings: State | None = None
+    workload: Workload,
+    run: config.Run,
+    updates: int,
+    shardings: State | None = None,
+    sweep: bool = False,
 ) -> Callable[[State], tuple[State, Metrics]]:
     """Several updates in one compiled program; the state's buffers are donated.
 
@@ -385,26 +389,33 @@ def make_dispatch(
       updates: how many.
       shardings: of the state, before and after, so that no call differs from the first; None
         leaves them to the compiler.
+      sweep: the state's leaves lead with the members of a sweep, which know nothing of each other.
 
     Returns:
-      `state -> (state, metrics)`, the metrics with a leading axis of `updates`.
+      `state -> (state, metrics)`, the metrics with a last axis of `updates`.
     """
     update = make_update(workload, run)
 
     def dispatch(state: State) -> tuple[State, Metrics]:
         def body(state, _):
             state, metrics = update(state)
-            counters = {
-                'step': state.step,
-                'labels': state.labels,
-                'skipped_in_a_row': state.skipped_in_a_row,
-            }
-            return state, {**metrics, **counters}
+            return state, {**metrics, **counters(state)}
 
         return jax.lax.scan(body, state, length=updates)
 
+    if sweep:
+        dispatch = jax.vmap(dispatch, spmd_axis_name='seed')
     if shardings is None:
         return jax.jit(dispatch, donate_argnums=0)
     return jax.jit(
         dispatch, in_shardings=(shardings,), out_shardings=(shardings, None), donate_argnums=0
     )
+
+
+def counters(state: State) -> Metrics:
+    """What the host keeps books on, besides a workload's metrics."""
+    return {
+        'step': state.step,
+        'labels': state.labels,
+        'skipped_in_a_row': state.skipped_in_a_row,
+    }

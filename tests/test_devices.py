@@ -17,7 +17,7 @@ from tests.control.toy import SETTINGS, Point
 
 run = ControlRun.model_validate({**SETTINGS, 'divergence': {'coefficient': 0.1}})
 task = runs.TASKS[ControlRun](run, env=Point())
-state = trainer.initial_state(run, task, task.start())
+state = trainer.initial_state(run, task, task.start(run.seed))
 sampled = jax.jit(task.workload.sample)(
     state.policy, state.reference, state.sampler, jax.random.key(3), state.labels
 )

@@ -140,14 +140,14 @@ def test_label_budget_ends_the_run(tmp_path):
     result = train(tmp_path / 'run', run)
     assert result.labels == 20
     # 12 labels an update, two updates a dispatch, known one dispatch later.
-    assert result.env_steps == 4 * run.env_steps_per_update
+    assert result.length == 4 * run.env_steps_per_update
     rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
     assert [row['labels'] for row in rows] == [0, 12, 20, 20, 20]
     # Nothing of the policy moves any more: not its parameters, not its normaliser.
     short = run.model_copy(update={'total_env_steps': 2 * run.env_steps_per_update})
     same(train(tmp_path / 'short', short).policy, result.policy)
     again = train(tmp_path / 'run', run, resume=True)
-    assert again.env_steps == result.env_steps
+    assert again.length == result.length
     same(again.policy, result.policy)
 
 
@@ -251,7 +251,7 @@ def test_tensorboard_keeps_what_came_before_a_resume(tmp_path):
 def test_the_step_neither_recompiles_nor_transfers(whole):
     run = make_run()
     task = runs.TASKS[ControlRun](run, env=Point())
-    state = trainer.initial_state(run, task, task.start())
+    state = trainer.initial_state(run, task, task.start(run.seed))
     dispatch = update.make_dispatch(task.workload, run, 2, trainer.Layout.of(run, task).shardings)
     state, _ = dispatch(state)
     with jax.transfer_guard('disallow'):
@@ -316,10 +316,10 @@ def last_step(path: Path) -> int:
 def test_the_state_survives_a_checkpoint_exactly(whole, tmp_path):
     run = make_run()
     task = runs.TASKS[ControlRun](run, env=Point())
-    state = trainer.initial_state(run, task, task.start())
+    state = trainer.initial_state(run, task, task.start(run.seed))
     state = state._replace(labels=jnp.asarray(7, jnp.int32))
     with checkpoint.open_manager(tmp_path / 'checkpoints', 1) as manager:
-        checkpoint.save(manager, state, {'note': 1})
+        checkpoint.save(manager, 0, state, {'note': 1})
         manager.wait_until_finished()
         abstract = checkpoint.abstract_like(state, jax.tree.map(lambda x: x.sharding, state))
         restored, meta = checkpoint.restore(manager, abstract)

@@ -1,7 +1,5 @@
 """Evaluation of a control policy: full episodes under the true reward, against a reference."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from brax.envs.base import Env
@@ -11,39 +9,48 @@ from sail_jax.control import rollout
 from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Episodes
 from sail_jax.control.workload import row_keys
-from sail_jax.update import Policy
+from sail_jax.trainer import Evaluate
+from sail_jax.update import EVALUATE, Hyper, Policy, stream
 
 # Two stochastic episodes, so that pairs from one start state can be compared, and the mode's.
 LANES_DETERMINISTIC = (False, False, True)
 
-Evaluate = Callable[[Policy, Policy], dict[str, float]]
 
-
-def make(env: Env, networks: PPONetworks, run: ControlRun, key: jax.Array) -> Evaluate:
-    """`(policy, reference) -> numbers`; every call uses the same start states and noise.
+def make(env: Env, networks: PPONetworks, run: ControlRun) -> Evaluate:
+    """Every call of one seed uses the same start states and noise.
 
     Common random numbers make evaluations of one run, and of the reference, comparable start state
     by start state.
     """
 
     @jax.jit
-    def episodes(policies: tuple[Policy, Policy], actor: Policy, key: jax.Array) -> Episodes:
-        key_B = row_keys(key, run.evaluation.episodes)
+    def evaluate(
+        policy: Policy, reference: Policy, seed: jax.Array, hyper: Hyper
+    ) -> dict[str, jax.Array]:
+        key_B = row_keys(stream(seed, EVALUATE), run.evaluation.episodes)
         deterministic_L = jnp.asarray(LANES_DETERMINISTIC)
-        return rollout.episodes(
-            env, networks, policies, actor, deterministic_L, key_B, run.env.episode_length
-        )
 
-    def evaluate(policy: Policy, reference: Policy) -> dict[str, float]:
-        ours = episodes((policy, reference), policy, key)
-        theirs = episodes((policy, reference), reference, key)
-        numbers = summarise(ours, theirs, run.objective.beta)
-        return {name: float(value) for name, value in jax.device_get(numbers).items()}
+        def episodes(actor: Policy) -> Episodes:
+            return rollout.episodes(
+                env,
+                networks,
+                (policy, reference),
+                actor,
+                deterministic_L,
+                key_B,
+                run.env.episode_length,
+            )
+
+        # One after the other: the simulator is compiled once.
+        actors = jax.tree.map(lambda *x: jnp.stack(x), policy, reference)
+        both = jax.lax.map(episodes, actors)
+        ours, theirs = (jax.tree.map(lambda x, i=i: x[i], both) for i in range(2))
+        return summarise(ours, theirs, hyper.beta)
 
     return evaluate
 
 
-def summarise(ours: Episodes, theirs: Episodes, beta: float) -> dict[str, jax.Array]:
+def summarise(ours: Episodes, theirs: Episodes, beta: jax.Array) -> dict[str, jax.Array]:
     """Numbers of an evaluation; KLs are in nats per env step, lengths in env steps.
 
     The standard error is over start states, whose two stochastic episodes are averaged first.

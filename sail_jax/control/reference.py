@@ -18,16 +18,16 @@ from sail_jax import checkpoint, config
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
-from sail_jax.update import Policy
+from sail_jax.update import START, Policy, stream
 
 
-def load(env: Env, networks: PPONetworks, run: ControlRun, key: jax.Array) -> Policy:
-    """The starting policy, as `reference.source` says.
+def load(env: Env, networks: PPONetworks, run: ControlRun, seed: int) -> Policy:
+    """The starting policy of a seed, as `reference.source` says.
 
     Raises:
       UserError: if the file is missing, damaged, or of another shape.
     """
-    fresh = control_policy.init(key, env, networks, run)
+    fresh = control_policy.init(stream(seed, START), env, networks, run)
     match run.reference.source:
         case 'init':
             return fresh
@@ -36,7 +36,7 @@ def load(env: Env, networks: PPONetworks, run: ControlRun, key: jax.Array) -> Po
         case 'brax':
             fixed, policy = _from_brax(run)
         case 'ppo':
-            fixed, policy = _train_ppo(env, run)
+            fixed, policy = _train_ppo(env, run, seed)
     _check_shapes(fresh, fixed, policy, run.reference.path)
     return Policy(params={**fresh.params, 'policy': policy}, fixed=fixed)
 
@@ -91,7 +91,7 @@ def _from_brax(run: ControlRun) -> tuple[Any, Any]:
     return fixed, jax.tree.map(jnp.asarray, policy)
 
 
-def _train_ppo(env: Env, run: ControlRun) -> tuple[Any, Any]:
+def _train_ppo(env: Env, run: ControlRun, seed: int) -> tuple[Any, Any]:
     """Brax PPO with settings that suit most of Brax's environments."""
 
     def factory(*args: Any, **kwargs: Any) -> PPONetworks:
@@ -120,7 +120,7 @@ def _train_ppo(env: Env, run: ControlRun) -> tuple[Any, Any]:
         reward_scaling=1.0,
         normalize_observations=True,
         network_factory=factory,
-        seed=run.seed,
+        seed=seed,
         num_evals=1,
         run_evals=False,
     )

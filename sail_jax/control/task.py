@@ -1,9 +1,11 @@
 """A control run as the trainer takes it."""
 
+from functools import partial
+
 import jax
 from brax.envs.base import Env
 
-from sail_jax import devices, update
+from sail_jax import config, devices
 from sail_jax.control import envs, evaluate, reference, workload
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun, check
@@ -33,22 +35,27 @@ def make(
       UserError: settings that do not go together, unknown names, a bad reference.
     """
     check(run)
-    mesh = devices.make_mesh(run.rollout.contexts)
+    members = config.members(run)
+    run = config.shared(run)
+    if members:
+        mesh = devices.make_sweep_mesh(len(members))
+    else:
+        mesh = devices.make_mesh(run.rollout.contexts)
     env = envs.make(run.env) if env is None else env
     networks = control_policy.make_networks(env, run)
-    key = update.stream(run.seed, update.START)
     return Task(
         workload=workload.make(env, networks, run, mesh, segment_reward),
-        mesh=mesh,
-        start=lambda: reference.load(env, networks, run, key),
+        shardings=partial(devices.state_sharding, mesh),
+        start=partial(reference.load, env, networks, run),
         abstract_policy=jax.eval_shape(
-            lambda key: control_policy.init(key, env, networks, run), key
+            lambda key: control_policy.init(key, env, networks, run), jax.random.key(0)
         ),
-        evaluate=evaluate.make(env, networks, run, update.stream(run.seed, update.EVALUATE)),
+        evaluate=evaluate.make(env, networks, run),
         updates=run.dispatches * run.updates_per_dispatch,
         updates_per_dispatch=run.updates_per_dispatch,
         evaluate_every=run.evaluation.every_updates,
-        env_steps_per_update=run.env_steps_per_update,
+        unit='env_steps',
+        units_per_update=run.env_steps_per_update,
         max_labels=run.labeller.max_labels,
         watch=WATCH,
     )

@@ -1,0 +1,157 @@
+"""Turns the device's numbers into rows, writes them, and keeps the clock."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from sail_jax import config, metrics
+from sail_jax.errors import TrainingFailed
+from sail_jax.metrics import Row
+from sail_jax.update import State
+
+if TYPE_CHECKING:
+    from sail_jax.trainer import Task
+
+
+def directories(run: config.Run, run_dir: Path) -> list[Path]:
+    """Where the rows go: the run directory; of a sweep, one within it for each member."""
+    return [run_dir / member.name for member in config.members(run)] or [run_dir]
+
+
+class Recorder:
+    """Rows are lists of lists: for each member of a sweep (a run alone is one) those to write."""
+
+    def __init__(
+        self,
+        run: config.Run,
+        task: 'Task',
+        run_dir: Path,
+        began: float,
+        resumed: State | None,
+        quiet: bool,
+    ):
+        step = None if resumed is None else int(np.max(resumed.step))
+        self._run, self._task = run, task
+        self._directories = directories(run, run_dir)
+        runs = [member.run for member in config.members(run)] or [run]
+        self._began, self._since = began, time.perf_counter()
+        self._labels = np.zeros(len(runs), int) if resumed is None else np.ravel(resumed.labels)
+        self._compile_s: float | None = None
+        self._failed: set[int] = set()
+        self._writers = []
+        for one, directory in zip(runs, self._directories, strict=True):
+            if directory != run_dir:
+                directory.mkdir(exist_ok=True)
+                config.write(one, directory / 'config.yaml')
+            at = None if step is None else step * task.units_per_update
+            self._writers.append(metrics.open_writers(one, directory, step, task.unit, at))
+        self._bar = metrics.ProgressBar(task.updates, step or 0, task.watch, task.unit, quiet)
+
+    def __enter__(self) -> 'Recorder':
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        for writers in self._writers:
+            for writer in writers:
+                writer.close()
+
+    def wall_s(self) -> float:
+        """Seconds since the run began, earlier processes of a resumed run included."""
+        return time.perf_counter() - self._began
+
+    def at(self, step: int) -> str:
+        """How far the run is, in words."""
+        return f'{step * self._task.units_per_update:,} {self._task.unit.replace("_", " ")}'
+
+    def position(self, step: int, labels: int) -> Row:
+        """The keys that every row has."""
+        return {
+            'step': step,
+            self._task.unit: step * self._task.units_per_update,
+            'labels': labels,
+            'wall_s': round(self.wall_s(), 3),
+        }
+
+    def compile(self, dispatch: Any, state: State) -> Any:
+        """The compiled program, which cannot recompile; its time goes into the next row."""
+        began = time.perf_counter()
+        compiled = dispatch.lower(state).compile()
+        self._compile_s = time.perf_counter() - began
+        self.restart_clock()
+        return compiled
+
+    def restart_clock(self) -> None:
+        """Leaves what was done since the last rows out of the throughput."""
+        self._since = time.perf_counter()
+
+    def rows(self, numbers: Any) -> list[list[Row]]:
+        """One row for each update of a dispatch; waits for the device.
+
+        Raises:
+          TrainingFailed: too many gradient steps in a row were skipped; of a sweep, in every
+            member.
+        """
+        count = len(self._directories)
+        # Leaves [updates], or [members, updates].
+        numbers = {
+            key: np.reshape(value, (count, -1)) for key, value in jax.device_get(numbers).items()
+        }
+        now = time.perf_counter()
+        steps, labels = numbers.pop('step')[0], numbers.pop('labels')
+        in_a_row = numbers.pop('skipped_in_a_row').max(1)
+        units = steps.size * self._task.units_per_update * count
+        speed = {f'time/{self._task.unit}_per_s': round(units / (now - self._since), 1)}
+        self._since, self._labels = now, labels[:, -1]
+        rows = [
+            [
+                {
+                    **self.position(int(step), int(labels[m, i])),
+                    **{f'train/{name}': float(value[m, i]) for name, value in numbers.items()},
+                    **speed,
+                }
+                for i, step in enumerate(steps)
+            ]
+            for m in range(count)
+        ]
+        if self._compile_s is not None:
+            for member in rows:
+                member[0]['time/compile_s'] = round(self._compile_s, 3)
+            self._compile_s = None
+        self._note_failures(rows, in_a_row, int(steps[-1]))
+        return rows
+
+    def _note_failures(self, rows: list[list[Row]], in_a_row: np.ndarray, step: int) -> None:
+        failed = set(np.flatnonzero(in_a_row >= self._run.optimizer.max_skipped).tolist())
+        where = lambda m: (  # noqa: E731
+            f'{in_a_row[m]} gradient steps in a row were not finite by update {step}; look at '
+            f'train/grad_norm and train/not_finite in {self._directories[m]}/metrics.jsonl'
+        )
+        if len(failed) == len(self._directories):
+            self.write(rows)
+            raise TrainingFailed(
+                f'{where(min(failed))}; the last good checkpoint is in '
+                f'{self._directories[0] if len(failed) == 1 else self._directories[0].parent}'
+                '/checkpoints'
+            )
+        for m in failed - self._failed:
+            metrics.console.print(f'{where(m)}; the others go on')
+        self._failed |= failed
+
+    def write(self, rows: list[list[Row]]) -> None:
+        """To all writers, and the mean of the last ones to the progress bar."""
+        for writers, member in zip(self._writers, rows, strict=True):
+            for row in member:
+                for writer in writers:
+                    writer.write(row)
+        last = [member[-1] for member in rows]
+        self._bar.show({key: float(np.mean([row[key] for row in last])) for key in last[0]})
+
+    def budget_spent(self) -> bool:
+        """Whether the label budget was used up by the last rows, by every member."""
+        limit = self._task.max_labels
+        return limit is not None and bool((self._labels >= limit).all())
