@@ -103,8 +103,8 @@ def make_learn(
 ) -> Callable[[State, Rows], tuple[State, Metrics]]:
     """The pure function from a state and a batch to the next state.
 
-    The loss is the mean over the batch's tokens, whatever parts it is computed in. An update that is
-    not finite is skipped and counted.
+    The loss is the mean over the batch's tokens, whatever parts it is computed in. An update that
+    is not finite is skipped and counted.
 
     Args:
       model: the decoder of a policy.
