@@ -179,12 +179,12 @@ class Trained(Settings):
 class Run(Trained):
     """What every workload that is trained from preferences has."""
 
-    seeds: int | tuple[int, ...] | None = None
-    """Train several seeds at once, each as if alone: a number (from `seed` on), or the seeds."""
-    sweep: Sweep = Sweep()
     objective: Objective = Objective()
     divergence: Divergence = Divergence()
     optimizer: Optimizer = Optimizer()
+    seeds: int | tuple[int, ...] | None = None
+    """Train several seeds at once, each as if alone: a number (from `seed` on), or the seeds."""
+    sweep: Sweep = Sweep()
 
 
 RunT = TypeVar('RunT', bound=Settings)
