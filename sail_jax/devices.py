@@ -1,27 +1,76 @@
 """The device mesh and how a training state lies on it."""
 
-from typing import Any
+import math
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from pydantic import Field
 
+from sail_jax.config import Section
 from sail_jax.errors import UserError
 
+AXES = ('data', 'fsdp', 'tensor')
+ROWS = ('data', 'fsdp')
+"""The axes that the rows of a batch are split over."""
 
-def make_mesh(rows: int) -> Mesh:
-    """All devices along one `data` axis, over which `rows` are split.
+Size = Literal['auto'] | Annotated[int, Field(ge=1)]
+Rules = Sequence[tuple[str, PartitionSpec]]
+"""Patterns of the last parts of an array's dotted name, and layouts; the first that fits counts,
+and what none fits is copied to every device."""
+
+
+class Devices(Section):
+    """The mesh: how many devices lie along each axis. `auto` is what the other axes leave."""
+
+    data: Size = 'auto'
+    """Rows of a batch are split over it; every device has the whole model."""
+    fsdp: Size = 1
+    """Rows are split over it, and so are parameters, gradients and optimizer state, which are
+    gathered a layer at a time (ZeRO-3, arXiv 1910.02054)."""
+    tensor: Size = 1
+    """Attention heads, the width of the MLP and the vocabulary are split (arXiv 1909.08053)."""
+
+
+def make_mesh(
+    rows: int, settings: Devices | None = None, rows_key: str = 'rollout.contexts'
+) -> Mesh:
+    """All devices, along the axes (data, fsdp, tensor).
+
+    Args:
+      rows: of a batch, which are split over data and fsdp.
+      settings: sizes of the axes; by default all devices lie along data.
+      rows_key: the setting that `rows` comes from, for the message.
 
     Raises:
-      UserError: if the rows do not divide by the devices.
+      UserError: sizes that do not multiply to the number of devices, or rows that do not divide.
     """
-    devices = jax.devices()
-    if rows % len(devices):
+    sizes = _sizes(settings or Devices(), jax.device_count())
+    parts = sizes['data'] * sizes['fsdp']
+    if rows % parts:
         raise UserError(
-            f'{rows} rows (rollout.contexts) do not divide by {len(devices)} devices; '
-            f'use a multiple of {len(devices)}'
+            f'{rows} rows ({rows_key}) do not divide by {parts} devices; use a multiple of {parts}'
         )
-    return Mesh(np.asarray(devices), ('data',))
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _sizes(settings: Devices, count: int) -> dict[str, int]:
+    """Devices along each axis."""
+    given = {axis: getattr(settings, axis) for axis in AXES}
+    known = math.prod(size for size in given.values() if size != 'auto')
+    free = [axis for axis, size in given.items() if size == 'auto']
+    said = ', '.join(f'{axis}: {size}' for axis, size in given.items())
+    if len(free) > 1:
+        raise UserError(f'devices: {said}; only one axis can be auto')
+    if count % known or (not free and known != count):
+        raise UserError(
+            f'devices: {said}; {count} devices do not make such a mesh: the sizes must '
+            f'{"divide" if free else "multiply to"} {count}'
+        )
+    return {axis: count // known if size == 'auto' else size for axis, size in given.items()}
 
 
 def make_sweep_mesh(members: int) -> Mesh:
@@ -44,11 +93,38 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_sharding(mesh: Mesh, state: Any) -> Any:
-    """Shardings of an `update.State`: the sampler's rows split, everything else replicated; of a
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over the mesh."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def by_rules(mesh: Mesh, rules: Rules, name: str, shape: tuple[int, ...]) -> NamedSharding:
+    """The layout of an array by its dotted name, as `layers.mlp.up_proj.kernel`.
+
+    An axis of the mesh that does not divide the array's own is left out.
+    """
+    for pattern, spec in rules:
+        if re.search(rf'(^|\.)({pattern})(\.value)?$', name):
+            pairs = zip(shape, spec, strict=False)
+            fits = (axis if size % mesh.shape.get(axis, 1) == 0 else None for size, axis in pairs)
+            return NamedSharding(mesh, PartitionSpec(*fits))
+    return replicated(mesh)
+
+
+def tree_by_rules(mesh: Mesh, rules: Rules, tree: Any) -> Any:
+    """The layouts of a tree of arrays; an optimizer's moments are named as their parameters."""
+
+    def of(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator='.')
+        return by_rules(mesh, rules, name, leaf.shape)
+
+    return jax.tree.map_with_path(of, tree)
+
+
+def state_sharding(mesh: Mesh, state: Any, rules: Rules = ()) -> Any:
+    """Shardings of an `update.State`: the sampler's rows split, the rest by the rules; of a
     sweep's, members split."""
     if 'seed' in mesh.axis_names:
         return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec('seed')), state)
-    everywhere = jax.tree.map(lambda _: replicated(mesh), state)
-    by_rows = NamedSharding(mesh, PartitionSpec('data'))
-    return everywhere._replace(sampler=jax.tree.map(lambda _: by_rows, state.sampler))
+    named = tree_by_rules(mesh, rules, state._replace(sampler=()))
+    return named._replace(sampler=jax.tree.map(lambda _: by_rows(mesh), state.sampler))

@@ -15,7 +15,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from sail_jax import devices
 from sail_jax.language.architecture import Architecture, Rope
 
 NOWHERE = 2**30
@@ -208,6 +211,8 @@ class Decoder(nnx.Module):
       dtype: of activations; log-probabilities are float32 whatever it is.
       param_dtype: of new parameters.
       remat: recompute each layer in the backward pass instead of keeping its activations.
+      mesh: devices that the activations are split over, by rows and heads; None leaves their
+        layout to the compiler.
     """
 
     def __init__(
@@ -218,9 +223,10 @@ class Decoder(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         param_dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
+        mesh: Mesh | None = None,
     ):
         a = self.architecture = architecture
-        self.dtype, self.remat = jnp.dtype(dtype), remat
+        self.dtype, self.remat, self.mesh = jnp.dtype(dtype), remat, mesh
         types = {'dtype': dtype, 'param_dtype': param_dtype}
         init = nnx.initializers.normal(0.02)
 
@@ -249,6 +255,21 @@ class Decoder(nnx.Module):
             return self.embed_tokens.embedding[...].T.astype(self.dtype)
         return self.lm_head.kernel[...].astype(self.dtype)
 
+    def on_mesh(self, x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
+        """Splits an array's axes over those of the mesh; what is not named is whole.
+
+        Without this the compiler may split a row's activations as the parameters are split.
+        """
+        if self.mesh is None:
+            return x
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(*axes)))
+
+    def embed(self, tokens_BxLxT: jax.Array) -> jax.Array:
+        """The tokens' embeddings, [B, L, T, D], in the compute type."""
+        # Rows of a table that is split by columns too would be looked up on every device.
+        table_VxD = self.on_mesh(self.embed_tokens.embedding[...].astype(self.dtype), 'tensor')
+        return self.on_mesh(table_VxD[tokens_BxLxT], devices.ROWS)
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., V] of hidden states [..., D]; see `logprobs` for whole batches."""
         return jnp.matmul(hidden, self.head_DxV(), preferred_element_type=jnp.float32)
@@ -274,12 +295,16 @@ class Decoder(nnx.Module):
         a = self.architecture
         angle = positions_BxLxT[..., None] * frequencies(a.rope, a.head_dim)
         graphdef, stacked = nnx.split(self.layers)
+        # Splitting within a head would cost a reduction for each score.
+        split = self.mesh is not None and a.kv_heads % self.mesh.shape['tensor'] == 0
+        heads = 'tensor' if split else None
 
         def layer(carry, xs):
             x, cache = carry
             state, window, index, keys_and_values = xs
             block: Block = nnx.merge(graphdef, state)
             q, k, v = block.self_attn.project(block.input_layernorm(x), angle)
+            q, k, v = (self.on_mesh(y, devices.ROWS, None, None, heads) for y in (q, k, v))
             written = k.swapaxes(-3, -2), v.swapaxes(-3, -2)
             own = Memory(*written, positions_BxLxT)
             if cache is not None:
@@ -291,14 +316,16 @@ class Decoder(nnx.Module):
                 written = None
             before = None if prefix is None else Memory(*keys_and_values, prefix.positions)
             x += block.self_attn.o_proj(attend(q, positions_BxLxT, own, before, window))
+            x = self.on_mesh(x, devices.ROWS)
             x += block.mlp(block.post_attention_layernorm(x))
-            return (x, cache), written
+            return (self.on_mesh(x, devices.ROWS), cache), written
 
         layers = jnp.arange(a.layers)
         windows = jnp.asarray(a.windows) if a.windows else jnp.zeros_like(layers)
         xs = (stacked, windows, layers, prefix and (prefix.keys, prefix.values))
         # The cache rides in the carry, where a loop updates it in place.
-        start = (self.embed_tokens(tokens_BxLxT), slot and (slot.memory.keys, slot.memory.values))
+        x = self.embed(tokens_BxLxT)
+        start = (x, slot and (slot.memory.keys, slot.memory.values))
         body = jax.checkpoint(layer, prevent_cse=False) if self.remat else layer
         (x, cache), written = jax.lax.scan(body, start, xs)
         if slot is None:
