@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from sail_jax.language import architecture as architectures
 from sail_jax.language import lora, weights
@@ -78,8 +79,11 @@ class Models(NamedTuple):
         )
 
 
-def read(settings: Model) -> Models:
+def read(settings: Model, mesh: Mesh | None = None) -> Models:
     """Reads a checkpoint's `config.json`, and none of its weights.
+
+    Args:
+      mesh: devices that the models' activations are split over.
 
     Raises:
       UserError: as of `architecture.read`.
@@ -93,6 +97,7 @@ def read(settings: Model) -> Models:
             dtype=jnp.dtype(settings.dtype),
             param_dtype=jnp.dtype(settings.param_dtype),
             remat=settings.remat,
+            mesh=mesh,
         )
         if settings.train == 'full':
             return decoder

@@ -8,10 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from sail_jax.errors import UserError
-from sail_jax.language import data, sources
+from sail_jax.language import data
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import Data, Dataset, Example
-from sail_jax.language.logprobs import Prompts
 from sail_jax.language.sampler import bucket, pad_prompts
 from sail_jax.language.tokens import Tokenizer
 from sail_jax.language.workload import Pairs, Rows
