@@ -139,7 +139,7 @@ def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload
 
 
 def _of_samples(drawn: Responses, on_policy_Bx1: jax.Array) -> Metrics:
-    """How the policy's samples ended and how far off-policy they are, over the rows that use them."""
+    """How the policy's samples ended, and how far off-policy they are."""
     counted_BxK = jnp.broadcast_to(on_policy_Bx1, drawn.lengths_BxK.shape)
     gap_BxK = (drawn.sampling_logp_BxKxR - drawn.logp_BxKxR).sum(-1)
     tokens = jnp.maximum((drawn.lengths_BxK * counted_BxK).sum(), 1)

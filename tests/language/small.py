@@ -22,7 +22,7 @@ SETTINGS = {
 WORDS = ['the cat', 'what a cat', 'no', 'yes and', 'hello', 'a mat', 'the mat sat', 'bad']
 
 
-def checkpoint(path: Path, name: str = 'qwen2') -> Path:
+def checkpoint(path: Path, name: str = 'qwen1.5') -> Path:
     """Random weights; the tokeniser's ids and a few more."""
     tiny_tokenizer.write(path.parent / f'{path.name}-tokenizer')
     size = tokens.load(path.parent / f'{path.name}-tokenizer').vocab_size
