@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sail_jax import checkpoint, config, metrics, update
-from sail_jax.errors import Interrupted, UserError
+from sail_jax.errors import Interrupted, TrainingFailed, UserError
 from sail_jax.metrics import Row
 from sail_jax.recorder import Recorder, directories
 from sail_jax.update import Hyper, Metrics, Policy, State, Workload
@@ -80,7 +80,9 @@ class Result(NamedTuple):
     after: Row
     """Evaluation of the trained policy."""
     length: int
-    """In the workload's unit: env steps of control, prompts of language."""
+    """In `unit`s."""
+    unit: str
+    """`Task.unit`."""
     labels: int
     wall_s: float
     """Of this process, compilation included."""
@@ -212,7 +214,8 @@ def train(
 
     Raises:
       UserError: a run directory or a reference that cannot be used; nothing was overwritten.
-      TrainingFailed: too many gradient steps in a row were not finite.
+      TrainingFailed: too many gradient steps in a row were not finite; a reward that does not
+        answer.
       Interrupted: SIGINT or SIGTERM; the state was saved.
     """
     began = time.perf_counter()
@@ -267,7 +270,14 @@ def train(
                 update.make_dispatch(task.workload, run, size, layout.shardings, bool(found)), state
             )
         while not last:
-            state, numbers = dispatch(state)
+            try:
+                state, numbers = dispatch(state)
+            except (UserError, TrainingFailed) as error:
+                # The host's part failed, a reward function for example; nothing learnt is lost.
+                if pending is not None:
+                    recorder.write(recorder.rows(pending))
+                save()
+                raise type(error)(f'{error}; saved at {recorder.at(step)}') from error
             step += size
             if pending is not None:  # Read while the device works on the next.
                 recorder.write(recorder.rows(pending))
@@ -276,7 +286,8 @@ def train(
             stopped = bool(signals)
             evaluating = last or _due(step, size, task.evaluate_every)
             saving = last or stopped or _due(step, size, run.checkpoints.every_updates)
-            if evaluating or saving:
+            # Where the host has a part in every update, nothing is gained by reading late.
+            if evaluating or saving or task.dispatch is not None:
                 rows, pending = recorder.rows(pending), None
                 if evaluating:
                     after = evaluate()
@@ -297,6 +308,7 @@ def train(
                 before=first,
                 after=row,
                 length=step * task.units_per_update,
+                unit=task.unit,
                 labels=int(labels),
                 wall_s=recorder.wall_s(),
             )

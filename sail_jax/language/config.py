@@ -7,6 +7,7 @@ from pydantic import Field
 
 from sail_jax import config
 from sail_jax.config import Section, Teacher
+from sail_jax.devices import Devices
 from sail_jax.errors import UserError
 from sail_jax.language.data import Data
 from sail_jax.language.lora import Lora
@@ -92,6 +93,7 @@ class LanguageRun(config.Run):
     group_size: int = Field(2, ge=2, le=256)
     """Responses to each prompt, K; all K(K-1)/2 pairs of them are compared."""
     model: Model
+    devices: Devices = Devices()
     data: Data
     sampling: Sampling = Sampling()
     reward: RewardSource = RewardSource()
@@ -126,11 +128,8 @@ class LanguageRun(config.Run):
         return -(-self.total_prompts // self.prompts_per_update)
 
 
-def check(run: LanguageRun, labelled: bool = False) -> None:
+def check(run: LanguageRun) -> None:
     """Refuses settings that are each fine but do not go together.
-
-    Args:
-      labelled: whether a reward or a judge was given from Python.
 
     Raises:
       UserError: naming the keys.
@@ -157,15 +156,6 @@ def check(run: LanguageRun, labelled: bool = False) -> None:
     if (reward.source == 'model') != (reward.path is not None):
         needed = 'needed for' if reward.path is None else 'not used by'
         raise UserError(f'reward.path: {needed} reward.source: {reward.source}')
-    if labelled and reward.source != 'none':
-        raise UserError(
-            f'reward.source: {reward.source}, and a reward or judge from Python; use one of them'
-        )
-    if mixture.dpr > 0 and not labelled and reward.source == 'none':
-        raise UserError(
-            "reward.source: none, but rows of objective.mixture's dpr need a labeller: positivity, "
-            'model, or a function from Python'
-        )
     if run.labeller.discount < 1:
         raise UserError('labeller.discount: a response has one reward, at its end; use 1')
     if run.labeller.skip + run.labeller.equal > 0 and mixture.dpr < 1:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sail_jax.language import labels, logprobs, reader, sampler, workload
+from sail_jax.language import logprobs, reader, sampler, workload
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import Example
 from sail_jax.language.labels import Labeller
@@ -83,7 +83,7 @@ def make(
         key = stream(seed, EVALUATE)
         key_N = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(held_out)))
         drawn = _by_rows(lambda *args: generate(policy, *args), rows, whole, key_N)
-        texts = labels.texts(tokenizer, drawn.tokens_BxKxR, drawn.lengths_BxK)
+        texts = tokenizer.texts(drawn.tokens_BxKxR, drawn.lengths_BxK)
         reward = labeller.reward and labeller.reward(prompts, texts)
         return Answers(drawn.tokens_BxKxR, drawn.lengths_BxK, drawn.ended_BxK, texts, reward)
 
@@ -96,9 +96,7 @@ def make(
             known[:] = [(start, int(seed), answers)]
         return known[0][2]
 
-    def evaluate(
-        policy: Policy, start: Policy, seed: jax.Array, hyper: Hyper
-    ) -> dict[str, float]:
+    def evaluate(policy: Policy, start: Policy, seed: jax.Array, hyper: Hyper) -> dict[str, float]:
         reference = start._replace(frozen=policy.frozen)
         of = lambda responses: _by_rows(  # noqa: E731
             lambda *args: weigh(policy, reference, *args), rows, whole, *responses
@@ -139,13 +137,14 @@ def _lengths(ours: Answers) -> dict[str, float]:
 def _divergences(
     ours: Weighed, our_answers: Answers, theirs: Weighed, their_answers: Answers
 ) -> dict[str, float]:
-    """Exact at every token, over samples of the first distribution; nats."""
+    """Exact at every token, over samples of the first distribution: nats per token, and per
+    response as a whole."""
     forward, backward = ours.policy_to_ref, theirs.ref_to_policy
     return {
-        'kl_policy_to_ref': forward.mean(),
-        'kl_ref_to_policy': backward.mean(),
-        'kl_policy_to_ref_per_token': forward.sum() / our_answers.lengths.sum(),
-        'kl_ref_to_policy_per_token': backward.sum() / their_answers.lengths.sum(),
+        'kl_policy_to_ref': forward.sum() / our_answers.lengths.sum(),
+        'kl_ref_to_policy': backward.sum() / their_answers.lengths.sum(),
+        'response_kl_policy_to_ref': forward.mean(),
+        'response_kl_ref_to_policy': backward.mean(),
     }
 
 
@@ -172,7 +171,7 @@ def _wins(
         won_NxS = np.stack(
             [
                 labeller.judge(prompts, list(zip(a, b, strict=True))).prob_BxKxK[:, 0, 1]
-                for a, b in zip(zip(*ours.texts, strict=True), zip(*theirs.texts, strict=True))
+                for a, b in zip(_columns(ours.texts), _columns(theirs.texts), strict=True)
             ],
             axis=1,
         )
@@ -184,6 +183,10 @@ def _wins(
     centre = (rate + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * (rate * (1 - rate) / n + Z95**2 / (4 * n**2)) ** 0.5
     return {'win_rate': rate, 'win_rate_low': centre - half, 'win_rate_high': centre + half}
+
+
+def _columns(texts: list[list[str]]) -> list[tuple[str, ...]]:
+    return list(zip(*texts, strict=True))
 
 
 def _pairs(weighed: Weighed, beta: float) -> dict[str, float]:

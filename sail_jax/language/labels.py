@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sail_jax.errors import UserError
 from sail_jax.language import rewards, tokens
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.rewards import Judge, Reward
 from sail_jax.language.rows import Prompt
-from sail_jax.language.tokens import Tokenizer
 from sail_jax.objective import Preferences
 
 
@@ -25,9 +25,11 @@ def make(run: LanguageRun, reward: Reward | None = None, judge: Judge | None = N
     """The labeller of a configuration, or of Python's functions.
 
     Raises:
-      UserError: a reward model that cannot be read.
+      UserError: two rewards; a reward model that cannot be read.
     """
     source = run.reward
+    if reward is not None and source.source != 'none':
+        raise UserError(f'reward.source: {source.source}, and a reward from Python; use one')
     limits = {'batch_size': source.batch_size, 'timeout_s': source.timeout_s}
     match source.source:
         case 'positivity':
@@ -43,12 +45,17 @@ def make(run: LanguageRun, reward: Reward | None = None, judge: Judge | None = N
     )
 
 
-def texts(tokenizer: Tokenizer, tokens_BxKxR: np.ndarray, lengths_BxK: np.ndarray) -> list:
-    """The responses as text, [B][K]."""
-    return [
-        [tokenizer.text(ids[:n]) for ids, n in zip(group, lengths, strict=True)]
-        for group, lengths in zip(tokens_BxKxR.tolist(), lengths_BxK.tolist(), strict=True)
-    ]
+def check(run: LanguageRun, labeller: Labeller) -> None:
+    """Refuses to train without the labeller that the mixture asks for.
+
+    Raises:
+      UserError: naming the keys.
+    """
+    if run.objective.mixture.dpr > 0 and labeller == Labeller(None, None):
+        raise UserError(
+            "reward.source: none, but the rows of objective.mixture's dpr need a labeller: "
+            'positivity, model, or a function from Python'
+        )
 
 
 def scores(
@@ -75,6 +82,4 @@ def scores(
     K = shape[1]
     if not len(rows):
         return Preferences(*[np.zeros((*shape, K), np.float32)] * 2)
-    return Preferences(
-        *(spread(x, *shape, K) for x in labeller.judge(asked_prompts, asked_groups))
-    )
+    return Preferences(*(spread(x, *shape, K) for x in labeller.judge(asked_prompts, asked_groups)))

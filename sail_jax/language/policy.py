@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from sail_jax.language import architecture as architectures
 from sail_jax.language import lora, weights
@@ -91,21 +92,27 @@ class Models(NamedTuple):
         return build(key)
 
 
-def _build(settings: Model, architecture: Architecture, key: jax.Array) -> Decoder:
+def _build(
+    settings: Model, architecture: Architecture, key: jax.Array, mesh: Mesh | None = None
+) -> Decoder:
     return Decoder(
         architecture,
         rngs=nnx.Rngs(key),
         dtype=jnp.dtype(settings.dtype),
         param_dtype=jnp.dtype(settings.param_dtype),
         remat=settings.remat,
+        mesh=mesh,
     )
 
 
-def read(settings: Model, architecture: Architecture | None = None) -> Models:
+def read(
+    settings: Model, mesh: Mesh | None = None, architecture: Architecture | None = None
+) -> Models:
     """Reads a checkpoint's `config.json`, and none of its weights.
 
     Args:
-      architecture: of a new network, instead.
+      mesh: devices that the models' activations are split over.
+      architecture: of a new network, which has no checkpoint.
 
     Raises:
       UserError: as of `architecture.read`.
@@ -113,7 +120,7 @@ def read(settings: Model, architecture: Architecture | None = None) -> Models:
     architecture = architecture or architectures.read(Path(settings.path))
 
     def build() -> Decoder:
-        decoder = _build(settings, architecture, jax.random.key(0))
+        decoder = _build(settings, architecture, jax.random.key(0), mesh)
         if settings.train == 'full':
             return decoder
         return lora.add(decoder, settings.lora, jax.random.key(0))

@@ -29,9 +29,7 @@ def prompt_text(prompt: Prompt) -> str:
     return '\n'.join(f'{message.role}: {message.content}' for message in prompt)
 
 
-def write_table(
-    path: Path, prompts: Sequence[Prompt], reference: Answers, policy: Answers
-) -> None:
+def write_table(path: Path, prompts: Sequence[Prompt], reference: Answers, policy: Answers) -> None:
     """Markdown: each prompt with the first response of the start policy and of the policy.
 
     Raises:

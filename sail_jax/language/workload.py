@@ -127,9 +127,7 @@ def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload
         decoder = models.reference(policy)
         return logprobs.predictions(decoder, inputs.prompts, inputs.tokens_BxLxT).hidden
 
-    def compare(
-        policy: Policy, reference: Policy, theirs: jax.Array, inputs: Inputs
-    ) -> Compared:
+    def compare(policy: Policy, reference: Policy, theirs: jax.Array, inputs: Inputs) -> Compared:
         ours = logprobs.predictions(models.policy(policy), inputs.prompts, inputs.tokens_BxLxT)
         held = logprobs.Tokens(theirs, models.reference(reference).head_DxV())
         return logprobs.compare(ours, held, inputs.tokens_BxLxT)
@@ -141,7 +139,7 @@ def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload
 
 
 def _of_samples(drawn: Responses, on_policy_Bx1: jax.Array) -> Metrics:
-    """How the policy's samples ended, and how far off-policy they are; of the rows that have them."""
+    """How the policy's samples ended, and how far off-policy they are."""
     counted_BxK = jnp.broadcast_to(on_policy_Bx1, drawn.lengths_BxK.shape)
     gap_BxK = (drawn.sampling_logp_BxKxR - drawn.logp_BxKxR).sum(-1)
     tokens = jnp.maximum((drawn.lengths_BxK * counted_BxK).sum(), 1)

@@ -1,4 +1,4 @@
-"""A checkpoint directory with a tiny model and its tokeniser, prompts in a file, and a run on them."""
+"""A tiny checkpoint with its tokeniser, a file of prompts, and a run on them."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ SETTINGS = {
 WORDS = ['the cat', 'what a cat', 'no', 'yes and', 'hello', 'a mat', 'the mat sat', 'bad']
 
 
-def checkpoint(path: Path, name: str = 'qwen2') -> Path:
+def checkpoint(path: Path, name: str = 'qwen1.5') -> Path:
     """Random weights; the tokeniser's ids and a few more."""
     tiny_tokenizer.write(path.parent / f'{path.name}-tokenizer')
     size = tokens.load(path.parent / f'{path.name}-tokenizer').vocab_size
@@ -44,10 +44,10 @@ def data(path: Path, rows: int = 16, pairs: bool = False) -> Path:
     return path
 
 
-def run(model: Path, prompts: Path, **settings) -> LanguageRun:
+def run(checkpoint: Path, prompts: Path, **settings) -> LanguageRun:
     """A few updates of a tiny model; sections are merged."""
     base = SETTINGS | {
-        'model': {'path': str(model)},
+        'model': {'path': str(checkpoint)},
         'data': {'path': str(prompts), 'max_prompt_tokens': 32, 'max_response_tokens': 8},
     }
     merged = {

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from sail_jax import metrics, runs, trainer
+from sail_jax import devices, metrics, runs, trainer
 from sail_jax.errors import UserError
 from sail_jax.language import grammar, policy, tokens, weights
 from sail_jax.language.data import Example
@@ -145,7 +145,7 @@ def test_learns_the_distribution_and_leaves_a_checkpoint(text, tmp_path):
     assert result.after['eval/perplexity'] == pytest.approx(math.exp(result.after['eval/loss']))
 
     left = tmp_path / 'run' / sft_task.MODEL
-    trained = policy.read(run.model, run.model.architecture).policy(result.policy)
+    trained = policy.read(run.model, architecture=run.model.architecture).policy(result.policy)
     ids = jnp.asarray([tokenizer.prompt_ids('it is')])
     ours, theirs = (tiny.whole(decoder, ids)[0] for decoder in (trained, weights.load(left)))
     np.testing.assert_array_equal(ours, theirs)
@@ -173,9 +173,10 @@ def test_resumes_bit_for_bit(text, tmp_path):
 
         return task._replace(dispatch=dispatch)
 
-    models = policy.read(run.model, run.model.architecture)
+    mesh = devices.make_mesh(run.prompts_per_update)
+    models = policy.read(run.model, mesh, run.model.architecture)
     with pytest.raises(Stop):
-        trainer.train(run, stop_at_6(sft_task.make(run, models)), stopped, quiet=True)
+        trainer.train(run, stop_at_6(sft_task.make(run, models, mesh)), stopped, quiet=True)
     resumed = runs.train(run, stopped, resume=True, quiet=True)
     jax.tree.map(np.testing.assert_array_equal, resumed.policy, whole.policy)
     keys = ('step', 'prompts', 'train/loss', 'train/grad_norm', 'eval/loss')

@@ -3,13 +3,9 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-from sail_jax import config, metrics, trainer
-from sail_jax.language import grammar, labels, policy, reader, sampler, tokens
+from sail_jax import config, trainer
+from sail_jax.language import grammar
 from sail_jax.language import task as language_task
-from sail_jax.language.config import LanguageRun
 from sail_jax.language.quickstart import frontier
 from sail_jax.language.quickstart.config import METHODS, QuickstartRun, alignment, check, sft
 from sail_jax.language.quickstart.frontier import Point

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from sail_jax.config import Section, Trained
+from sail_jax.devices import Devices
 from sail_jax.errors import UserError
 from sail_jax.language import config
 from sail_jax.language.architecture import Architecture
@@ -69,6 +70,7 @@ class SftRun(Trained):
     loss_on: Literal['response', 'sequence'] = 'response'
     """Learn the responses, end of sequence included, or the prompts too."""
     model: Model
+    devices: Devices = Devices()
     data: Data
     optimizer: Optimizer = Optimizer()
     evaluation: Evaluation = Evaluation()

@@ -8,10 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from sail_jax import devices, trainer
 from sail_jax.errors import UserError
-from sail_jax.language import lora, policy, reader, tokens, weights
+from sail_jax.language import lora, policy, reader, sharding, tokens, weights
 from sail_jax.language.data import Example
 from sail_jax.language.policy import Models
 from sail_jax.language.sft import learn
@@ -34,8 +35,9 @@ def train(run: SftRun, run_dir: Path, resume: bool = False, quiet: bool = False)
     """Trains, and leaves the model in `RUN_DIR/model`; arguments and errors as of
     `trainer.train`."""
     check(run)
-    models = policy.read(run.model, run.model.architecture)
-    result = trainer.train(run, make(run, models), run_dir, resume, quiet)
+    mesh = devices.make_mesh(run.prompts_per_update, run.devices, 'prompts_per_update')
+    models = policy.read(run.model, mesh, run.model.architecture)
+    result = trainer.train(run, make(run, models, mesh), run_dir, resume, quiet)
     decoder, path = models.policy(result.policy), run_dir / MODEL
     shutil.rmtree(path, ignore_errors=True)
     weights.save(lora.merge(decoder) if models.adapted else decoder, path, source=run.model.path)
@@ -61,22 +63,21 @@ def load_tokenizer(run: SftRun) -> Tokenizer:
     return tokenizer
 
 
-def make(run: SftRun, models: Models) -> Task:
+def make(run: SftRun, models: Models, mesh: Mesh) -> Task:
     """Builds what the trainer needs.
 
     Raises:
       UserError: data or a tokeniser that cannot be used.
     """
-    mesh = devices.make_mesh(run.prompts_per_update)
     data = reader.prepare(run, load_tokenizer(run), kind='completion')
     optimizer = learn.make_optimizer(run.optimizer, run.updates)
-    sharding = lambda name, shape: devices.replicated(mesh)  # noqa: E731
+    of_parameter = sharding.of_parameter(mesh)
     return Task(
         workload=None,
         init=lambda start, seed: learn.init(start, seed, optimizer),
         hyper=lambda run: (),
-        shardings=partial(devices.state_sharding, mesh),
-        start=lambda seed: models.start(seed, sharding),
+        shardings=partial(devices.state_sharding, mesh, rules=sharding.RULES),
+        start=lambda seed: models.start(seed, of_parameter),
         abstract_policy=models.abstract,
         evaluate=make_evaluate(run, models, data.held_out),
         updates=run.updates,
@@ -86,22 +87,35 @@ def make(run: SftRun, models: Models) -> Task:
         units_per_update=run.prompts_per_update,
         max_labels=None,
         watch=WATCH,
-        frozen=lambda: models.frozen(sharding),
-        dispatch=make_dispatch(run, models, data, optimizer),
+        frozen=lambda: models.frozen(of_parameter),
+        dispatch=make_dispatch(run, models, data, optimizer, mesh),
     )
 
 
 def make_dispatch(
-    run: SftRun, models: Models, data: reader.Reader, optimizer: optax.GradientTransformation
+    run: SftRun,
+    models: Models,
+    data: reader.Reader,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
 ) -> Callable[[State], tuple[State, Metrics]]:
-    """One update: the rows are read on the host, while the device works on those before."""
-    step = jax.jit(learn.make_learn(models.policy, run, optimizer), donate_argnums=0)
-    rows = lru_cache(2)(lambda step: learn.collate(data.examples(step)))
+    """One update: the host reads its rows while the device works on those before."""
+    core = learn.make_learn(models.policy, run, optimizer)
+
+    @partial(jax.jit, donate_argnums=0)
+    def update(state: State, rows: learn.Rows) -> tuple[State, Metrics]:
+        new, metrics = core(state, rows)
+        layout = devices.state_sharding(mesh, new, sharding.RULES)
+        return jax.lax.with_sharding_constraint(new, layout), metrics
+
+    @lru_cache(2)
+    def rows(step: int) -> learn.Rows:
+        return jax.device_put(learn.collate(data.examples(step)), devices.by_rows(mesh))
 
     def dispatch(state: State) -> tuple[State, Metrics]:
-        done = int(state.step)
-        state, metrics = step(state, rows(done))
-        rows(done + 1)
+        step = int(state.step)
+        state, metrics = update(state, rows(step))
+        rows(step + 1)
         return state, metrics
 
     return dispatch
