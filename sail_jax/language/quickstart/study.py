@@ -26,9 +26,7 @@ class Outcome(NamedTuple):
     """Prompt, and what follows it before and after SAIL-RevKL."""
 
 
-def run(
-    run: QuickstartRun, run_dir: Path, resume: bool = False, quiet: bool = False
-) -> Outcome:
+def run(run: QuickstartRun, run_dir: Path, resume: bool = False, quiet: bool = False) -> Outcome:
     """Runs all stages; on `resume` those that are done are left as they are.
 
     Raises:
