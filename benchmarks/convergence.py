@@ -99,7 +99,7 @@ class Size(NamedTuple):
     """After the first, evenly spaced."""
 
 
-FULL = Size(('reacher', 'hopper', 'walker2d', 'ant'), 10, 1_000_000, 500_000, 16)
+FULL = Size(('hopper', 'reacher', 'walker2d', 'ant'), 10, 1_000_000, 500_000, 8)
 QUICK = Size(('hopper',), 3, 60_000, 0, 4, 2)
 
 
@@ -139,7 +139,7 @@ def tune(env: str, name: str, method: Method, size: Size, runs: Path) -> dict[st
         env,
         method.settings,
         size.tuning_env_steps,
-        size,
+        size._replace(evaluations=1),
         seeds=TUNING_SEEDS,
         sweep=method.tried,
     )

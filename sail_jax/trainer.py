@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -215,7 +215,7 @@ def train(
     Raises:
       UserError: a run directory or a reference that cannot be used; nothing was overwritten.
       TrainingFailed: too many gradient steps in a row were not finite; a reward that does not
-        answer.
+        answer; no checkpoint could be written.
       Interrupted: SIGINT or SIGTERM; the state was saved.
     """
     began = time.perf_counter()
@@ -251,17 +251,32 @@ def train(
             rows = split(numbers, len(found))
             return [{f'eval/{key}': float(value) for key, value in row.items()} for row in rows]
 
-        def save() -> None:
+        def save(wait: bool = False) -> bool:
             meta = {'before': before, 'wall_s': recorder.wall_s(), 'versions': versions()}
-            checkpoint.save(manager, step, state, meta)
+            try:
+                checkpoint.save(manager, step, state, meta)
+                if wait:
+                    manager.wait_until_finished()
+            except Exception as error:
+                # A full disk, say; Orbax raises what it hits, for an earlier save also here.
+                recorder.note_failed_save(step, error)
+                return False
+            return True
+
+        def stop() -> NoReturn:
+            if save(wait=True):
+                raise _interrupted(signals[0], recorder.at(step), run_dir)
+            raise TrainingFailed(
+                f'stopped at {recorder.at(step)} by a signal, and this checkpoint could not be '
+                f'written; --resume goes on from the newest in {directory}'
+            )
 
         if not before:
             before = evaluate()
             recorder.write([[{**recorder.position(0, 0), **row}] for row in before])
-            save()
             if signals:
-                manager.wait_until_finished()
-                raise _interrupted(signals[0], recorder.at(0), run_dir)
+                stop()
+            save()
         after, pending = [], None
         last = step >= task.updates or recorder.budget_spent()
         dispatch = task.dispatch
@@ -274,10 +289,8 @@ def train(
                 state, numbers = dispatch(state)
             except (UserError, TrainingFailed) as error:
                 # The host's part failed, a reward function for example; nothing learnt is lost.
-                if pending is not None:
-                    recorder.write(recorder.rows(pending))
-                save()
-                raise type(error)(f'{error}; saved at {recorder.at(step)}') from error
+                saved = f'; saved at {recorder.at(step)}' if save(wait=True) else ''
+                raise type(error)(f'{error}{saved}') from error
             step += size
             if pending is not None:  # Read while the device works on the next.
                 recorder.write(recorder.rows(pending))
@@ -285,21 +298,22 @@ def train(
             last = step >= task.updates or recorder.budget_spent()
             stopped = bool(signals)
             evaluating = last or _due(step, size, task.evaluate_every)
-            saving = last or stopped or _due(step, size, run.checkpoints.every_updates)
+            saving = last or _due(step, size, run.checkpoints.every_updates)
             # Where the host has a part in every update, nothing is gained by reading late.
-            if evaluating or saving or task.dispatch is not None:
+            if evaluating or saving or stopped or task.dispatch is not None:
                 rows, pending = recorder.rows(pending), None
                 if evaluating:
                     after = evaluate()
                     for member, row in zip(rows, after, strict=True):
                         member[-1] |= row
                 recorder.write(rows)
+                if stopped and not last:
+                    stop()
                 if saving:
-                    save()
+                    save(wait=last)
                 recorder.restart_clock()
-            if stopped and not last:
-                manager.wait_until_finished()
-                raise _interrupted(signals[0], recorder.at(step), run_dir)
+        if recorder.saves_failed and not manager.all_steps():
+            raise TrainingFailed(f'{directory}: no checkpoint could be written; see above')
         after = after or evaluate()
         results = [
             Result(
