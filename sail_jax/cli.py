@@ -11,9 +11,12 @@ import jax
 
 from sail_jax import config, metrics, runs
 from sail_jax.bandit import study
+from sail_jax.bandit.config import Study
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
 from sail_jax.language.config import LanguageRun
+from sail_jax.language.quickstart import study as quickstart
+from sail_jax.language.quickstart.study import Outcome
 from sail_jax.trainer import Result, default_run_dir
 
 DESCRIPTION = """\
@@ -60,6 +63,8 @@ LANGUAGE_TABLE = (
     ('margin on held-out pairs', 'pair_margin', 'pair_margin_se'),
     ('response length, tokens', 'response_length', None),
     ('responses that ended', 'ended', None),
+    ('loss on held-out responses, nats per token', 'loss', None),
+    ('perplexity on held-out responses', 'perplexity', None),
 )
 
 
@@ -165,10 +170,12 @@ def _train(arguments: list[str]) -> int:
     result = runs.train(run, run_dir, resume=options.resume, quiet=options.quiet)
     if isinstance(result, Result):
         _print_result(result)
-    elif isinstance(result, list):
-        _print_sweep(run, result)
-    else:
+    elif isinstance(result, Outcome):
+        quickstart.report(result)
+    elif isinstance(run, Study):
         study.print_table(result)
+    else:
+        _print_sweep(run, result)
     print(f'run directory: {run_dir}')
     return 0
 

@@ -19,6 +19,8 @@ from sail_jax.control.workload import SegmentReward
 from sail_jax.errors import UserError
 from sail_jax.language import task as language_task
 from sail_jax.language.config import LanguageRun
+from sail_jax.language.quickstart import study as quickstart
+from sail_jax.language.quickstart.config import QuickstartRun
 from sail_jax.language.rewards import Judge, Reward
 from sail_jax.language.sft import task as sft_task
 from sail_jax.language.sft.config import SftRun
@@ -29,6 +31,7 @@ CONFIGS: dict[str, Callable[[dict[str, Any], Path], type[config.Settings]]] = {
     'control': lambda data, path: ControlRun,
     'bandit': bandit.model,
     'sft': lambda data, path: SftRun,
+    'language-quickstart': lambda data, path: QuickstartRun,
     'language': lambda data, path: LanguageRun,
 }
 TASKS: dict[type[Run], Callable[..., Task]] = {
@@ -74,7 +77,7 @@ def train(
     reward: Reward | None = None,
     judge: Judge | None = None,
     quiet: bool = False,
-) -> Result | list[Result] | bandit_study.Table:
+) -> Result | list[Result] | bandit_study.Table | quickstart.Outcome:
     """Trains a policy from preferences, or runs a study of the exact problem.
 
     Args:
@@ -92,7 +95,7 @@ def train(
 
     Returns:
       The trained policy, the one it started from, and their evaluations; of a sweep, a list of
-      these; of a study, its table.
+      these; of a study, its table; of the language quickstart, what its stages came to.
 
     Raises:
       UserError: bad input; nothing was overwritten.
@@ -106,6 +109,8 @@ def train(
         if resume:
             raise UserError(f'{run_dir}: a study has nothing to resume; run it again')
         return bandit_study.run(run, run_dir)
+    if isinstance(run, QuickstartRun):
+        return quickstart.run(run, run_dir, resume, quiet)
     if isinstance(run, SftRun):
         return sft_task.train(run, run_dir, resume, quiet)
     given = {'env': env, 'segment_reward': segment_reward, 'reward': reward, 'judge': judge}

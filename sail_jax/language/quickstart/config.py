@@ -9,6 +9,8 @@ from sail_jax.language.config import LanguageRun
 from sail_jax.language.grammar import Reviews
 from sail_jax.language.sft.config import SftRun
 
+REVIEWS, SFT = 'reviews', 'sft'
+"""Directories of the text and of the supervised stage in the run directory."""
 METHODS = {'online-dpo': 'online DPO', 'sail': 'SAIL', 'sail-revkl': 'SAIL-RevKL'}
 """Directories of the alignments in the run directory, and their titles."""
 
@@ -43,7 +45,7 @@ def check(run: QuickstartRun) -> None:
             raise UserError(f'alignment.{key}: 0 makes two of {", ".join(METHODS.values())} equal')
 
 
-def sft(run: QuickstartRun, run_dir: Path) -> SftRun:
+def supervised(run: QuickstartRun, run_dir: Path) -> SftRun:
     """The supervised stage as a run of its own."""
     model, data = run.sft.model, run.sft.data
     return run.sft.model_copy(

@@ -30,7 +30,14 @@ class Point(NamedTuple):
     """Tokens of a response."""
 
 
-KEYS = ('prompts', 'reward', 'reward_se', 'kl_policy_to_ref', 'win_rate', 'response_length')
+KEYS = (
+    'prompts',
+    'reward',
+    'reward_se',
+    'response_kl_policy_to_ref',
+    'win_rate',
+    'response_length',
+)
 """Of `metrics.jsonl`, in the order of `Point`."""
 
 

@@ -122,7 +122,8 @@ def make_dispatch(
 
 
 def make_evaluate(run: SftRun, models: Models, held_out: Sequence[Example]) -> Evaluate:
-    """Loss and perplexity per token of the held-out responses, whatever is trained on."""
+    """Loss and perplexity of the held-out responses, whatever is trained on: per token, and summed
+    over each response."""
     size = min(len(held_out), run.prompts_per_update)
     batches = [held_out[first : first + size] for first in range(0, len(held_out), size)]
 
@@ -133,6 +134,10 @@ def make_evaluate(run: SftRun, models: Models, held_out: Sequence[Example]) -> E
     def evaluate(policy: Policy, start: Policy, seed: jax.Array, hyper: tuple) -> dict[str, float]:
         parts = [nats(policy, learn.collate(batch)) for batch in batches]
         total, tokens = np.sum(jax.device_get(parts), axis=0)
-        return {'loss': total / tokens, 'perplexity': np.exp(total / tokens)}
+        return {
+            'loss': total / tokens,
+            'perplexity': np.exp(total / tokens),
+            'response_loss': total / len(held_out),
+        }
 
     return evaluate
