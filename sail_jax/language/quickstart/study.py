@@ -1,9 +1,12 @@
 """Runs the stages of the language quickstart and shows what came of them."""
 
+import shlex
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 from sail_jax import config, metrics, trainer
+from sail_jax.errors import Interrupted
 from sail_jax.language import export, grammar
 from sail_jax.language import task as language_task
 from sail_jax.language.quickstart import frontier
@@ -18,6 +21,7 @@ from sail_jax.language.quickstart.config import (
 )
 from sail_jax.language.quickstart.frontier import Point
 from sail_jax.language.sft import task as sft_task
+from sail_jax.trainer import Result
 
 SHOWN = 8
 """Prompts in the table of samples."""
@@ -55,13 +59,15 @@ def run(run: QuickstartRun, run_dir: Path, resume: bool = False, quiet: bool = F
     config.write(run, run_dir / 'config.yaml')
     if not (run_dir / REVIEWS).exists():
         grammar.write(run.reviews, run.seed, run_dir / REVIEWS)
-
-    directory = run_dir / SFT
-    first = sft_task.train(supervised(run, run_dir), directory, _begun(directory), quiet)
-    for name in METHODS:
-        directory, settings = run_dir / name, alignment(run, run_dir, name)
-        task = language_task.make(settings, run_dir=directory)
-        trainer.train(settings, task, directory, _begun(directory), quiet)
+    try:
+        first = _train(run, run_dir, quiet)
+    except Interrupted as stop:
+        where = shlex.quote(str(run_dir))
+        raise Interrupted(
+            'stopped and saved; go on with: '
+            f'sail-jax train {where}/config.yaml --run-dir {where} --resume',
+            status=stop.status,
+        ) from None
     curves = {title: frontier.points(run_dir / name) for name, title in METHODS.items()}
     frontier.write(curves, run_dir)
     return Outcome(
@@ -72,8 +78,25 @@ def run(run: QuickstartRun, run_dir: Path, resume: bool = False, quiet: bool = F
     )
 
 
+def _train(run: QuickstartRun, run_dir: Path, quiet: bool) -> Result:
+    """All stages, from where they are; gives back the supervised one's result."""
+    directory = run_dir / SFT
+    first = sft_task.train(supervised(run, run_dir), directory, _begun(directory), quiet)
+    for name, title in METHODS.items():
+        if not quiet:
+            metrics.console.print(title)
+        directory, settings = run_dir / name, alignment(run, run_dir, name)
+        task = language_task.make(settings, run_dir=directory)
+        trainer.train(settings, task, directory, _begun(directory), quiet)
+    return first
+
+
 def _begun(directory: Path) -> bool:
-    return (directory / 'config.yaml').exists()
+    """Whether a stage can go on; what cannot is removed."""
+    begun = (directory / 'config.yaml').exists()
+    if not begun:
+        shutil.rmtree(directory, ignore_errors=True)
+    return begun
 
 
 def samples(run: QuickstartRun, run_dir: Path) -> list[Sample]:
