@@ -4,7 +4,7 @@ Runs it once for each seed, each in a process of its own as a user would, and wr
 method began and ended, samples, and seconds. Runs that are already in the directory are read, not
 repeated.
 
-    python -m benchmarks.language_quickstart_seeds --runs runs/language --out benchmarks/results/x.json
+    python -m benchmarks.language_quickstart_seeds --runs runs/seeds --out x.json
 """
 
 import argparse

@@ -17,6 +17,8 @@ from sail_jax.errors import Interrupted, TrainingFailed, UserError
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.quickstart import study as quickstart
 from sail_jax.language.quickstart.study import Outcome
+from sail_jax.language.sft.config import SftRun
+from sail_jax.language.sft.task import MODEL
 from sail_jax.trainer import Result, default_run_dir
 
 DESCRIPTION = """\
@@ -255,6 +257,8 @@ def _export(options: argparse.Namespace) -> None:
         opened = export.open_run(options.run, run)
         print(export.export(opened, options.out, options.adapter, options.dtype))
         return
+    if isinstance(run, SftRun):
+        raise UserError(f'{options.run}: {options.run}/{MODEL} is a Hugging Face directory already')
     if options.adapter or options.dtype:
         raise UserError('--adapter, --dtype: for language runs')
     run, policy, _ = runs.open_run(options.run)

@@ -12,7 +12,6 @@ from brax.envs.base import Env
 from sail_jax import checkpoint, config, trainer
 from sail_jax.bandit import config as bandit
 from sail_jax.bandit import study as bandit_study
-from sail_jax.config import Run
 from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
 from sail_jax.control.workload import SegmentReward
@@ -25,7 +24,7 @@ from sail_jax.language.rewards import Judge, Reward
 from sail_jax.language.sft import task as sft_task
 from sail_jax.language.sft.config import SftRun
 from sail_jax.trainer import Result, Task
-from sail_jax.update import Hyper, Policy
+from sail_jax.update import Policy
 
 CONFIGS: dict[str, Callable[[dict[str, Any], Path], type[config.Settings]]] = {
     'control': lambda data, path: ControlRun,
@@ -34,13 +33,14 @@ CONFIGS: dict[str, Callable[[dict[str, Any], Path], type[config.Settings]]] = {
     'language-quickstart': lambda data, path: QuickstartRun,
     'language': lambda data, path: LanguageRun,
 }
-TASKS: dict[type[Run], Callable[..., Task]] = {
+TASKS: dict[type[config.Trained], Callable[..., Task]] = {
     ControlRun: control_task.make,
     LanguageRun: language_task.make,
+    SftRun: sft_task.make,
 }
 
 
-def make_task(run: Run, **given: Any) -> Task:
+def make_task(run: config.Trained, **given: Any) -> Task:
     """The task of a configuration, with what Python gives beside it; None is not given.
 
     Raises:
@@ -160,7 +160,7 @@ def evaluate(run_dir: str | Path, episodes: int | None = None, **given: Any) -> 
         evaluation = run.evaluation.model_copy(update={'episodes': episodes})
         run = run.model_copy(update={'evaluation': evaluation})
     task = make_task(run, **given)
-    identity = np.uint32(run.seed), Hyper.of(run)
+    identity = np.uint32(run.seed), task.hyper(run)
     numbers = jax.device_get([task.evaluate(p, start, *identity) for p in (start, policy)])
     before, after = ({key: float(x) for key, x in row.items()} for row in numbers)
     return before, after

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from sail_jax import devices, metrics, runs, trainer
+from sail_jax import metrics, runs, trainer
 from sail_jax.errors import UserError
 from sail_jax.language import grammar, policy, tokens, weights
 from sail_jax.language.data import Example
@@ -150,6 +150,9 @@ def test_learns_the_distribution_and_leaves_a_checkpoint(text, tmp_path):
     ours, theirs = (tiny.whole(decoder, ids)[0] for decoder in (trained, weights.load(left)))
     np.testing.assert_array_equal(ours, theirs)
     assert tokens.load(left).text(tokens.load(left).response_ids('it is', ' fine')) == ' fine'
+    before, after = runs.evaluate(tmp_path / 'run')
+    assert before['loss'] == result.before['eval/loss']
+    assert after['loss'] == result.after['eval/loss']
     # It goes on from there like from any checkpoint.
     model = {'path': str(left)}
     again = settings(text, model=model, total_prompts=8, evaluation=held_out)
@@ -173,10 +176,8 @@ def test_resumes_bit_for_bit(text, tmp_path):
 
         return task._replace(dispatch=dispatch)
 
-    mesh = devices.make_mesh(run.prompts_per_update)
-    models = policy.read(run.model, mesh, run.model.architecture)
     with pytest.raises(Stop):
-        trainer.train(run, stop_at_6(sft_task.make(run, models, mesh)), stopped, quiet=True)
+        trainer.train(run, stop_at_6(sft_task.make(run)), stopped, quiet=True)
     resumed = runs.train(run, stopped, resume=True, quiet=True)
     jax.tree.map(np.testing.assert_array_equal, resumed.policy, whole.policy)
     keys = ('step', 'prompts', 'train/loss', 'train/grad_norm', 'eval/loss')

@@ -34,11 +34,9 @@ WATCH = {
 def train(run: SftRun, run_dir: Path, resume: bool = False, quiet: bool = False) -> Result:
     """Trains, and leaves the model in `RUN_DIR/model`; arguments and errors as of
     `trainer.train`."""
-    check(run)
-    mesh = devices.make_mesh(run.prompts_per_update, run.devices, 'prompts_per_update')
-    models = policy.read(run.model, mesh, run.model.architecture)
-    result = trainer.train(run, make(run, models, mesh), run_dir, resume, quiet)
-    decoder, path = models.policy(result.policy), run_dir / MODEL
+    result = trainer.train(run, make(run), run_dir, resume, quiet)
+    models, path = policy.read(run.model, architecture=run.model.architecture), run_dir / MODEL
+    decoder = models.policy(result.policy)
     shutil.rmtree(path, ignore_errors=True)
     weights.save(lora.merge(decoder) if models.adapted else decoder, path, source=run.model.path)
     if run.model.path is None:
@@ -63,12 +61,16 @@ def load_tokenizer(run: SftRun) -> Tokenizer:
     return tokenizer
 
 
-def make(run: SftRun, models: Models, mesh: Mesh) -> Task:
+def make(run: SftRun) -> Task:
     """Builds what the trainer needs.
 
     Raises:
-      UserError: data or a tokeniser that cannot be used.
+      UserError: settings that do not go together; a checkpoint, data or a tokeniser that cannot be
+        used.
     """
+    check(run)
+    mesh = devices.make_mesh(run.prompts_per_update, run.devices, 'prompts_per_update')
+    models = policy.read(run.model, mesh, run.model.architecture)
     data = reader.prepare(run, load_tokenizer(run), kind='completion')
     optimizer = learn.make_optimizer(run.optimizer, run.updates)
     of_parameter = sharding.of_parameter(mesh)
