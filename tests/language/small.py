@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 
 from sail_jax.language import tokens, weights
@@ -67,3 +68,8 @@ def run(checkpoint: Path, prompts: Path, **settings) -> LanguageRun:
 def letters(prompts: list, responses: list[str]) -> list[float]:
     """A reward that can be learned: the share of letters among what could be one."""
     return [sum(c.isascii() and c.isalpha() for c in response) / 6 for response in responses]
+
+
+def logits(decoder: Decoder, ids_BxT: np.ndarray) -> np.ndarray:
+    """Of plain sequences, [B, T, V]."""
+    return np.asarray(decoder.logits(tiny.whole(decoder, ids_BxT)[0]))
