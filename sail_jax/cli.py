@@ -11,7 +11,6 @@ import jax
 
 from sail_jax import config, hosts, metrics, runs
 from sail_jax.bandit import study
-from sail_jax.bandit.config import Study
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
 from sail_jax.language.config import LanguageRun
@@ -197,10 +196,10 @@ def _train(arguments: list[str]) -> int:
         _print_result(result)
     elif isinstance(result, Outcome):
         quickstart.report(result)
-    elif isinstance(run, Study):
-        study.print_table(result)
-    else:
+    elif isinstance(run, config.Run):
         _print_sweep(run, result)
+    else:
+        study.print_table(result)
     print(f'run directory: {run_dir}')
     return 0
 
