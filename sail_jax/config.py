@@ -353,6 +353,8 @@ def override(run: RunT, arguments: list[str], prog: str, description: str) -> Ru
                 args=_spell_none(type(run), arguments),
                 prog=prog,
                 description=description,
+                # A section that may be missing is set by its keys like any other.
+                config=(tyro.conf.AvoidSubcommands,),
             )
         except SystemExit as stop:
             if not stop.code:

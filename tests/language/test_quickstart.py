@@ -4,37 +4,43 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sail_jax import cli, runs
+from sail_jax.config import read_yaml
 from sail_jax.errors import UserError
 from sail_jax.language import config as language_config
 from sail_jax.language.quickstart import config, study
 from sail_jax.language.sft import config as sft_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'language'
-SMALLER = [
-    ('reviews.reviews', 64),
-    ('reviews.pairs', 8),
-    ('sft.total_prompts', 32),
-    ('sft.prompts_per_update', 8),
-    ('sft.optimizer.warmup_updates', 1),
-    ('sft.evaluation.prompts', 8),
-    ('sft.model.architecture.hidden_size', 16),
-    ('sft.model.architecture.layers', 1),
-    ('sft.data.max_prompt_tokens', 40),
-    ('sft.data.max_response_tokens', 60),
-    ('sft.model.architecture.max_positions', 128),
-    ('sft.logging.tensorboard', False),
-    ('alignment.total_prompts', 12),
-    ('alignment.prompts_per_update', 4),
-    ('alignment.group_size', 2),
-    ('alignment.data.max_prompt_tokens', 40),
-    ('alignment.data.max_response_tokens', 60),
-    ('alignment.sampling.max_tokens', 8),
-    ('alignment.evaluation.prompts', 8),
-    ('alignment.evaluation.every_updates', 1),
-    ('alignment.logging.tensorboard', False),
-]
+SMALLER = """
+reviews: {reviews: 64, pairs: 8}
+sft:
+  total_prompts: 32
+  prompts_per_update: 8
+  model: {architecture: {hidden_size: 16, layers: 1, max_positions: 128}}
+  data: {max_prompt_tokens: 40, max_response_tokens: 60}
+  optimizer: {warmup_updates: 1}
+  evaluation: {prompts: 8}
+  logging: {tensorboard: false}
+alignment:
+  total_prompts: 12
+  prompts_per_update: 4
+  group_size: 2
+  data: {max_prompt_tokens: 40, max_response_tokens: 60}
+  sampling: {max_tokens: 8}
+  evaluation: {prompts: 8, every_updates: 1}
+  logging: {tensorboard: false}
+"""
+
+
+def merged(data: dict, changes: dict) -> dict:
+    """The mapping with the changes in it, section by section."""
+    return data | {
+        key: merged(data.get(key, {}), value) if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +49,11 @@ def _cache(tmp_path, monkeypatch):
 
 
 def test_from_text_to_frontier(tmp_path, capsys):
-    run_dir = tmp_path / 'run'
-    given = ['train', str(CONFIGS / 'quickstart.yaml'), '--run-dir', str(run_dir), '--quiet']
-    given += [word for key, value in SMALLER for word in (f'--{key}', str(value))]
-    given = [f'--{word[2:].rpartition(".")[0]}.no-tensorboard' if 'tensorboard' in word else word
-             for word in given if word != 'False']  # fmt: skip
-    assert cli.main(given) == 0
+    run_dir, path = tmp_path / 'run', tmp_path / 'small.yaml'
+    data, _ = read_yaml(CONFIGS / 'quickstart.yaml')
+    path.write_text(yaml.safe_dump(merged(data, yaml.safe_load(SMALLER))))
+    given = ['--run-dir', str(run_dir), '--quiet', '--sft.model.architecture.heads', '2']
+    assert cli.main(['train', str(path), *given]) == 0
     printed = capsys.readouterr().out
     curves = json.loads((run_dir / 'frontier.json').read_text())
     assert list(curves) == ['online DPO', 'SAIL', 'SAIL-RevKL']
@@ -58,6 +63,8 @@ def test_from_text_to_frontier(tmp_path, capsys):
         # All begin at one model, and leave it.
         assert curve[0] == curves['SAIL'][0]
         assert abs(curve[0]['kl']) < 1e-6 < curve[-1]['kl']
+    stage = runs.load(run_dir / 'sft' / 'config.yaml')
+    assert stage.model.architecture.heads == 2
     assert (run_dir / 'frontier.png').stat().st_size > 10_000
     switches = {name: runs.load(run_dir / name / 'config.yaml') for name in config.METHODS}
     assert [run.objective.response_grad > 0 for run in switches.values()] == [False, True, True]
