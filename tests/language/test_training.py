@@ -14,8 +14,8 @@ ALIGN = {
     'prompts_per_update': 8,
     'group_size': 4,
     'objective': {'beta': 0.5},
-    'optimizer': {'learning_rate': 1e-2},
-    'evaluation': {'every_updates': 100, 'prompts': 8},
+    'optimizer': {'learning_rate': 3e-2},
+    'evaluation': {'every_updates': 100, 'prompts': 8, 'samples': 8},
     'checkpoints': {'every_updates': 100},
 }
 LORA = {
@@ -43,7 +43,7 @@ def aligned(request, model, prompts, tmp_path_factory):
     """A run whose reward is the share of letters, and its directory."""
     settings = ALIGN | {'total_prompts': 8 * 40}
     if request.param == 'lora':
-        settings |= {'model': LORA, 'optimizer': {'learning_rate': 3e-2}}
+        settings |= {'model': LORA, 'optimizer': {'learning_rate': 1e-2}}
     path = tmp_path_factory.mktemp(request.param) / 'run'
     return train(small.run(model, prompts, **settings), path), path
 
