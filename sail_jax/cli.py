@@ -188,7 +188,7 @@ def _train(arguments: list[str]) -> int:
         return 0
     if isinstance(result, Result):
         _print_result(result)
-    elif isinstance(result, list):
+    elif isinstance(run, config.Run):
         _print_sweep(run, result)
     else:
         study.print_table(result)
