@@ -5,13 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 
 from sail_jax import metrics
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 
 
 class Point(NamedTuple):
@@ -64,6 +60,11 @@ def draw(curves: Mapping[str, Sequence[Sequence[Point]]], out: Path) -> None:
     The line is the mean over seeds of both; one seed has its standard error over prompts as bars,
     several are drawn thin.
     """
+    import matplotlib  # Takes a second, which other commands need not wait.
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
     figure, (frontier, progress) = plt.subplots(
         1, 2, figsize=(8.4, 3.6), sharey=True, layout='constrained'
     )
