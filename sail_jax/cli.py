@@ -29,7 +29,6 @@ SAIL-RevKL: online alignment of policies from preferences.
   sail-jax export runs/hopper hopper-brax
   sail-jax export runs/aligned aligned-hf
   sail-jax generate runs/aligned "Tell me a story"
-
   sail-jax doctor
 """
 
