@@ -48,6 +48,7 @@ def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
 
 
+@pytest.mark.slow
 def test_from_text_to_frontier(tmp_path, capsys):
     run_dir, path = tmp_path / 'run', tmp_path / 'small.yaml'
     data, _ = read_yaml(CONFIGS / 'quickstart.yaml')
