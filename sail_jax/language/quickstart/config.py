@@ -5,8 +5,10 @@ from typing import Literal
 
 from sail_jax.config import Settings
 from sail_jax.errors import UserError
+from sail_jax.language import config as language_config
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.grammar import Reviews
+from sail_jax.language.sft import config as sft_config
 from sail_jax.language.sft.config import SftRun
 
 REVIEWS, SFT = 'reviews', 'sft'
@@ -32,11 +34,15 @@ class QuickstartRun(Settings):
 
 
 def check(run: QuickstartRun) -> None:
-    """Refuses an alignment of which the three methods are not three.
+    """Refuses stages that cannot run, and an alignment of which the three methods are not three.
 
     Raises:
       UserError: naming the key.
     """
+    if run.sft.model.tokenizer is None:
+        raise UserError('sft.model: trains a new network; give its architecture and tokenizer')
+    sft_config.check(run.sft)
+    language_config.check(run.alignment)
     for key, value in (
         ('objective.response_grad', run.alignment.objective.response_grad),
         ('divergence.coefficient', run.alignment.divergence.coefficient),
