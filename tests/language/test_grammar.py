@@ -37,7 +37,8 @@ def test_text_is_a_function_of_the_seed(directory, tmp_path):
 
 def test_reviews_are_neutral_on_average_and_far_from_it_each():
     values = polarity(list(grammar.reviews(0, 4000)))
-    assert abs(statistics.mean(values)) < 0.03
+    # On a scale from -1 to 1; what is learnt from it has room to rise.
+    assert abs(statistics.mean(values)) < 0.05
     assert statistics.pstdev(values) > 0.4
     assert 0.45 < sum(value < 0 for value in values) / len(values) < 0.55
 
