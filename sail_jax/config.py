@@ -172,14 +172,14 @@ class Settings(Section):
 class Run(Settings):
     """What every workload that is trained has."""
 
-    seeds: int | tuple[int, ...] | None = None
-    """Train several seeds at once, each as if alone: a number (from `seed` on), or the seeds."""
-    sweep: Sweep = Sweep()
     objective: Objective = Objective()
     divergence: Divergence = Divergence()
     optimizer: Optimizer = Optimizer()
     checkpoints: Checkpoints = Checkpoints()
     logging: Logging = Logging()
+    seeds: int | tuple[int, ...] | None = None
+    """Train several seeds at once, each as if alone: a number (from `seed` on), or the seeds."""
+    sweep: Sweep = Sweep()
 
 
 RunT = TypeVar('RunT', bound=Settings)

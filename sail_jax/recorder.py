@@ -41,6 +41,8 @@ class Recorder:
         self._labels = np.zeros(len(runs), int) if resumed is None else np.ravel(resumed.labels)
         self._compile_s: float | None = None
         self._failed: set[int] = set()
+        self.saves_failed = 0
+        """Checkpoints that could not be written; the run goes on without them."""
         self._writers = []
         for one, directory in zip(runs, self._directories, strict=True):
             if directory != run_dir:
@@ -106,6 +108,8 @@ class Recorder:
         in_a_row = numbers.pop('skipped_in_a_row').max(1)
         units = steps.size * self._task.units_per_update * count
         speed = {f'time/{self._task.unit}_per_s': round(units / (now - self._since), 1)}
+        if self.saves_failed:
+            speed['time/saves_failed'] = self.saves_failed
         self._since, self._labels = now, labels[:, -1]
         rows = [
             [
@@ -141,6 +145,16 @@ class Recorder:
         for m in failed - self._failed:
             metrics.console.print(f'{where(m)}; the others go on')
         self._failed |= failed
+
+    def note_failed_save(self, step: int, error: Exception) -> None:
+        """Says that a checkpoint could not be written."""
+        self.saves_failed += 1
+        reason = ' '.join(str(error).split())[:200]
+        metrics.console.print(
+            f'a checkpoint could not be written by update {step} ({reason}); the run goes on, '
+            f'{self.saves_failed} failed so far',
+            highlight=False,
+        )
 
     def write(self, rows: list[list[Row]]) -> None:
         """To all writers, and the mean of the last ones to the progress bar."""

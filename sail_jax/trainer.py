@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sail_jax import checkpoint, config, metrics, update
-from sail_jax.errors import Interrupted, UserError
+from sail_jax.errors import Interrupted, TrainingFailed, UserError
 from sail_jax.metrics import Row
 from sail_jax.recorder import Recorder, directories
 from sail_jax.update import Hyper, Metrics, Policy, State, Workload
@@ -205,7 +205,8 @@ def train(
 
     Raises:
       UserError: a run directory or a reference that cannot be used; nothing was overwritten.
-      TrainingFailed: too many gradient steps in a row were not finite.
+      TrainingFailed: too many gradient steps in a row were not finite, or no checkpoint could be
+        written.
       Interrupted: SIGINT or SIGTERM; the state was saved.
     """
     began = time.perf_counter()
@@ -241,17 +242,32 @@ def train(
             rows = split(numbers, len(found))
             return [{f'eval/{key}': float(value) for key, value in row.items()} for row in rows]
 
-        def save() -> None:
+        def save(wait: bool = False) -> bool:
             meta = {'before': before, 'wall_s': recorder.wall_s(), 'versions': versions()}
-            checkpoint.save(manager, step, state, meta)
+            try:
+                checkpoint.save(manager, step, state, meta)
+                if wait:
+                    manager.wait_until_finished()
+            except Exception as error:
+                # A full disk, say; Orbax raises what it hits, for an earlier save also here.
+                recorder.note_failed_save(step, error)
+                return False
+            return True
+
+        def stop() -> NoReturn:
+            if save(wait=True):
+                raise _interrupted(signals[0], recorder.at(step), run_dir)
+            raise TrainingFailed(
+                f'stopped at {recorder.at(step)} by a signal, and this checkpoint could not be '
+                f'written; --resume goes on from the newest in {directory}'
+            )
 
         if not before:
             before = evaluate()
             recorder.write([[{**recorder.position(0, 0), **row}] for row in before])
-            save()
             if signals:
-                manager.wait_until_finished()
-                raise _interrupted(signals[0], recorder.at(0), run_dir)
+                stop()
+            save()
         after, pending = [], None
         last = step >= task.updates or recorder.budget_spent()
         dispatch = task.dispatch
@@ -268,20 +284,21 @@ def train(
             last = step >= task.updates or recorder.budget_spent()
             stopped = bool(signals)
             evaluating = last or _due(step, size, task.evaluate_every)
-            saving = last or stopped or _due(step, size, run.checkpoints.every_updates)
-            if evaluating or saving:
+            saving = last or _due(step, size, run.checkpoints.every_updates)
+            if evaluating or saving or stopped:
                 rows, pending = recorder.rows(pending), None
                 if evaluating:
                     after = evaluate()
                     for member, row in zip(rows, after, strict=True):
                         member[-1] |= row
                 recorder.write(rows)
+                if stopped and not last:
+                    stop()
                 if saving:
-                    save()
+                    save(wait=last)
                 recorder.restart_clock()
-            if stopped and not last:
-                manager.wait_until_finished()
-                raise _interrupted(signals[0], recorder.at(step), run_dir)
+        if recorder.saves_failed and not manager.all_steps():
+            raise TrainingFailed(f'{directory}: no checkpoint could be written; see above')
         after = after or evaluate()
         results = [
             Result(

@@ -22,7 +22,7 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
     monkeypatch.setenv('WANDB_MODE', 'offline')
     monkeypatch.setenv('WANDB_SILENT', 'true')
     run = ControlRun.model_validate({'logging': {'wandb': 'sail', 'tensorboard': False}})
-    writers = metrics.open_writers(run, tmp_path, None, 10)
+    writers = metrics.open_writers(run, tmp_path, None, 'env_steps', None)
     for writer in writers:
         writer.write({'step': 1, 'env_steps': 10, 'train/kl': 0.5})
         writer.close()

@@ -305,6 +305,50 @@ def test_sigkill_and_resume_end_with_the_same_parameters(tmp_path):
     assert steps == list(range(101))
 
 
+FULL = """
+import resource, signal, sys
+import sail_jax
+from sail_jax.control.config import ControlRun
+from sail_jax.errors import TrainingFailed
+from tests.control.toy import SETTINGS, Point
+
+settings = {'policy': {'hidden': [256, 256]}, 'total_env_steps': int(sys.argv[2])}
+run = ControlRun.model_validate({**SETTINGS, **settings})
+if 'full' in sys.argv:
+    # No file may grow beyond this: what a full disk does to the large files of a checkpoint.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+try:
+    sail_jax.train(run, sys.argv[1], env=Point(), quiet=True, resume='resume' in sys.argv)
+except TrainingFailed as error:
+    sys.exit(f'failed: {error}')
+"""
+
+
+def run_full(path, env_steps, *more):
+    env = {**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'} if 'full' in more else None
+    command = [sys.executable, '-c', FULL, path, str(env_steps), *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, env=env)
+
+
+def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path):
+    path, whole = tmp_path / 'run', tmp_path / 'whole'
+    assert run_full(whole, 240).returncode == 0
+    assert run_full(path, 120).returncode == 0
+    before = sorted(file for file in (path / 'checkpoints' / '2').rglob('*'))
+    ended = run_full(path, 240, 'resume', 'full')
+    assert ended.returncode == 0, ended.stderr
+    assert 'a checkpoint could not be written by update 4' in ended.stderr
+    assert sorted(file for file in (path / 'checkpoints' / '2').rglob('*')) == before
+    rows = metrics.read_rows(path / 'metrics.jsonl')
+    assert [row['step'] for row in rows] == [0, 1, 2, 3, 4]
+    # With room again the run goes on from there to the same end.
+    assert run_full(path, 240, 'resume').returncode == 0
+    task = runs.TASKS[ControlRun](make_run(policy={'hidden': [256, 256]}), env=Point())
+    abstract = trainer.Layout.of(make_run(policy={'hidden': [256, 256]}), task).policy
+    same(*[checkpoint.restore_policy(run / 'checkpoints', abstract) for run in (path, whole)])
+
+
 def last_step(path: Path) -> int:
     try:
         rows = metrics.read_rows(path / 'metrics.jsonl')

@@ -1,5 +1,6 @@
 """Where the policy that training starts from, and is held to, comes from."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def load(env: Env, networks: PPONetworks, run: ControlRun, seed: int) -> Policy:
         case 'brax':
             fixed, policy = _from_brax(run)
         case 'ppo':
-            fixed, policy = _train_ppo(env, run, seed)
+            fixed, policy = train_ppo(env, run, run.reference.ppo_env_steps, seed)
     _check_shapes(fresh, fixed, policy, run.reference.path)
     return Policy(params={**fresh.params, 'policy': policy}, fixed=fixed)
 
@@ -91,8 +92,25 @@ def _from_brax(run: ControlRun) -> tuple[Any, Any]:
     return fixed, jax.tree.map(jnp.asarray, policy)
 
 
-def _train_ppo(env: Env, run: ControlRun, seed: int) -> tuple[Any, Any]:
-    """Brax PPO with settings that suit most of Brax's environments."""
+def train_ppo(
+    env: Env,
+    run: ControlRun,
+    env_steps: int,
+    seed: int,
+    note: Callable[[int, tuple[Any, Any]], None] | None = None,
+    notes: int = 0,
+) -> tuple[Any, Any]:
+    """Brax PPO on the true reward, with settings that suit most of Brax's environments.
+
+    Args:
+      run: says the environment's kind, the episode's length and the networks.
+      env_steps: how long, rounded up to whole batches of PPO.
+      note: called `notes` times on the way, evenly spaced, with the env steps so far and what this
+        function returns.
+
+    Returns:
+      The observation normaliser and the policy's parameters.
+    """
 
     def factory(*args: Any, **kwargs: Any) -> PPONetworks:
         return ppo_networks.make_ppo_networks(
@@ -104,10 +122,11 @@ def _train_ppo(env: Env, run: ControlRun, seed: int) -> tuple[Any, Any]:
         from mujoco_playground import wrapper
 
         wrap = wrapper.wrap_for_brax_training
+    watch = (lambda *_: None) if note is None else lambda step, _, params: note(step, params[:2])
     _, params, _ = ppo.train(
         environment=env,
         wrap_env_fn=wrap,
-        num_timesteps=run.reference.ppo_env_steps,
+        num_timesteps=env_steps,
         episode_length=run.env.episode_length,
         num_envs=256,
         batch_size=128,
@@ -121,8 +140,9 @@ def _train_ppo(env: Env, run: ControlRun, seed: int) -> tuple[Any, Any]:
         normalize_observations=True,
         network_factory=factory,
         seed=seed,
-        num_evals=1,
+        num_evals=notes + 1,
         run_evals=False,
+        policy_params_fn=watch,
     )
     return params[0], params[1]
 

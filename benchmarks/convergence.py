@@ -1,0 +1,259 @@
+"""Which member of the family learns control, and how surely: a study over seeds.
+
+Offline DPO, online DPO, SAIL and SAIL-RevKL (both directions of the KL, and with a refreshed
+reference) against Brax PPO on the true reward, which the others never see. All start from the same
+policies, run the same env steps and ask the same labels. Each method tries the same number of
+settings, on seeds other than those reported, and is reported with its best.
+
+    python -m benchmarks.convergence --runs runs/convergence --out benchmarks/results/convergence
+    python -m benchmarks.convergence --quick --runs runs/quick --out runs/quick
+
+What is finished in --runs is read, not repeated, so the study may be stopped and started, or done
+an environment at a time (--envs), and --out has the report of what is there.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import sail_jax
+from benchmarks import convergence_report
+from benchmarks.machine import machine
+from sail_jax import config, metrics, update
+from sail_jax.control import envs, evaluate, reference
+from sail_jax.control import policy as control_policy
+from sail_jax.control.config import ControlRun
+from sail_jax.recorder import directories
+from sail_jax.update import Policy
+
+BASE = {
+    'env': {'backend': 'spring'},
+    'rollout': {'contexts': 32, 'group_size': 8, 'segment_length': 32},
+    'value': {'terminal': 'learned'},
+    'optimizer': {'epochs': 4, 'minibatches': 4},
+    'logging': {'tensorboard': False},
+}
+"""What all methods share; the shipped control files' settings."""
+
+RATES = (1e-4, 3e-4)
+REFRESH = {'reference': {'refresh_env_steps': 25_000}}
+
+
+class Method(NamedTuple):
+    """A method, and the settings that it may choose from: all combinations of `tried`."""
+
+    settings: dict[str, Any]
+    tried: dict[str, tuple[float, ...]]
+
+
+def online(response_grad: float, coefficient: float = 0.0, **sections: Any) -> dict[str, Any]:
+    """SAIL-DPR's settings: online DPO without the first, SAIL without the second."""
+    divergence = {'coefficient': coefficient, **sections.pop('divergence', {})}
+    return {
+        'objective': {'response_grad': response_grad},
+        'divergence': divergence,
+        **sections,
+    }
+
+
+METHODS = {
+    'offline DPO': Method(
+        {'objective': {'mixture': {'dpr': 0}}, 'divergence': {'coefficient': 0}},
+        {'learning_rate': RATES, 'beta': (0.1, 1.0)},
+    ),
+    'online DPO': Method(online(0), {'learning_rate': RATES, 'beta': (0.1, 1.0)}),
+    'SAIL': Method(online(0.3), {'learning_rate': RATES, 'response_grad': (0.3, 1.0)}),
+    'SAIL-RevKL, ref to policy': Method(
+        online(0.3, 0.1), {'learning_rate': RATES, 'coefficient': (0.1, 1.0)}
+    ),
+    'SAIL-RevKL, policy to ref': Method(
+        online(0.3, 0.1, divergence={'direction': 'policy_to_ref'}),
+        {'learning_rate': RATES, 'coefficient': (0.1, 1.0)},
+    ),
+    'online DPO, refreshed': Method(
+        online(0, **REFRESH), {'learning_rate': RATES, 'beta': (0.1, 1.0)}
+    ),
+    'SAIL-RevKL, refreshed': Method(
+        online(0.3, 0.1, **REFRESH), {'learning_rate': RATES, 'coefficient': (0.1, 1.0)}
+    ),
+}
+PPO = 'PPO on the reward'
+TUNING_SEEDS = (1000, 1001)
+
+
+class Size(NamedTuple):
+    """How large the study is."""
+
+    envs: tuple[str, ...]
+    seeds: int
+    env_steps: int
+    tuning_env_steps: int
+    """0 takes each method's first settings untried."""
+    episodes: int
+    """Start states of an evaluation."""
+    evaluations: int = 4
+    """After the first, evenly spaced."""
+
+
+FULL = Size(('hopper', 'reacher', 'walker2d', 'ant'), 10, 1_000_000, 500_000, 8)
+QUICK = Size(('hopper',), 3, 60_000, 0, 4, 2)
+
+
+def configuration(
+    env: str, settings: dict[str, Any], env_steps: int, size: Size, **extra: Any
+) -> ControlRun:
+    """The run of a method, with evaluations evenly spaced and nothing saved on the way."""
+    data = {**BASE, **settings, 'total_env_steps': env_steps, **extra}
+    data['env'] = {**BASE['env'], 'name': env}
+    updates = ControlRun.model_validate(data)
+    every = max(-(-env_steps // updates.env_steps_per_update // size.evaluations), 1)
+    data |= {
+        'updates_per_dispatch': every,
+        'total_env_steps': every * size.evaluations * updates.env_steps_per_update,
+        'evaluation': {'every_updates': every, 'episodes': size.episodes},
+        'checkpoints': {'every_updates': every, 'keep': 1},
+    }
+    return ControlRun.model_validate(data)
+
+
+def train(run: ControlRun, run_dir: Path) -> list[list[metrics.Row]]:
+    """Evaluations of every member; goes on with, or reads, what is there."""
+    finished = run_dir / 'finished'
+    if not finished.exists():
+        sail_jax.train(run, run_dir, resume=(run_dir / 'config.yaml').exists())
+        finished.touch()
+    rows = [metrics.read_rows(path / 'metrics.jsonl') for path in directories(run, run_dir)]
+    return [[row for row in member if 'eval/return' in row] for member in rows]
+
+
+def tune(env: str, name: str, method: Method, size: Size, runs: Path) -> dict[str, float]:
+    """The settings of the best mean return over the tuning seeds, at the end of shorter runs."""
+    first = {key: values[0] for key, values in method.tried.items()}
+    if not size.tuning_env_steps:
+        return first
+    run = configuration(
+        env,
+        method.settings,
+        size.tuning_env_steps,
+        size._replace(evaluations=1),
+        seeds=TUNING_SEEDS,
+        sweep=method.tried,
+    )
+    evaluations = train(run, runs / env / slug(name) / 'tuning')
+    by_settings: dict[tuple, list[float]] = {}
+    for member, rows in zip(config.members(run), evaluations, strict=True):
+        data = config.flatten(member.run)
+        key = tuple(data[f'{config.SWEPT[name]}.{name}'] for name in method.tried)
+        by_settings.setdefault(key, []).append(rows[-1]['eval/return'] or -np.inf)
+    best = max(by_settings, key=lambda key: np.mean(by_settings[key]))
+    return dict(zip(method.tried, best, strict=True))
+
+
+def study(env: str, name: str, method: Method, size: Size, runs: Path) -> dict[str, Any]:
+    """One method on one environment, all seeds at once."""
+    chosen = tune(env, name, method, size, runs)
+    sweep = {key: (value,) for key, value in chosen.items()}
+    run = configuration(env, method.settings, size.env_steps, size, seeds=size.seeds, sweep=sweep)
+    evaluations = train(run, runs / env / slug(name) / 'reported')
+    keys = {
+        'return': 'eval/return',
+        'deterministic_return': 'eval/deterministic_return',
+        'kl_policy_to_ref': 'eval/kl_policy_to_ref',
+        'kl_ref_to_policy': 'eval/kl_ref_to_policy',
+        'J': 'train/preference',
+    }
+    column = lambda key: [  # noqa: E731
+        [row.get(key) for row in member] for member in evaluations
+    ]
+    return {
+        'settings': chosen,
+        'env_steps': [row['env_steps'] for row in evaluations[0]],
+        'labels': [row['labels'] for row in evaluations[0]],
+        'skipped': [member[-1]['train/skipped'] for member in evaluations],
+        **{title: column(key) for title, key in keys.items()},
+    }
+
+
+def study_ppo(env_name: str, size: Size, runs: Path) -> dict[str, Any]:
+    """Brax PPO for the same env steps, judged as the others are."""
+    run = configuration(env_name, {}, size.env_steps, size)
+    env = envs.make(run.env)
+    networks = control_policy.make_networks(env, run)
+    judge = evaluate.make(env, networks, run)
+    found = []
+    for seed in range(size.seeds):
+        path = runs / env_name / 'ppo' / f'seed-{seed}.json'
+        if not path.exists():
+            start = reference.load(env, networks, run, seed)
+            identity = np.uint32(seed), update.Hyper.of(run)
+            points = {0: judge(start, start, *identity)}
+
+            def note(step, params, start=start, identity=identity, points=points):
+                if step:
+                    policy = Policy({**start.params, 'policy': params[1]}, params[0])
+                    points[int(step)] = judge(policy, start, *identity)
+
+            reference.train_ppo(env, run, size.env_steps, seed, note, size.evaluations)
+            rows = {
+                step: {key: float(value) for key, value in jax.device_get(row).items()}
+                for step, row in points.items()
+            }
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(rows))
+        found.append(json.loads(path.read_text()))
+    column = lambda key: [[row[key] for row in rows.values()] for rows in found]  # noqa: E731
+    return {
+        'env_steps': [int(step) for step in found[0]],
+        'return': column('return'),
+        'deterministic_return': column('deterministic_return'),
+        'kl_policy_to_ref': column('kl_policy_to_ref'),
+        'kl_ref_to_policy': column('kl_ref_to_policy'),
+    }
+
+
+def slug(name: str) -> str:
+    return name.lower().replace(',', '').replace(' ', '-')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--runs', type=Path, required=True, help='directory of the runs')
+    parser.add_argument('--out', type=Path, required=True, help='directory of the report')
+    parser.add_argument('--envs', nargs='+', help='environments; default: those of the study')
+    parser.add_argument('--seeds', type=int, help='reported seeds')
+    parser.add_argument('--env-steps', type=int, help='of a reported run; tuning gets half')
+    parser.add_argument('--quick', action='store_true', help='hopper, 3 seeds, nothing tuned')
+    options = parser.parse_args()
+    size = QUICK if options.quick else FULL
+    if options.envs:
+        size = size._replace(envs=tuple(options.envs))
+    if options.seeds:
+        size = size._replace(seeds=options.seeds)
+    if options.env_steps:
+        tuning = options.env_steps // 2 if size.tuning_env_steps else 0
+        size = size._replace(env_steps=options.env_steps, tuning_env_steps=tuning)
+    cache = Path.home() / '.cache' / 'sail_jax'
+    jax.config.update('jax_compilation_cache_dir', str(cache))
+    options.out.mkdir(parents=True, exist_ok=True)
+    raw: dict[str, Any] = {
+        'machine': machine('benchmarks.convergence'),
+        'size': size._asdict(),
+        'envs': {},
+    }
+    for env in size.envs:
+        results = raw['envs'].setdefault(env, {})
+        for name, method in METHODS.items():
+            results[name] = study(env, name, method, size, options.runs)
+        results[PPO] = study_ppo(env, size, options.runs)
+        (options.out / 'raw.json').write_text(json.dumps(raw) + '\n')
+        convergence_report.write(raw, options.out)
+
+
+if __name__ == '__main__':
+    main()
