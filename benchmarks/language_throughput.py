@@ -15,14 +15,9 @@ within a round.
     python -m benchmarks.language_throughput --out benchmarks/results/language_throughput_cpu.json
 """
 
-import argparse
-import json
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -30,8 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks import language_model, limits
-from benchmarks.machine import machine
+from benchmarks import language_model
 from sail_jax.language import sampler
 from sail_jax.language.logprobs import Prompts
 from sail_jax.language.model import Decoder, prompt_positions
