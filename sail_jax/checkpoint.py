@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from sail_jax import hosts
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.update import Policy, State
 
@@ -70,10 +71,10 @@ def restore(manager: ocp.CheckpointManager, abstract: State) -> tuple[State, dic
             f'{manager.directory}/{step}: has schema {meta["schema"]}, this version reads {SCHEMA}'
         )
     damaged = [later for later in manager.all_steps() if later > step]
-    for later in damaged:
+    for later in damaged if hosts.is_main() else []:
         path = Path(manager.directory) / str(later)
         path.rename(path.with_name(f'damaged-{later}-{time.time_ns()}'))
-    if damaged:
+    if hosts.any_process(bool(damaged)):
         manager.reload()
     training = jax.tree.map(
         lambda x, saved: saved if x.size else jnp.zeros(x.shape, x.dtype, device=x.sharding),

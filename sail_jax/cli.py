@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import jax
 
-from sail_jax import config, metrics, runs
+from sail_jax import config, hosts, metrics, runs
 from sail_jax.bandit import study
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
@@ -34,8 +34,9 @@ sail-jax train CONFIG.yaml [--section.key VALUE ...] [--run-dir DIR] [--resume] 
 CONFIG.yaml is one of configs/, your own, or the config.yaml of a run. Every field below can be
 given on the command line, where it wins over the file. --run-dir (default: runs/NAME-DATE-TIME)
 takes config.yaml, metrics.jsonl, checkpoints/ and tensorboard/; --resume goes on with the run
-that is there. Exit status: 0 done, 1 training failed, 2 bad input, 75 stopped by SIGTERM and 130
-by Ctrl-C, both after saving."""
+that is there. On several hosts start the same command on each, with --distributed (SLURM, Cloud
+TPU, GKE, Open MPI) or --coordinator HOST:PORT --num-processes N --process-id I. Exit status: 0
+done, 1 training failed, 2 bad input, 75 stopped by SIGTERM and 130 by Ctrl-C, both after saving."""
 
 # The rows of the final table: title, metric, and the metric of its standard error.
 TABLE = (
@@ -66,6 +67,17 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, TrainingFailed, Interrupted) as error:
         print(f'sail-jax: {" ".join(str(error).split())}', file=sys.stderr)
         return error.status
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = ' '.join(str(error).split())[:200]
+        print(
+            f'sail-jax: process {jax.process_index()}: another process of the run is gone '
+            f'({reason}); start all of them again with --resume',
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # An orderly end would wait for the one that is gone.
     except BrokenPipeError:  # `sail-jax train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -123,6 +135,10 @@ def _train(arguments: list[str]) -> int:
     parser.add_argument('--run-dir', type=Path)
     parser.add_argument('--resume', action='store_true')
     parser.add_argument('--quiet', action='store_true')
+    parser.add_argument('--distributed', action='store_true')
+    parser.add_argument('--coordinator')
+    parser.add_argument('--num-processes', type=int)
+    parser.add_argument('--process-id', type=int)
     options, overrides = parser.parse_known_args(arguments)
     if path is None and any(Path(value).suffix in ('.yaml', '.yml') for value in overrides):
         raise UserError('train: CONFIG.yaml comes first, the settings after it')
@@ -132,11 +148,18 @@ def _train(arguments: list[str]) -> int:
         raise UserError('train: which configuration? e.g. sail-jax train configs/quickstart.yaml')
     if options.resume and options.run_dir is None:
         raise UserError('train: --resume needs the --run-dir of the run to go on with')
+    explicit = (options.coordinator, options.num_processes, options.process_id)
+    if options.distributed or any(value is not None for value in explicit):
+        if options.run_dir is None:
+            raise UserError('train: several processes need the same --run-dir, on a shared disk')
+        hosts.start(*explicit)
     run_dir = options.run_dir or default_run_dir(Path(path).stem)
     result = runs.train(run, run_dir, resume=options.resume, quiet=options.quiet)
+    if not hosts.is_main():
+        return 0
     if isinstance(result, Result):
         _print_result(result)
-    elif isinstance(result, list):
+    elif isinstance(run, config.Run):
         _print_sweep(run, result)
     else:
         study.print_table(result)

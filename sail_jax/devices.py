@@ -80,6 +80,8 @@ def make_sweep_mesh(members: int) -> Mesh:
       UserError: if the members do not divide by the devices.
     """
     devices = jax.devices()
+    if jax.process_count() > 1:
+        raise UserError('seeds, sweep: on one process only; start the seeds on their own')
     if members % len(devices):
         raise UserError(
             f'{members} members of a sweep (seeds, sweep) do not divide by {len(devices)} devices; '

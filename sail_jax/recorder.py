@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from sail_jax import config, metrics
+from sail_jax import config, hosts, metrics
 from sail_jax.errors import TrainingFailed
 from sail_jax.metrics import Row
 from sail_jax.update import State
@@ -43,14 +43,23 @@ class Recorder:
         self._failed: set[int] = set()
         self.saves_failed = 0
         """Checkpoints that could not be written; the run goes on without them."""
-        self._writers = []
-        for one, directory in zip(runs, self._directories, strict=True):
-            if directory != run_dir:
-                directory.mkdir(exist_ok=True)
-                config.write(one, directory / 'config.yaml')
-            at = None if step is None else step * task.units_per_update
-            self._writers.append(metrics.open_writers(one, directory, step, task.unit, at))
+        self._writers: list[list[metrics.Writer]] = [[] for _ in runs]
+        if hosts.is_main():
+            self._writers = [
+                self._open(one, directory, directory != run_dir, step)
+                for one, directory in zip(runs, self._directories, strict=True)
+            ]
+        quiet = quiet or not hosts.is_main()
         self._bar = metrics.ProgressBar(task.updates, step or 0, task.watch, task.unit, quiet)
+
+    def _open(
+        self, run: config.Run, directory: Path, member: bool, step: int | None
+    ) -> list[metrics.Writer]:
+        if member:
+            directory.mkdir(exist_ok=True)
+            config.write(run, directory / 'config.yaml')
+        at = None if step is None else step * self._task.units_per_update
+        return metrics.open_writers(run, directory, step, self._task.unit, at)
 
     def __enter__(self) -> 'Recorder':
         self._bar.start()

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sail_jax import checkpoint, config, metrics, update
+from sail_jax import checkpoint, config, hosts, metrics, update
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
 from sail_jax.metrics import Row
 from sail_jax.recorder import Recorder, directories
@@ -152,11 +152,14 @@ def _init(run: config.Run, task: Task) -> Callable[[Policy, jax.Array, Hyper], S
     return jax.vmap(init) if config.members(run) else init
 
 
-def _identity(run: config.Run) -> tuple[jax.Array, Hyper]:
-    """Seed and settings of the run; of a sweep, its members'."""
+def _identity(run: config.Run) -> tuple[np.ndarray, Hyper]:
+    """Seed and settings of the run; of a sweep, its members'. On the host, so that every process
+    of a run has them."""
     runs = [member.run for member in config.members(run)]
-    one = lambda run: (jnp.asarray(run.seed, jnp.uint32), Hyper.of(run))  # noqa: E731
-    return stack([one(run) for run in runs]) if runs else one(run)
+    one = lambda run: (np.uint32(run.seed), Hyper.of(run))  # noqa: E731
+    if not runs:
+        return one(run)
+    return jax.tree.map(lambda *values: np.stack(values), *map(one, runs))
 
 
 def stack(trees: Sequence[Any]) -> Any:
@@ -177,9 +180,8 @@ def initial_state(run: config.Run, task: Task, start: Policy) -> State:
     """The state before the first update, laid out over the devices; `start` stays usable."""
     layout = Layout.of(run, task)
     init = jax.jit(_init(run, task), out_shardings=layout.shardings)
-    state = init(
-        jax.device_put(start._replace(frozen=()), layout.shardings.policy), *_identity(run)
-    )
+    placed = hosts.place(start._replace(frozen=()), layout.shardings.policy)
+    state = init(placed, *_identity(run))
     return with_frozen(state, start.frozen)
 
 
@@ -211,7 +213,7 @@ def train(
     """
     began = time.perf_counter()
     metrics.check(run)
-    claim_run_dir(run, run_dir, resume)
+    hosts.on_main(lambda: claim_run_dir(run, run_dir, resume))
     start = None if resume else start_policy(run, task)
     frozen = task.frozen() if start is None else start.frozen
     directory, layout = run_dir / 'checkpoints', Layout.of(run, task)
@@ -223,7 +225,7 @@ def train(
         if start is None:
             start = checkpoint.restore_start(directory, layout.policy)
         else:
-            start = jax.device_put(start._replace(frozen=()), layout.shardings.policy)
+            start = hosts.place(start._replace(frozen=()), layout.shardings.policy)
             checkpoint.save_start(directory, start)
         if resume and not _stopped_before_the_first_checkpoint(run, run_dir, manager):
             state, meta = checkpoint.restore(manager, layout.state)
@@ -231,7 +233,8 @@ def train(
             before, began = meta['before'], began - meta['wall_s']
         else:
             state, before = initial_state(run, task, start._replace(frozen=frozen)), []
-        config.write(run, run_dir / 'config.yaml')
+        if hosts.is_main():
+            config.write(run, run_dir / 'config.yaml')
         step, size = int(np.max(state.step)), task.updates_per_dispatch
         recorder = exits.enter_context(
             Recorder(run, task, run_dir, began, state if before else None, quiet)
@@ -249,6 +252,8 @@ def train(
                 if wait:
                     manager.wait_until_finished()
             except Exception as error:
+                if jax.process_count() > 1:  # The others are in the middle of theirs.
+                    raise
                 # A full disk, say; Orbax raises what it hits, for an earlier save also here.
                 recorder.note_failed_save(step, error)
                 return False
@@ -256,7 +261,8 @@ def train(
 
         def stop() -> NoReturn:
             if save(wait=True):
-                raise _interrupted(signals[0], recorder.at(step), run_dir)
+                number = signals[0] if signals else signal.SIGTERM  # Another process got it.
+                raise _interrupted(number, recorder.at(step), run_dir)
             raise TrainingFailed(
                 f'stopped at {recorder.at(step)} by a signal, and this checkpoint could not be '
                 f'written; --resume goes on from the newest in {directory}'
@@ -265,7 +271,7 @@ def train(
         if not before:
             before = evaluate()
             recorder.write([[{**recorder.position(0, 0), **row}] for row in before])
-            if signals:
+            if hosts.any_process(bool(signals)):
                 stop()
             save()
         after, pending = [], None
@@ -282,7 +288,7 @@ def train(
                 recorder.write(recorder.rows(pending))
             pending = numbers
             last = step >= task.updates or recorder.budget_spent()
-            stopped = bool(signals)
+            stopped = hosts.any_process(bool(signals))
             evaluating = last or _due(step, size, task.evaluate_every)
             saving = last or _due(step, size, run.checkpoints.every_updates)
             if evaluating or saving or stopped:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sail_jax import config, divergence, objective
@@ -120,7 +121,7 @@ class Hyper(NamedTuple):
             run.divergence.coefficient,
             run.optimizer.learning_rate,
         )
-        return cls(*map(jnp.asarray, values))
+        return cls(*(np.asarray(x, jax.dtypes.canonicalize_dtype(float)) for x in values))
 
 
 class State(NamedTuple):
@@ -166,7 +167,7 @@ def init(
       optimizer: as in `make_update`.
       seed, hyper: instead of the configuration's.
     """
-    hyper = hyper or Hyper.of(run)
+    hyper = jax.tree.map(jnp.asarray, hyper or Hyper.of(run))
     seed = jnp.asarray(run.seed if seed is None else seed, jnp.uint32)
     optimizer = optimizer or make_optimizer(run.optimizer, hyper.learning_rate)
     zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731 - donated: no two may share a buffer
@@ -407,8 +408,12 @@ def make_dispatch(
         dispatch = jax.vmap(dispatch, spmd_axis_name='seed')
     if shardings is None:
         return jax.jit(dispatch, donate_argnums=0)
+    # The metrics lie as a counter does: everywhere, or with the member of a sweep.
     return jax.jit(
-        dispatch, in_shardings=(shardings,), out_shardings=(shardings, None), donate_argnums=0
+        dispatch,
+        in_shardings=(shardings,),
+        out_shardings=(shardings, shardings.step),
+        donate_argnums=0,
     )
 
 

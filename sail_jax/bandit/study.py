@@ -17,8 +17,9 @@ from sail_jax.bandit.problem import Problem
 
 Table = list[dict[str, Any]]
 
-LINEAR_PHASE = 1e-4
-"""Share of the first gap below which the ascent counts as linear: the fast directions are gone."""
+LINEAR_PHASE = (1e-13, 1e-8)
+"""Gaps in which ascent counts as linear: the five decades above float64's rounding of J*, where the
+fast directions are gone."""
 
 TITLES = {
     'sail': 'SAIL',
@@ -131,11 +132,10 @@ def smallest_ratio(gain: np.ndarray, gap: np.ndarray) -> float:
 def fit_rate(gap_T: np.ndarray) -> tuple[float, float] | None:
     """Factor per iteration of `J* - J` in the linear phase, and R^2 of the straight line.
 
-    The linear phase begins at `LINEAR_PHASE` and ends at rounding; None where it has less than 5
-    iterations.
+    The linear phase is `LINEAR_PHASE`; None where it has less than 5 iterations.
     """
-    phase = (gap_T < LINEAR_PHASE * gap_T[0]) & (gap_T > landscape.GAP_FLOOR)
-    steps = np.flatnonzero(phase)
+    low, high = LINEAR_PHASE
+    steps = np.flatnonzero((gap_T > low) & (gap_T < high))
     if len(steps) < 5:
         return None
     log_gap = np.log(gap_T[steps])

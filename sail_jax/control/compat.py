@@ -6,6 +6,7 @@ Imported before any other use of Brax. Delete a part when its reason is gone:
 * `jnp.clip(a_min=...)` was removed in jax 0.10; `brax.fluid` (swimmer) calls it.
 * `brax.training.checkpoint` cannot read back the `null` that it writes for an initialiser that was
   not given, so no PPO checkpoint made with the default networks loads.
+* `mujoco.mjx` lays models on the first device of all processes, which the others cannot read.
 * `mujoco.mjx` prints that the optional warp is missing.
 * `brax.io.mjcf` warns that Brax's environments are not maintained, at every load.
 """
@@ -32,6 +33,7 @@ warnings.filterwarnings('ignore', message='Brax System, piplines and environment
 
 import brax.fluid  # noqa: E402
 import brax.training.networks  # noqa: E402
+import mujoco.mjx._src.io as mjx_io  # noqa: E402
 
 
 def _device_put_replicated(x: Any, devices: Sequence[jax.Device]) -> Any:
@@ -55,5 +57,18 @@ class _Numpy(types.ModuleType):
 
 
 brax.fluid.jp = _Numpy('jax.numpy')
+
+
+class _Local(types.ModuleType):
+    """`jax` in which `devices` are this process's."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(jax, name)
+
+    def devices(self, backend: str | None = None) -> list[jax.Device]:
+        return jax.local_devices(backend=backend)
+
+
+mjx_io.jax = _Local('jax')
 
 brax.training.networks.KERNEL_INITIALIZER.setdefault(None, None)
