@@ -13,6 +13,7 @@ from sail_jax import config, hosts, metrics, runs
 from sail_jax.bandit import study
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
+from sail_jax.language.config import LanguageRun
 from sail_jax.trainer import Result, default_run_dir
 
 DESCRIPTION = """\
@@ -26,6 +27,8 @@ SAIL-RevKL: online alignment of policies from preferences.
   sail-jax plot runs/hopper runs/other --out return.png
   sail-jax render runs/hopper --out hopper.html
   sail-jax export runs/hopper hopper-brax
+  sail-jax export runs/aligned aligned-hf
+  sail-jax generate runs/aligned "Tell me a story"
 """
 
 TRAIN = """\
@@ -48,6 +51,16 @@ TABLE = (
     ('KL(reference || policy) per step', 'kl_ref_to_policy', None),
     ('win rate against the reference', 'win_rate', None),
     ('label accuracy, whole episodes', 'label_accuracy', None),
+)
+LANGUAGE_TABLE = (
+    ('reward', 'reward', 'reward_se'),
+    ('win rate against the reference', 'win_rate', None),
+    ('KL(policy || reference) per response', 'response_kl_policy_to_ref', None),
+    ('KL(reference || policy) per response', 'response_kl_ref_to_policy', None),
+    ('accuracy on held-out pairs', 'pair_accuracy', None),
+    ('margin on held-out pairs', 'pair_margin', 'pair_margin_se'),
+    ('response length, tokens', 'response_length', None),
+    ('responses that ended', 'ended', None),
 )
 
 
@@ -117,10 +130,26 @@ def _main(arguments: list[str]) -> int:
     command.add_argument('--start', action='store_true', help='the policy before training')
     command.set_defaults(do=_render)
 
-    command = commands.add_parser('export', help='the policy as a Brax PPO checkpoint')
+    command = commands.add_parser(
+        'export', help='the policy as a Brax PPO checkpoint, or as a Hugging Face directory'
+    )
     command.add_argument('run', type=Path, help='a run directory')
     command.add_argument('out', type=Path, help='a new directory')
+    command.add_argument('--adapter', action='store_true', help='a LoRA adapter alone, for PEFT')
+    command.add_argument(
+        '--dtype', choices=('float32', 'bfloat16'), help="of a language model's tensors"
+    )
     command.set_defaults(do=_export)
+
+    command = commands.add_parser('generate', help="a language model's responses to prompts")
+    command.add_argument('model', type=Path, help='a run, or a Hugging Face directory')
+    command.add_argument('prompt', nargs='+')
+    command.add_argument('--chat', action='store_true', help="prompts are the user's turn")
+    command.add_argument('--samples', type=int, default=1, help='responses to each prompt')
+    command.add_argument('--max-tokens', type=int, help="of a response; default: the run's, 128")
+    command.add_argument('--temperature', type=float, help="default: the run's, 1")
+    command.add_argument('--seed', type=int, default=0)
+    command.set_defaults(do=_generate)
 
     options = parser.parse_args(arguments)
     options.do(options)
@@ -169,7 +198,8 @@ def _train(arguments: list[str]) -> int:
 
 def _print_result(result: Result) -> None:
     print_comparison(
-        f'{result.length:,} env steps, {result.labels:,} labels, {result.wall_s:.0f} s',
+        f'{result.length:,} {result.unit.replace("_", " ")}, {result.labels:,} labels, '
+        f'{result.wall_s:.0f} s',
         _strip(result.before),
         _strip(result.after),
     )
@@ -194,12 +224,16 @@ def _print_sweep(run: config.Run, results: list[Result]) -> None:
 
 def print_comparison(title: str, before: metrics.Row, after: metrics.Row) -> None:
     """The table of reference against trained policy."""
-    rows = [(name, _cell(before, *keys), _cell(after, *keys)) for name, *keys in TABLE]
+    table = TABLE if TABLE[0][1] in after else LANGUAGE_TABLE
+    table = [row for row in table if row[1] in after]
+    rows = [(name, _cell(before, *keys), _cell(after, *keys)) for name, *keys in table]
     metrics.print_table(title, ('', 'reference', 'trained policy'), rows)
 
 
 def _cell(numbers: metrics.Row, key: str, error: str | None) -> str:
     value = f'{numbers[key]:.3f}' if abs(numbers[key]) < 10 else f'{numbers[key]:.1f}'
+    if f'{key}_low' in numbers:  # A 95 % interval.
+        return f'{value} ({numbers[f"{key}_low"]:.2f} to {numbers[f"{key}_high"]:.2f})'
     return f'{value} ± {numbers[error]:.2g}' if error else value
 
 
@@ -220,6 +254,8 @@ def _plot(options: argparse.Namespace) -> None:
 def _render(options: argparse.Namespace) -> None:
     from sail_jax.control import render
 
+    if not isinstance(runs.load(options.run / 'config.yaml'), ControlRun):
+        raise UserError(f'{options.run}: render is for control runs')
     run, policy, start = runs.open_run(options.run)
     policy = start if options.start else policy
     episode_return = render.render(run, policy, options.out, options.seed, options.stochastic)
@@ -228,9 +264,44 @@ def _render(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from sail_jax.control import render
+    from sail_jax.language import export
 
+    run = runs.load(options.run / 'config.yaml')
+    if isinstance(run, LanguageRun):
+        opened = export.open_run(options.run, run)
+        print(export.export(opened, options.out, options.adapter, options.dtype))
+        return
+    if options.adapter or options.dtype:
+        raise UserError('--adapter, --dtype: for language runs')
     run, policy, _ = runs.open_run(options.run)
     print(render.export_brax(run, policy, options.out))
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from sail_jax.language import export
+    from sail_jax.language.sampler import Sampling
+
+    if options.samples < 1:
+        raise UserError(f'--samples: at least 1, got {options.samples}')
+    decoder, tokenizer, sampling = export.load(options.model)
+    given = {'max_tokens': options.max_tokens, 'temperature': options.temperature}
+    given = {key: value for key, value in given.items() if value is not None}
+    sampling = config.validate(Sampling, sampling.model_dump() | given, Path('generate'), None)
+    responses = export.generate(
+        decoder,
+        tokenizer,
+        options.prompt,
+        sampling,
+        seed=options.seed,
+        samples=options.samples,
+        chat=options.chat,
+    )
+    shown = [
+        response if options.chat else prompt + response
+        for prompt, group in zip(options.prompt, responses, strict=True)
+        for response in group
+    ]
+    print('\n---\n'.join(shown))
 
 
 def _use_compilation_cache() -> None:

@@ -1,5 +1,6 @@
 """From a configuration or a run directory to something that runs."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,34 @@ from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
 from sail_jax.control.workload import SegmentReward
 from sail_jax.errors import UserError
+from sail_jax.language import task as language_task
+from sail_jax.language.config import LanguageRun
+from sail_jax.language.rewards import Judge, Reward
 from sail_jax.trainer import Result, Task
 from sail_jax.update import Hyper, Policy
 
 CONFIGS: dict[str, Callable[[dict[str, Any], Path], type[config.Settings]]] = {
     'control': lambda data, path: ControlRun,
     'bandit': bandit.model,
+    'language': lambda data, path: LanguageRun,
 }
-TASKS: dict[type[Run], Callable[..., Task]] = {ControlRun: control_task.make}
+TASKS: dict[type[Run], Callable[..., Task]] = {
+    ControlRun: control_task.make,
+    LanguageRun: language_task.make,
+}
+
+
+def make_task(run: Run, **given: Any) -> Task:
+    """The task of a configuration, with what Python gives beside it; None is not given.
+
+    Raises:
+      UserError: as of the workload's `make`; or something that this workload does not take.
+    """
+    make = TASKS[type(run)]
+    given = {key: value for key, value in given.items() if value is not None}
+    if foreign := sorted(given.keys() - inspect.signature(make).parameters.keys()):
+        raise UserError(f'{foreign[0]}: not for a {run.workload} run')
+    return make(run, **given)
 
 
 def load(path: str | Path) -> config.Settings:
@@ -47,6 +68,8 @@ def train(
     resume: bool = False,
     env: Env | None = None,
     segment_reward: SegmentReward | None = None,
+    reward: Reward | None = None,
+    judge: Judge | None = None,
     quiet: bool = False,
 ) -> Result | list[Result] | bandit_study.Table:
     """Trains a policy from preferences, or runs a study of the exact problem.
@@ -58,6 +81,10 @@ def train(
       env: any environment with Brax's interface instead of the configuration's.
       segment_reward: what the labeller goes by instead of the environment's reward; see
         `sail_jax.control.workload.SegmentReward`.
+      reward: of a language run, scores responses instead of the configuration's reward; see
+        `sail_jax.language.rewards.Reward`.
+      judge: of a language run, says which of two responses is better; see
+        `sail_jax.language.rewards.Judge`. With both, `reward` is for evaluation.
       quiet: no progress bar.
 
     Returns:
@@ -76,17 +103,18 @@ def train(
         if resume:
             raise UserError(f'{run_dir}: a study has nothing to resume; run it again')
         return bandit_study.run(run, run_dir)
-    extras = {'env': env, 'segment_reward': segment_reward}
-    task = TASKS[type(run)](
-        run, **{key: value for key, value in extras.items() if value is not None}
-    )
+    given = {'env': env, 'segment_reward': segment_reward, 'reward': reward, 'judge': judge}
+    if isinstance(run, LanguageRun):
+        given['run_dir'] = run_dir
+    task = make_task(run, **given)
     return trainer.train(run, task, run_dir, resume, quiet)
 
 
-def open_run(run_dir: str | Path, env: Env | None = None) -> tuple[Any, Policy, Policy]:
+def open_run(run_dir: str | Path, **given: Any) -> tuple[Any, Policy, Policy]:
     """A run's configuration, its newest policy, and the policy it started from.
 
-    `env` is the environment that the run was trained with, where it was not one by name.
+    Args:
+      **given: what `train` was given beside the configuration, as far as it matters.
 
     Raises:
       UserError: no run there, or no readable checkpoint.
@@ -97,7 +125,7 @@ def open_run(run_dir: str | Path, env: Env | None = None) -> tuple[Any, Policy, 
         raise UserError(f'{run_dir}: a {run.workload} study; it leaves figures, and no policy')
     if found := config.members(run):
         raise UserError(f'{run_dir}: a sweep; name one of its runs, e.g. {run_dir}/{found[0].name}')
-    task = TASKS[type(run)](run, env=env)
+    task = make_task(run, **given)
     abstract = trainer.Layout.of(run, task).policy
     directory, frozen = run_dir / 'checkpoints', task.frozen()
     policy = checkpoint.restore_policy(directory, abstract)
@@ -105,19 +133,23 @@ def open_run(run_dir: str | Path, env: Env | None = None) -> tuple[Any, Policy, 
     return run, policy._replace(frozen=frozen), start._replace(frozen=frozen)
 
 
-def evaluate(
-    run_dir: str | Path, episodes: int | None = None, env: Env | None = None
-) -> tuple[dict, dict]:
+def evaluate(run_dir: str | Path, episodes: int | None = None, **given: Any) -> tuple[dict, dict]:
     """Evaluates a run's newest policy and its start policy on the run's evaluation keys.
+
+    Args:
+      episodes: of a control run, instead of the run's setting.
+      **given: the environment, reward or judge that `train` was given.
 
     Returns:
       Numbers of the start policy, and of the trained one.
     """
-    run, policy, start = open_run(run_dir, env)
+    if episodes is not None and not isinstance(load(Path(run_dir) / 'config.yaml'), ControlRun):
+        raise UserError(f'{run_dir}: --episodes is for control runs')
+    run, policy, start = open_run(run_dir, **given)
     if episodes is not None:
         evaluation = run.evaluation.model_copy(update={'episodes': episodes})
         run = run.model_copy(update={'evaluation': evaluation})
-    task = TASKS[type(run)](run, env=env)
+    task = make_task(run, **given)
     identity = np.uint32(run.seed), Hyper.of(run)
     numbers = jax.device_get([task.evaluate(p, start, *identity) for p in (start, policy)])
     before, after = ({key: float(x) for key, x in row.items()} for row in numbers)

@@ -25,6 +25,7 @@ from sail_jax.update import Hyper, Metrics, Policy, State, Workload
 # What `--resume` may change: a run can be prolonged, and logged or kept elsewhere.
 FREE_ON_RESUME = (
     'total_env_steps',
+    'total_prompts',
     'logging.tensorboard',
     'logging.wandb',
     'checkpoints.every_updates',
@@ -74,7 +75,9 @@ class Result(NamedTuple):
     after: Row
     """Evaluation of the trained policy."""
     length: int
-    """In the workload's unit: env steps of control, prompts of language."""
+    """In `unit`s."""
+    unit: str
+    """`Task.unit`."""
     labels: int
     wall_s: float
     """Of this process, compilation included."""
@@ -207,8 +210,8 @@ def train(
 
     Raises:
       UserError: a run directory or a reference that cannot be used; nothing was overwritten.
-      TrainingFailed: too many gradient steps in a row were not finite, or no checkpoint could be
-        written.
+      TrainingFailed: too many gradient steps in a row were not finite; a reward that does not
+        answer; no checkpoint could be written.
       Interrupted: SIGINT or SIGTERM; the state was saved.
     """
     began = time.perf_counter()
@@ -282,7 +285,12 @@ def train(
                 update.make_dispatch(task.workload, run, size, layout.shardings, bool(found)), state
             )
         while not last:
-            state, numbers = dispatch(state)
+            try:
+                state, numbers = dispatch(state)
+            except (UserError, TrainingFailed) as error:
+                # The host's part failed, a reward function for example; nothing learnt is lost.
+                saved = f'; saved at {recorder.at(step)}' if save(wait=True) else ''
+                raise type(error)(f'{error}{saved}') from error
             step += size
             if pending is not None:  # Read while the device works on the next.
                 recorder.write(recorder.rows(pending))
@@ -291,7 +299,8 @@ def train(
             stopped = hosts.any_process(bool(signals))
             evaluating = last or _due(step, size, task.evaluate_every)
             saving = last or _due(step, size, run.checkpoints.every_updates)
-            if evaluating or saving or stopped:
+            # Where the host has a part in every update, nothing is gained by reading late.
+            if evaluating or saving or stopped or task.dispatch is not None:
                 rows, pending = recorder.rows(pending), None
                 if evaluating:
                     after = evaluate()
@@ -313,6 +322,7 @@ def train(
                 before=first,
                 after=row,
                 length=step * task.units_per_update,
+                unit=task.unit,
                 labels=int(labels),
                 wall_s=recorder.wall_s(),
             )

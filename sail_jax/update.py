@@ -269,8 +269,13 @@ def penalty_lanes(
 
 def draw(workload: Workload, state: State) -> Sampled:
     """The labelled batch of the state's next update."""
-    key = jax.random.fold_in(stream(state.seed, UPDATE), state.step + 1)
+    key = update_key(state)
     return workload.sample(state.policy, reference_of(state), state.sampler, key, state.labels)
+
+
+def update_key(state: State) -> jax.Array:
+    """The key of the state's next update."""
+    return jax.random.fold_in(stream(state.seed, UPDATE), state.step + 1)
 
 
 def reference_of(state: State) -> Policy:

@@ -95,6 +95,19 @@ def converter(name: str) -> Convert:
     raise ValueError(name)
 
 
+def has_pairs(data: Data) -> bool:
+    """Whether the first row that can be read has a chosen and a rejected response.
+
+    Raises:
+      UserError: no such data.
+    """
+    for file in sources.find(data.path, data.split):
+        for located in sources.read(file):
+            with contextlib.suppress(UserError):
+                return converter(data.format)(located.load()).rejected is not None
+    return False
+
+
 def encode(data: Data, tokenizer: Tokenizer, row: Row) -> Example:
     """Token ids of a checked row.
 

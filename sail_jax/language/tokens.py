@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.ext
 import jinja2.sandbox
+import numpy as np
 import tokenizers
 
 from sail_jax.errors import UserError
@@ -102,6 +103,14 @@ class Tokenizer:
     def text(self, ids: Sequence[int]) -> str:
         """For people and labellers; without special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def texts(self, tokens_BxKxR: np.ndarray, lengths_BxK: np.ndarray) -> list[list[str]]:
+        """`text` of groups of padded responses, [B][K]."""
+        groups = zip(tokens_BxKxR.tolist(), lengths_BxK.tolist(), strict=True)
+        return [
+            [self.text(ids[:n]) for ids, n in zip(group, lengths, strict=True)]
+            for group, lengths in groups
+        ]
 
     def _with_start(self, text: str) -> list[int]:
         """With the special tokens before the text, without those after it, which would end the

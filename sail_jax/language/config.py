@@ -1,0 +1,186 @@
+"""Configuration of a language run."""
+
+from pathlib import Path
+from typing import Literal
+
+import jax
+from pydantic import Field
+
+from sail_jax import config
+from sail_jax.config import Section, Teacher
+from sail_jax.devices import Devices
+from sail_jax.errors import UserError
+from sail_jax.language.data import Data
+from sail_jax.language.lora import Lora
+from sail_jax.language.sampler import Sampling
+
+DType = Literal['float32', 'bfloat16']
+
+
+class Model(Section):
+    """The policy at the start, which is also the reference."""
+
+    path: Path
+    """A Hugging Face checkpoint directory of the Llama family (Llama, Mistral, Qwen1.5 to 3)."""
+    dtype: DType = 'float32'
+    """Of activations; log-probabilities and KL are float32 whatever it is."""
+    param_dtype: DType = 'float32'
+    """Of the parameters. With `train: lora` of the frozen ones; an adapter is float32."""
+    remat: bool = False
+    """Compute each layer again in the backward pass instead of keeping its activations."""
+    train: Literal['full', 'lora'] = 'full'
+    """All parameters, with a copy of them as the reference; or an adapter, and the reference is
+    the model without it."""
+    lora: Lora = Lora()
+    """For `train: lora`."""
+
+
+class RewardSource(Section):
+    """What the labeller goes by. From Python, `sail_jax.train(..., reward=f)` or `judge=f` stand
+    in for it."""
+
+    source: Literal['none', 'positivity', 'model'] = 'none'
+    """`positivity`: the sentiment of the response by a lexicon. `model`: the sequence
+    classification checkpoint at `path`."""
+    path: Path | None = None
+    """A Hugging Face directory with one label, and with its own tokeniser and chat template."""
+    max_tokens: int = Field(1024, ge=1)
+    """The reward model's limit for prompt and response together, in its own tokens."""
+    batch_size: int = Field(64, ge=1)
+    """Responses that are scored at once."""
+    timeout_s: float = Field(600.0, gt=0)
+    """Seconds after which a call that has not answered ends the run."""
+
+
+class Optimizer(config.Optimizer):
+    """Adam on the surrogate, its step size over the run included."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    """Adam's step size, for all parameters; adapters take about ten times as much."""
+    warmup_updates: int = Field(0, ge=0)
+    """Updates over which the step size rises to its full value."""
+    decay: Literal['none', 'linear', 'cosine'] = 'none'
+    """How the step size falls to 0 from there to the end of the run."""
+
+
+class Evaluation(Section):
+    """Responses to held-out prompts, and held-out pairs where the data have them."""
+
+    every_updates: int = Field(50, ge=1)
+    """Updates between evaluations; there is one before the first and after the last."""
+    prompts: int = Field(128, ge=2)
+    """How many prompts are held out."""
+    samples: int = Field(1, ge=1, le=64)
+    """Responses to each prompt, of the policy and of the start policy."""
+    path: str | None = None
+    """Where they come from, as `data.path`; none is `data.path`."""
+    split: str | None = None
+    """Of a directory. With neither path nor split, rows spread evenly over the data are held out
+    of training."""
+    table_rows: int = Field(16, ge=0)
+    """Prompts in the sample table that each evaluation leaves in `RUN_DIR/samples`."""
+
+
+class LanguageRun(config.Run):
+    """Aligns a language model with a labeller, or with preference data."""
+
+    workload: Literal['language']
+    """What this file configures."""
+    total_prompts: int = Field(10_000, ge=1)
+    """Length of the run, rounded up to whole updates; the data are gone through in a new order as
+    often as it takes."""
+    prompts_per_update: int = Field(32, ge=1)
+    """Prompts of an update, B."""
+    group_size: int = Field(2, ge=2, le=256)
+    """Responses to each prompt, K; all K(K-1)/2 pairs of them are compared."""
+    model: Model
+    devices: Devices = Devices()
+    data: Data
+    sampling: Sampling = Sampling()
+    reward: RewardSource = RewardSource()
+    labeller: Teacher = Teacher()
+    optimizer: Optimizer = Optimizer()
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def samples_policy(self) -> bool:
+        """Whether there are rows with the policy's responses."""
+        return self.objective.mixture.dpr + self.objective.mixture.dpp > 0
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether there are rows with the data's responses."""
+        return self.objective.mixture.dpr + self.objective.mixture.dpp < 1 - 1e-6
+
+    @property
+    def samples_reference(self) -> bool:
+        """Whether each prompt also gets a response of the reference, for the KL penalty."""
+        return self.divergence.coefficient > 0 and self.divergence.states == 'reference'
+
+    @property
+    def max_response_tokens(self) -> int:
+        """The longest response that may come up in training."""
+        sampled = self.sampling.max_tokens if self.samples_policy or self.samples_reference else 0
+        return max(sampled, self.data.max_response_tokens if self.reads_pairs else 0)
+
+    @property
+    def updates(self) -> int:
+        """Updates of the whole run."""
+        return -(-self.total_prompts // self.prompts_per_update)
+
+
+def check(run: LanguageRun) -> None:
+    """Refuses settings that are each fine but do not go together.
+
+    Raises:
+      UserError: naming the keys.
+    """
+    config.check(run)
+    mixture, reward = run.objective.mixture, run.reward
+    if config.members(run):
+        raise UserError('seeds, sweep: language runs are trained one by one')
+    if jax.process_count() > 1:
+        raise UserError('language runs take one process so far; use the devices of one host')
+    if run.prompts_per_update % run.optimizer.minibatches:
+        raise UserError(
+            f'optimizer.minibatches: {run.optimizer.minibatches} does not divide '
+            f'prompts_per_update: {run.prompts_per_update}'
+        )
+    if mixture.dpp + mixture.ddp > 1 - 1e-6:
+        raise UserError(
+            'objective.mixture: a policy that starts as its reference and labels every row itself '
+            'has no gradient; leave some rows to dpr or offline DPO'
+        )
+    if run.reads_pairs and run.group_size != 2:
+        raise UserError(
+            f'group_size: {run.group_size}; rows with responses from the data (ddp and offline '
+            'DPO, what is left of 1 in objective.mixture) have 2'
+        )
+    if (reward.source == 'model') != (reward.path is not None):
+        needed = 'needed for' if reward.path is None else 'not used by'
+        raise UserError(f'reward.path: {needed} reward.source: {reward.source}')
+    if run.labeller.discount < 1:
+        raise UserError('labeller.discount: a response has one reward, at its end; use 1')
+    if run.labeller.skip + run.labeller.equal > 0 and mixture.dpr < 1:
+        raise UserError(
+            'labeller.skip, labeller.equal: in units of the mean reward of a batch, whose rows '
+            'must all be labelled by it; use objective.mixture.dpr: 1'
+        )
+    if run.optimizer.decay != 'none' and run.optimizer.warmup_updates >= run.updates:
+        raise UserError(
+            f'optimizer.warmup_updates: {run.optimizer.warmup_updates}; the run has {run.updates}'
+        )
+
+
+def check_lengths(run: LanguageRun, max_positions: int) -> None:
+    """Refuses lengths that the model has no positions for.
+
+    Raises:
+      UserError: naming the keys.
+    """
+    response = max(run.max_response_tokens, run.sampling.max_tokens)
+    if run.data.max_prompt_tokens + response > max_positions:
+        raise UserError(
+            f'data.max_prompt_tokens: {run.data.max_prompt_tokens}, and responses of {response}: '
+            f'{run.model.path} has {max_positions} positions'
+        )

@@ -1,0 +1,201 @@
+"""Evaluation on held-out prompts and pairs, on keys of its own, against the start policy."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sail_jax.language import logprobs, reader, sampler, workload
+from sail_jax.language.config import LanguageRun
+from sail_jax.language.data import Example
+from sail_jax.language.labels import Labeller
+from sail_jax.language.logprobs import Prompts
+from sail_jax.language.policy import Models
+from sail_jax.language.samples import Answers, write_table
+from sail_jax.language.tokens import Tokenizer
+from sail_jax.trainer import Evaluate
+from sail_jax.update import EVALUATE, Hyper, Policy, stream
+
+Z95 = 1.959964
+"""Of the normal distribution: 95 % lie within."""
+
+
+class Weighed(NamedTuple):
+    """Responses under policy and reference, [N, S] each, summed over their tokens."""
+
+    logp: jax.Array
+    reference_logp: jax.Array
+    ref_to_policy: jax.Array
+    policy_to_ref: jax.Array
+
+
+def make(
+    run: LanguageRun,
+    models: Models,
+    tokenizer: Tokenizer,
+    held_out: Sequence[Example],
+    labeller: Labeller,
+    run_dir: Path | None,
+) -> Evaluate:
+    """Every call uses the same prompts and keys, so evaluations compare prompt by prompt.
+
+    Args:
+      held_out: the prompts, and pairs if all have them.
+      run_dir: takes a sample table at each evaluation; None writes none.
+    """
+    settings, eos_E = run.evaluation, jnp.asarray(tokenizer.eos_ids, jnp.int32)
+    whole = reader.batch(held_out).prompts
+    rows = min(len(held_out), run.prompts_per_update)
+    prompts = [example.row.prompt for example in held_out]
+    paired = all(example.rejected is not None for example in held_out)
+
+    @jax.jit
+    def generate(policy: Policy, prompts: Prompts, key_B: jax.Array) -> sampler.Responses:
+        return sampler.generate(
+            models.policy(policy),
+            prompts,
+            key_B,
+            group_size=settings.samples,
+            settings=run.sampling,
+            eos_E=eos_E,
+        )
+
+    @jax.jit
+    def weigh(
+        policy: Policy,
+        start: Policy,
+        prompts: Prompts,
+        tokens_BxSxR: jax.Array,
+        lengths_BxS: jax.Array,
+    ) -> Weighed:
+        ours, theirs = (
+            logprobs.predictions(decoder, prompts, tokens_BxSxR)
+            for decoder in (models.policy(policy), models.reference(start))
+        )
+        mask = workload.lengths_mask(lengths_BxS, tokens_BxSxR.shape[-1])
+        compared = logprobs.compare(ours, theirs, tokens_BxSxR)
+        return Weighed(*(jnp.where(mask, x, 0).sum(-1) for x in compared))
+
+    def answer(policy: Policy, seed: jax.Array) -> Answers:
+        key = stream(seed, EVALUATE)
+        key_N = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(held_out)))
+        drawn = _by_rows(lambda *args: generate(policy, *args), rows, whole, key_N)
+        texts = tokenizer.texts(drawn.tokens_BxKxR, drawn.lengths_BxK)
+        reward = labeller.reward and labeller.reward(prompts, texts)
+        return Answers(drawn.tokens_BxKxR, drawn.lengths_BxK, drawn.ended_BxK, texts, reward)
+
+    # The start policy answers once.
+    known: list[tuple[Policy, int, Answers]] = []
+
+    def answer_of_start(start: Policy, frozen: Any, seed: jax.Array) -> Answers:
+        if not known or known[0][0] is not start or known[0][1] != int(seed):
+            answers = answer(start._replace(frozen=frozen), seed)
+            known[:] = [(start, int(seed), answers)]
+        return known[0][2]
+
+    def evaluate(policy: Policy, start: Policy, seed: jax.Array, hyper: Hyper) -> dict[str, float]:
+        reference = start._replace(frozen=policy.frozen)
+        of = lambda responses: _by_rows(  # noqa: E731
+            lambda *args: weigh(policy, reference, *args), rows, whole, *responses
+        )
+        ours, theirs = answer(policy, seed), answer_of_start(start, policy.frozen, seed)
+        numbers = _lengths(ours) | _divergences(
+            of((ours.tokens, ours.lengths)), ours, of((theirs.tokens, theirs.lengths)), theirs
+        )
+        numbers |= _rewards(ours, theirs)
+        numbers |= _wins(labeller, prompts, ours, theirs)
+        if paired:
+            pairs = reader.batch(held_out, run.data.max_response_tokens).pairs
+            numbers |= _pairs(of(pairs), float(hyper.beta))
+        if run_dir is not None and settings.table_rows:
+            name = f'{int(policy.fixed):06}.md'
+            write_table(run_dir / 'samples' / name, prompts[: settings.table_rows], theirs, ours)
+        return numbers
+
+    return evaluate
+
+
+def _by_rows(function: Callable, rows: int, *arrays):
+    """`function` of all arrays, so many rows at a time, on the host; one shape serves all."""
+    count = len(jax.tree.leaves(arrays)[0])
+    parts = []
+    for first in range(0, count, rows):
+        index = np.minimum(np.arange(first, first + rows), count - 1)
+        part = jax.tree.map(lambda x, index=index: x[index], arrays)
+        parts.append(jax.device_get(function(*part)))
+    join = lambda *x: np.concatenate(x)[:count] if np.ndim(x[0]) else x[0]  # noqa: E731
+    return jax.tree.map(join, *parts)
+
+
+def _lengths(ours: Answers) -> dict[str, float]:
+    return {'response_length': ours.lengths.mean(), 'ended': ours.ended.mean()}
+
+
+def _divergences(
+    ours: Weighed, our_answers: Answers, theirs: Weighed, their_answers: Answers
+) -> dict[str, float]:
+    """Exact at every token, over samples of the first distribution: nats per token, and per
+    response as a whole."""
+    forward, backward = ours.policy_to_ref, theirs.ref_to_policy
+    return {
+        'kl_policy_to_ref': forward.sum() / our_answers.lengths.sum(),
+        'kl_ref_to_policy': backward.sum() / their_answers.lengths.sum(),
+        'response_kl_policy_to_ref': forward.mean(),
+        'response_kl_ref_to_policy': backward.mean(),
+    }
+
+
+def _rewards(ours: Answers, theirs: Answers) -> dict[str, float]:
+    """Mean over prompts, whose samples are averaged first."""
+    if ours.rewards is None:
+        return {}
+    n = len(ours.rewards)
+    own, difference = ours.rewards.mean(1), (ours.rewards - theirs.rewards).mean(1)
+    return {
+        'reward': own.mean(),
+        'reward_se': own.std(ddof=1) / n**0.5,
+        'reward_gain': difference.mean(),
+        'reward_gain_se': difference.std(ddof=1) / n**0.5,
+    }
+
+
+def _wins(
+    labeller: Labeller, prompts: Sequence, ours: Answers, theirs: Answers
+) -> dict[str, float]:
+    """Share of prompts on which the policy's response is preferred to the start policy's; equal
+    ones count one half. With Wilson's 95 % interval over prompts."""
+    if labeller.judge is not None:
+        won_NxS = np.stack(
+            [
+                labeller.judge(prompts, list(zip(a, b, strict=True))).prob_BxKxK[:, 0, 1]
+                for a, b in zip(_columns(ours.texts), _columns(theirs.texts), strict=True)
+            ],
+            axis=1,
+        )
+    elif ours.rewards is not None:
+        won_NxS = (1 + np.sign(ours.rewards - theirs.rewards)) / 2
+    else:
+        return {}
+    n, rate = len(prompts), won_NxS.mean()
+    centre = (rate + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * (rate * (1 - rate) / n + Z95**2 / (4 * n**2)) ** 0.5
+    return {'win_rate': rate, 'win_rate_low': centre - half, 'win_rate_high': centre + half}
+
+
+def _columns(texts: list[list[str]]) -> list[tuple[str, ...]]:
+    return list(zip(*texts, strict=True))
+
+
+def _pairs(weighed: Weighed, beta: float) -> dict[str, float]:
+    """Implicit rewards of the held-out pairs: how often the chosen one's is larger (equal ones
+    count one half), and by how much."""
+    implicit = beta * (weighed.logp - weighed.reference_logp)
+    margin = implicit[:, 0] - implicit[:, 1]
+    return {
+        'pair_accuracy': ((1 + np.sign(margin)) / 2).mean(),
+        'pair_margin': margin.mean(),
+        'pair_margin_se': margin.std(ddof=1) / len(margin) ** 0.5,
+    }

@@ -1,0 +1,124 @@
+"""A run's model outside of training: as a Hugging Face directory, or answering a prompt."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sail_jax import checkpoint, config
+from sail_jax.errors import UserError
+from sail_jax.language import lora, sampler, tokens, weights
+from sail_jax.language import policy as language_policy
+from sail_jax.language.config import LanguageRun
+from sail_jax.language.model import Decoder
+from sail_jax.language.policy import Models
+from sail_jax.language.rows import Message
+from sail_jax.language.sampler import Sampling
+from sail_jax.language.tokens import Tokenizer
+from sail_jax.update import Policy
+
+
+class Opened(NamedTuple):
+    """A run's newest model; neither data nor labeller are looked at."""
+
+    run: LanguageRun
+    models: Models
+    policy: Policy
+
+    @property
+    def decoder(self) -> Decoder:
+        """With its adapter, where it has one."""
+        return self.models.policy(self.policy)
+
+
+def open_run(run_dir: Path, run: LanguageRun) -> Opened:
+    """Reads a run's newest checkpoint.
+
+    Raises:
+      UserError: no readable checkpoint; the model that training started from is gone.
+    """
+    models = language_policy.read(run.model)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    places = jax.tree.map(lambda _: device, models.abstract)
+    abstract = checkpoint.abstract_like(models.abstract, places)
+    policy = checkpoint.restore_policy(run_dir / 'checkpoints', abstract)
+    return Opened(run, models, policy._replace(frozen=models.frozen()))
+
+
+def export(opened: Opened, out: Path, adapter: bool = False, dtype: str | None = None) -> Path:
+    """Writes a directory that `transformers` and vLLM load, tokeniser included.
+
+    Args:
+      out: a new directory.
+      adapter: write the adapter alone, as PEFT does, instead of adding it into the weights.
+      dtype: of the tensors; None keeps the parameters'.
+
+    Raises:
+      UserError: it exists; there is no adapter.
+    """
+    settings = opened.run.model
+    if adapter and settings.train != 'lora':
+        raise UserError('--adapter: the run trained all parameters (model.train: full)')
+    if adapter:
+        return lora.save(opened.decoder, settings.lora, out, base=settings.path)
+    decoder = opened.decoder
+    if settings.train == 'lora':
+        decoder = lora.merge(decoder)
+    return weights.save(decoder, out, source=settings.path, dtype=dtype and jnp.dtype(dtype))
+
+
+def load(path: Path) -> tuple[Decoder, Tokenizer, Sampling]:
+    """The model of a run, or of a Hugging Face directory, and how it is sampled.
+
+    Raises:
+      UserError: neither of them is there, or it cannot be read.
+    """
+    if (path / 'config.yaml').exists():
+        data, node = config.read_yaml(path / 'config.yaml')
+        if data.get('workload') != 'language':
+            raise UserError(f'{path}: not a run of a language model')
+        run = config.validate(LanguageRun, data, path / 'config.yaml', node)
+        return open_run(path, run).decoder, tokens.load(run.model.path), run.sampling
+    return weights.load(path), tokens.load(path), Sampling()
+
+
+def generate(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    settings: Sampling,
+    *,
+    seed: int = 0,
+    samples: int = 1,
+    chat: bool = False,
+) -> list[list[str]]:
+    """Responses to prompts, [N][samples].
+
+    Args:
+      chat: put each prompt as the user's turn into the chat template; otherwise it is plain text
+        to continue.
+
+    Raises:
+      UserError: no chat template; a prompt without tokens.
+    """
+    turns = [(Message('user', prompt),) if chat else prompt for prompt in prompts]
+    graphdef, state = nnx.split(decoder)
+
+    @jax.jit
+    def draw(state: nnx.State, prompts: sampler.Prompts, key_N: jax.Array) -> sampler.Responses:
+        return sampler.generate(
+            nnx.merge(graphdef, state),
+            prompts,
+            key_N,
+            group_size=samples,
+            settings=settings,
+            eos_E=jnp.asarray(tokenizer.eos_ids, jnp.int32),
+        )
+
+    padded = sampler.pad_prompts([tokenizer.prompt_ids(turn) for turn in turns])
+    key_N = jax.random.split(jax.random.key(seed), len(prompts))
+    drawn = jax.device_get(draw(state, padded, key_N))
+    return tokenizer.texts(drawn.tokens_BxKxR, drawn.lengths_BxK)

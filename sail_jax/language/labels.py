@@ -1,0 +1,85 @@
+"""From sampled tokens to what the labeller says of them, on the host."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sail_jax.errors import UserError
+from sail_jax.language import rewards, tokens
+from sail_jax.language.config import LanguageRun
+from sail_jax.language.rewards import Judge, Reward
+from sail_jax.language.rows import Prompt
+from sail_jax.objective import Preferences
+
+
+class Labeller(NamedTuple):
+    """A reward or a judge; neither, where the labels come from the data and the policy."""
+
+    reward: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], np.ndarray] | None
+    """`(prompts, groups of responses) -> [B, K]`."""
+    judge: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Preferences] | None
+
+
+def make(run: LanguageRun, reward: Reward | None = None, judge: Judge | None = None) -> Labeller:
+    """The labeller of a configuration, or of Python's functions.
+
+    Raises:
+      UserError: two rewards; a reward model that cannot be read.
+    """
+    source = run.reward
+    if reward is not None and source.source != 'none':
+        raise UserError(f'reward.source: {source.source}, and a reward from Python; use one')
+    limits = {'batch_size': source.batch_size, 'timeout_s': source.timeout_s}
+    match source.source:
+        case 'positivity':
+            from sail_jax.language import sentiment
+
+            reward = sentiment.positivity
+        case 'model':
+            model = rewards.load(source.path, dtype=run.model.dtype)
+            reward = rewards.from_model(model, tokens.load(source.path), source.max_tokens)
+    return Labeller(
+        reward and (lambda prompts, groups: rewards.score(reward, prompts, groups, **limits)),
+        judge and (lambda prompts, groups: rewards.judge(judge, prompts, groups, **limits)),
+    )
+
+
+def check(run: LanguageRun, labeller: Labeller) -> None:
+    """Refuses to train without the labeller that the mixture asks for.
+
+    Raises:
+      UserError: naming the keys.
+    """
+    if run.objective.mixture.dpr > 0 and labeller == Labeller(None, None):
+        raise UserError(
+            "reward.source: none, but the rows of objective.mixture's dpr need a labeller: "
+            'positivity, model, or a function from Python'
+        )
+
+
+def scores(
+    labeller: Labeller, prompts: Sequence[Prompt], groups: list[list[str]], asked_B: np.ndarray
+) -> np.ndarray | Preferences:
+    """Rewards [B, K] or a judge's preferences of the rows that are asked; zeros elsewhere.
+
+    Raises:
+      UserError, TrainingFailed: as of `rewards.score`.
+    """
+    rows = np.flatnonzero(asked_B)
+    asked_prompts, asked_groups = [prompts[i] for i in rows], [groups[i] for i in rows]
+    shape = (len(groups), len(groups[0]))
+
+    def spread(values: np.ndarray, *shape: int) -> np.ndarray:
+        whole = np.zeros(shape, np.float32)
+        whole[rows] = values
+        return whole
+
+    if labeller.judge is None:
+        if not len(rows):
+            return np.zeros(shape, np.float32)
+        return spread(labeller.reward(asked_prompts, asked_groups), *shape)
+    K = shape[1]
+    if not len(rows):
+        return Preferences(*[np.zeros((*shape, K), np.float32)] * 2)
+    return Preferences(*(spread(x, *shape, K) for x in labeller.judge(asked_prompts, asked_groups)))

@@ -1,0 +1,98 @@
+"""The rows of a run: which are held out, and which ones an update reads."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sail_jax.errors import UserError
+from sail_jax.language import data
+from sail_jax.language.config import LanguageRun
+from sail_jax.language.data import Data, Dataset, Example
+from sail_jax.language.sampler import bucket, pad_prompts
+from sail_jax.language.tokens import Tokenizer
+from sail_jax.language.workload import Pairs, Rows
+
+
+class Reader(NamedTuple):
+    """A run's data. Which rows an update reads follows from its number alone."""
+
+    dataset: Dataset
+    training: np.ndarray
+    """Row numbers that are trained on."""
+    held_out: list[Example]
+    seed: int
+    rows_per_update: int
+
+    def examples(self, step: int) -> list[Example]:
+        """The rows of the update that follows `step` updates."""
+        cursor, count = step * self.rows_per_update, self.rows_per_update
+        order = data.indices(self.seed, cursor, count, len(self.training))
+        return [self.dataset[row] for row in self.training[order]]
+
+
+def cache_dir() -> Path:
+    """Where prepared data are kept between runs."""
+    home = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
+    return home / 'sail_jax' / 'data'
+
+
+def prepare(run: LanguageRun, tokenizer: Tokenizer, cache: Path | None = None) -> Reader:
+    """Reads and checks the data of a run, or finds them prepared.
+
+    Where a data set has pairs, every row must be one, whether or not training reads the responses.
+
+    Raises:
+      UserError: as of `data.prepare`; fewer rows than are to be held out.
+    """
+    cache, settings = cache or cache_dir(), run.evaluation
+    training = _prepare(run.data, tokenizer, cache, run.reads_pairs)
+    rows = np.arange(len(training))
+    if settings.path is None and settings.split is None:
+        elsewhere = training
+        held = _spread(settings.prompts, len(training), 'data.path: ' + run.data.path, spare=1)
+        rows = np.setdiff1d(rows, held)
+    else:
+        path, split = settings.path or run.data.path, settings.split or 'test'
+        other = run.data.model_copy(update={'path': path, 'split': split})
+        elsewhere = _prepare(other, tokenizer, cache, False)
+        held = _spread(settings.prompts, len(elsewhere), f'evaluation.path: {path}')
+    held_out = [elsewhere[row] for row in held]
+    return Reader(training, rows, held_out, run.seed, run.prompts_per_update)
+
+
+def batch(examples: Sequence[Example], pair_places: int | None = None) -> Rows:
+    """Rows as the compiled programs take them, padded to buckets.
+
+    Args:
+      pair_places: of each of the data's responses; None leaves them out.
+    """
+    prompts = pad_prompts([example.prompt for example in examples])
+    if pair_places is None:
+        return Rows(prompts, None)
+    tokens = np.zeros((len(examples), 2, pair_places), np.int32)
+    lengths = np.zeros((len(examples), 2), np.int32)
+    for row, example in enumerate(examples):
+        for lane, response in enumerate((example.chosen, example.rejected)):
+            tokens[row, lane, : len(response)] = response
+            lengths[row, lane] = len(response)
+    return Rows(prompts, Pairs(tokens, lengths))
+
+
+def places(longest: int, most: int) -> int:
+    """The padded size for responses: their bucket, but never more than the limit."""
+    return min(bucket(longest), most)
+
+
+def _prepare(settings: Data, tokenizer: Tokenizer, cache: Path, pairs: bool) -> Dataset:
+    kind = 'preference' if pairs or data.has_pairs(settings) else 'prompt'
+    return data.prepare(settings, kind, tokenizer, cache)
+
+
+def _spread(count: int, size: int, where: str, spare: int = 0) -> np.ndarray:
+    """`count` row numbers, evenly spread over `size` rows."""
+    if count + spare > size:
+        raise UserError(f'evaluation.prompts: {count} to hold out; {where} has {size} usable rows')
+    return np.arange(count) * size // count

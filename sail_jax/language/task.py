@@ -1,0 +1,160 @@
+"""A language run as the trainer takes it."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from sail_jax import devices, update
+from sail_jax.language import evaluate, labels, policy, reader, sharding, tokens, workload
+from sail_jax.language.config import LanguageRun, check, check_lengths
+from sail_jax.language.data import Example
+from sail_jax.language.labels import Labeller
+from sail_jax.language.reader import Reader
+from sail_jax.language.rewards import Judge, Reward
+from sail_jax.language.tokens import Tokenizer
+from sail_jax.trainer import Task
+from sail_jax.update import Metrics, Sampled, State, Workload
+
+WATCH = {
+    'time/prompts_per_s': 'prompts/s',
+    'eval/reward': 'reward',
+    'eval/win_rate': 'wins',
+    'eval/kl_policy_to_ref': 'KL',
+    'train/margin': 'margin',
+}
+
+log = logging.getLogger(__name__)
+
+
+def make(
+    run: LanguageRun,
+    reward: Reward | None = None,
+    judge: Judge | None = None,
+    run_dir: Path | None = None,
+) -> Task:
+    """Builds what the trainer needs.
+
+    Args:
+      run: the configuration.
+      reward: scores responses; see `rewards.Reward`. With a judge, for evaluation only.
+      judge: says which of two responses is better; see `rewards.Judge`.
+      run_dir: of a run that is trained; takes a sample table at each evaluation.
+
+    Raises:
+      UserError: settings that do not go together; a checkpoint or data that cannot be used.
+    """
+    check(run)
+    mesh = devices.make_mesh(run.prompts_per_update, run.devices, 'prompts_per_update')
+    shardings = partial(devices.state_sharding, mesh, rules=sharding.RULES)
+    models = policy.read(run.model, mesh)
+    check_lengths(run, models.architecture.max_positions)
+    tokenizer = tokens.load(run.model.path)
+    data = reader.prepare(run, tokenizer)
+    labeller = labels.make(run, reward, judge)
+    if run_dir is not None:
+        labels.check(run, labeller)
+    if run_dir is not None and run.samples_policy and not run.sampling.on_policy:
+        log.warning(
+            'sampling: temperature, top_k or top_p draw from another distribution than the policy, '
+            'so that training is off-policy by train/sampling_gap nats per token'
+        )
+    made = workload.make(run, models, tokenizer.eos_ids)
+    of_parameter = sharding.of_parameter(mesh)
+    return Task(
+        workload=made,
+        shardings=shardings,
+        start=lambda seed: models.start(seed, of_parameter),
+        abstract_policy=models.abstract,
+        evaluate=evaluate.make(run, models, tokenizer, data.held_out, labeller, run_dir),
+        updates=run.updates,
+        updates_per_dispatch=1,
+        evaluate_every=run.evaluation.every_updates,
+        unit='prompts',
+        units_per_update=run.prompts_per_update,
+        max_labels=run.labeller.max_labels,
+        watch=WATCH,
+        frozen=lambda: models.frozen(of_parameter),
+        dispatch=make_dispatch(run, made, data, tokenizer, labeller, mesh),
+    )
+
+
+def make_dispatch(
+    run: LanguageRun,
+    made: Workload,
+    data: Reader,
+    tokenizer: Tokenizer,
+    labeller: Labeller,
+    mesh: Mesh,
+) -> Callable[[State], tuple[State, Metrics]]:
+    """One update: read on the host, draw on the device, score on the host, learn on the device.
+
+    Raises (the function returned):
+      UserError, TrainingFailed: as of `rewards.score`; the state is as it was.
+    """
+    core = update.make_learn(made, run)
+    share = workload.step_size(run.optimizer, run.updates)
+
+    @jax.jit
+    def draw(state: State, rows: workload.Rows) -> Sampled:
+        return update.draw(made, state._replace(sampler=rows))
+
+    @partial(jax.jit, donate_argnums=0)
+    def learn(state: State, sampled: Sampled, scores: Any) -> tuple[State, Metrics]:
+        sampled = workload.labelled(run, state, sampled, scores)
+        rate = state.hyper.learning_rate * share(state.step)
+        hyper = state.hyper._replace(learning_rate=rate)
+        new, metrics = core(state._replace(hyper=hyper), sampled)
+        new = new._replace(hyper=state.hyper)
+        layout = devices.state_sharding(mesh, new, sharding.RULES)
+        new = jax.lax.with_sharding_constraint(new, layout)
+        metrics = {**metrics, 'learning_rate': rate, **update.counters(new)}
+        return new, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
+
+    ahead: dict[int, list[Example]] = {}
+
+    def dispatch(state: State) -> tuple[State, Metrics]:
+        step = int(state.step)
+        examples = ahead.pop(step, None) or data.examples(step)
+        pair_places = None
+        if run.reads_pairs:
+            longest = max(len(ids) for e in examples for ids in (e.chosen, e.rejected))
+            pair_places = reader.places(longest, run.data.max_response_tokens)
+        rows = jax.device_put(reader.batch(examples, pair_places), devices.by_rows(mesh))
+        sampled = draw(state, rows)
+        ids, mask, route = jax.device_get(
+            (sampled.batch.inputs.tokens_BxLxT, sampled.batch.mask_BxLxT, sampled.batch.route)
+        )
+        lengths = mask.sum(-1)
+        scores, metrics = None, {}
+        if run.objective.mixture.dpr > 0:
+            K = run.group_size
+            groups = tokenizer.texts(ids[:, :K], lengths[:, :K])
+            asked = route.on_policy_B & ~route.policy_label_B
+            prompts = [example.row.prompt for example in examples]
+            scores = labels.scores(labeller, prompts, groups, asked)
+            metrics = reward_metrics(scores, asked)
+        size = reader.places(int(lengths.max()), run.max_response_tokens)
+        state, learned = learn(state, workload.trimmed(sampled, size), scores)
+        ahead[step + 1] = data.examples(step + 1)  # Read while the device works.
+        return state, {**learned, **metrics}
+
+    return dispatch
+
+
+def reward_metrics(scores: Any, asked_B: np.ndarray) -> Metrics:
+    """Of the responses that were scored; a judge gives none."""
+    if not isinstance(scores, np.ndarray) or not asked_B.any():
+        return {}
+    rewards = scores[asked_B]
+    known = rewards[np.isfinite(rewards)]
+    return {
+        'reward': known.mean()[None] if known.size else np.full(1, np.nan),
+        'not_finite': np.asarray([rewards.size - known.size]),
+    }

@@ -1,0 +1,212 @@
+"""Language as a workload of `sail_jax.update`.
+
+The host reads the rows of an update and scores its responses; everything else is compiled. A row's
+randomness is a function of (seed, update, row).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sail_jax import labellers, objective
+from sail_jax.language import logprobs, sampler
+from sail_jax.language.config import LanguageRun, Optimizer
+from sail_jax.language.logprobs import Prompts
+from sail_jax.language.policy import Models
+from sail_jax.language.sampler import Responses
+from sail_jax.objective import Preferences
+from sail_jax.update import Batch, Compared, Metrics, Policy, Sampled, State, Workload, update_key
+
+
+class Pairs(NamedTuple):
+    """The data's responses, the chosen one first."""
+
+    tokens_Bx2xR: jax.Array
+    lengths_Bx2: jax.Array
+
+
+class Rows(NamedTuple):
+    """What the host read for an update: the workload's sampler state while a batch is drawn."""
+
+    prompts: Prompts
+    pairs: Pairs | None
+    """None where no row has the data's responses."""
+
+
+class Inputs(NamedTuple):
+    """What `compare` needs of a batch; leaves lead with the rows."""
+
+    prompts: Prompts
+    tokens_BxLxT: jax.Array
+
+
+class Keys(NamedTuple):
+    """A row's streams of randomness, [B] each."""
+
+    route: jax.Array
+    draw: jax.Array
+    reference: jax.Array
+    label: jax.Array
+
+
+def row_keys(key: jax.Array, rows: int) -> Keys:
+    """Keys of the update's rows."""
+    key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
+    return Keys(*jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)(key_B))
+
+
+def lengths_mask(lengths: jax.Array, size: int) -> jax.Array:
+    """True for the first `lengths` of `size` places, [..., size]."""
+    return jnp.arange(size) < lengths[..., None]
+
+
+def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload:
+    """Language's functions.
+
+    `sample` leaves the labels empty: they come from the host, by `labelled`.
+
+    Args:
+      models: decoders of policies.
+      eos_ids: the token ids that end a response.
+    """
+    K, mixture = run.group_size, run.objective.mixture
+    T = run.max_response_tokens
+    eos_E = jnp.asarray(eos_ids, jnp.int32)
+
+    def fit(x_BxLxR: jax.Array) -> jax.Array:
+        return jnp.pad(x_BxLxR, ((0, 0), (0, 0), (0, T - x_BxLxR.shape[-1])))
+
+    def generate(decoder, prompts: Prompts, key_B: jax.Array, lanes: int) -> Responses:
+        return sampler.generate(
+            decoder, prompts, key_B, group_size=lanes, settings=run.sampling, eos_E=eos_E
+        )
+
+    def sample(
+        policy: Policy, reference: Policy, rows: Rows, key: jax.Array, labels: jax.Array
+    ) -> Sampled:
+        B = len(rows.prompts.lengths_B)
+        keys = row_keys(key, B)
+        route = objective.route(keys.route, mixture.ddp, mixture.dpp, mixture.dpr)
+        on_policy_Bx1 = route.on_policy_B[:, None]
+        tokens = jnp.zeros((B, K, T), jnp.int32)
+        lengths = jnp.zeros((B, K), jnp.int32)
+        # Of the data's responses it is not used: their rows have no score term.
+        logp = jnp.zeros((B, K, T))
+        metrics = {}
+        if run.samples_policy:
+            drawn = generate(models.policy(policy), rows.prompts, keys.draw, K)
+            tokens, lengths = fit(drawn.tokens_BxKxR), drawn.lengths_BxK
+            logp = fit(drawn.logp_BxKxR)
+            metrics = _of_samples(drawn, on_policy_Bx1)
+        if rows.pairs is not None:
+            tokens = jnp.where(on_policy_Bx1[..., None], tokens, fit(rows.pairs.tokens_Bx2xR))
+            lengths = jnp.where(on_policy_Bx1, lengths, rows.pairs.lengths_Bx2)
+        if run.samples_reference:
+            extra = generate(models.reference(reference), rows.prompts, keys.reference, 1)
+            tokens = jnp.concatenate([tokens, fit(extra.tokens_BxKxR)], 1)
+            lengths = jnp.concatenate([lengths, extra.lengths_BxK], 1)
+            logp = jnp.concatenate([logp, fit(extra.logp_BxKxR)], 1)
+        empty_BxKxK = jnp.zeros((B, K, K))
+        return Sampled(
+            batch=Batch(
+                inputs=Inputs(rows.prompts, tokens),
+                behaviour_logp_BxLxT=logp,
+                mask_BxLxT=lengths_mask(lengths, T),
+                route=route,
+                labels=Preferences(empty_BxKxK, empty_BxKxK),
+            ),
+            sampler=(),
+            fixed=policy.fixed + 1,
+            labels_asked=jnp.zeros((), jnp.int32),
+            metrics={'response_length': lengths[:, :K].mean(), **metrics},
+        )
+
+    def predict(policy: Policy, inputs: Inputs) -> jax.Array:
+        decoder = models.reference(policy)
+        return logprobs.predictions(decoder, inputs.prompts, inputs.tokens_BxLxT).hidden
+
+    def compare(policy: Policy, reference: Policy, theirs: jax.Array, inputs: Inputs) -> Compared:
+        ours = logprobs.predictions(models.policy(policy), inputs.prompts, inputs.tokens_BxLxT)
+        held = logprobs.Tokens(theirs, models.reference(reference).head_DxV())
+        return logprobs.compare(ours, held, inputs.tokens_BxLxT)
+
+    def auxiliary_loss(policy: Policy, inputs: Any) -> tuple[jax.Array, Metrics]:
+        return jnp.zeros(()), {}
+
+    return Workload(lambda key: (), sample, predict, compare, auxiliary_loss, K, None)
+
+
+def _of_samples(drawn: Responses, on_policy_Bx1: jax.Array) -> Metrics:
+    """How the policy's samples ended, and how far off-policy they are."""
+    counted_BxK = jnp.broadcast_to(on_policy_Bx1, drawn.lengths_BxK.shape)
+    gap_BxK = (drawn.sampling_logp_BxKxR - drawn.logp_BxKxR).sum(-1)
+    tokens = jnp.maximum((drawn.lengths_BxK * counted_BxK).sum(), 1)
+    return {
+        'ended': (drawn.ended_BxK * counted_BxK).sum() / jnp.maximum(counted_BxK.sum(), 1),
+        'sampling_gap': (gap_BxK * counted_BxK).sum() / tokens,
+    }
+
+
+def labelled(
+    run: LanguageRun, state: State, sampled: Sampled, scores: jax.Array | Preferences | None
+) -> Sampled:
+    """The batch with its labels: the labeller's for the policy's responses, the data's for its own.
+
+    Args:
+      state: that the batch was drawn from.
+      scores: what the labeller goes by: rewards [B, K], or a judge's preferences; what stands in
+        rows that it does not label is of no account. None where it labels none.
+    """
+    route = sampled.batch.route
+    B = len(route.on_policy_B)
+    # The chosen response stands first.
+    labels = Preferences(
+        jnp.broadcast_to(jnp.asarray([[0.5, 1.0], [0.0, 0.5]]), (B, 2, 2)),
+        jnp.broadcast_to(1 - jnp.eye(2), (B, 2, 2)),
+    )
+    if scores is not None:
+        if not isinstance(scores, Preferences):
+            key_B = row_keys(update_key(state), B).label
+            scores = labellers.compare(key_B, scores, scores, run.labeller)
+        if run.reads_pairs:
+            on_policy_Bx1x1 = route.on_policy_B[:, None, None]
+            scores = jax.tree.map(lambda a, b: jnp.where(on_policy_Bx1x1, a, b), scores, labels)
+        labels = scores
+    budget = labellers.within_budget(
+        labels, ~route.policy_label_B, state.labels, run.labeller.max_labels
+    )
+    return sampled._replace(
+        batch=sampled.batch._replace(labels=budget.preferences), labels_asked=budget.asked
+    )
+
+
+def trimmed(sampled: Sampled, size: int) -> Sampled:
+    """The batch with its responses in `size` places, which hold them all."""
+    batch = sampled.batch
+    return sampled._replace(
+        batch=batch._replace(
+            inputs=batch.inputs._replace(tokens_BxLxT=batch.inputs.tokens_BxLxT[..., :size]),
+            behaviour_logp_BxLxT=batch.behaviour_logp_BxLxT[..., :size],
+            mask_BxLxT=batch.mask_BxLxT[..., :size],
+        )
+    )
+
+
+def step_size(settings: Optimizer, updates: int) -> Callable[[jax.Array], jax.Array]:
+    """The share of the learning rate that update `step` (from 0) has."""
+
+    def share(step: jax.Array) -> jax.Array:
+        warmup = jnp.minimum((step + 1) / max(settings.warmup_updates, 1), 1)
+        done = (step - settings.warmup_updates) / max(updates - settings.warmup_updates, 1)
+        done = jnp.clip(done, 0, 1)
+        match settings.decay:
+            case 'none':
+                return warmup
+            case 'linear':
+                return warmup * (1 - done)
+            case 'cosine':
+                return warmup * (1 + jnp.cos(jnp.pi * done)) / 2
+
+    return share

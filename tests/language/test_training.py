@@ -1,0 +1,267 @@
+"""Language runs: they learn, go on where they stopped, and leave a model that others can read."""
+
+import jax
+import numpy as np
+import pytest
+
+import sail_jax
+from sail_jax import metrics, runs
+from sail_jax.errors import UserError
+from sail_jax.language import export, workload
+from tests.language import small
+
+ALIGN = {
+    'prompts_per_update': 8,
+    'group_size': 4,
+    'objective': {'beta': 0.5},
+    'optimizer': {'learning_rate': 1e-2},
+    'evaluation': {'every_updates': 100, 'prompts': 8},
+    'checkpoints': {'every_updates': 100},
+}
+LORA = {
+    'train': 'lora',
+    'lora': {'rank': 8, 'targets': ['q_proj', 'v_proj', 'o_proj', 'up_proj', 'down_proj']},
+}
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    return small.checkpoint(tmp_path_factory.mktemp('model') / 'm')
+
+
+@pytest.fixture(scope='module')
+def prompts(tmp_path_factory):
+    return small.data(tmp_path_factory.mktemp('prompts') / 'prompts.jsonl', rows=32)
+
+
+def train(run, path, reward=small.letters, **kwargs):
+    return sail_jax.train(run, path, reward=reward, quiet=True, **kwargs)
+
+
+@pytest.fixture(scope='module', params=['full', 'lora'])
+def aligned(request, model, prompts, tmp_path_factory):
+    """A run whose reward is the share of letters, and its directory."""
+    settings = ALIGN | {'total_prompts': 8 * 40}
+    if request.param == 'lora':
+        settings |= {'model': LORA, 'optimizer': {'learning_rate': 3e-2}}
+    path = tmp_path_factory.mktemp(request.param) / 'run'
+    return train(small.run(model, prompts, **settings), path), path
+
+
+def test_mean_reward_rises_clearly(aligned):
+    result, path = aligned
+    after = result.after
+    assert after['eval/reward_gain'] > 3 * after['eval/reward_gain_se'] > 0
+    assert after['eval/reward'] - result.before['eval/reward'] == pytest.approx(
+        after['eval/reward_gain'], abs=1e-5
+    )
+    assert after['eval/win_rate'] > after['eval/win_rate_low'] > 0.5
+    rows = metrics.read_rows(path / 'metrics.jsonl')
+    assert [row['step'] for row in rows] == list(range(41))
+    assert rows[-1]['prompts'] == 320
+    assert rows[-1]['labels'] == 320 * 6
+    rewards = [row['train/reward'] for row in rows[1:]]
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.2
+
+
+def test_divergence_from_the_start_policy(aligned):
+    result, _ = aligned
+    for direction in ('policy_to_ref', 'ref_to_policy'):
+        assert result.before[f'eval/response_kl_{direction}'] == pytest.approx(0, abs=1e-5)
+        per_token = result.after[f'eval/kl_{direction}']
+        assert 6 * per_token >= result.after[f'eval/response_kl_{direction}'] > per_token > 0.01
+    assert result.before['eval/win_rate'] == 0.5
+
+
+def test_sample_table_shows_prompts_and_both_responses(aligned):
+    _, path = aligned
+    assert sorted(file.name for file in (path / 'samples').iterdir()) == ['000000.md', '000040.md']
+    before, after = (
+        [line.split(' | ') for line in file.read_text().splitlines()]
+        for file in sorted((path / 'samples').iterdir())
+    )
+    assert len(before) == len(after) == 2 + 8
+    assert before[2][0] == after[2][0] == '| the cat 0'
+    assert all(row[1] == row[2] for row in before[2:])
+    assert [row[1] for row in before] == [row[1] for row in after]
+    assert any(row[1] != row[2] for row in after[2:])
+
+
+def test_evaluate_repeats_the_runs_own_numbers(aligned):
+    result, path = aligned
+    before, after = runs.evaluate(path, reward=small.letters)
+    for ours, theirs in ((before, result.before), (after, result.after)):
+        assert {f'eval/{k}': v for k, v in ours.items()} == pytest.approx(theirs, abs=1e-5)
+    with pytest.raises(UserError, match='--episodes is for control runs'):
+        runs.evaluate(path, episodes=3)
+    with pytest.raises(UserError, match='env: not for a language run'):
+        runs.evaluate(path, env=object())
+
+
+def test_others_load_what_is_exported(aligned, tmp_path):
+    torch = pytest.importorskip('torch')
+    transformers = pytest.importorskip('transformers')
+    _, path = aligned
+    opened = export.open_run(path, runs.load(path / 'config.yaml'))
+    ids = np.asarray([[5, 80, 200, 9, 31]])
+    ours = small.logits(opened.decoder, ids)
+    out = export.export(opened, tmp_path / 'hf')
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out).eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(theirs(torch.tensor(ids)).logits, ours, atol=1e-4)
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(out)
+    assert tokenizer.eos_token == '<|end|>'
+    assert tokenizer.chat_template
+    base = small.logits(export.load(opened.run.model.path)[0], ids)
+    assert np.abs(ours - base).max() > 0.1
+
+    if opened.run.model.train == 'full':
+        with pytest.raises(UserError, match='--adapter'):
+            export.export(opened, tmp_path / 'adapter', adapter=True)
+        return
+    peft = pytest.importorskip('peft')
+    out = export.export(opened, tmp_path / 'adapter', adapter=True)
+    start = transformers.AutoModelForCausalLM.from_pretrained(opened.run.model.path)
+    adapted = peft.PeftModel.from_pretrained(start, out).eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(adapted(torch.tensor(ids)).logits, ours, atol=1e-4)
+
+
+def test_generate_answers_from_a_run_and_from_what_it_exports(aligned, tmp_path):
+    _, path = aligned
+    out = export.export(export.open_run(path, runs.load(path / 'config.yaml')), tmp_path / 'hf')
+    answers = []
+    for source in (path, out):
+        decoder, tokenizer, sampling = export.load(source)
+        sampling = sampling.model_copy(update={'max_tokens': 6})
+        answers.append(export.generate(decoder, tokenizer, ['the cat'], sampling, samples=3))
+    assert answers[0] == answers[1]
+    assert len(set(answers[0][0])) > 1
+
+
+class Recorded:
+    """A reward that notes what it was asked, and how many programs had been compiled by then."""
+
+    def __init__(self, compiled=lambda: 0):
+        self.prompts, self.compiled, self.count = [], [], compiled
+
+    def __call__(self, prompts, responses):
+        self.prompts.append(prompts)
+        self.compiled.append(self.count())
+        return small.letters(prompts, responses)
+
+    def updates(self):
+        """Prompts of each training update: evaluations have fewer responses."""
+        return [batch[::4] for batch in self.prompts if len(batch) == 32]
+
+
+def make_run(model, prompts, updates, **settings):
+    return small.run(model, prompts, **ALIGN | {'total_prompts': 8 * updates} | settings)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope='module')
+def whole(model, prompts, tmp_path_factory):
+    """Six updates, two epochs, in one go."""
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: events.append(name) if 'backend_compile' in name else None
+    )
+    reward = Recorded(lambda: len(events))
+    path = tmp_path_factory.mktemp('whole') / 'run'
+    return train(make_run(model, prompts, 6), path, reward), reward, path
+
+
+def test_resume_continues_bit_for_bit_and_row_by_row(whole, model, prompts, tmp_path):
+    reward = Recorded()
+    train(make_run(model, prompts, 4), tmp_path / 'run', reward)
+    result = train(make_run(model, prompts, 6), tmp_path / 'run', reward, resume=True)
+    same(result.policy, whole[0].policy)
+    assert result.after == whole[0].after
+    assert reward.updates() == whole[1].updates()
+
+
+def test_every_row_is_read_once_an_epoch_and_none_that_is_held_out(whole, prompts):
+    updates = whole[1].updates()
+    assert len(updates) == 6
+    epochs = [[row for batch in updates[i : i + 3] for row in batch] for i in (0, 3)]
+    held_out = set(whole[1].prompts[0])
+    assert len(held_out) == 8
+    assert set(epochs[0]) == set(epochs[1])
+    assert len(set(epochs[0])) == 24
+    assert not held_out & set(epochs[0])
+    assert epochs[0] != epochs[1]
+
+
+def test_nothing_is_compiled_after_the_first_update(whole):
+    at_updates = [
+        n for n, batch in zip(whole[1].compiled, whole[1].prompts, strict=True) if len(batch) == 32
+    ]
+    assert at_updates[0] < at_updates[1] == at_updates[-1]
+
+
+def test_reward_that_fails_is_one_line_and_costs_nothing(whole, model, prompts, tmp_path):
+    calls = []
+
+    def failing(prompts, responses):
+        calls.append(len(responses))
+        if calls.count(32) == 5:
+            raise ConnectionError('no\nanswer')
+        return small.letters(prompts, responses)
+
+    run, path = make_run(model, prompts, 6), tmp_path / 'run'
+    message = r'failing: raised ConnectionError: no answer; saved at 32 prompts$'
+    with pytest.raises(UserError, match=message):
+        train(run, path, failing)
+    assert metrics.read_rows(path / 'metrics.jsonl')[-1]['step'] == 4
+    same(train(run, path, resume=True).policy, whole[0].policy)
+
+
+def test_reward_that_is_not_a_number_skips_the_update_and_is_counted(model, prompts, tmp_path):
+    calls = []
+
+    def reward(prompts, responses):
+        calls.append(len(responses))
+        values = small.letters(prompts, responses)
+        if calls.count(32) == 2 and len(responses) == 32:
+            values[3] = None
+        return values
+
+    train(make_run(model, prompts, 3), tmp_path / 'run', reward)
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')[1:]
+    assert [row['train/skipped'] for row in rows] == [0, 1, 1]
+    assert [row['train/not_finite'] for row in rows] == [0, 1, 0]
+    assert all(np.isfinite(row['train/reward']) for row in rows)
+
+
+def test_label_budget_ends_the_run(model, prompts, tmp_path):
+    run = make_run(model, prompts, 6, labeller={'max_labels': 60})
+    result = train(run, tmp_path / 'run')
+    assert (result.labels, result.length) == (60, 16)
+
+
+def test_offline_dpo_learns_its_pairs_and_draws_nothing(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(workload, 'sampler', None)
+    pairs = small.data(tmp_path / 'pairs.jsonl', rows=24, pairs=True)
+    run = small.run(
+        model,
+        pairs,
+        total_prompts=8 * 12,
+        prompts_per_update=8,
+        objective={'mixture': {'dpr': 0}},
+        divergence={'states': 'data'},
+        optimizer={'learning_rate': 3e-3, 'warmup_updates': 2, 'decay': 'cosine'},
+        evaluation={'every_updates': 100, 'prompts': 8},
+    )
+    result = train(run, tmp_path / 'run', reward=None)
+    assert result.before['eval/pair_accuracy'] == 0.5
+    assert result.after['eval/pair_accuracy'] == 1
+    assert result.after['eval/pair_margin'] > 3 * result.after['eval/pair_margin_se'] > 0
+    assert 'eval/reward' not in result.after
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')[1:]
+    rates = np.asarray([row['train/learning_rate'] for row in rows]) / 3e-3
+    expected = [0.5, 1, *((1 + np.cos(np.pi * np.arange(10) / 10)) / 2)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
