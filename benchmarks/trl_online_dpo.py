@@ -47,11 +47,13 @@ class OnRequest(TrainerCallback):
 
     def on_step_begin(self, *args, **kwargs):
         sys.stdin.readline()
-        self.counted[0], self.began = 0, time.perf_counter()
+        self.counted[0] = 0
+        self.began = time.perf_counter(), time.process_time()
 
     def on_step_end(self, *args, **kwargs):
-        seconds = time.perf_counter() - self.began
-        say(self.answer, seconds=seconds, tokens=self.counted[0])
+        wall, cpu = self.began
+        seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+        say(self.answer, seconds=seconds, cpu_seconds=cpu_seconds, tokens=self.counted[0])
 
 
 def say(stream, **values) -> None:
