@@ -35,12 +35,14 @@ def save(manager: ocp.CheckpointManager, step: int, state: State, meta: dict[str
     """
     if manager.latest_step() == step:
         return
+    policy, training = state.policy._replace(frozen=()), _training(state)
+    marks = {'policy': fingerprint(policy), 'training': fingerprint(training)}
     saved = manager.save(
         step,
         args=ocp.args.Composite(
-            policy=ocp.args.StandardSave(state.policy._replace(frozen=())),
-            training=ocp.args.StandardSave(_training(state)),
-            meta=ocp.args.JsonSave({**meta, 'schema': SCHEMA}),
+            policy=ocp.args.StandardSave(policy),
+            training=ocp.args.StandardSave(training),
+            meta=ocp.args.JsonSave({**meta, 'schema': SCHEMA, 'fingerprints': marks}),
         ),
     )
     if not saved:
@@ -91,7 +93,9 @@ def restore_policy(directory: Path, abstract: Policy) -> Policy:
       UserError: if there is none.
     """
     with open_manager(directory) as manager:
-        args = ocp.args.Composite(policy=ocp.args.StandardRestore(abstract))
+        args = ocp.args.Composite(
+            policy=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+        )
         return _restore_newest(manager, args)[1]['policy']
 
 
@@ -108,13 +112,40 @@ def _restore_newest(manager: ocp.CheckpointManager, args: ocp.args.Composite) ->
     steps, reason = sorted(manager.all_steps(), reverse=True), ''
     for step in steps:
         try:
-            return step, manager.restore(step, args=args)
+            restored = manager.restore(step, args=args)
+            for item, mark in restored['meta']['fingerprints'].items():
+                if item in restored and fingerprint(restored[item]) != mark:
+                    raise ValueError(f'{item} is not what was saved: a bit was flipped on the disk')
+            return step, restored
         except Exception as error:
             # Orbax and TensorStore raise whatever the damage happens to hit.
             reason = ' '.join(str(error).split())[:200]
             log.warning('checkpoint %s cannot be read (%s)', manager.directory / str(step), reason)
     what = f'none of the checkpoints can be read ({reason})' if steps else 'no checkpoint'
     raise UserError(f'{manager.directory}: {what}')
+
+
+@jax.jit
+def _fingerprint(tree: Any) -> jax.Array:
+    def one(x: jax.Array) -> jax.Array:
+        kind = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
+        bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, kind)
+        bits = bits.astype(jnp.uint32).ravel()
+        # Odd weights: no flip of a single bit goes unseen, nor do two entries that changed places.
+        return (bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1)).sum(dtype=jnp.uint32)
+
+    parts = [one(x) for x in jax.tree.leaves(tree)]
+    return (jnp.stack(parts) * (2 * jnp.arange(len(parts), dtype=jnp.uint32) + 1)).sum(
+        dtype=jnp.uint32
+    )
+
+
+def fingerprint(tree: Any) -> int:
+    """32 bits that depend on every bit of the arrays; computed where they lie.
+
+    The files have checksums of their own for their structure, but not for all of their content.
+    """
+    return int(_fingerprint(tree))
 
 
 def save_start(directory: Path, policy: Policy) -> None:

@@ -29,6 +29,7 @@ SAIL-RevKL: online alignment of policies from preferences.
   sail-jax export runs/hopper hopper-brax
   sail-jax export runs/aligned aligned-hf
   sail-jax generate runs/aligned "Tell me a story"
+  sail-jax doctor
 """
 
 TRAIN = """\
@@ -151,9 +152,31 @@ def _main(arguments: list[str]) -> int:
     command.add_argument('--seed', type=int, default=0)
     command.set_defaults(do=_generate)
 
+    command = commands.add_parser('doctor', help='what this host has, and whether it works')
+    command.add_argument('--dir', type=Path, help='where to try a checkpoint; default: temporary')
+    _add_hosts(command)
+    command.set_defaults(do=_doctor)
+
     options = parser.parse_args(arguments)
-    options.do(options)
-    return 0
+    return options.do(options) or 0
+
+
+def _add_hosts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--distributed', action='store_true', help='several processes: SLURM, Cloud TPU, GKE, MPI'
+    )
+    parser.add_argument('--coordinator', help='HOST:PORT of process 0, elsewhere')
+    parser.add_argument('--num-processes', type=int)
+    parser.add_argument('--process-id', type=int)
+
+
+def _start_hosts(options: argparse.Namespace) -> bool:
+    """Joins the processes that the options speak of; whether there are any."""
+    explicit = (options.coordinator, options.num_processes, options.process_id)
+    if not options.distributed and all(value is None for value in explicit):
+        return False
+    hosts.start(*explicit)
+    return True
 
 
 def _train(arguments: list[str]) -> int:
@@ -164,10 +187,7 @@ def _train(arguments: list[str]) -> int:
     parser.add_argument('--run-dir', type=Path)
     parser.add_argument('--resume', action='store_true')
     parser.add_argument('--quiet', action='store_true')
-    parser.add_argument('--distributed', action='store_true')
-    parser.add_argument('--coordinator')
-    parser.add_argument('--num-processes', type=int)
-    parser.add_argument('--process-id', type=int)
+    _add_hosts(parser)
     options, overrides = parser.parse_known_args(arguments)
     if path is None and any(Path(value).suffix in ('.yaml', '.yml') for value in overrides):
         raise UserError('train: CONFIG.yaml comes first, the settings after it')
@@ -177,11 +197,8 @@ def _train(arguments: list[str]) -> int:
         raise UserError('train: which configuration? e.g. sail-jax train configs/quickstart.yaml')
     if options.resume and options.run_dir is None:
         raise UserError('train: --resume needs the --run-dir of the run to go on with')
-    explicit = (options.coordinator, options.num_processes, options.process_id)
-    if options.distributed or any(value is not None for value in explicit):
-        if options.run_dir is None:
-            raise UserError('train: several processes need the same --run-dir, on a shared disk')
-        hosts.start(*explicit)
+    if _start_hosts(options) and options.run_dir is None:
+        raise UserError('train: several processes need the same --run-dir, on a shared disk')
     run_dir = options.run_dir or default_run_dir(Path(path).stem)
     result = runs.train(run, run_dir, resume=options.resume, quiet=options.quiet)
     if not hosts.is_main():
@@ -302,6 +319,17 @@ def _generate(options: argparse.Namespace) -> None:
         for response in group
     ]
     print('\n---\n'.join(shown))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    if _start_hosts(options) and options.dir is None:
+        raise UserError('doctor: several processes need the same --dir, on a shared disk')
+    from sail_jax import doctor
+
+    found = doctor.examine(options.dir)
+    for finding in found:
+        print(f'{"ok" if finding.well else "FAILED":7} {finding.what:20} {finding.answer}')
+    return 0 if all(finding.well for finding in found) else 1
 
 
 def _use_compilation_cache() -> None:

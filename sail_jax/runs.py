@@ -57,7 +57,7 @@ def load(path: str | Path) -> config.Settings:
     data, node = config.read_yaml(path)
     name = data.get('workload', 'control')
     if not isinstance(name, str) or name not in CONFIGS:
-        raise UserError(f'{path}: workload: {name!r}; known: {", ".join(CONFIGS)}')
+        raise UserError(f'{path}: workload: {name!r:.80}; known: {", ".join(CONFIGS)}')
     return config.validate(CONFIGS[name](data, path), data, path, node)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,9 +123,62 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_path,
 
 def damage(directory):
     """Truncates every file of a checkpoint."""
-    for path in directory.rglob('*'):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[:3])
+    for path in files(directory):
+        path.write_bytes(path.read_bytes()[:3])
+
+
+def files(directory):
+    return [path for path in sorted(directory.rglob('*')) if path.is_file()]
+
+
+def empty(directory):
+    for path in files(directory):
+        path.write_bytes(b'')
+
+
+def lose_metadata(directory):
+    for path in files(directory):
+        if path.name.startswith('_') or path.parent.name == 'meta':
+            path.unlink()
+
+
+def flip_bits(directory):
+    """One bit of every array file: what a bad disk does."""
+    for path in files(directory):
+        if path.parent.name == 'd':
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 4
+            path.write_bytes(data)
+
+
+@pytest.mark.parametrize('harm', [empty, lose_metadata, flip_bits])
+def test_whatever_happened_to_the_newest_checkpoint(whole, tmp_path, caplog, harm):
+    path = tmp_path / 'run'
+    train(path)
+    before = len(files(path / 'checkpoints' / '2'))
+    harm(path / 'checkpoints' / '4')
+    result = train(path, resume=True)
+    same(result.policy, whole[0].policy)
+    assert 'checkpoints/4 cannot be read' in caplog.text or harm is lose_metadata
+    assert len(files(path / 'checkpoints' / '2')) in (0, before)
+
+
+def test_every_flipped_bit_is_seen():
+    tree = {
+        'a': jnp.linspace(-1, 1, 7),
+        'b': jnp.arange(5, dtype=jnp.int32),
+        'c': jnp.ones((2, 2), jnp.bfloat16),
+        'd': jnp.asarray([True, False]),
+    }
+    mark = checkpoint.fingerprint(tree)
+    for name, leaf in tree.items():
+        for index in range(leaf.size):
+            data = bytearray(np.asarray(leaf).tobytes())
+            step = leaf.dtype.itemsize
+            data[index * step + step - 1] ^= 1
+            changed = np.frombuffer(bytes(data), leaf.dtype).reshape(leaf.shape)
+            assert checkpoint.fingerprint({**tree, name: jnp.asarray(changed)}) != mark
+    assert checkpoint.fingerprint({**tree, 'a': tree['a'][::-1]}) != mark
 
 
 def test_missing_checkpoint(tmp_path, whole):
@@ -278,12 +332,47 @@ sail_jax.train(run, sys.argv[1], env=Point(), quiet=True, resume='resume' in sys
 """
 
 
+def start(path, *more):
+    return subprocess.Popen([sys.executable, '-c', KILLED, path, *more])
+
+
+@pytest.mark.slow
+def test_sigkill_at_25_random_moments(tmp_path):
+    """Also while compiling, while saving, before the first checkpoint."""
+    assert start(tmp_path / 'whole').wait(300) == 0
+    began = time.monotonic()
+    assert start(tmp_path / 'timed').wait(300) == 0
+    length = time.monotonic() - began
+    rng, kills, trial = np.random.default_rng(0), 0, 0
+    while kills < 25:
+        path = tmp_path / f'killed{trial}'
+        if not (path / 'checkpoints' / 'start').exists():
+            shutil.rmtree(path, ignore_errors=True)  # Nothing was begun: nothing to resume.
+        process = start(path, *['resume'] * path.exists())
+        try:
+            assert process.wait(rng.uniform(0.1, 1.0) * length) == 0
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+            kills += 1
+        else:  # It came to its end between two kills.
+            same_ends(path, tmp_path / 'whole')
+            trial += 1
+    path = tmp_path / f'killed{trial}'
+    assert start(path, *['resume'] * path.exists()).wait(300) == 0
+    same_ends(path, tmp_path / 'whole')
+
+
+def same_ends(path, other):
+    task = runs.TASKS[ControlRun](make_run(), env=Point())
+    abstract = trainer.Layout.of(make_run(), task).policy
+    same(*[checkpoint.restore_policy(run / 'checkpoints', abstract) for run in (path, other)])
+    lines = (path / 'metrics.jsonl').read_text().splitlines()
+    assert [json.loads(line)['step'] for line in lines] == list(range(101))
+
+
 def test_sigkill_and_resume_end_with_the_same_parameters(tmp_path):
     """Killed without warning, twice."""
-
-    def start(path, *more):
-        return subprocess.Popen([sys.executable, '-c', KILLED, path, *more])
-
     assert start(tmp_path / 'whole').wait(300) == 0
     path = tmp_path / 'killed'
     for kills, wanted in enumerate((10, 50)):
@@ -295,14 +384,7 @@ def test_sigkill_and_resume_end_with_the_same_parameters(tmp_path):
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, 'it ended before it could be killed'
     assert start(path, 'resume').wait(300) == 0
-
-    task = runs.TASKS[ControlRun](make_run(), env=Point())
-    abstract = trainer.Layout.of(make_run(), task).policy
-    same(
-        *[checkpoint.restore_policy(run / 'checkpoints', abstract) for run in path.parent.glob('*')]
-    )
-    steps = [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')]
-    assert steps == list(range(101))
+    same_ends(path, tmp_path / 'whole')
 
 
 FULL = """

@@ -99,6 +99,7 @@ def model(data: dict[str, Any], path: Path) -> type[Study]:
       UserError: `study` is missing or unknown.
     """
     studies = {'landscape': Landscape, 'sample_complexity': SampleComplexity}
-    if data.get('study') not in studies:
-        raise UserError(f'{path}: study: {data.get("study")!r}; known: {", ".join(studies)}')
-    return studies[data['study']]
+    name = data.get('study')
+    if not isinstance(name, str) or name not in studies:
+        raise UserError(f'{path}: study: {name!r:.80}; known: {", ".join(studies)}')
+    return studies[name]

@@ -1,0 +1,124 @@
+"""`sail-jax doctor`: has this host what training needs? The first thing to run on a new one."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from sail_jax import devices, hosts, trainer
+
+SIZE = 2**20
+"""Entries of the float32 array that the checks move, on each device."""
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    what: str
+    answer: str
+    well: bool = True
+
+
+def examine(directory: Path | None = None) -> list[Finding]:
+    """What is seen, and what works; every process of a run must call it.
+
+    Args:
+      directory: where a checkpoint is tried: the disk that runs will lie on. A temporary one by
+        default, which several processes do not share.
+    """
+    return [*_seen(), *_checked(directory)]
+
+
+def _seen() -> Iterator[Finding]:
+    versions = trainer.versions()
+    yield Finding('versions', ', '.join(f'{name} {version}' for name, version in versions.items()))
+    local = jax.local_devices()
+    yield Finding('platform', jax.default_backend())
+    yield Finding('processes', f'{jax.process_index() + 1} of {jax.process_count()}')
+    kinds = ', '.join(sorted({device.device_kind for device in local}))
+    yield Finding('devices', f'{len(local)} here, {jax.device_count()} in all ({kinds})')
+    stats = local[0].memory_stats() or {}
+    limit = stats.get('bytes_limit')
+    yield Finding('memory of a device', f'{limit / 2**30:.1f} GiB' if limit else 'not reported')
+    total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    yield Finding('memory of the host', f'{total / 2**30:.1f} GiB, {os.cpu_count()} CPU cores')
+    mesh = devices.make_mesh(jax.device_count())
+    shape = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
+    yield Finding('mesh', f'{shape}: rows must divide by {mesh.shape["data"]}')
+    yield Finding('compilation cache', str(jax.config.jax_compilation_cache_dir))
+
+
+def _checked(directory: Path | None) -> Iterator[Finding]:
+    count = jax.device_count()
+    mesh = devices.make_mesh(count)
+    split = NamedSharding(mesh, PartitionSpec(devices.ROWS))
+
+    @jax.jit
+    def make() -> jax.Array:
+        numbers = jnp.arange(count * SIZE, dtype=jnp.float32).reshape(count, SIZE) % 1024
+        return jax.lax.with_sharding_constraint(numbers, split)
+
+    @jax.jit
+    def reduce(x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x.sum(0), devices.replicated(mesh))
+
+    def collective() -> str:
+        x = make()
+        jax.block_until_ready(reduce(x))
+        began = time.perf_counter()
+        found = np.asarray(reduce(x))
+        seconds = time.perf_counter() - began
+        expected = (np.arange(count * SIZE).reshape(count, SIZE) % 1024).sum(0)
+        if not np.array_equal(found, expected):
+            raise ArithmeticError('the sum over the devices is wrong')
+        took = f'{seconds * 1e3:.1f} ms for {SIZE * 4 / 2**20:.0f} MiB each'
+        return f'a sum over {count} devices is right, {took}'
+
+    def randomness() -> str:
+        draw = jax.jit(lambda: jax.random.normal(jax.random.key(0), (3,)))
+        expected = [1.6226422, 2.0252647, -0.43359444]
+        if not np.allclose(draw(), expected, atol=1e-6):
+            raise ArithmeticError(f'key 0 draws {draw()}, on other hosts {expected}')
+        return 'a seed draws what it draws elsewhere'
+
+    def round_trip() -> str:
+        saved, base = {'x': make()}, directory or Path(tempfile.mkdtemp(prefix='sail-jax-'))
+        path = (base / 'doctor').absolute()
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                began = time.perf_counter()
+                checkpointer.save(path, saved)
+                checkpointer.wait_until_finished()
+                x = saved['x']
+                target = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+                restored = checkpointer.restore(path, {'x': target})
+                seconds = time.perf_counter() - began
+            if not bool(jax.jit(lambda a, b: (a['x'] == b['x']).all())(saved, restored)):
+                raise ArithmeticError('what came back is not what was saved')
+        finally:
+            if hosts.is_main():
+                shutil.rmtree(path, ignore_errors=True)
+        free = shutil.disk_usage(base).free / 2**30
+        size = saved['x'].nbytes / 2**20
+        return f'{size:.0f} MiB to {base} and back in {seconds:.1f} s; {free:.0f} GiB free'
+
+    yield _attempt('collective', collective)
+    yield _attempt('randomness', randomness)
+    yield _attempt('checkpoint', round_trip)
+
+
+def _attempt(what: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, check())
+    except Exception as error:
+        # Whatever goes wrong here is what the report is for.
+        return Finding(what, ' '.join(f'{type(error).__name__}: {error}'.split())[:300], False)

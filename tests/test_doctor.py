@@ -1,0 +1,36 @@
+"""What a new host is told."""
+
+import jax
+import pytest
+
+from sail_jax import cli, doctor
+
+
+def test_a_good_host(tmp_path, capsys):
+    assert cli.main(['doctor', '--dir', str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for what in ('versions', 'devices', 'mesh', 'collective', 'randomness', 'checkpoint'):
+        assert f'ok      {what}' in printed
+    assert f'jax {jax.__version__}' in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_that_takes_no_checkpoint(tmp_path, capsys):
+    (tmp_path / 'file').write_text('')
+    assert cli.main(['doctor', '--dir', str(tmp_path / 'file')]) == 1
+    assert 'FAILED  checkpoint' in capsys.readouterr().out
+
+
+def test_other_random_numbers_are_noticed():
+    jax.config.update('jax_default_prng_impl', 'rbg')
+    try:
+        found = {finding.what: finding for finding in doctor.examine()}
+    finally:
+        jax.config.update('jax_default_prng_impl', 'threefry2x32')
+    assert not found['randomness'].well
+
+
+@pytest.mark.parametrize('more', [['--distributed'], ['--process-id', '0']])
+def test_several_processes_need_a_shared_directory(more, capsys):
+    assert cli.main(['doctor', *more]) == 2
+    assert capsys.readouterr().err.startswith('sail-jax: ')
