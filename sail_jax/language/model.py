@@ -349,7 +349,10 @@ class Decoder(nnx.Module):
         x, found = self.embed(tokens_BxL[..., None]), []
 
         def write(to: jax.Array, value: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice_in_dim(to, value, index, axis=-2)
+            # Fused into what reads it, the update would no longer be in place.
+            return jax.lax.optimization_barrier(
+                jax.lax.dynamic_update_slice_in_dim(to, value, index, axis=-2)
+            )
 
         for i, block in enumerate(blocks):
             window = self.architecture.windows[i] if self.architecture.windows else 0
