@@ -11,7 +11,8 @@ SCRIPT = """
 import sys
 import jax, numpy as np
 import sail_jax
-from sail_jax import runs, trainer
+from benchmarks.control_communication import collectives
+from sail_jax import runs, trainer, update
 from sail_jax.control.config import ControlRun
 from tests.control.toy import SETTINGS, Point
 
@@ -21,10 +22,16 @@ state = trainer.initial_state(run, task, task.start(run.seed))
 sampled = jax.jit(task.workload.sample)(
     state.policy, state.reference, state.sampler, jax.random.key(3), state.labels
 )
+layout = trainer.Layout.of(run, task)
+dispatch = update.make_dispatch(task.workload, run, 1, layout.shardings)
+found = collectives(dispatch.lower(layout.state).compile().as_text())
 result = sail_jax.train(run, sys.argv[1], env=Point(), quiet=True)
 np.savez(
     sys.argv[2],
     devices=jax.device_count(),
+    kinds=[one.kind for one in found],
+    gradient_bytes=sum(one.bytes for one in found if one.in_gradient_step),
+    parameter_bytes=sum(x.nbytes for x in jax.tree.leaves(result.policy.params)),
     raw_action=sampled.batch.inputs.raw_action,
     label=sampled.batch.labels.prob_BxKxK,
     born=sampled.sampler.env_state.info['born'],
@@ -64,3 +71,11 @@ def test_parameters_agree_to_the_order_of_reduction(outcomes):
     for name in outcomes[0]:
         if name.isdigit():
             np.testing.assert_allclose(outcomes[0][name], outcomes[1][name], atol=1e-5)
+
+
+def test_devices_tell_each_other_gradients_and_no_samples(outcomes):
+    alone, four = outcomes
+    assert list(alone['kinds']) == []
+    assert set(four['kinds']) == {'all-reduce'}
+    # The gradient once, and a few numbers: the loss, its metrics, the labels' count.
+    assert 0 <= four['gradient_bytes'] - four['parameter_bytes'] <= 128

@@ -15,6 +15,8 @@ from sail_jax.control.config import ControlRun
 from sail_jax.control.config import check as check_control
 from sail_jax.errors import UserError
 from sail_jax.language import data, rows, sources
+from sail_jax.language.config import LanguageRun
+from sail_jax.language.config import check as check_language
 
 CONFIGS = sorted(Path('configs').rglob('*.yaml'))
 ODD = [
@@ -28,10 +30,11 @@ def plan(text: str, path: Path) -> None:
     """Reads a configuration as `train` does, up to where it would begin."""
     path.write_bytes(text.encode('utf-8', 'surrogatepass') if isinstance(text, str) else text)
     run = runs.load(path)
-    if isinstance(run, ControlRun):
-        check_control(run)
-    elif isinstance(run, config.Run):
-        config.check(run)
+    match run:
+        case ControlRun():
+            check_control(run)
+        case LanguageRun():
+            check_language(run)
     assert config.validate(type(run), yaml.safe_load(config.to_yaml(run)), path, None) == run
 
 

@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import yaml
 
 import sail_jax
 from sail_jax import config, metrics, runs
@@ -138,3 +139,23 @@ def test_seeds_spread_over_devices(swept, tmp_path):
     for index, result in enumerate(swept[0]):
         leaves = [np.ravel(x) for x in jax.tree.leaves(result.policy.params)]
         np.testing.assert_allclose(found[str(index)], np.concatenate(leaves), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'names'),
+    [
+        (['--seeds', '2'], ['seed-0', 'seed-1']),
+        (['--seeds', '3', '8'], ['seed-3', 'seed-8']),
+        (['--sweep.beta', '0.1', '1'], ['beta-0.1-seed-0', 'beta-1-seed-0']),
+        (
+            ['--seed', '4', '--sweep.learning-rate', '1e-4'],
+            ['learning_rate-0.0001-seed-4'],
+        ),
+    ],
+)
+def test_command_line(arguments, names):
+    run = config.override(make_run(), arguments, 'sail-jax', '')
+    assert [member.name for member in config.members(run)] == names
+    path = None
+    again = config.validate(ControlRun, yaml.safe_load(config.to_yaml(run)), path, None)
+    assert again == run

@@ -136,7 +136,7 @@ def make_dispatch(
         if run.objective.mixture.dpr > 0:
             K = run.group_size
             groups = tokenizer.texts(ids[:, :K], lengths[:, :K])
-            asked = route.on_policy_B & ~route.policy_label_B
+            asked = route.on_policy_B & affordable(run, ~route.policy_label_B, state)
             prompts = [example.row.prompt for example in examples]
             scores = labels.scores(labeller, prompts, groups, asked)
             metrics = reward_metrics(scores, asked)
@@ -146,6 +146,16 @@ def make_dispatch(
         return state, {**learned, **metrics}
 
     return dispatch
+
+
+def affordable(run: LanguageRun, asks_B: np.ndarray, state: State) -> np.ndarray:
+    """The rows with comparisons that the budget still covers: nobody is asked for the others."""
+    budget = run.labeller.max_labels
+    if budget is None:
+        return asks_B
+    pairs = run.group_size * (run.group_size - 1) // 2
+    before_B = pairs * (np.cumsum(asks_B) - asks_B)
+    return asks_B & (before_B < budget - int(state.labels))
 
 
 def reward_metrics(scores: Any, asked_B: np.ndarray) -> Metrics:

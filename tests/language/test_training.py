@@ -238,10 +238,19 @@ def test_reward_that_is_not_a_number_skips_the_update_and_is_counted(model, prom
     assert all(np.isfinite(row['train/reward']) for row in rows)
 
 
-def test_label_budget_ends_the_run(model, prompts, tmp_path):
+def test_label_budget_ends_the_run_and_nobody_is_asked_more(model, prompts, tmp_path):
+    calls = []
+
+    def reward(prompts, responses):
+        calls.append(len(responses))
+        return small.letters(prompts, responses)
+
     run = make_run(model, prompts, 6, labeller={'max_labels': 60})
-    result = train(run, tmp_path / 'run')
-    assert (result.labels, result.length) == (60, 16)
+    result = train(run, tmp_path / 'run', reward)
+    assert result.labels == 60
+    # 48 comparisons, and 12: those of two prompts. Evaluations are of 64 responses.
+    assert [count for count in calls if count != 64] == [32, 8]
+    assert result.length < 48
 
 
 def test_offline_dpo_learns_its_pairs_and_draws_nothing(model, tmp_path, monkeypatch):

@@ -1,0 +1,107 @@
+"""A batch: whose responses stand in which row, their log-probabilities, and their labels."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from sail_jax import update
+from sail_jax.language import policy, reader, tokens, workload
+from sail_jax.language.config import LanguageRun, check
+from sail_jax.objective import Preferences
+from tests.language import small
+
+
+def test_readmes_configuration_is_one():
+    readme = (Path(__file__).parents[2] / 'README.md').read_text()
+    block = re.search(r'```yaml\n(workload: language.*?)```', readme, re.DOTALL)[1]
+    check(LanguageRun.model_validate(yaml.safe_load(block)))
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    """A batch of all kinds of rows, with a lane of the reference, and both models on it."""
+    path = tmp_path_factory.mktemp('mixed')
+    run = small.run(
+        small.checkpoint(path / 'm'),
+        small.data(path / 'pairs.jsonl', rows=24, pairs=True),
+        prompts_per_update=16,
+        objective={'mixture': {'dpr': 0.3, 'dpp': 0.2, 'ddp': 0.2}},
+        divergence={'states': 'reference'},
+        seed=1,
+    )
+    tokenizer, models = tokens.load(run.model.path), policy.read(run.model)
+    data = reader.prepare(run, tokenizer)
+    examples = data.examples(0)
+    made = workload.make(run, models, tokenizer.eos_ids)
+    start = models.start(run.seed)
+    # A policy that is not its reference.
+    moved = start._replace(params=jax.tree.map(lambda x: x * 1.1, start.params))
+    state = update.init(made, run, moved, start)
+
+    @jax.jit
+    def both(state, rows):
+        sampled = update.draw(made, state._replace(sampler=rows))
+        reference = update.reference_of(state)
+        held = made.predict(reference, sampled.batch.inputs)
+        return sampled, made.compare(state.policy, reference, held, sampled.batch.inputs)
+
+    sampled, compared = both(state, reader.batch(examples, run.data.max_response_tokens))
+    return run, examples, state, jax.device_get(sampled), jax.device_get(compared)
+
+
+def test_rows_hold_the_responses_of_their_route(drawn):
+    run, examples, _, sampled, _ = drawn
+    batch = sampled.batch
+    assert batch.inputs.tokens_BxLxT.shape == (16, 3, 8)
+    lengths = batch.mask_BxLxT.sum(-1)
+    assert 3 < batch.route.on_policy_B.sum() < 13
+    for row, example in enumerate(examples):
+        ids = [batch.inputs.tokens_BxLxT[row, lane, : lengths[row, lane]] for lane in range(3)]
+        if batch.route.on_policy_B[row]:
+            assert lengths[row].max() <= run.sampling.max_tokens
+            assert ids[0].tolist() != example.chosen
+        else:
+            assert [x.tolist() for x in ids[:2]] == [example.chosen, example.rejected]
+
+
+def test_recomputed_log_probabilities_are_the_samplers(drawn):
+    _, _, _, sampled, compared = drawn
+    batch, on_policy_B = sampled.batch, sampled.batch.route.on_policy_B
+    mask, behaviour = batch.mask_BxLxT, batch.behaviour_logp_BxLxT
+    ours = mask[on_policy_B, :2]
+    np.testing.assert_allclose(
+        compared.logp[on_policy_B, :2][ours], behaviour[on_policy_B, :2][ours], atol=1e-4
+    )
+    theirs = compared.reference_logp[:, 2][mask[:, 2]]
+    np.testing.assert_allclose(theirs, behaviour[:, 2][mask[:, 2]], atol=1e-4)
+    assert np.abs(compared.logp - compared.reference_logp)[mask].max() > 0.01
+    assert (compared.ref_to_policy[mask] > 0).all()
+    assert (compared.policy_to_ref[mask] > 0).all()
+
+
+def test_labels_are_the_labellers_and_the_datas(drawn):
+    run, _, state, sampled, _ = drawn
+    rewards = np.tile(np.asarray([[1.0, 2.0]], np.float32), (16, 1))
+    labelled = workload.labelled(run, state, sampled, rewards)
+    route, labels = sampled.batch.route, labelled.batch.labels
+    # The second is the better one by the labeller, the first by the data.
+    expected_B = np.where(route.on_policy_B, 0.0, 1.0)
+    np.testing.assert_array_equal(labels.prob_BxKxK[:, 0, 1], expected_B)
+    np.testing.assert_array_equal(labels.prob_BxKxK[:, 1, 0], 1 - expected_B)
+    assert labelled.labels_asked == (~route.policy_label_B).sum()
+
+    half = Preferences(np.full((16, 2, 2), 0.5, np.float32), np.ones((16, 2, 2), np.float32))
+    judged = workload.labelled(run, state, sampled, half).batch.labels
+    np.testing.assert_array_equal(judged.prob_BxKxK[:, 0, 1], np.where(route.on_policy_B, 0.5, 1.0))
+
+
+def test_trimming_keeps_what_is_in_the_response(drawn):
+    sampled = drawn[3]
+    longest = int(sampled.batch.mask_BxLxT.sum(-1).max())
+    trimmed = workload.trimmed(sampled, longest)
+    assert trimmed.batch.inputs.tokens_BxLxT.shape[-1] == longest
+    assert trimmed.batch.mask_BxLxT.sum() == sampled.batch.mask_BxLxT.sum()
