@@ -1,7 +1,8 @@
 """Tables and figures of `benchmarks.convergence`.
 
 Scores are normalised per environment: 0 is the reference that a seed starts from (mean over
-seeds), 1 is PPO on the true reward. Interquartile means with 95 % stratified bootstrap intervals,
+seeds), 1 is PPO on the true reward, whose batches are larger, so that its curve is read at the env
+steps of the others. Interquartile means with 95 % stratified bootstrap intervals,
 seeds resampled within each environment (Agarwal et al. 2021, arXiv 2108.13264).
 """
 
@@ -72,11 +73,17 @@ def array(values: list) -> np.ndarray:
     return np.asarray(values, float)
 
 
+def last(results: dict[str, Any], name: str) -> np.ndarray:
+    """Returns of a method on one environment at the end of the preference methods, [seeds]."""
+    end = min(result['env_steps'][-1] for result in results.values())
+    returns = array(results[name]['return'])
+    return np.asarray([np.interp(end, results[name]['env_steps'], seed) for seed in returns])
+
+
 def normalised(results: dict[str, Any], name: str) -> np.ndarray:
-    """Returns of a method on one environment, [seeds, evaluations]."""
-    zero = array(results[name]['return'])[:, 0].mean()
-    one = array(results[PPO]['return'])[:, -1].mean()
-    return (array(results[name]['return']) - zero) / (one - zero)
+    """The same between reference and PPO, [seeds]."""
+    zero, one = array(results[name]['return'])[:, 0].mean(), last(results, PPO).mean()
+    return (last(results, name) - zero) / (one - zero)
 
 
 def collapsed(returns: np.ndarray) -> np.ndarray:
@@ -89,28 +96,27 @@ def summarise(raw: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a method, over all environments."""
     environments = raw['envs']
     names = list(next(iter(environments.values())))
-    last = {
-        name: [normalised(results, name)[:, -1] for results in environments.values()]
-        for name in names
+    scores = {
+        name: [normalised(results, name) for results in environments.values()] for name in names
     }
     rival = 'SAIL-RevKL, ref to policy'
     rows = []
     for name in names:
         fallen = [collapsed(array(results[name]['return'])) for results in environments.values()]
-        better = bootstrap(last[rival] + last[name], improvement) if name != rival else None
+        better = bootstrap(scores[rival] + scores[name], improvement) if name != rival else None
         kl = [array(results[name]['kl_policy_to_ref'])[:, -1] for results in environments.values()]
         rows.append(
             {
                 'method': name,
-                'iqm': bootstrap(last[name], iqm)._asdict(),
+                'iqm': bootstrap(scores[name], iqm)._asdict(),
                 'rival_improves': better and better._asdict(),
                 'collapsed': float(np.concatenate(fallen).mean()),
                 'kl_policy_to_ref': float(np.nanmedian(np.concatenate(kl))),
                 'envs': {
                     env: {
-                        'return': bootstrap([array(results[name]['return'])[:, -1]], iqm)._asdict(),
+                        'return': bootstrap([last(results, name)], iqm)._asdict(),
                         'start': float(array(results[name]['return'])[:, 0].mean()),
-                        'normalised': float(iqm(normalised(results, name)[:, -1])),
+                        'normalised': float(iqm(normalised(results, name))),
                         'collapsed': float(collapsed(array(results[name]['return'])).mean()),
                         'settings': results[name].get('settings'),
                     }
@@ -188,14 +194,19 @@ def figure_returns(raw: dict[str, Any], out: Path) -> None:
             J = np.nanmean(array(result['J'])[:, 1:], 0)
             row[2].plot(J, iqm(returns.T[1:]), color=color, marker='.', markersize=4, lw=1)
             row[2].plot(J[-1:], iqm(returns.T[-1:]), color=color, marker='o')
+        # J goes from -log 2 towards 0, and far below where the margins have the wrong sign.
+        row[2].set_xscale('symlog', linthresh=1)
+        row[2].set_xlim(right=0)
         row[0].set_ylabel(f'{env}: return')
-        for axis, title in zip(row, ('env steps', 'labels', 'J (end of run: disc)'), strict=True):
+        for axis, title in zip(
+            row, ('env steps', 'labels', 'J, training batches (end of run: disc)'), strict=True
+        ):
             axis.grid(alpha=0.3)
             if axis in axes[-1]:
                 axis.set_xlabel(title)
         for axis in row[:2]:
             axis.xaxis.set_major_formatter(EngFormatter(sep=''))
-    axes[0, 0].legend(fontsize=6)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
     save(figure, out, 'returns')
 
 

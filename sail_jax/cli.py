@@ -14,6 +14,10 @@ from sail_jax.bandit import study
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
 from sail_jax.language.config import LanguageRun
+from sail_jax.language.quickstart import study as quickstart
+from sail_jax.language.quickstart.study import Outcome
+from sail_jax.language.sft.config import SftRun
+from sail_jax.language.sft.task import MODEL
 from sail_jax.trainer import Result, default_run_dir
 
 DESCRIPTION = """\
@@ -62,6 +66,8 @@ LANGUAGE_TABLE = (
     ('margin on held-out pairs', 'pair_margin', 'pair_margin_se'),
     ('response length, tokens', 'response_length', None),
     ('responses that ended', 'ended', None),
+    ('loss on held-out responses, nats per token', 'loss', None),
+    ('perplexity on held-out responses', 'perplexity', None),
 )
 
 
@@ -205,6 +211,8 @@ def _train(arguments: list[str]) -> int:
         return 0
     if isinstance(result, Result):
         _print_result(result)
+    elif isinstance(result, Outcome):
+        quickstart.report(result)
     elif isinstance(run, config.Run):
         _print_sweep(run, result)
     else:
@@ -288,6 +296,8 @@ def _export(options: argparse.Namespace) -> None:
         opened = export.open_run(options.run, run)
         print(export.export(opened, options.out, options.adapter, options.dtype))
         return
+    if isinstance(run, SftRun):
+        raise UserError(f'{options.run}: {options.run}/{MODEL} is a Hugging Face directory already')
     if options.adapter or options.dtype:
         raise UserError('--adapter, --dtype: for language runs')
     run, policy, _ = runs.open_run(options.run)

@@ -169,14 +169,19 @@ class Settings(Section):
     """All randomness is a function of it, the update and the row."""
 
 
-class Run(Settings):
-    """What every workload that is trained has."""
+class Trained(Settings):
+    """What everything that is trained has."""
+
+    checkpoints: Checkpoints = Checkpoints()
+    logging: Logging = Logging()
+
+
+class Run(Trained):
+    """What every workload that is trained from preferences has."""
 
     objective: Objective = Objective()
     divergence: Divergence = Divergence()
     optimizer: Optimizer = Optimizer()
-    checkpoints: Checkpoints = Checkpoints()
-    logging: Logging = Logging()
     seeds: int | tuple[int, ...] | None = None
     """Train several seeds at once, each as if alone: a number (from `seed` on), or the seeds."""
     sweep: Sweep = Sweep()
@@ -192,8 +197,10 @@ class Member(NamedTuple):
     run: Run
 
 
-def members(run: Run) -> tuple[Member, ...]:
+def members(run: Trained) -> tuple[Member, ...]:
     """The runs that `seeds` and `sweep` make of a configuration; none where neither is given."""
+    if not isinstance(run, Run):
+        return ()
     swept = {key: values for key, values in run.sweep.model_dump().items() if values}
     if run.seeds is None and not swept:
         return ()
@@ -346,6 +353,8 @@ def override(run: RunT, arguments: list[str], prog: str, description: str) -> Ru
                 args=_spell_none(type(run), arguments),
                 prog=prog,
                 description=description,
+                # A section that may be missing is set by its keys like any other.
+                config=(tyro.conf.AvoidSubcommands,),
             )
         except SystemExit as stop:
             if not stop.code:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -106,7 +106,7 @@ class WandB:
         self._run.finish()
 
 
-def check(run: config.Run) -> None:
+def check(run: config.Trained) -> None:
     """Finds out before anything else happens whether the writers are there.
 
     Raises:
@@ -117,7 +117,7 @@ def check(run: config.Run) -> None:
 
 
 def open_writers(
-    run: config.Run, run_dir: Path, resume_step: int | None, unit: str, resume_at: int | None
+    run: config.Trained, run_dir: Path, resume_step: int | None, unit: str, resume_at: int | None
 ) -> list[Writer]:
     """The writers that the configuration asks for.
 
@@ -203,12 +203,17 @@ def _short(value: float) -> str:
     return f'{value / 1000:.1f}k' if abs(value) >= 10_000 else f'{value:.3g}'
 
 
-def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table on standard output."""
+def print_table(
+    title: str,
+    columns: Iterable[str],
+    rows: Iterable[Iterable[str]],
+    justify: Literal['left', 'right'] = 'right',
+) -> None:
+    """A table on standard output; `justify` is of all columns but the first."""
     names = list(columns)
     table = Table(title=title, title_justify='left', title_style='bold')
     for index, name in enumerate(names):
-        table.add_column(name, justify='left' if index == 0 else 'right')
+        table.add_column(name, justify='left' if index == 0 else justify)
     for row in rows:
         table.add_row(*row)
     Console().print(table)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sail_jax.trainer import Task
 
 
-def directories(run: config.Run, run_dir: Path) -> list[Path]:
+def directories(run: config.Trained, run_dir: Path) -> list[Path]:
     """Where the rows go: the run directory; of a sweep, one within it for each member."""
     return [run_dir / member.name for member in config.members(run)] or [run_dir]
 
@@ -26,7 +26,7 @@ class Recorder:
 
     def __init__(
         self,
-        run: config.Run,
+        run: config.Trained,
         task: 'Task',
         run_dir: Path,
         began: float,

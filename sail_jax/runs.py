@@ -12,29 +12,35 @@ from brax.envs.base import Env
 from sail_jax import checkpoint, config, trainer
 from sail_jax.bandit import config as bandit
 from sail_jax.bandit import study as bandit_study
-from sail_jax.config import Run
 from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
 from sail_jax.control.workload import SegmentReward
 from sail_jax.errors import UserError
 from sail_jax.language import task as language_task
 from sail_jax.language.config import LanguageRun
+from sail_jax.language.quickstart import study as quickstart
+from sail_jax.language.quickstart.config import QuickstartRun
 from sail_jax.language.rewards import Judge, Reward
+from sail_jax.language.sft import task as sft_task
+from sail_jax.language.sft.config import SftRun
 from sail_jax.trainer import Result, Task
-from sail_jax.update import Hyper, Policy
+from sail_jax.update import Policy
 
 CONFIGS: dict[str, Callable[[dict[str, Any], Path], type[config.Settings]]] = {
     'control': lambda data, path: ControlRun,
     'bandit': bandit.model,
+    'sft': lambda data, path: SftRun,
+    'language-quickstart': lambda data, path: QuickstartRun,
     'language': lambda data, path: LanguageRun,
 }
-TASKS: dict[type[Run], Callable[..., Task]] = {
+TASKS: dict[type[config.Trained], Callable[..., Task]] = {
     ControlRun: control_task.make,
     LanguageRun: language_task.make,
+    SftRun: sft_task.make,
 }
 
 
-def make_task(run: Run, **given: Any) -> Task:
+def make_task(run: config.Trained, **given: Any) -> Task:
     """The task of a configuration, with what Python gives beside it; None is not given.
 
     Raises:
@@ -71,7 +77,7 @@ def train(
     reward: Reward | None = None,
     judge: Judge | None = None,
     quiet: bool = False,
-) -> Result | list[Result] | bandit_study.Table:
+) -> Result | list[Result] | bandit_study.Table | quickstart.Outcome:
     """Trains a policy from preferences, or runs a study of the exact problem.
 
     Args:
@@ -89,7 +95,7 @@ def train(
 
     Returns:
       The trained policy, the one it started from, and their evaluations; of a sweep, a list of
-      these; of a study, its table.
+      these; of a study, its table; of the language quickstart, what its stages came to.
 
     Raises:
       UserError: bad input; nothing was overwritten.
@@ -103,6 +109,10 @@ def train(
         if resume:
             raise UserError(f'{run_dir}: a study has nothing to resume; run it again')
         return bandit_study.run(run, run_dir)
+    if isinstance(run, QuickstartRun):
+        return quickstart.run(run, run_dir, resume, quiet)
+    if isinstance(run, SftRun):
+        return sft_task.train(run, run_dir, resume, quiet)
     given = {'env': env, 'segment_reward': segment_reward, 'reward': reward, 'judge': judge}
     if isinstance(run, LanguageRun):
         given['run_dir'] = run_dir
@@ -150,7 +160,7 @@ def evaluate(run_dir: str | Path, episodes: int | None = None, **given: Any) -> 
         evaluation = run.evaluation.model_copy(update={'episodes': episodes})
         run = run.model_copy(update={'evaluation': evaluation})
     task = make_task(run, **given)
-    identity = np.uint32(run.seed), Hyper.of(run)
+    identity = np.uint32(run.seed), task.hyper(run)
     numbers = jax.device_get([task.evaluate(p, start, *identity) for p in (start, policy)])
     before, after = ({key: float(x) for key, x in row.items()} for row in numbers)
     return before, after

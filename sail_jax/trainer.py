@@ -40,7 +40,8 @@ Evaluate = Callable[[Policy, Policy, jax.Array, Hyper], Mapping[str, jax.typing.
 class Task(NamedTuple):
     """What the host needs of a workload."""
 
-    workload: Workload
+    workload: Workload | None
+    """None where `init` and `dispatch` do all of its work."""
     shardings: Callable[[State], State]
     """From the shapes of a state to how it lies on the devices."""
     start: Callable[[int], Policy]
@@ -63,6 +64,10 @@ class Task(NamedTuple):
     """Makes or loads `Policy.frozen`, which no checkpoint holds."""
     dispatch: Callable[[State], tuple[State, Metrics]] | None = None
     """Stands in for the compiled program where the host has a part in every update."""
+    init: Callable[[Policy, jax.Array], State] | None = None
+    """`(start policy, seed) -> state`: stands in for `update.init` where there is no reference."""
+    hyper: Callable[[Any], Any] = Hyper.of
+    """`State.hyper` of a configuration."""
 
 
 class Result(NamedTuple):
@@ -121,7 +126,7 @@ def _require_writable(run_dir: Path) -> None:
         raise UserError(f'{run_dir}: not writable')
 
 
-def _stopped_before_the_first_checkpoint(run: config.Run, run_dir: Path, manager: Any) -> bool:
+def _stopped_before_the_first_checkpoint(run: config.Trained, run_dir: Path, manager: Any) -> bool:
     """Whether a run has its start policy and nothing else yet, so that it begins again from it."""
     path = directories(run, run_dir)[0] / 'metrics.jsonl'
     updated = path.exists() and any(row['step'] > 0 for row in metrics.read_rows(path))
@@ -136,30 +141,32 @@ class Layout(NamedTuple):
     shardings: State
 
     @classmethod
-    def of(cls, run: config.Run, task: Task) -> 'Layout':
+    def of(cls, run: config.Trained, task: Task) -> 'Layout':
         found = config.members(run)
         lead = lambda x: jax.ShapeDtypeStruct((len(found), *x.shape), x.dtype)  # noqa: E731
         policy = jax.tree.map(lead, task.abstract_policy) if found else task.abstract_policy
-        state = jax.eval_shape(_init(run, task), policy, *_identity(run))
+        state = jax.eval_shape(_init(run, task), policy, *_identity(run, task))
         shardings = task.shardings(state)
         state = checkpoint.abstract_like(state, shardings)
         return cls(state.policy, state, shardings)
 
 
-def _init(run: config.Run, task: Task) -> Callable[[Policy, jax.Array, Hyper], State]:
+def _init(run: config.Trained, task: Task) -> Callable[[Policy, jax.Array, Hyper], State]:
     """`(start policy, seed, settings) -> state`, over the members of a sweep."""
 
     def init(start: Policy, seed: jax.Array, hyper: Hyper) -> State:
+        if task.init is not None:
+            return task.init(start, seed)
         return update.init(task.workload, run, start, start, seed=seed, hyper=hyper)
 
     return jax.vmap(init) if config.members(run) else init
 
 
-def _identity(run: config.Run) -> tuple[np.ndarray, Hyper]:
+def _identity(run: config.Trained, task: Task) -> tuple[np.ndarray, Hyper]:
     """Seed and settings of the run; of a sweep, its members'. On the host, so that every process
     of a run has them."""
     runs = [member.run for member in config.members(run)]
-    one = lambda run: (np.uint32(run.seed), Hyper.of(run))  # noqa: E731
+    one = lambda run: (np.uint32(run.seed), task.hyper(run))  # noqa: E731
     if not runs:
         return one(run)
     return jax.tree.map(lambda *values: np.stack(values), *map(one, runs))
@@ -170,7 +177,7 @@ def stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def start_policy(run: config.Run, task: Task) -> Policy:
+def start_policy(run: config.Trained, task: Task) -> Policy:
     """What training starts from; of a sweep, every member's."""
     found = config.members(run)
     if not found:
@@ -179,12 +186,12 @@ def start_policy(run: config.Run, task: Task) -> Policy:
     return stack([by_seed[member.run.seed] for member in found])
 
 
-def initial_state(run: config.Run, task: Task, start: Policy) -> State:
+def initial_state(run: config.Trained, task: Task, start: Policy) -> State:
     """The state before the first update, laid out over the devices; `start` stays usable."""
     layout = Layout.of(run, task)
     init = jax.jit(_init(run, task), out_shardings=layout.shardings)
     placed = hosts.place(start._replace(frozen=()), layout.shardings.policy)
-    state = init(placed, *_identity(run))
+    state = init(placed, *_identity(run, task))
     return with_frozen(state, start.frozen)
 
 
@@ -194,7 +201,7 @@ def with_frozen(state: State, frozen: Any) -> State:
 
 
 def train(
-    run: config.Run, task: Task, run_dir: Path, resume: bool = False, quiet: bool = False
+    run: config.Trained, task: Task, run_dir: Path, resume: bool = False, quiet: bool = False
 ) -> Result | list[Result]:
     """Trains to the end of the configuration, or of the label budget.
 
@@ -220,7 +227,7 @@ def train(
     start = None if resume else start_policy(run, task)
     frozen = task.frozen() if start is None else start.frozen
     directory, layout = run_dir / 'checkpoints', Layout.of(run, task)
-    found, (seed, hyper) = config.members(run), _identity(run)
+    found, (seed, hyper) = config.members(run), _identity(run, task)
     judge = jax.jit(jax.vmap(task.evaluate)) if found else task.evaluate
     with contextlib.ExitStack() as exits:
         manager = exits.enter_context(checkpoint.open_manager(directory, run.checkpoints.keep))

@@ -17,6 +17,7 @@ from sail_jax.language.model import Decoder
 from sail_jax.language.policy import Models
 from sail_jax.language.rows import Message
 from sail_jax.language.sampler import Sampling
+from sail_jax.language.sft import task as sft
 from sail_jax.language.tokens import Tokenizer
 from sail_jax.update import Policy
 
@@ -78,6 +79,8 @@ def load(path: Path) -> tuple[Decoder, Tokenizer, Sampling]:
     """
     if (path / 'config.yaml').exists():
         data, node = config.read_yaml(path / 'config.yaml')
+        if data.get('workload') == 'sft':
+            return load(path / sft.MODEL)
         if data.get('workload') != 'language':
             raise UserError(f'{path}: not a run of a language model')
         run = config.validate(LanguageRun, data, path / 'config.yaml', node)

@@ -18,6 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from sail_jax.config import Section
 from sail_jax.errors import UserError
+from sail_jax.language.weights import write_json
 
 REVIEWS, PAIRS = 'reviews.jsonl', 'pairs.jsonl'
 END = '<|end|>'
@@ -37,30 +38,22 @@ def _adjectives(good: str, bad: str) -> Adjectives:
 
 
 FOOD = _adjectives(
-    'delicious fresh excellent superb lovely perfect good tasty',
-    'cold stale bland awful disgusting terrible bad greasy',
+    'delicious fresh excellent superb lovely tasty', 'cold stale bland awful disgusting greasy'
 )
 PEOPLE = _adjectives(
-    'friendly kind charming attentive wonderful helpful polite great',
-    'rude slow careless unpleasant clumsy annoying dreadful unhelpful',
+    'friendly kind charming attentive wonderful polite', 'rude slow careless unpleasant clumsy mean'
 )
 PLACE = _adjectives(
-    'clean comfortable beautiful elegant bright pleasant quiet spacious',
-    'dirty filthy dark uncomfortable ugly shabby noisy tired',
+    'clean comfortable beautiful elegant bright quiet', 'dirty filthy dark ugly shabby noisy'
 )
 STORY = _adjectives(
-    'gripping clever brilliant fascinating original moving funny memorable',
-    'boring dull predictable confusing silly tedious forgettable weak',
-)
-THING = _adjectives(
-    'handy fast reliable impressive stylish solid fantastic fine',
-    'useless slow flimsy disappointing poor clumsy mediocre broken',
+    'gripping clever brilliant fascinating original funny',
+    'boring dull silly confusing tedious weak',
 )
 SUBJECTS = {
     'Restaurant': {
         'the soup was': FOOD,
         'the bread was': FOOD,
-        'the fish was': FOOD,
         'the desserts were': FOOD,
         'the waiter was': PEOPLE,
         'the cooks were': PEOPLE,
@@ -69,7 +62,6 @@ SUBJECTS = {
     'Hotel': {
         'the room was': PLACE,
         'the beds were': PLACE,
-        'the garden was': PLACE,
         'the breakfast was': FOOD,
         'the coffee was': FOOD,
         'the staff were': PEOPLE,
@@ -82,21 +74,6 @@ SUBJECTS = {
         'the actors were': PEOPLE,
         'the cinema was': PLACE,
         'the popcorn was': FOOD,
-    },
-    'Book': {
-        'the story was': STORY,
-        'the first chapters were': STORY,
-        'the characters were': STORY,
-        'the cover was': THING,
-        'the seller was': PEOPLE,
-    },
-    'Phone': {
-        'the camera was': THING,
-        'the battery was': THING,
-        'the speakers were': THING,
-        'the manual was': STORY,
-        'the salesman was': PEOPLE,
-        'the shop was': PLACE,
     },
 }
 ASIDES = ('', 'this time ', 'to be honest, ', 'all in all, ', 'for the price, ', 'i must say ')
@@ -128,7 +105,7 @@ class Reviews(Section):
     """Reviews to learn from, half of them complaints, in `reviews.jsonl`."""
     pairs: int = Field(256, ge=1)
     """Pairs of one opening's praise (chosen) and complaint (rejected), in `pairs.jsonl`."""
-    vocab_size: int = Field(768, ge=257)
+    vocab_size: int = Field(640, ge=257)
     """Tokens, of which 256 are bytes."""
 
 
@@ -243,7 +220,8 @@ def write(settings: Reviews, seed: int, directory: Path) -> None:
         tokenizer.save(str(partial / 'tokenizer.json'))
         # The class lets transformers load it too.
         companion = {'eos_token': END, 'tokenizer_class': 'PreTrainedTokenizerFast'}
-        (partial / 'tokenizer_config.json').write_text(json.dumps(companion, indent=2) + '\n')
+        write_json(partial / 'tokenizer_config.json', companion)
+        write_json(partial / 'generation_config.json', {'eos_token_id': 0})
         partial.rename(directory)
     except OSError as error:
         raise UserError(f'{directory}: {error.strerror}') from None

@@ -49,11 +49,13 @@ class Models(NamedTuple):
         return nnx.merge(self.on, reference.params)
 
     def start(self, seed: int, sharding: ShardingOf | None = None) -> Policy:
-        """Reads the checkpoint; an adapter is new, by the seed.
+        """Reads the checkpoint; an adapter, or a network without one, is new, by the seed.
 
         Raises:
           UserError: as of `weights.load`.
         """
+        if self.settings.path is None:
+            return Policy(self._new(stream(seed, START), sharding), jnp.zeros((), jnp.int32))
         decoder = self._load(sharding)
         # How many updates made the policy.
         updates = jnp.zeros((), jnp.int32)
@@ -80,27 +82,47 @@ class Models(NamedTuple):
             sharding=sharding,
         )
 
+    def _new(self, key: jax.Array, sharding: ShardingOf | None) -> nnx.State:
+        flat = nnx.to_flat_state(self.abstract.params)
+        layout = sharding and nnx.from_flat_state(
+            [(keys, sharding('.'.join(map(str, keys)), x.shape)) for keys, x in flat]
+        )
+        build = jax.jit(
+            lambda key: nnx.state(_build(self.settings, self.architecture, key)),
+            out_shardings=layout,
+        )
+        return build(key)
 
-def read(settings: Model, mesh: Mesh | None = None) -> Models:
+
+def _build(
+    settings: Model, architecture: Architecture, key: jax.Array, mesh: Mesh | None = None
+) -> Decoder:
+    return Decoder(
+        architecture,
+        rngs=nnx.Rngs(key),
+        dtype=jnp.dtype(settings.dtype),
+        param_dtype=jnp.dtype(settings.param_dtype),
+        remat=settings.remat,
+        mesh=mesh,
+    )
+
+
+def read(
+    settings: Model, mesh: Mesh | None = None, architecture: Architecture | None = None
+) -> Models:
     """Reads a checkpoint's `config.json`, and none of its weights.
 
     Args:
       mesh: devices that the models' activations are split over.
+      architecture: of a new network, which has no checkpoint.
 
     Raises:
       UserError: as of `architecture.read`.
     """
-    architecture = architectures.read(Path(settings.path))
+    architecture = architecture or architectures.read(Path(settings.path))
 
     def build() -> Decoder:
-        decoder = Decoder(
-            architecture,
-            rngs=nnx.Rngs(0),
-            dtype=jnp.dtype(settings.dtype),
-            param_dtype=jnp.dtype(settings.param_dtype),
-            remat=settings.remat,
-            mesh=mesh,
-        )
+        decoder = _build(settings, architecture, jax.random.key(0), mesh)
         if settings.train == 'full':
             return decoder
         return lora.add(decoder, settings.lora, jax.random.key(0))

@@ -11,7 +11,9 @@ from sail_jax.errors import UserError
 from sail_jax.language import data
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import Data, Dataset, Example
+from sail_jax.language.rows import Kind
 from sail_jax.language.sampler import bucket, pad_prompts
+from sail_jax.language.sft.config import SftRun
 from sail_jax.language.tokens import Tokenizer
 from sail_jax.language.workload import Pairs, Rows
 
@@ -39,16 +41,23 @@ def cache_dir() -> Path:
     return home / 'sail_jax' / 'data'
 
 
-def prepare(run: LanguageRun, tokenizer: Tokenizer, cache: Path | None = None) -> Reader:
+def prepare(
+    run: LanguageRun | SftRun,
+    tokenizer: Tokenizer,
+    cache: Path | None = None,
+    kind: Kind | None = None,
+) -> Reader:
     """Reads and checks the data of a run, or finds them prepared.
 
-    Where a data set has pairs, every row must be one, whether or not training reads the responses.
+    Args:
+      kind: what is needed of each row. None needs pairs of a data set that has them, whether or not
+        training reads the responses.
 
     Raises:
       UserError: as of `data.prepare`; fewer rows than are to be held out.
     """
     cache, settings = cache or cache_dir(), run.evaluation
-    training = _prepare(run.data, tokenizer, cache, run.reads_pairs)
+    training = data.prepare(run.data, kind or _kind(run.data, run.reads_pairs), tokenizer, cache)
     rows = np.arange(len(training))
     if settings.path is None and settings.split is None:
         elsewhere = training
@@ -57,7 +66,7 @@ def prepare(run: LanguageRun, tokenizer: Tokenizer, cache: Path | None = None) -
     else:
         path, split = settings.path or run.data.path, settings.split or 'test'
         other = run.data.model_copy(update={'path': path, 'split': split})
-        elsewhere = _prepare(other, tokenizer, cache, False)
+        elsewhere = data.prepare(other, kind or _kind(other, False), tokenizer, cache)
         held = _spread(settings.prompts, len(elsewhere), f'evaluation.path: {path}')
     held_out = [elsewhere[row] for row in held]
     return Reader(training, rows, held_out, run.seed, run.prompts_per_update)
@@ -86,9 +95,8 @@ def places(longest: int, most: int) -> int:
     return min(bucket(longest), most)
 
 
-def _prepare(settings: Data, tokenizer: Tokenizer, cache: Path, pairs: bool) -> Dataset:
-    kind = 'preference' if pairs or data.has_pairs(settings) else 'prompt'
-    return data.prepare(settings, kind, tokenizer, cache)
+def _kind(settings: Data, pairs: bool) -> Kind:
+    return 'preference' if pairs or data.has_pairs(settings) else 'prompt'
 
 
 def _spread(count: int, size: int, where: str, spare: int = 0) -> np.ndarray:

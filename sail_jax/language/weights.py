@@ -308,11 +308,16 @@ def _copy_companions(decoder: Decoder, source: str | Path | None, to: Path) -> d
     source = Path(source)
     if architectures.read(source) != decoder.architecture:
         raise ValueError(f'the model is not of the architecture of {source}')
+    copy_tokenizer(source, to)
+    return architectures.read_json(source / 'config.json')
+
+
+def copy_tokenizer(source: Path, to: Path) -> None:
+    """Copies what lies in a checkpoint beside its configuration and weights."""
     for file in sorted(source.iterdir()):
         companion = file.suffix in ('.json', '.jinja', '.model', '.txt')
         if companion and file.name != 'config.json' and not file.name.endswith('.index.json'):
             shutil.copyfile(file, to / file.name)
-    return architectures.read_json(source / 'config.json')
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

@@ -89,7 +89,7 @@ def files(tmp_path_factory):
     [
         (['--model.path', '/none'], '/none/config.json: No such file'),
         (['--data.path', '/none.jsonl'], '/none.jsonl: No such file'),
-        (['--data.max-prompt-tokens', '2'], 'prompts.jsonl:1: prompt: 4 tokens; at most 2'),
+        (['--data.max-prompt-tokens', '2'], 'prompts.jsonl:1: prompt: 5 tokens; at most 2'),
         (['--data.max-prompt-tokens', '255'], '255, and responses of 6: .* has 256 positions'),
         (['--evaluation.prompts', '16'], 'evaluation.prompts: 16 to hold out; .* has 16 usable'),
         (['--evaluation.path', '/none.jsonl'], '/none.jsonl: No such file'),

@@ -1,0 +1,140 @@
+"""Runs the stages of the language quickstart and shows what came of them."""
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from sail_jax import config, metrics, trainer
+from sail_jax.errors import Interrupted
+from sail_jax.language import export, grammar
+from sail_jax.language import task as language_task
+from sail_jax.language.quickstart import frontier
+from sail_jax.language.quickstart.config import (
+    METHODS,
+    REVIEWS,
+    SFT,
+    QuickstartRun,
+    alignment,
+    check,
+    supervised,
+)
+from sail_jax.language.quickstart.frontier import Point
+from sail_jax.language.sft import task as sft_task
+from sail_jax.trainer import Result
+
+SHOWN = 8
+"""Prompts in the table of samples."""
+
+
+class Sample(NamedTuple):
+    """A prompt and what two models answer."""
+
+    prompt: str
+    before: str
+    after: str
+
+
+class Outcome(NamedTuple):
+    """What the stages came to."""
+
+    loss: float
+    """Of the supervised stage on held-out reviews, nats per response."""
+    entropy: float
+    """Of the grammar, which bounds it."""
+    curves: dict[str, list[Point]]
+    """The evaluations of each method, the first one before any update."""
+    samples: list[Sample]
+    """Before alignment, and after SAIL-RevKL's."""
+
+
+def run(run: QuickstartRun, run_dir: Path, resume: bool = False, quiet: bool = False) -> Outcome:
+    """Runs all stages; on `resume` those that are done are left as they are.
+
+    Raises:
+      UserError, TrainingFailed, Interrupted: as of `trainer.train`.
+    """
+    check(run)
+    trainer.claim_run_dir(run, run_dir, resume)
+    config.write(run, run_dir / 'config.yaml')
+    if not (run_dir / REVIEWS).exists():
+        grammar.write(run.reviews, run.seed, run_dir / REVIEWS)
+    try:
+        first = _train(run, run_dir, quiet)
+    except Interrupted as stop:
+        where = shlex.quote(str(run_dir))
+        raise Interrupted(
+            'stopped and saved; go on with: '
+            f'sail-jax train {where}/config.yaml --run-dir {where} --resume',
+            status=stop.status,
+        ) from None
+    curves = {title: frontier.points(run_dir / name) for name, title in METHODS.items()}
+    frontier.write(curves, run_dir)
+    return Outcome(
+        loss=first.after['eval/response_loss'],
+        entropy=grammar.entropy(run.seed, run.reviews.reviews),
+        curves=curves,
+        samples=samples(run, run_dir),
+    )
+
+
+def _train(run: QuickstartRun, run_dir: Path, quiet: bool) -> Result:
+    """All stages, from where they are; gives back the supervised one's result."""
+    directory = run_dir / SFT
+    first = sft_task.train(supervised(run, run_dir), directory, _begun(directory), quiet)
+    for name, title in METHODS.items():
+        if not quiet:
+            metrics.console.print(title)
+        directory, settings = run_dir / name, alignment(run, run_dir, name)
+        task = language_task.make(settings, run_dir=directory)
+        trainer.train(settings, task, directory, _begun(directory), quiet)
+    return first
+
+
+def _begun(directory: Path) -> bool:
+    """Whether a stage can go on; what cannot is removed."""
+    begun = (directory / 'config.yaml').exists()
+    if not begun:
+        shutil.rmtree(directory, ignore_errors=True)
+    return begun
+
+
+def samples(run: QuickstartRun, run_dir: Path) -> list[Sample]:
+    """What the model says before and after its alignment by SAIL-RevKL, on the same random
+    numbers."""
+    prompts = list(dict.fromkeys(review.prompt for review in grammar.reviews(run.seed, 100)))
+    answers = []
+    for path in (run_dir / SFT / sft_task.MODEL, run_dir / list(METHODS)[-1]):
+        decoder, tokenizer, _ = export.load(path)
+        found = export.generate(
+            decoder, tokenizer, prompts[:SHOWN], run.alignment.sampling, seed=run.seed
+        )
+        answers.append([group[0].strip() for group in found])
+    return [Sample(*row) for row in zip(prompts, *answers, strict=False)]
+
+
+def report(outcome: Outcome) -> None:
+    """Prints the samples, and where each method ended."""
+    metrics.print_table(
+        f'Samples; held-out loss {outcome.loss:.2f} nats per response, entropy of the grammar '
+        f'{outcome.entropy:.2f}',
+        ('prompt', 'before', 'after SAIL-RevKL'),
+        outcome.samples,
+        justify='left',
+    )
+    start = next(iter(outcome.curves.values()))[0]
+    rows = [('before', start), *((name, curve[-1]) for name, curve in outcome.curves.items())]
+    metrics.print_table(
+        'Responses to held-out prompts',
+        ('', 'sentiment', 'win rate', 'KL to before, nats', 'tokens'),
+        [
+            (
+                name,
+                f'{point.reward:.3f} ± {point.reward_se:.2g}',
+                f'{point.win_rate:.2f}',
+                f'{point.kl:.2f}',
+                f'{point.length:.1f}',
+            )
+            for name, point in rows
+        ],
+    )

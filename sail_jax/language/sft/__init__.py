@@ -1,0 +1,1 @@
+"""The supervised stage: a reference has to come from somewhere."""

@@ -1,0 +1,110 @@
+"""Configuration of a supervised stage."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from sail_jax.config import Section, Trained
+from sail_jax.devices import Devices
+from sail_jax.errors import UserError
+from sail_jax.language import config
+from sail_jax.language.architecture import Architecture
+from sail_jax.language.data import Data
+
+
+class Model(config.Model):
+    """What is trained: a checkpoint, or a new network."""
+
+    path: Path | None = None
+    """A Hugging Face checkpoint directory of the Llama family; none makes a new network."""
+    architecture: Architecture | None = None
+    """Of a new network."""
+    tokenizer: Path | None = None
+    """A directory with the `tokenizer.json` of a new network."""
+
+
+class Optimizer(Section):
+    """AdamW on the mean over tokens."""
+
+    learning_rate: float = Field(2e-5, gt=0)
+    """AdamW's step size, for all parameters; adapters take about ten times as much."""
+    warmup_updates: int = Field(0, ge=0)
+    """Updates over which the step size rises to its full value."""
+    decay: Literal['none', 'linear', 'cosine'] = 'cosine'
+    """How the step size falls to 0 from there to the end of the run."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Of matrices."""
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Clips the global norm of the gradient; none leaves it."""
+    accumulation: int = Field(1, ge=1)
+    """Parts that a batch is computed in, one after the other: less memory, the same gradient."""
+    max_skipped: int = Field(10, ge=1)
+    """The run stops after this many updates in a row were skipped as not finite."""
+
+
+class Evaluation(Section):
+    """The loss on held-out rows."""
+
+    every_updates: int = Field(100, ge=1)
+    """Updates between evaluations; there is one before the first and after the last."""
+    prompts: int = Field(256, ge=1)
+    """How many rows are held out."""
+    path: str | None = None
+    """Where they come from, as `data.path`; none is `data.path`."""
+    split: str | None = None
+    """Of a directory. With neither path nor split, rows spread evenly over the data are held out
+    of training."""
+
+
+class SftRun(Trained):
+    """Trains a language model on the chosen responses of a data set."""
+
+    workload: Literal['sft']
+    """What this file configures."""
+    total_prompts: int = Field(60_000, ge=1)
+    """Length of the run, rounded up to whole updates; the data are gone through in a new order as
+    often as it takes."""
+    prompts_per_update: int = Field(32, ge=1)
+    """Prompts, with their responses, of an update."""
+    loss_on: Literal['response', 'sequence'] = 'response'
+    """Learn the responses, end of sequence included, or the prompts too."""
+    model: Model
+    devices: Devices = Devices()
+    data: Data
+    optimizer: Optimizer = Optimizer()
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def updates(self) -> int:
+        """Updates of the whole run."""
+        return -(-self.total_prompts // self.prompts_per_update)
+
+
+def check(run: SftRun) -> None:
+    """Refuses settings that are each fine but do not go together.
+
+    Raises:
+      UserError: naming the keys.
+    """
+    model, optimizer = run.model, run.optimizer
+    new = (model.architecture, model.tokenizer)
+    if model.path is None and None in new:
+        raise UserError(
+            'model: give the path of a checkpoint, or architecture and tokenizer of a new network'
+        )
+    if model.path is not None and new != (None, None):
+        raise UserError(
+            'model.path: a checkpoint brings its architecture and tokenizer; leave them out'
+        )
+    if model.path is None and model.train == 'lora':
+        raise UserError('model.train: an adapter beside a new network, which knows nothing')
+    if run.prompts_per_update % optimizer.accumulation:
+        raise UserError(
+            f'optimizer.accumulation: {optimizer.accumulation} does not divide '
+            f'prompts_per_update: {run.prompts_per_update}'
+        )
+    if optimizer.decay != 'none' and optimizer.warmup_updates >= run.updates:
+        raise UserError(
+            f'optimizer.warmup_updates: {optimizer.warmup_updates}; the run has {run.updates}'
+        )

@@ -1,0 +1,145 @@
+"""A supervised stage as the trainer takes it, and what it leaves."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from sail_jax import devices, trainer
+from sail_jax.errors import UserError
+from sail_jax.language import lora, policy, reader, sharding, tokens, weights
+from sail_jax.language.data import Example
+from sail_jax.language.policy import Models
+from sail_jax.language.sft import learn
+from sail_jax.language.sft.config import SftRun, check
+from sail_jax.language.tokens import Tokenizer
+from sail_jax.trainer import Evaluate, Result, Task
+from sail_jax.update import Metrics, Policy, State
+
+MODEL = 'model'
+"""Of the run directory: the trained model as a Hugging Face directory."""
+WATCH = {
+    'time/prompts_per_s': 'prompts/s',
+    'train/loss': 'loss',
+    'eval/loss': 'held-out loss',
+    'eval/perplexity': 'perplexity',
+}
+
+
+def train(run: SftRun, run_dir: Path, resume: bool = False, quiet: bool = False) -> Result:
+    """Trains, and leaves the model in `RUN_DIR/model`; arguments and errors as of
+    `trainer.train`."""
+    result = trainer.train(run, make(run), run_dir, resume, quiet)
+    models, path = policy.read(run.model, architecture=run.model.architecture), run_dir / MODEL
+    decoder = models.policy(result.policy)
+    shutil.rmtree(path, ignore_errors=True)
+    weights.save(lora.merge(decoder) if models.adapted else decoder, path, source=run.model.path)
+    if run.model.path is None:
+        weights.copy_tokenizer(run.model.tokenizer, path)
+    return result
+
+
+def load_tokenizer(run: SftRun) -> Tokenizer:
+    """The checkpoint's, or that of the new network.
+
+    Raises:
+      UserError: as of `tokens.load`; the new network has not the tokens.
+    """
+    if run.model.path is not None:
+        return tokens.load(run.model.path)
+    tokenizer, size = tokens.load(run.model.tokenizer), run.model.architecture.vocab_size
+    if tokenizer.vocab_size > size:
+        raise UserError(
+            f'model.architecture.vocab_size: {size}; '
+            f'{run.model.tokenizer} has {tokenizer.vocab_size} tokens'
+        )
+    return tokenizer
+
+
+def make(run: SftRun) -> Task:
+    """Builds what the trainer needs.
+
+    Raises:
+      UserError: settings that do not go together; a checkpoint, data or a tokeniser that cannot be
+        used.
+    """
+    check(run)
+    mesh = devices.make_mesh(run.prompts_per_update, run.devices, 'prompts_per_update')
+    models = policy.read(run.model, mesh, run.model.architecture)
+    data = reader.prepare(run, load_tokenizer(run), kind='completion')
+    optimizer = learn.make_optimizer(run.optimizer, run.updates)
+    of_parameter = sharding.of_parameter(mesh)
+    return Task(
+        workload=None,
+        init=lambda start, seed: learn.init(start, seed, optimizer),
+        hyper=lambda run: (),
+        shardings=partial(devices.state_sharding, mesh, rules=sharding.RULES),
+        start=lambda seed: models.start(seed, of_parameter),
+        abstract_policy=models.abstract,
+        evaluate=make_evaluate(run, models, data.held_out),
+        updates=run.updates,
+        updates_per_dispatch=1,
+        evaluate_every=run.evaluation.every_updates,
+        unit='prompts',
+        units_per_update=run.prompts_per_update,
+        max_labels=None,
+        watch=WATCH,
+        frozen=lambda: models.frozen(of_parameter),
+        dispatch=make_dispatch(run, models, data, optimizer, mesh),
+    )
+
+
+def make_dispatch(
+    run: SftRun,
+    models: Models,
+    data: reader.Reader,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> Callable[[State], tuple[State, Metrics]]:
+    """One update: the host reads its rows while the device works on those before."""
+    core = learn.make_learn(models.policy, run, optimizer)
+
+    @partial(jax.jit, donate_argnums=0)
+    def update(state: State, rows: learn.Rows) -> tuple[State, Metrics]:
+        new, metrics = core(state, rows)
+        layout = devices.state_sharding(mesh, new, sharding.RULES)
+        return jax.lax.with_sharding_constraint(new, layout), metrics
+
+    @lru_cache(2)
+    def rows(step: int) -> learn.Rows:
+        return jax.device_put(learn.collate(data.examples(step)), devices.by_rows(mesh))
+
+    def dispatch(state: State) -> tuple[State, Metrics]:
+        step = int(state.step)
+        state, metrics = update(state, rows(step))
+        rows(step + 1)
+        return state, metrics
+
+    return dispatch
+
+
+def make_evaluate(run: SftRun, models: Models, held_out: Sequence[Example]) -> Evaluate:
+    """Loss and perplexity of the held-out responses, whatever is trained on: per token, and summed
+    over each response."""
+    size = min(len(held_out), run.prompts_per_update)
+    batches = [held_out[first : first + size] for first in range(0, len(held_out), size)]
+
+    @jax.jit
+    def nats(policy: Policy, rows: learn.Rows) -> tuple[jax.Array, jax.Array]:
+        return learn.nats(models.policy(policy), rows, 'response')
+
+    def evaluate(policy: Policy, start: Policy, seed: jax.Array, hyper: tuple) -> dict[str, float]:
+        parts = [nats(policy, learn.collate(batch)) for batch in batches]
+        total, tokens = np.sum(jax.device_get(parts), axis=0)
+        return {
+            'loss': total / tokens,
+            'perplexity': np.exp(total / tokens),
+            'response_loss': total / len(held_out),
+        }
+
+    return evaluate

@@ -1,0 +1,212 @@
+"""The supervised stage: what its loss is, that it learns, and that it goes on where it stopped."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from sail_jax import metrics, runs, trainer
+from sail_jax.errors import UserError
+from sail_jax.language import grammar, policy, tokens, weights
+from sail_jax.language.data import Example
+from sail_jax.language.rows import Row
+from sail_jax.language.sft import learn
+from sail_jax.language.sft import task as sft_task
+from sail_jax.language.sft.config import Optimizer, SftRun
+from sail_jax.update import Policy
+from tests.language import tiny
+
+SIZES = {
+    'family': 'qwen2',
+    'hidden_size': 32,
+    'intermediate_size': 64,
+    'layers': 1,
+    'heads': 2,
+    'kv_heads': 1,
+    'head_dim': 16,
+    'qkv_bias': True,
+    'tied': True,
+    'max_positions': 64,
+}
+WORDS = ('good', 'bad', 'fine', 'poor')
+
+
+@pytest.fixture(scope='module')
+def text(tmp_path_factory):
+    """Four responses, equally likely, whatever the prompt: log 4 nats each."""
+    path = tmp_path_factory.mktemp('text')
+    rows = [{'prompt': f'it {verb}', 'chosen': f' {w}'} for verb in ('is', 'was') for w in WORDS]
+    order = np.random.default_rng(0).permutation(rows * 40)
+    (path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in order))
+    said = (row['prompt'] + row['chosen'] for row in rows)
+    grammar.train_tokenizer(said, 300).save(str(path / 'tokenizer.json'))
+    weights.write_json(path / 'tokenizer_config.json', {'eos_token': grammar.END})
+    return path
+
+
+def settings(text, **changes) -> SftRun:
+    size = tokens.load(text).vocab_size
+    data = {'path': str(text / 'rows.jsonl'), 'max_prompt_tokens': 8, 'max_response_tokens': 8}
+    base = {
+        'workload': 'sft',
+        'total_prompts': 64,
+        'prompts_per_update': 8,
+        'model': {'tokenizer': str(text), 'architecture': SIZES | {'vocab_size': size}},
+        'data': data,
+        'optimizer': {'learning_rate': 1e-2},
+        'evaluation': {'every_updates': 4, 'prompts': 8},
+        'checkpoints': {'every_updates': 4},
+        'logging': {'tensorboard': False},
+    }
+    return SftRun.model_validate(base | changes)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+
+
+def example(prompt, chosen) -> Example:
+    return Example(Row('', ''), prompt, chosen, None)
+
+
+def plain_nats(decoder, ids, first):
+    """The sum over the tokens from `first` on, of a row by itself and without padding."""
+    hidden, _ = tiny.whole(decoder, jnp.asarray([ids]))
+    logp = jax.nn.log_softmax(decoder.logits(hidden[0, :-1]))
+    return -sum(float(logp[place - 1, ids[place]]) for place in range(first, len(ids)))
+
+
+@pytest.mark.parametrize('loss_on', ['response', 'sequence'])
+def test_loss_is_that_of_each_row_alone(loss_on):
+    decoder = tiny.decoder()
+    rows = [example([5, 6, 7], [8, 0]), example([9], [0, 0, 4, 3, 2]), example([1, 2], [0])]
+    total, count = learn.nats(decoder, learn.collate(rows), loss_on)
+    first = [len(row.prompt) if loss_on == 'response' else 1 for row in rows]
+    expected = [
+        plain_nats(decoder, row.prompt + row.chosen, place)
+        for row, place in zip(rows, first, strict=True)
+    ]
+    assert int(count) == (8 if loss_on == 'response' else 8 + 3)
+    np.testing.assert_allclose(total, sum(expected), rtol=1e-5)
+
+
+def test_accumulation_changes_nothing_but_the_memory(text):
+    decoder = tiny.decoder()
+    graphdef, params = nnx.split(decoder)
+    rows = learn.collate([example([3] * n, [4] * (6 - n)) for n in (1, 2, 3, 5)])
+    results = []
+    for parts in (1, 2):
+        run = settings(text, optimizer={'accumulation': parts, 'learning_rate': 1e-2})
+        state = learn.init(Policy(params, jnp.int32(0)), jnp.uint32(0), optax.sgd(0.1))
+        step = jax.jit(learn.make_learn(lambda p: nnx.merge(graphdef, p.params), run, optax.sgd(1)))
+        results.append(step(state, rows))
+    (whole, numbers), (parted, in_parts) = results
+    np.testing.assert_allclose(in_parts['loss'], numbers['loss'], rtol=1e-5)
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, parted.policy.params, whole.policy.params)
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted(text):
+    graphdef, params = nnx.split(tiny.decoder())
+    broken = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), params)
+    optimizer = learn.make_optimizer(Optimizer(), 4)
+    step = learn.make_learn(lambda p: nnx.merge(graphdef, p.params), settings(text), optimizer)
+    state = learn.init(Policy(broken, jnp.int32(0)), jnp.uint32(0), optimizer)
+    after, _ = jax.jit(step)(state, learn.collate([example([3], [4]), example([3], [5])] * 4))
+    assert int(after.skipped) == int(after.skipped_in_a_row) == int(after.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, after.policy.params, broken)
+
+
+def test_matrices_decay_and_norms_do_not():
+    params = nnx.state(tiny.decoder())
+    optimizer = learn.make_optimizer(Optimizer(learning_rate=0.1, weight_decay=0.5), 100)
+    zero = jax.tree.map(np.zeros_like, params)
+    moved, _ = jax.jit(lambda p: optimizer.update(zero, optimizer.init(p), p))(params)
+    for path, change in nnx.to_flat_state(moved):
+        assert bool((change[...] != 0).any()) == (path[-1] in ('kernel', 'embedding')), path
+
+
+def test_learns_the_distribution_and_leaves_a_checkpoint(text, tmp_path):
+    """The loss comes down to the entropy: log 4 nats for the word, 0 for what follows it."""
+    held_out = {'every_updates': 1000, 'prompts': 80}
+    run = settings(text, total_prompts=960, evaluation=held_out)
+    result = runs.train(run, tmp_path / 'run', quiet=True)
+    tokenizer = tokens.load(text)
+    lengths = [len(tokenizer.response_ids('it is', f' {word}')) for word in WORDS]
+    floor = math.log(4) / np.mean(lengths)
+    assert result.before['eval/loss'] > 3 * floor
+    assert floor * 0.9 < result.after['eval/loss'] < floor * 1.2
+    assert result.after['eval/perplexity'] == pytest.approx(math.exp(result.after['eval/loss']))
+
+    left = tmp_path / 'run' / sft_task.MODEL
+    trained = policy.read(run.model, architecture=run.model.architecture).policy(result.policy)
+    ids = jnp.asarray([tokenizer.prompt_ids('it is')])
+    ours, theirs = (tiny.whole(decoder, ids)[0] for decoder in (trained, weights.load(left)))
+    np.testing.assert_array_equal(ours, theirs)
+    assert tokens.load(left).text(tokens.load(left).response_ids('it is', ' fine')) == ' fine'
+    before, after = runs.evaluate(tmp_path / 'run')
+    assert before['loss'] == result.before['eval/loss']
+    assert after['loss'] == result.after['eval/loss']
+    # It goes on from there like from any checkpoint.
+    model = {'path': str(left)}
+    again = settings(text, model=model, total_prompts=8, evaluation=held_out)
+    more = runs.train(again, tmp_path / 'more', quiet=True)
+    assert more.before['eval/loss'] == pytest.approx(result.after['eval/loss'], rel=1e-5)
+
+
+def test_resumes_bit_for_bit(text, tmp_path):
+    run = settings(text)
+    whole = runs.train(run, tmp_path / 'whole', quiet=True)
+    stopped = tmp_path / 'stopped'
+
+    class Stop(Exception):
+        pass
+
+    def stop_at_6(task):
+        def dispatch(state):
+            if int(state.step) == 6:
+                raise Stop
+            return task.dispatch(state)
+
+        return task._replace(dispatch=dispatch)
+
+    with pytest.raises(Stop):
+        trainer.train(run, stop_at_6(sft_task.make(run)), stopped, quiet=True)
+    resumed = runs.train(run, stopped, resume=True, quiet=True)
+    jax.tree.map(np.testing.assert_array_equal, resumed.policy, whole.policy)
+    keys = ('step', 'prompts', 'train/loss', 'train/grad_norm', 'eval/loss')
+    rows = [
+        [{key: row.get(key) for key in keys} for row in metrics.read_rows(path / 'metrics.jsonl')]
+        for path in (stopped, tmp_path / 'whole')
+    ]
+    assert rows[0] == rows[1]
+    assert [row['step'] for row in rows[0]] == list(range(9))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'model': {}}, 'model: give the path'),
+        ({'model': {'path': 'x', 'tokenizer': 'y'}}, 'model.path: a checkpoint brings'),
+        ({'prompts_per_update': 9, 'optimizer': {'accumulation': 2}}, 'accumulation: 2 does not'),
+        ({'optimizer': {'warmup_updates': 8}}, 'warmup_updates: 8; the run has 8'),
+        ({'model': {'path': 'nowhere'}}, 'nowhere/config.json'),
+        ({'evaluation': {'prompts': 320}}, 'evaluation.prompts: 320 to hold out'),
+    ],
+)
+def test_bad_settings_are_one_line(text, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        runs.train(settings(text, **changes), tmp_path / 'run', quiet=True)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_tokeniser_larger_than_the_network_is_refused(text, tmp_path):
+    model = {'tokenizer': str(text), 'architecture': SIZES | {'vocab_size': 100}}
+    with pytest.raises(UserError, match=r'model\.architecture\.vocab_size: 100'):
+        runs.train(settings(text, model=model), tmp_path / 'run', quiet=True)
