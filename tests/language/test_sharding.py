@@ -19,7 +19,7 @@ from tests.language import small
 settings, out, path = json.loads(sys.argv[1]), sys.argv[2], Path(sys.argv[2]).parent
 checkpoint, prompts = path / 'model', path / 'prompts.jsonl'
 if not checkpoint.exists():
-    small.checkpoint(checkpoint)
+    small.checkpoint(checkpoint, multiple=8)
     small.data(prompts, rows=32)
 settings |= {'prompts_per_update': 8, 'divergence': {'coefficient': 0.1}}
 run = small.run(checkpoint, prompts, **settings)
