@@ -10,6 +10,7 @@ the log-probabilities that training recomputes are the sampler's. Nothing is eve
 id: padding is a position that no query reaches.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,20 +27,21 @@ NOWHERE = 2**30
 
 
 class Memory(NamedTuple):
-    """Keys and values of all layers, [layers, B, (L,) M, S, H]; a prefix has no lanes."""
+    """Keys and values of all layers, [layers, B, M, (L,) S, H] or a tuple of the layers'; a prefix
+    has no lanes."""
 
-    keys: jax.Array
-    values: jax.Array
+    keys: jax.Array | tuple[jax.Array, ...]
+    values: jax.Array | tuple[jax.Array, ...]
     positions: jax.Array
     """[B, (L,) S]"""
 
+    def layer(self, index: int) -> 'Memory':
+        """One layer's."""
+        return Memory(self.keys[index], self.values[index], self.positions)
 
-class Slot(NamedTuple):
-    """Where decoding writes: `memory` has room for every token to come."""
-
-    memory: Memory
-    index: jax.Array
-    """Slot of the token that comes in, one for all rows."""
+    def apart(self) -> 'Memory':
+        """With the layers as a tuple, for decoding: each is read and written where it lies."""
+        return Memory(tuple(self.keys), tuple(self.values), self.positions)
 
 
 def prompt_positions(lengths_B: jax.Array, size: int) -> jax.Array:
@@ -56,18 +58,19 @@ def response_positions(lengths_B: jax.Array, lanes: int, size: int) -> jax.Array
 
 def as_prefix(memory: Memory) -> Memory:
     """The memory of a prompt (one lane) as what its lanes continue."""
-    keys, values = memory.keys[:, :, 0], memory.values[:, :, 0]
+    keys, values = memory.keys[:, :, :, 0], memory.values[:, :, :, 0]
     return Memory(keys, values, memory.positions[:, 0])
 
 
 def empty_memory(
     architecture: Architecture, positions_BxLxS: jax.Array, dtype: jnp.dtype
 ) -> Memory:
-    """Room for the tokens at these positions."""
+    """Room for the tokens at these positions, for decoding."""
     a = architecture
     B, L, S = positions_BxLxS.shape
-    shape = (a.layers, B, L, a.kv_heads, S, a.head_dim)
-    return Memory(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), positions_BxLxS)
+    room = lambda: jnp.zeros((B, a.kv_heads, L, S, a.head_dim), dtype)  # noqa: E731
+    keys, values = (tuple(room() for _ in range(a.layers)) for _ in range(2))
+    return Memory(keys, values, positions_BxLxS)
 
 
 def frequencies(rope: Rope, head_dim: int) -> jax.Array:
@@ -109,7 +112,7 @@ def attend(
     Lanes of a group read one copy of the prefix. Softmax in float32 over both parts at once.
 
     Args:
-      own: keys and values [B, L, M, S, H] of this layer.
+      own: keys and values [B, M, L, S, H] of this layer.
       prefix: the same without lanes, [B, M, S, H]; or None.
       window: positions to look back on, itself included; 0 for all.
 
@@ -117,30 +120,32 @@ def attend(
       [B, L, T, N * H].
     """
     B, L, T, N, H = query_BxLxTxNxH.shape
-    M = own.keys.shape[-3]
-    query = query_BxLxTxNxH.reshape(B, L, T, M, N // M, H) * H**-0.5
+    M = own.keys.shape[1]
+    G = N // M
+    query = query_BxLxTxNxH.reshape(B, L, T, M, G, H).transpose(0, 3, 1, 2, 4, 5) * H**-0.5
+    # Of every key-value head, the rows that read it: of a lane, and of a group for its prefix.
+    of_lane, of_group = (B, M, L, T * G), (B, M, L * T * G)
 
-    def scores(memory: Memory, letters: str) -> jax.Array:
-        score = jnp.einsum(
-            f'bltmgh,{letters}msh->blmtgs',
-            query,
-            memory.keys,
-            preferred_element_type=jnp.float32,
-        )
-        key_BxLxS = memory.positions if letters == 'bl' else memory.positions[:, None]
-        back = positions_BxLxT[..., :, None] - key_BxLxS[..., None, :]
+    def scores(query: jax.Array, keys: jax.Array, key_positions: jax.Array) -> jax.Array:
+        """[B, M, L, T, G, S]"""
+        score = jnp.matmul(query, keys.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+        back = positions_BxLxT[..., :, None] - key_positions[..., None, :]
         visible = (back >= 0) & ((back < window) | (window == 0))
-        return jnp.where(visible[:, :, None, :, None], score, jnp.finfo(jnp.float32).min)
+        score = score.reshape(B, M, L, T, G, -1)
+        return jnp.where(visible[:, None, :, :, None], score, jnp.finfo(jnp.float32).min)
 
-    parts = [(own, 'bl')] if prefix is None else [(own, 'bl'), (prefix, 'b')]
-    weight = jax.nn.softmax(jnp.concatenate([scores(*part) for part in parts], -1), -1)
-    weight = weight.astype(query.dtype)
-    weights = jnp.split(weight, [own.keys.shape[-2]], -1)
-    out = sum(
-        jnp.einsum(f'blmtgs,{letters}msh->bltmgh', weight, memory.values)
-        for weight, (memory, letters) in zip(weights, parts, strict=False)
-    )
-    return out.reshape(B, L, T, N * H)
+    score = scores(query.reshape(*of_lane, H), own.keys, own.positions)
+    if prefix is not None:
+        before = scores(query.reshape(*of_group, H), prefix.keys, prefix.positions[:, None])
+        score = jnp.concatenate([score, before], -1)
+    weight = jax.nn.softmax(score, -1).astype(query.dtype)
+    S = own.keys.shape[-2]
+    out = jnp.matmul(weight[..., :S].reshape(*of_lane, S), own.values)
+    out = out.reshape(B, M, L, T, G, H)
+    if prefix is not None:
+        shared = jnp.matmul(weight[..., S:].reshape(*of_group, -1), prefix.values)
+        out += shared.reshape(out.shape)
+    return out.transpose(0, 2, 3, 1, 4, 5).reshape(B, L, T, N * H)
 
 
 class Linear(nnx.Linear):
@@ -279,55 +284,106 @@ class Decoder(nnx.Module):
         tokens_BxLxT: jax.Array,
         positions_BxLxT: jax.Array,
         prefix: Memory | None = None,
-        slot: Slot | None = None,
     ) -> tuple[jax.Array, Memory]:
         """Hidden states behind the final norm, and the keys and values of the tokens.
 
         Args:
           tokens_BxLxT: token ids; what stands at padded positions has no influence.
           positions_BxLxT: of the tokens in their sequence, `NOWHERE` for padding.
-          prefix: what every lane of a row continues.
-          slot: memory of the tokens decoded so far, for one more (T = 1).
+          prefix: what every lane of a row continues, with stacked layers.
 
         Returns:
-          [B, L, T, D], and the memory of this call's tokens, or `slot.memory` with them added.
+          [B, L, T, D], and the memory of these tokens.
         """
         a = self.architecture
-        angle = positions_BxLxT[..., None] * frequencies(a.rope, a.head_dim)
         graphdef, stacked = nnx.split(self.layers)
+        remember = lambda keys, values: Memory(keys, values, positions_BxLxT)  # noqa: E731
+
+        def layer(x, xs):
+            state, window, keys_and_values = xs
+            before = None if prefix is None else Memory(*keys_and_values, prefix.positions)
+            block: Block = nnx.merge(graphdef, state)
+            x, own = self._layer(block, x, positions_BxLxT, window, remember, before)
+            return x, (own.keys, own.values)
+
+        windows = jnp.asarray(a.windows) if a.windows else jnp.zeros(a.layers, jnp.int32)
+        xs = (stacked, windows, prefix and (prefix.keys, prefix.values))
+        body = jax.checkpoint(layer, prevent_cse=False) if self.remat else layer
+        x, written = jax.lax.scan(body, self.embed(tokens_BxLxT), xs)
+        return self.norm(x), Memory(*written, positions_BxLxT)
+
+    def blocks(self) -> list[Block]:
+        """The layers one by one, their matrices in the compute type: made once for all the tokens
+        to decode, where a loop over the stack would copy each layer for each token."""
+        graphdef, stacked = nnx.split(self.layers)
+
+        def take(x: jax.Array, index: int) -> jax.Array:
+            return x[index].astype(self.dtype) if x.ndim == 3 else x[index]
+
+        return [
+            nnx.merge(graphdef, jax.tree.map(lambda x, i=i: take(x, i), stacked))
+            for i in range(self.architecture.layers)
+        ]
+
+    def decode(
+        self,
+        blocks: list[Block],
+        tokens_BxL: jax.Array,
+        index: jax.Array,
+        memory: Memory,
+        prefix: Memory,
+    ) -> tuple[jax.Array, Memory]:
+        """One more token of every lane.
+
+        Args:
+          blocks: see `blocks`.
+          tokens_BxL: token ids.
+          index: slot of the token, one for all rows.
+          memory: the lanes' own, with room for every token to come.
+          prefix: what every lane of a row continues.
+
+        Returns:
+          Hidden states [B, L, D] behind the final norm, and the memory with the token.
+        """
+        at = jax.lax.dynamic_slice_in_dim(memory.positions, index, 1, axis=-1)
+        x, found = self.embed(tokens_BxL[..., None]), []
+
+        def write(to: jax.Array, value: jax.Array) -> jax.Array:
+            # Fused into what reads it, the update would no longer be in place.
+            return jax.lax.optimization_barrier(
+                jax.lax.dynamic_update_slice_in_dim(to, value, index, axis=-2)
+            )
+
+        for i, block in enumerate(blocks):
+            window = self.architecture.windows[i] if self.architecture.windows else 0
+            own = memory.layer(i)
+            remember = lambda keys, values, own=own: own._replace(  # noqa: E731
+                keys=write(own.keys, keys), values=write(own.values, values)
+            )
+            x, own = self._layer(block, x, at, jnp.asarray(window), remember, prefix.layer(i))
+            found.append((own.keys, own.values))
+        return self.norm(x)[:, :, 0], Memory(*zip(*found, strict=True), memory.positions)
+
+    def _layer(
+        self,
+        block: Block,
+        x_BxLxTxD: jax.Array,
+        positions_BxLxT: jax.Array,
+        window: jax.Array,
+        remember: Callable[[jax.Array, jax.Array], Memory],
+        prefix: Memory | None,
+    ) -> tuple[jax.Array, Memory]:
+        """The layer's output, and what `remember` made of the tokens' keys and values."""
+        a, x = self.architecture, x_BxLxTxD
         # Splitting within a head would cost a reduction for each score.
         split = self.mesh is not None and a.kv_heads % self.mesh.shape['tensor'] == 0
         heads = 'tensor' if split else None
-
-        def layer(carry, xs):
-            x, cache = carry
-            state, window, index, keys_and_values = xs
-            block: Block = nnx.merge(graphdef, state)
-            q, k, v = block.self_attn.project(block.input_layernorm(x), angle)
-            q, k, v = (self.on_mesh(y, devices.ROWS, None, None, heads) for y in (q, k, v))
-            written = k.swapaxes(-3, -2), v.swapaxes(-3, -2)
-            own = Memory(*written, positions_BxLxT)
-            if cache is not None:
-                cache = tuple(
-                    jax.lax.dynamic_update_slice(c, y[None], (index, 0, 0, 0, slot.index, 0))
-                    for c, y in zip(cache, written, strict=True)
-                )
-                own = Memory(*(c[index] for c in cache), slot.memory.positions)
-                written = None
-            before = None if prefix is None else Memory(*keys_and_values, prefix.positions)
-            x += block.self_attn.o_proj(attend(q, positions_BxLxT, own, before, window))
-            x = self.on_mesh(x, devices.ROWS)
-            x += block.mlp(block.post_attention_layernorm(x))
-            return (self.on_mesh(x, devices.ROWS), cache), written
-
-        layers = jnp.arange(a.layers)
-        windows = jnp.asarray(a.windows) if a.windows else jnp.zeros_like(layers)
-        xs = (stacked, windows, layers, prefix and (prefix.keys, prefix.values))
-        # The cache rides in the carry, where a loop updates it in place.
-        x = self.embed(tokens_BxLxT)
-        start = (x, slot and (slot.memory.keys, slot.memory.values))
-        body = jax.checkpoint(layer, prevent_cse=False) if self.remat else layer
-        (x, cache), written = jax.lax.scan(body, start, xs)
-        if slot is None:
-            return self.norm(x), Memory(*written, positions_BxLxT)
-        return self.norm(x), slot.memory._replace(keys=cache[0], values=cache[1])
+        angle = positions_BxLxT[..., None] * frequencies(a.rope, a.head_dim)
+        q, k, v = block.self_attn.project(block.input_layernorm(x), angle)
+        q, k, v = (self.on_mesh(y, devices.ROWS, None, None, heads) for y in (q, k, v))
+        # Heads lead, so that the products of attention read keys and values as they lie.
+        own = remember(*(jnp.moveaxis(y, 3, 1) for y in (k, v)))
+        x += block.self_attn.o_proj(attend(q, positions_BxLxT, own, prefix, window))
+        x = self.on_mesh(x, devices.ROWS)
+        x += block.mlp(block.post_attention_layernorm(x))
+        return self.on_mesh(x, devices.ROWS), own

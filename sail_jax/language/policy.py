@@ -28,6 +28,8 @@ class Models(NamedTuple):
     """Of an adapted model, the one without the adapter: merges with what is frozen."""
     abstract: Policy
     """Shapes and types of a policy, without what is frozen."""
+    abstract_frozen: nnx.State | tuple = ()
+    """Shapes and types of what is frozen."""
 
     @property
     def adapted(self) -> bool:
@@ -131,4 +133,11 @@ def read(
         on, params = nnx.split(decoder)
         return Models(settings, architecture, on, on, Policy(params, updates))
     adapted = lora.split(decoder)
-    return Models(settings, architecture, adapted.on, adapted.off, Policy(adapted.adapter, updates))
+    return Models(
+        settings,
+        architecture,
+        adapted.on,
+        adapted.off,
+        Policy(adapted.adapter, updates),
+        adapted.frozen,
+    )

@@ -17,12 +17,14 @@ from sail_jax.config import Section
 from sail_jax.language.logprobs import Prompts, last_hidden
 from sail_jax.language.model import (
     Decoder,
-    Slot,
     as_prefix,
     empty_memory,
     prompt_positions,
     response_positions,
 )
+
+BLOCK = 128
+"""Tokens that are drawn from together."""
 
 
 class Sampling(Section):
@@ -111,13 +113,30 @@ def truncate(logits_V: jax.Array, settings: Sampling) -> jax.Array:
     return logits_V
 
 
+def categorical(key: jax.Array, logits_V: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A token by its probability, and its log-probability.
+
+    First a block of tokens is drawn and then one of it, which takes far fewer random numbers than
+    one for each token.
+    """
+    size = min(BLOCK, logits_V.shape[-1])
+    padding = -logits_V.shape[-1] % size
+    blocks_NxS = jnp.pad(logits_V, (0, padding), constant_values=-jnp.inf).reshape(-1, size)
+    mass_N = jax.nn.logsumexp(blocks_NxS, -1)
+    of_block, of_token = jax.random.split(key)
+    block = jax.random.categorical(of_block, mass_N)
+    token = block * size + jax.random.categorical(of_token, blocks_NxS[block])
+    return token, logits_V[token] - jax.nn.logsumexp(mass_N)
+
+
 def draw(
     key: jax.Array, logits_V: jax.Array, settings: Sampling
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A token, its log-probability under the policy, and under what it was drawn from."""
-    truncated_V = truncate(logits_V, settings)
-    token = jax.random.categorical(key, truncated_V)
-    return token, jax.nn.log_softmax(logits_V)[token], jax.nn.log_softmax(truncated_V)[token]
+    token, sampling_logp = categorical(key, truncate(logits_V, settings))
+    if settings.on_policy:
+        return token, sampling_logp, sampling_logp
+    return token, logits_V[token] - jax.nn.logsumexp(logits_V), sampling_logp
 
 
 def generate(
@@ -166,7 +185,7 @@ def generate(
         prompts.tokens_BxP[:, None],
         prompt_positions(prompts.lengths_B, prompts.tokens_BxP.shape[1]),
     )
-    prefix = as_prefix(memory)
+    prefix, blocks = as_prefix(memory).apart(), decoder.blocks()
     positions_BxKxR = response_positions(prompts.lengths_B, K, R)
     first_BxD = last_hidden(hidden, prompts.lengths_B)
     zeros = jnp.zeros((B, K, R))
@@ -188,11 +207,9 @@ def generate(
     def step(carry):
         responses, cache = carry
         last = responses.steps - 1
-        at = lambda x: jax.lax.dynamic_slice_in_dim(x, last, 1, axis=-1)  # noqa: E731
-        hidden, cache = decoder(
-            at(responses.tokens_BxKxR), at(positions_BxKxR), prefix, Slot(cache, last)
-        )
-        return record(responses, hidden[:, :, 0]), cache
+        token_BxK = jax.lax.dynamic_index_in_dim(responses.tokens_BxKxR, last, -1, keepdims=False)
+        hidden_BxKxD, cache = decoder.decode(blocks, token_BxK, last, cache, prefix)
+        return record(responses, hidden_BxKxD), cache
 
     cache = empty_memory(decoder.architecture, positions_BxKxR, decoder.dtype)
     return jax.lax.while_loop(going_on, step, (responses, cache))[0]

@@ -27,10 +27,11 @@ SETTINGS = {
 WORDS = ['the cat', 'what a cat', 'no', 'yes and', 'hello', 'a mat', 'the mat sat', 'bad']
 
 
-def checkpoint(path: Path, name: str = 'qwen1.5') -> Path:
-    """A new model over the ids of the tokeniser."""
+def checkpoint(path: Path, name: str = 'qwen1.5', multiple: int = 1) -> Path:
+    """A new model over the ids of the tokeniser, and more up to a multiple."""
     tiny_tokenizer.write(path.parent / f'{path.name}-tokenizer')
     size = tokens.load(path.parent / f'{path.name}-tokenizer').vocab_size
+    size += -size % multiple
     architecture = tiny.FAMILIES[name].model_copy(update={'vocab_size': size, 'layers': 2})
     graphdef, state = nnx.split(Decoder(architecture, rngs=nnx.Rngs(0)))
     # Of the size that such narrow matrices need; no token is much more probable than another.

@@ -16,11 +16,16 @@ def test_decoding_token_by_token_gives_the_hidden_states_of_whole_sequences():
     prefix, positions = model.as_prefix(memory), model.response_positions(lengths, 3, 5)
     expected, _ = call(decoder, response, positions, prefix)
 
+    @jax.jit
+    def decode(state, token, t, cache):
+        decoder = nnx.merge(graphdef, state)
+        return decoder.decode(decoder.blocks(), token, t, cache, prefix.apart())
+
+    graphdef, state = nnx.split(decoder)
     cache = model.empty_memory(decoder.architecture, positions, jnp.float32)
     for t in range(5):
-        one = (response[..., t : t + 1], positions[..., t : t + 1])
-        hidden, cache = call(decoder, *one, prefix, model.Slot(cache, t))
-        np.testing.assert_allclose(hidden[:, :, 0], expected[:, :, t], atol=2e-5)
+        hidden, cache = decode(state, response[..., t], t, cache)
+        np.testing.assert_allclose(hidden, expected[:, :, t], atol=2e-5)
 
 
 def test_padding_has_no_influence():
