@@ -23,7 +23,7 @@ import numpy as np
 import sail_jax
 from benchmarks import convergence_report
 from benchmarks.machine import machine
-from sail_jax import config, metrics, update
+from sail_jax import config, configfile, metrics, update
 from sail_jax.control import envs, evaluate, reference
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
@@ -146,7 +146,7 @@ def tune(env: str, name: str, method: Method, size: Size, runs: Path) -> dict[st
     evaluations = train(run, runs / env / slug(name) / 'tuning')
     by_settings: dict[tuple, list[float]] = {}
     for member, rows in zip(config.members(run), evaluations, strict=True):
-        data = config.flatten(member.run)
+        data = configfile.flatten(member.run)
         key = tuple(data[f'{config.SWEPT[name]}.{name}'] for name in method.tried)
         by_settings.setdefault(key, []).append(rows[-1]['eval/return'] or -np.inf)
     best = max(by_settings, key=lambda key: np.mean(by_settings[key]))

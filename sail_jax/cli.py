@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import jax
 
-from sail_jax import config, hosts, metrics, runs
+from sail_jax import config, configfile, hosts, metrics, runs
 from sail_jax.bandit import study
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
@@ -198,7 +198,7 @@ def _train(arguments: list[str]) -> int:
     if path is None and any(Path(value).suffix in ('.yaml', '.yml') for value in overrides):
         raise UserError('train: CONFIG.yaml comes first, the settings after it')
     run = ControlRun() if path is None else runs.load(path)
-    run = config.override(run, overrides, 'sail-jax train CONFIG.yaml', TRAIN)
+    run = configfile.override(run, overrides, 'sail-jax train CONFIG.yaml', TRAIN)
     if path is None:
         raise UserError('train: which configuration? e.g. sail-jax train configs/quickstart.yaml')
     if options.resume and options.run_dir is None:
@@ -313,7 +313,7 @@ def _generate(options: argparse.Namespace) -> None:
     decoder, tokenizer, sampling = export.load(options.model)
     given = {'max_tokens': options.max_tokens, 'temperature': options.temperature}
     given = {key: value for key, value in given.items() if value is not None}
-    sampling = config.validate(Sampling, sampling.model_dump() | given, Path('generate'), None)
+    sampling = configfile.validate(Sampling, sampling.model_dump() | given, Path('generate'), None)
     responses = export.generate(
         decoder,
         tokenizer,

@@ -1,20 +1,13 @@
-"""The typed, immutable run configuration: sections that every workload shares, and its reading.
+"""The typed, immutable run configuration: sections that every workload shares.
 
 A docstring under a field is its documentation: it becomes the text of `--help`.
 """
 
-import contextlib
-import difflib
-import io
 import itertools
-import re
 import typing
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import pydantic
-import tyro
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
 
 from sail_jax.errors import UserError
@@ -34,12 +27,12 @@ class Section(BaseModel):
         if not isinstance(data, dict):
             return data
         return {
-            key: None if value == 'none' and _optional(cls.model_fields.get(key)) else value
+            key: None if value == 'none' and optional(cls.model_fields.get(key)) else value
             for key, value in data.items()
         }
 
 
-def _optional(field: Any) -> bool:
+def optional(field: Any) -> bool:
     """Whether a field can be null."""
     return field is not None and type(None) in typing.get_args(field.annotation)
 
@@ -288,199 +281,3 @@ def check(run: Run) -> None:
         raise UserError(
             'divergence.visitation_grad: needs states "policy", estimator "exact", reduction "sum"'
         )
-
-
-def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
-    """The file's mapping, and its node tree for line numbers.
-
-    Raises:
-      UserError: if it cannot be read, or is no mapping.
-    """
-    try:
-        text = path.read_text()
-        data, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_duplicates(node)
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}') from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise UserError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
-    if data is None:
-        return {}, None
-    if not isinstance(data, dict):
-        raise UserError(f'{path}: expected "key: value" lines, got {type(data).__name__}')
-    return data, node
-
-
-def _refuse_duplicates(node: yaml.Node | None) -> None:
-    """PyYAML lets the last of two equal keys win without a word."""
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise ValueError(f'line {key.start_mark.line + 1}: second {key.value!r}')
-            seen.add(key.value)
-            _refuse_duplicates(value)
-
-
-def validate(model: type[RunT], data: dict[str, Any], path: Path, node: yaml.Node | None) -> RunT:
-    """The typed configuration of a file's mapping.
-
-    Raises:
-      UserError: the first problem, with file, line and key.
-    """
-    try:
-        return model.model_validate(data)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        line = _line(node, first['loc'])
-        where = f'{path}:{line}' if line else str(path)
-        raise UserError(f'{where}: {_explain(model, first)}') from None
-
-
-def override(run: RunT, arguments: list[str], prog: str, description: str) -> RunT:
-    """Applies `--section.key VALUE` arguments; `--help` prints every field and exits.
-
-    Raises:
-      UserError: an unknown key, a value of the wrong type or out of bounds.
-    """
-    printed = io.StringIO()
-    wants_help = any(argument in ('-h', '--help') for argument in arguments)
-    with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(printed):
-        try:
-            return tyro.cli(
-                type(run),
-                default=run,
-                args=_spell_none(type(run), arguments),
-                prog=prog,
-                description=description,
-                # A section that may be missing is set by its keys like any other.
-                config=(tyro.conf.AvoidSubcommands,),
-            )
-        except SystemExit as stop:
-            if not stop.code:
-                raise
-    raise UserError(_first_line(type(run), printed.getvalue()))
-
-
-def to_yaml(run: Settings) -> str:
-    """The resolved configuration; reading it back gives an equal one."""
-    return yaml.safe_dump(run.model_dump(mode='json'), sort_keys=False)
-
-
-def write(run: Settings, path: Path) -> None:
-    """Writes the resolved configuration, whole or not at all.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    part = path.with_suffix('.part')
-    try:
-        part.write_text(to_yaml(run))
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}') from None
-
-
-def differences(ours: Settings, theirs: Settings, ignore: tuple[str, ...] = ()) -> list[str]:
-    """Dotted keys, with both values, in which two configurations differ."""
-    a, b = flatten(ours), flatten(theirs)
-    return [
-        f'{key} ({b.get(key)!r} -> {a.get(key)!r})'
-        for key in sorted(a | b)
-        if a.get(key) != b.get(key) and key not in ignore
-    ]
-
-
-def flatten(run: Settings) -> dict[str, Any]:
-    """Every setting by its dotted key."""
-    return _flatten(run.model_dump(mode='json'))
-
-
-def _flatten(data: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f'{prefix}{key}.')
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _fields(model: type[BaseModel], prefix: str = '') -> dict[str, Any]:
-    """All fields by their dotted names."""
-    fields = {}
-    for name, field in model.model_fields.items():
-        fields[prefix + name] = field
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            fields |= _fields(field.annotation, f'{prefix}{name}.')
-    return fields
-
-
-def _spell_none(model: type[BaseModel], arguments: list[str]) -> list[str]:
-    """`--key none` as tyro wants it, `--key None`, for keys that can be null."""
-    fields = _fields(model)
-    keys = ['', *(argument.removeprefix('--').replace('-', '_') for argument in arguments)]
-    return [
-        'None' if value == 'none' and _optional(fields.get(key)) else value
-        for key, value in zip(keys, arguments, strict=False)
-    ]
-
-
-def _nearest(model: type[BaseModel], key: str) -> str:
-    names = list(_fields(model))
-    siblings = [name for name in names if name.rpartition('.')[0] == key.rpartition('.')[0]]
-    leaf = [name for name in names if name.rpartition('.')[2] == key.rpartition('.')[2]]
-    close = (
-        difflib.get_close_matches(key, siblings, 1, 0.5)
-        or leaf[:1]
-        or difflib.get_close_matches(key, names, 1, 0.5)
-    )
-    return f'; did you mean {close[0]}?' if close else '; see sail-jax train --help'
-
-
-def _explain(model: type[BaseModel], problem: Any) -> str:
-    key = '.'.join(str(part) for part in problem['loc'])
-    if problem['type'] == 'extra_forbidden':
-        return f'unknown key {key}{_nearest(model, key)}'
-    text = problem['msg'].removeprefix('Input ').removeprefix('Value error, ')
-    value = problem.get('input')
-    got = '' if isinstance(value, dict) else f', got {value!r:.80}'
-    return f'{key}: {text}{got}'
-
-
-def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int | None:
-    """Line of the file on which a key stands, from 1."""
-    line = None
-    for part in loc:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == str(part):
-                    line, node = key.start_mark.line + 1, value
-                    break
-            else:
-                break
-        else:
-            break
-    return line
-
-
-def _first_line(model: type[BaseModel], printed: str) -> str:
-    """One line out of what tyro prints: a box on a terminal, dashed text elsewhere."""
-    text = ' '.join(re.sub(r'[│╭╮╰╯]|[─-]{3,}', ' ', printed).split())
-    if unknown := re.search(r'Unrecognized options: --([\w.-]+)', text):
-        key = unknown[1].replace('-', '_')
-        if key in _fields(model):
-            return f'{key}: a section; set one of its keys, e.g. --{key}.KEY VALUE'
-        return f'unknown key {key}{_nearest(model, key)}'
-    if invalid := re.search(
-        r'Error parsing (\S+): 1 validation error for \w+ (\S+) (?:Input )?(.*?) \[.*?'
-        r'input_value=(.*?),? input_type',
-        text,
-    ):
-        section = '' if invalid[1] == model.__name__ else f'{invalid[1]}.'
-        return f'{section}{invalid[2]}: {invalid[3]}, got {invalid[4]}'
-    if other := re.search(
-        r'(?:Error parsing --|(?=Missing value))(.*?) (?:Argument|For full)', text
-    ):
-        return other[1]
-    return text

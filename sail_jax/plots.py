@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-from sail_jax import config, metrics, runs
+from sail_jax import config, configfile, metrics, runs
 from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun
 from sail_jax.recorder import directories
@@ -93,15 +93,15 @@ def group_by_settings(curves: list[Curve]) -> list[tuple[str, list[Curve]]]:
     groups: list[list[Curve]] = []
     for curve in curves:
         for group in groups:
-            if not config.differences(curve.run, group[0].run, ignore=('seed',)):
+            if not configfile.differences(curve.run, group[0].run, ignore=('seed',)):
                 group.append(curve)
                 break
         else:
             groups.append([curve])
-    first = config.flatten(groups[0][0].run)
+    first = configfile.flatten(groups[0][0].run)
     named = []
     for group in groups:
-        settings = config.flatten(group[0].run)
+        settings = configfile.flatten(group[0].run)
         apart = [
             f'{key} {value}'
             for key, value in settings.items()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from sail_jax import config, hosts, metrics
+from sail_jax import config, configfile, hosts, metrics
 from sail_jax.errors import TrainingFailed
 from sail_jax.metrics import Row
 from sail_jax.update import State
@@ -57,7 +57,7 @@ class Recorder:
     ) -> list[metrics.Writer]:
         if member:
             directory.mkdir(exist_ok=True)
-            config.write(run, directory / 'config.yaml')
+            configfile.write(run, directory / 'config.yaml')
         at = None if step is None else step * self._task.units_per_update
         return metrics.open_writers(run, directory, step, self._task.unit, at)
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from brax.envs.base import Env
 
-from sail_jax import checkpoint, config, trainer
+from sail_jax import checkpoint, config, configfile, trainer
 from sail_jax.bandit import config as bandit
 from sail_jax.bandit import study as bandit_study
 from sail_jax.control import task as control_task
@@ -60,11 +60,11 @@ def load(path: str | Path) -> config.Settings:
       UserError: not readable, unknown keys, wrong types, values out of bounds.
     """
     path = Path(path)
-    data, node = config.read_yaml(path)
+    data, node = configfile.read_yaml(path)
     name = data.get('workload', 'control')
     if not isinstance(name, str) or name not in CONFIGS:
         raise UserError(f'{path}: workload: {name!r:.80}; known: {", ".join(CONFIGS)}')
-    return config.validate(CONFIGS[name](data, path), data, path, node)
+    return configfile.validate(CONFIGS[name](data, path), data, path, node)
 
 
 def train(

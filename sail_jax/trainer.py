@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sail_jax import checkpoint, config, hosts, metrics, update
+from sail_jax import checkpoint, config, configfile, hosts, metrics, update
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
 from sail_jax.metrics import Row
 from sail_jax.recorder import Recorder, directories
@@ -104,9 +104,9 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
         path = run_dir / 'config.yaml'
         if not path.exists():
             raise UserError(f'{run_dir}: no run to resume (no config.yaml)')
-        data, node = config.read_yaml(path)
-        changed = config.differences(
-            run, config.validate(type(run), data, path, node), ignore=FREE_ON_RESUME
+        data, node = configfile.read_yaml(path)
+        changed = configfile.differences(
+            run, configfile.validate(type(run), data, path, node), ignore=FREE_ON_RESUME
         )
         if changed:
             raise UserError(f'{run_dir}: --resume with another configuration: {changed[0]}')
@@ -244,7 +244,7 @@ def train(
         else:
             state, before = initial_state(run, task, start._replace(frozen=frozen)), []
         if hosts.is_main():
-            config.write(run, run_dir / 'config.yaml')
+            configfile.write(run, run_dir / 'config.yaml')
         step, size = int(np.max(state.step)), task.updates_per_dispatch
         recorder = exits.enter_context(
             Recorder(run, task, run_dir, began, state if before else None, quiet)

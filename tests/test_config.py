@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sail_jax import cli, config, runs
+from sail_jax import cli, configfile, runs
 from sail_jax.control import config as control_config
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
@@ -32,7 +32,7 @@ def load(tmp_path, text):
 
 
 def override(*arguments, run=None):
-    return config.override(run or ControlRun(), list(arguments), 'prog', 'description')
+    return configfile.override(run or ControlRun(), list(arguments), 'prog', 'description')
 
 
 BAD_FILES = {
@@ -145,7 +145,7 @@ def test_overrides_win_over_the_file(arguments, keys, value):
     base = ControlRun.model_validate({'seed': 7})
     got = override(*arguments, run=base)
     assert setting(got, keys) == value
-    changed = [line.split(' ')[0] for line in config.differences(got, base)]
+    changed = [line.split(' ')[0] for line in configfile.differences(got, base)]
     assert changed == ['.'.join(keys)]
 
 
@@ -226,12 +226,12 @@ def test_help_has_every_field(capsys):
         override('--help')
     assert not stop.value.code
     text = re.sub(r'[^\w.-]', ' ', capsys.readouterr().out).replace('-', '_')
-    for key in config.flatten(ControlRun()):
+    for key in configfile.flatten(ControlRun()):
         assert key in text or key.replace('.', '.no_') in text, key
 
 
 def reread(run, tmp_path):
-    return load(tmp_path, config.to_yaml(run))
+    return load(tmp_path, configfile.to_yaml(run))
 
 
 @given(
@@ -265,14 +265,14 @@ def test_yaml_round_trip(
 
 def test_differences_name_keys_and_both_values():
     ours = ControlRun.model_validate({'seed': 3, 'objective': {'mixture': {'dpp': 0.5}}})
-    assert config.differences(ours, ControlRun()) == [
+    assert configfile.differences(ours, ControlRun()) == [
         'objective.mixture.dpp (0.0 -> 0.5)',
         'seed (0 -> 3)',
     ]
-    assert config.differences(ours, ControlRun(), ignore=('seed',)) == [
+    assert configfile.differences(ours, ControlRun(), ignore=('seed',)) == [
         'objective.mixture.dpp (0.0 -> 0.5)'
     ]
-    assert config.differences(ours, ours) == []
+    assert configfile.differences(ours, ours) == []
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=[path.stem for path in CONFIGS])

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sail_jax import config, runs
+from sail_jax import configfile, runs
 from sail_jax.control.config import ControlRun
 from sail_jax.control.config import check as check_control
 from sail_jax.errors import UserError
@@ -35,7 +35,9 @@ def plan(text: str, path: Path) -> None:
             check_control(run)
         case LanguageRun():
             check_language(run)
-    assert config.validate(type(run), yaml.safe_load(config.to_yaml(run)), path, None) == run
+    assert (
+        configfile.validate(type(run), yaml.safe_load(configfile.to_yaml(run)), path, None) == run
+    )
 
 
 def works_or_refuses(call, *arguments) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sail_jax import config, runs
+from sail_jax import configfile, runs
 from sail_jax.control.config import ControlRun
 
 ROOT = Path(__file__).parent.parent
@@ -19,7 +19,7 @@ def test_ci_runs_the_readmes_test_command():
 
 
 def test_settings_in_the_readme_exist():
-    known = config.flatten(ControlRun())
+    known = configfile.flatten(ControlRun())
     sections = {key.rpartition('.')[0] for key in known}
     for key in re.findall(r'`--([a-z_]+\.[a-z_.]+)`', README):
         assert key in known or key in sections, key

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import sail_jax
-from sail_jax import config, metrics, runs
+from sail_jax import config, configfile, metrics, runs
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
 from tests.control.toy import SETTINGS, Point
@@ -154,8 +154,8 @@ def test_seeds_spread_over_devices(swept, tmp_path):
     ],
 )
 def test_command_line(arguments, names):
-    run = config.override(make_run(), arguments, 'sail-jax', '')
+    run = configfile.override(make_run(), arguments, 'sail-jax', '')
     assert [member.name for member in config.members(run)] == names
     path = None
-    again = config.validate(ControlRun, yaml.safe_load(config.to_yaml(run)), path, None)
+    again = configfile.validate(ControlRun, yaml.safe_load(configfile.to_yaml(run)), path, None)
     assert again == run

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sail_jax import config, metrics, trainer
+from sail_jax import configfile, metrics, trainer
 from sail_jax.bandit import landscape, measure, stochastic
 from sail_jax.bandit.config import Landscape, SampleComplexity, Study
 from sail_jax.bandit.measure import OBJECTIVES, Measured, Swept
@@ -56,7 +56,7 @@ def run(study: Study, run_dir: Path) -> Table:
     with jax.enable_x64(True):
         problems = measure.make_problems(study)
         trainer.claim_run_dir(study, run_dir, resume=False)
-        config.write(study, run_dir / 'config.yaml')
+        configfile.write(study, run_dir / 'config.yaml')
         if isinstance(study, Landscape):
             return _landscape(problems, study, run_dir)
         return _samples(problems, study, run_dir)

@@ -15,7 +15,7 @@ from brax.training.agents.ppo import train as ppo
 from brax.training.agents.ppo.networks import PPONetworks
 from flax import linen
 
-from sail_jax import checkpoint, config
+from sail_jax import checkpoint, configfile
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
@@ -44,8 +44,8 @@ def load(env: Env, networks: PPONetworks, run: ControlRun, seed: int) -> Policy:
 
 def _from_run(env: Env, run: ControlRun) -> tuple[Any, Any]:
     path = run.reference.path
-    data, node = config.read_yaml(path / 'config.yaml')
-    theirs = config.validate(ControlRun, data, path / 'config.yaml', node)
+    data, node = configfile.read_yaml(path / 'config.yaml')
+    theirs = configfile.validate(ControlRun, data, path / 'config.yaml', node)
     _require_same(path, 'policy.activation', theirs.policy.activation, run.policy.activation)
     _require_same(path, 'policy.hidden', theirs.policy.hidden, run.policy.hidden)
     _require_same(path, 'env.name', theirs.env.name, run.env.name)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sail_jax import checkpoint, config
+from sail_jax import checkpoint, configfile
 from sail_jax.errors import UserError
 from sail_jax.language import lora, sampler, tokens, weights
 from sail_jax.language import policy as language_policy
@@ -78,12 +78,12 @@ def load(path: Path) -> tuple[Decoder, Tokenizer, Sampling]:
       UserError: neither of them is there, or it cannot be read.
     """
     if (path / 'config.yaml').exists():
-        data, node = config.read_yaml(path / 'config.yaml')
+        data, node = configfile.read_yaml(path / 'config.yaml')
         if data.get('workload') == 'sft':
             return load(path / sft.MODEL)
         if data.get('workload') != 'language':
             raise UserError(f'{path}: not a run of a language model')
-        run = config.validate(LanguageRun, data, path / 'config.yaml', node)
+        run = configfile.validate(LanguageRun, data, path / 'config.yaml', node)
         return open_run(path, run).decoder, tokens.load(run.model.path), run.sampling
     return weights.load(path), tokens.load(path), Sampling()
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from pydantic import BaseModel
 
-from sail_jax import config, runs
+from sail_jax import configfile, runs
 from sail_jax.cli import main
 from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun, check
@@ -36,13 +36,13 @@ def test_every_setting_is_documented():
 
 def test_resolved_configuration_reads_back(tmp_path):
     run = make(model={'train': 'lora', 'lora': {'rank': 3}}, evaluation={'split': 'test'})
-    config.write(run, tmp_path / 'config.yaml')
+    configfile.write(run, tmp_path / 'config.yaml')
     assert runs.load(tmp_path / 'config.yaml') == run
 
 
 def test_command_line_reaches_nested_sections():
     arguments = ['--model.train', 'lora', '--model.lora.rank', '3', '--reward.source', 'positivity']
-    run = config.override(make(), arguments, 'sail-jax', '')
+    run = configfile.override(make(), arguments, 'sail-jax', '')
     assert (run.model.train, run.model.lora.rank, run.reward.source) == ('lora', 3, 'positivity')
 
 
@@ -80,7 +80,7 @@ def files(tmp_path_factory):
     small.checkpoint(path / 'm')
     small.data(path / 'prompts.jsonl')
     run = small.run(path / 'm', path / 'prompts.jsonl', reward={'source': 'positivity'})
-    config.write(run, path / 'run.yaml')
+    configfile.write(run, path / 'run.yaml')
     return path
 
 

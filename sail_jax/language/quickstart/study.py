@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from sail_jax import config, metrics, trainer
+from sail_jax import configfile, metrics, trainer
 from sail_jax.errors import Interrupted
 from sail_jax.language import export, grammar
 from sail_jax.language import task as language_task
@@ -56,7 +56,7 @@ def run(run: QuickstartRun, run_dir: Path, resume: bool = False, quiet: bool = F
     """
     check(run)
     trainer.claim_run_dir(run, run_dir, resume)
-    config.write(run, run_dir / 'config.yaml')
+    configfile.write(run, run_dir / 'config.yaml')
     if not (run_dir / REVIEWS).exists():
         grammar.write(run.reviews, run.seed, run_dir / REVIEWS)
     try:
