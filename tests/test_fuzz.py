@@ -74,9 +74,11 @@ def mutate(tree, rng):
             case 0:
                 del node[key]
             case 1 if isinstance(node, dict):
-                node[rng.choice(['x', 'seed', 'beta', str(key)[::-1], 1, None])] = rng.choice(ODD)
+                node[rng.choice(['x', 'seed', 'beta', str(key)[::-1], 1, None])] = copy.deepcopy(
+                    rng.choice(ODD)
+                )
             case _:
-                node[key] = rng.choice(ODD)
+                node[key] = copy.deepcopy(rng.choice(ODD))
     return tree
 
 

@@ -413,6 +413,7 @@ def run_full(path, env_steps, *more):
     return subprocess.run(command, capture_output=True, text=True, timeout=400, env=env)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path):
     path, whole = tmp_path / 'run', tmp_path / 'whole'
     assert run_full(whole, 240).returncode == 0

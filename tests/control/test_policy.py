@@ -56,7 +56,7 @@ def test_a_brax_checkpoint_is_the_same_policy(brax_checkpoint):
     run = make_run(reference={'source': 'brax', 'path': str(path)})
     env = brax_envs.get_environment('fast')
     networks = policy.make_networks(env, run)
-    loaded = reference.load(env, networks, run, jax.random.key(0))
+    loaded = reference.load(env, networks, run, 0)
     obs = jax.random.normal(jax.random.key(1), (5, env.observation_size))
     ours = jnp.tanh(policy.actions(networks, loaded, obs).loc)
     theirs, _ = make_policy(params, deterministic=True)(obs, jax.random.key(0))
@@ -82,7 +82,7 @@ def test_another_shape_names_the_layer(brax_checkpoint):
     run = make_run(policy={'hidden': (16, 8)}, reference={'source': 'brax', 'path': str(path)})
     env = brax_envs.get_environment('fast')
     with pytest.raises(UserError, match=r'policy of another shape: .*hidden_0'):
-        reference.load(env, policy.make_networks(env, run), run, jax.random.key(0))
+        reference.load(env, policy.make_networks(env, run), run, 0)
 
 
 def test_another_activation_is_named(brax_checkpoint):
@@ -91,14 +91,14 @@ def test_another_activation_is_named(brax_checkpoint):
     run = make_run(policy=policy_settings, reference={'source': 'brax', 'path': str(path)})
     env = brax_envs.get_environment('fast')
     with pytest.raises(UserError, match=r'has policy\.activation swish, this run tanh'):
-        reference.load(env, policy.make_networks(env, run), run, jax.random.key(0))
+        reference.load(env, policy.make_networks(env, run), run, 0)
 
 
 def test_missing_brax_checkpoint(tmp_path):
     run = make_run(reference={'source': 'brax', 'path': str(tmp_path / 'none')})
     env = brax_envs.get_environment('fast')
     with pytest.raises(UserError, match='no readable Brax PPO checkpoint'):
-        reference.load(env, policy.make_networks(env, run), run, jax.random.key(0))
+        reference.load(env, policy.make_networks(env, run), run, 0)
 
 
 def test_a_run_is_anothers_reference_and_goes_to_brax(tmp_path, monkeypatch):
@@ -131,7 +131,7 @@ def test_ppo_on_the_spot():
     env = Point()
     networks = policy.make_networks(env, run)
     fresh = policy.init(jax.random.key(0), env, networks, run)
-    trained = reference.load(env, networks, run, jax.random.key(0))
+    trained = reference.load(env, networks, run, 0)
     assert jax.tree.structure(trained) == jax.tree.structure(fresh)
     assert jax.tree.map(jnp.shape, trained) == jax.tree.map(jnp.shape, fresh)
     # One PPO step: 128 segments of 20 steps in each of 8 minibatches.

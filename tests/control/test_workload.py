@@ -135,6 +135,6 @@ def test_normaliser_sees_only_steps_that_happened():
 
 def test_task_refuses_a_group_over_devices_that_do_not_divide(monkeypatch):
     run = ControlRun.model_validate(SETTINGS)
-    monkeypatch.setattr(jax, 'devices', lambda: [None] * 3)
+    monkeypatch.setattr(jax, 'device_count', lambda: 3)
     with pytest.raises(UserError, match=r'4 rows .* do not divide by 3 devices'):
         control_task.make(run, env=Point())

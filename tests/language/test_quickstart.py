@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from sail_jax import cli, runs
-from sail_jax.config import read_yaml
+from sail_jax.configfile import read_yaml
 from sail_jax.errors import UserError
 from sail_jax.language import config as language_config
 from sail_jax.language.quickstart import config, study

@@ -38,7 +38,7 @@ def train(run, path, reward=small.letters, **kwargs):
     return sail_jax.train(run, path, reward=reward, quiet=True, **kwargs)
 
 
-@pytest.fixture(scope='module', params=['full', 'lora'])
+@pytest.fixture(scope='module', params=['full', pytest.param('lora', marks=pytest.mark.slow)])
 def aligned(request, model, prompts, tmp_path_factory):
     """A run whose reward is the share of letters, and its directory."""
     settings = ALIGN | {'total_prompts': 8 * 80}
@@ -56,7 +56,7 @@ def test_mean_reward_rises_clearly(aligned):
         after['eval/reward_gain'], abs=1e-5
     )
     assert after['eval/win_rate'] > 0.5
-    assert after['eval/win_rate_low'] < after['eval/win_rate'] < after['eval/win_rate_high']
+    assert after['eval/win_rate_low'] < after['eval/win_rate'] <= after['eval/win_rate_high']
     rows = metrics.read_rows(path / 'metrics.jsonl')
     assert [row['step'] for row in rows] == list(range(81))
     assert rows[-1]['prompts'] == 640
