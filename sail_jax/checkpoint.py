@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from sail_jax import hosts
-from sail_jax.errors import TrainingFailed, UserError
+from sail_jax.errors import TrainingFailed, UserError, one_line
 from sail_jax.update import Policy, State
 
 SCHEMA = 2
@@ -119,7 +119,7 @@ def _restore_newest(manager: ocp.CheckpointManager, args: ocp.args.Composite) ->
             return step, restored
         except Exception as error:
             # Orbax and TensorStore raise whatever the damage happens to hit.
-            reason = ' '.join(str(error).split())[:200]
+            reason = one_line(error)
             log.warning('checkpoint %s cannot be read (%s)', manager.directory / str(step), reason)
     what = f'none of the checkpoints can be read ({reason})' if steps else 'no checkpoint'
     raise UserError(f'{manager.directory}: {what}')
@@ -165,7 +165,7 @@ def restore_start(directory: Path, abstract: Policy) -> Policy:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(path, abstract)
     except Exception as error:
-        reason = ' '.join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f'{path}: cannot be read ({reason})') from None
 
 

@@ -12,7 +12,7 @@ import jax
 from sail_jax import config, configfile, hosts, metrics, runs
 from sail_jax.bandit import study
 from sail_jax.control.config import ControlRun
-from sail_jax.errors import Interrupted, TrainingFailed, UserError
+from sail_jax.errors import Interrupted, TrainingFailed, UserError, one_line
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.quickstart import study as quickstart
 from sail_jax.language.quickstart.study import Outcome
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        reason = ' '.join(str(error).split())[:200]
+        reason = one_line(error)
         print(
             f'sail-jax: process {jax.process_index()}: another process of the run is gone '
             f'({reason}); start all of them again with --resume',

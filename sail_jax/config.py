@@ -82,6 +82,11 @@ class Divergence(Section):
     """Add the score-function part of the gradient: the policy also chooses the states it visits.
     For `states: policy`, `estimator: exact`, `reduction: sum`."""
 
+    @property
+    def draws_reference(self) -> bool:
+        """Whether the penalty needs extra responses of the reference."""
+        return self.coefficient > 0 and self.states == 'reference'
+
 
 class Teacher(Section):
     """The scripted labeller (B-Pref's); the defaults are its oracle. `sail_jax.labellers` has

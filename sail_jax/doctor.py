@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sail_jax import devices, hosts, trainer
+from sail_jax import checkpoint, devices, hosts, trainer
 
 SIZE = 2**20
 """Entries of the float32 array that the checks move, on each device."""
@@ -98,9 +98,8 @@ def _checked(directory: Path | None) -> Iterator[Finding]:
                 began = time.perf_counter()
                 checkpointer.save(path, saved)
                 checkpointer.wait_until_finished()
-                x = saved['x']
-                target = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-                restored = checkpointer.restore(path, {'x': target})
+                layout = {'x': saved['x'].sharding}
+                restored = checkpointer.restore(path, checkpoint.abstract_like(saved, layout))
                 seconds = time.perf_counter() - began
             if not bool(jax.jit(lambda a, b: (a['x'] == b['x']).all())(saved, restored)):
                 raise ArithmeticError('what came back is not what was saved')

@@ -19,3 +19,8 @@ class Interrupted(Exception):
     def __init__(self, message: str, status: int):
         super().__init__(message)
         self.status = status
+
+
+def one_line(error: Exception) -> str:
+    """What an error of somebody else's code says, for a message of ours."""
+    return ' '.join(str(error).split())[:200]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sail_jax.errors import UserError
+from sail_jax.errors import UserError, one_line
 
 HEARTBEAT_S = 30
 """A process that is silent for this long is lost, and the others end."""
@@ -38,7 +38,7 @@ def start(
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f'--distributed: {" ".join(str(error).split())[:200]}; outside SLURM, Cloud TPU, GKE '
+            f'--distributed: {one_line(error)}; outside SLURM, Cloud TPU, GKE '
             'and Open MPI give --coordinator HOST:PORT --num-processes N --process-id I'
         ) from None
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from sail_jax import config, configfile, hosts, metrics
-from sail_jax.errors import TrainingFailed
+from sail_jax.errors import TrainingFailed, one_line
 from sail_jax.metrics import Row
 from sail_jax.update import State
 
@@ -158,7 +158,7 @@ class Recorder:
     def note_failed_save(self, step: int, error: Exception) -> None:
         """Says that a checkpoint could not be written."""
         self.saves_failed += 1
-        reason = ' '.join(str(error).split())[:200]
+        reason = one_line(error)
         metrics.console.print(
             f'a checkpoint could not be written by update {step} ({reason}); the run goes on, '
             f'{self.saves_failed} failed so far',

@@ -106,8 +106,7 @@ class ControlRun(config.Run):
     @property
     def extra_lanes(self) -> int:
         """1 where each context also gets a segment of the reference, for the KL penalty."""
-        divergence = self.divergence
-        return int(divergence.coefficient > 0 and divergence.states == 'reference')
+        return int(self.divergence.draws_reference)
 
     @property
     def refresh_updates(self) -> int | None:

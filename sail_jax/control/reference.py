@@ -18,7 +18,7 @@ from flax import linen
 from sail_jax import checkpoint, configfile
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
-from sail_jax.errors import UserError
+from sail_jax.errors import UserError, one_line
 from sail_jax.update import START, Policy, stream
 
 
@@ -68,7 +68,7 @@ def _from_brax(run: ControlRun) -> tuple[Any, Any]:
         fixed, policy = ppo_checkpoint.load(path)[:2]
     except Exception as error:
         # Brax and Orbax raise whatever the damage happens to hit.
-        reason = ' '.join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f'reference.path: {path}: no readable Brax PPO checkpoint ({reason})'
         ) from None

@@ -113,14 +113,10 @@ class LanguageRun(config.Run):
         return self.objective.mixture.dpr + self.objective.mixture.dpp < 1 - 1e-6
 
     @property
-    def samples_reference(self) -> bool:
-        """Whether each prompt also gets a response of the reference, for the KL penalty."""
-        return self.divergence.coefficient > 0 and self.divergence.states == 'reference'
-
-    @property
     def max_response_tokens(self) -> int:
         """The longest response that may come up in training."""
-        sampled = self.sampling.max_tokens if self.samples_policy or self.samples_reference else 0
+        samples = self.samples_policy or self.divergence.draws_reference
+        sampled = self.sampling.max_tokens if samples else 0
         return max(sampled, self.data.max_response_tokens if self.reads_pairs else 0)
 
     @property

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sail_jax.errors import UserError
+from sail_jax.errors import UserError, one_line
 from sail_jax.language.architecture import read_json
 
 MAX_LINE = 2**24
@@ -81,7 +81,7 @@ def read(file: Path) -> Iterator[Located]:
             with gzip.open(file) if file.suffix == '.gz' else file.open('rb') as stream:
                 yield from _lines(file, stream)
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
-        reason = ' '.join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f'{file}: cannot be read: {reason}') from None
 
 

@@ -16,7 +16,7 @@ import jinja2.sandbox
 import numpy as np
 import tokenizers
 
-from sail_jax.errors import UserError
+from sail_jax.errors import UserError, one_line
 from sail_jax.language.architecture import read_json
 from sail_jax.language.rows import Message, Prompt
 
@@ -155,7 +155,7 @@ class Tokenizer:
                 **self.special,
             )
         except Exception as error:  # A template is a program: it may raise anything.
-            reason = ' '.join(str(error).split())[:200]
+            reason = one_line(error)
             raise UserError(f'{self.path}: chat template: {reason}') from None
 
 

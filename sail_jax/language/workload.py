@@ -103,7 +103,7 @@ def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload
         if rows.pairs is not None:
             tokens = jnp.where(on_policy_Bx1[..., None], tokens, fit(rows.pairs.tokens_Bx2xR))
             lengths = jnp.where(on_policy_Bx1, lengths, rows.pairs.lengths_Bx2)
-        if run.samples_reference:
+        if run.divergence.draws_reference:
             extra = generate(models.reference(reference), rows.prompts, keys.reference, 1)
             tokens = jnp.concatenate([tokens, fit(extra.tokens_BxKxR)], 1)
             lengths = jnp.concatenate([lengths, extra.lengths_BxK], 1)
