@@ -5,15 +5,18 @@ needs; `training`, the rest of `update.State`; and `meta`, JSON with a schema nu
 """
 
 import logging
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
-from sail_jax import hosts
+from sail_jax import config, hosts
 from sail_jax.errors import TrainingFailed, UserError, one_line
 from sail_jax.update import Policy, State
 
@@ -22,16 +25,63 @@ SCHEMA = 2
 log = logging.getLogger(__name__)
 
 
-def open_manager(directory: Path, keep: int | None = None) -> ocp.CheckpointManager:
-    """Orbax's manager; saves are asynchronous and atomic, the newest `keep` are kept."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=keep is not None)
-    return ocp.CheckpointManager(directory.absolute(), options=options)
+class _Manager(ocp.CheckpointManager):
+    def metrics(self, step: int) -> Any:
+        """None also where the file is damaged: no reason not to open the directory."""
+        try:
+            return {'score': float(super().metrics(step)['score'])}
+        except (OSError, ValueError, TypeError, LookupError):
+            return None
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: State, meta: dict[str, Any]) -> None:
+def open_manager(
+    directory: Path, settings: config.Checkpoints | None = None
+) -> ocp.CheckpointManager:
+    """Orbax's manager; saves are asynchronous and atomic.
+
+    Args:
+      settings: how many of the newest and of the best are kept; None only reads.
+    """
+    options = ocp.CheckpointManagerOptions(create=False)
+    if settings is not None:
+        by_score = lambda metrics: metrics['score']  # noqa: E731
+        keep = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(settings.keep),
+                checkpoint_managers.BestN(
+                    get_metric_fn=by_score,
+                    n=settings.keep_best,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(best_fn=by_score, preservation_policy=keep)
+    return _Manager(directory.absolute(), options=options)
+
+
+def scores(manager: ocp.CheckpointManager) -> dict[int, float]:
+    """Of the checkpoints that were evaluated, by step."""
+    found = {step: manager.metrics(step) for step in manager.all_steps()}
+    return {
+        step: metrics['score']
+        for step, metrics in found.items()
+        if metrics and math.isfinite(metrics['score'])
+    }
+
+
+def save(
+    manager: ocp.CheckpointManager,
+    step: int,
+    state: State,
+    meta: dict[str, Any],
+    score: float = -math.inf,
+) -> None:
     """Starts a save of the state after `step` updates; returns once the arrays are off the devices.
 
     What `Policy.frozen` holds is left out: whoever made it can make it again.
+
+    Args:
+      score: more is better; -inf where there was no evaluation.
     """
     if manager.latest_step() == step:
         return
@@ -44,6 +94,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: State, meta: dict[str
             training=ocp.args.StandardSave(training),
             meta=ocp.args.JsonSave({**meta, 'schema': SCHEMA, 'fingerprints': marks}),
         ),
+        metrics={'score': score},
     )
     if not saved:
         raise TrainingFailed(f'{manager.directory}: update {step} was not saved')
@@ -66,7 +117,7 @@ def restore(manager: ocp.CheckpointManager, abstract: State) -> tuple[State, dic
         training=ocp.args.StandardRestore(_training(abstract)),
         meta=ocp.args.JsonRestore(),
     )
-    step, restored = _restore_newest(manager, args)
+    step, restored = _restore_first(manager, _newest_first(manager), args)
     meta = restored['meta']
     if meta['schema'] != SCHEMA:
         raise UserError(
@@ -86,17 +137,26 @@ def restore(manager: ocp.CheckpointManager, abstract: State) -> tuple[State, dic
     return State(policy=restored['policy'], **training), meta
 
 
-def restore_policy(directory: Path, abstract: Policy) -> Policy:
-    """Only the policy, of the newest readable checkpoint.
+def restore_policy(directory: Path, abstract: Policy, best: bool = False) -> Policy:
+    """Only the policy, of the newest readable checkpoint, or of the one with the best score.
 
     Raises:
       UserError: if there is none.
     """
     with open_manager(directory) as manager:
+        steps = _newest_first(manager)
+        if best:
+            found = scores(manager)
+            steps = sorted(found, key=lambda step: (found[step], step), reverse=True)
+            if not steps:
+                raise UserError(
+                    f'{directory}: no checkpoint has a score; a run keeps its best with '
+                    'checkpoints.keep_best above 0, and a sweep keeps none'
+                )
         args = ocp.args.Composite(
             policy=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
         )
-        return _restore_newest(manager, args)[1]['policy']
+        return _restore_first(manager, steps, args)[1]['policy']
 
 
 def _training(state: State) -> dict[str, Any]:
@@ -108,8 +168,15 @@ def _but_policy(state: State) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name != 'policy'}
 
 
-def _restore_newest(manager: ocp.CheckpointManager, args: ocp.args.Composite) -> tuple[int, Any]:
-    steps, reason = sorted(manager.all_steps(), reverse=True), ''
+def _newest_first(manager: ocp.CheckpointManager) -> list[int]:
+    return sorted(manager.all_steps(), reverse=True)
+
+
+def _restore_first(
+    manager: ocp.CheckpointManager, steps: Sequence[int], args: ocp.args.Composite
+) -> tuple[int, Any]:
+    """The first of these that can be read."""
+    reason = ''
     for step in steps:
         try:
             restored = manager.restore(step, args=args)

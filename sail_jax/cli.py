@@ -27,7 +27,7 @@ SAIL-RevKL: online alignment of policies from preferences.
   sail-jax train configs/bandit/landscape.yaml
   sail-jax train configs/control/hopper.yaml --seed 1 --objective.beta 0.2 --run-dir runs/hopper
   sail-jax train runs/hopper/config.yaml --run-dir runs/hopper --resume
-  sail-jax evaluate runs/hopper
+  sail-jax evaluate runs/hopper --best
   sail-jax plot runs/hopper runs/other --out return.png
   sail-jax render runs/hopper --out hopper.html
   sail-jax export runs/hopper hopper-brax
@@ -122,6 +122,7 @@ def _main(arguments: list[str]) -> int:
     command = commands.add_parser('evaluate', help="evaluate a run's policy and its reference")
     command.add_argument('run', type=Path, help='a run directory')
     command.add_argument('--episodes', type=int, help="start states; default: the run's setting")
+    _add_best(command)
     command.set_defaults(do=_evaluate)
 
     command = commands.add_parser('plot', help='return and KL of one or several runs')
@@ -135,6 +136,7 @@ def _main(arguments: list[str]) -> int:
     command.add_argument('--seed', type=int, default=0, help='of the start state')
     command.add_argument('--stochastic', action='store_true', help='sample actions')
     command.add_argument('--start', action='store_true', help='the policy before training')
+    _add_best(command)
     command.set_defaults(do=_render)
 
     command = commands.add_parser(
@@ -146,6 +148,7 @@ def _main(arguments: list[str]) -> int:
     command.add_argument(
         '--dtype', choices=('float32', 'bfloat16'), help="of a language model's tensors"
     )
+    _add_best(command)
     command.set_defaults(do=_export)
 
     command = commands.add_parser('generate', help="a language model's responses to prompts")
@@ -156,6 +159,7 @@ def _main(arguments: list[str]) -> int:
     command.add_argument('--max-tokens', type=int, help="of a response; default: the run's, 128")
     command.add_argument('--temperature', type=float, help="default: the run's, 1")
     command.add_argument('--seed', type=int, default=0)
+    _add_best(command)
     command.set_defaults(do=_generate)
 
     command = commands.add_parser('doctor', help='what this host has, and whether it works')
@@ -165,6 +169,12 @@ def _main(arguments: list[str]) -> int:
 
     options = parser.parse_args(arguments)
     return options.do(options) or 0
+
+
+def _add_best(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--best', action='store_true', help="the run's best checkpoint, not its newest"
+    )
 
 
 def _add_hosts(parser: argparse.ArgumentParser) -> None:
@@ -265,8 +275,9 @@ def _cell(numbers: metrics.Row, key: str, error: str | None) -> str:
 def _evaluate(options: argparse.Namespace) -> None:
     if options.episodes is not None and options.episodes < 2:
         raise UserError(f'--episodes: at least 2, got {options.episodes}')
-    before, after = runs.evaluate(options.run, options.episodes)
-    print_comparison(str(options.run), before, after)
+    before, after = runs.evaluate(options.run, options.episodes, options.best)
+    which = ', best checkpoint' if options.best else ''
+    print_comparison(f'{options.run}{which}', before, after)
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -281,7 +292,7 @@ def _render(options: argparse.Namespace) -> None:
 
     if not isinstance(runs.load(options.run / 'config.yaml'), ControlRun):
         raise UserError(f'{options.run}: render is for control runs')
-    run, policy, start = runs.open_run(options.run)
+    run, policy, start = runs.open_run(options.run, options.best)
     policy = start if options.start else policy
     episode_return = render.render(run, policy, options.out, options.seed, options.stochastic)
     print(f'{options.out}: return {episode_return:.1f}')
@@ -293,14 +304,14 @@ def _export(options: argparse.Namespace) -> None:
 
     run = runs.load(options.run / 'config.yaml')
     if isinstance(run, LanguageRun):
-        opened = export.open_run(options.run, run)
+        opened = export.open_run(options.run, run, options.best)
         print(export.export(opened, options.out, options.adapter, options.dtype))
         return
     if isinstance(run, SftRun):
         raise UserError(f'{options.run}: {options.run}/{MODEL} is a Hugging Face directory already')
     if options.adapter or options.dtype:
         raise UserError('--adapter, --dtype: for language runs')
-    run, policy, _ = runs.open_run(options.run)
+    run, policy, _ = runs.open_run(options.run, options.best)
     print(render.export_brax(run, policy, options.out))
 
 
@@ -310,7 +321,7 @@ def _generate(options: argparse.Namespace) -> None:
 
     if options.samples < 1:
         raise UserError(f'--samples: at least 1, got {options.samples}')
-    decoder, tokenizer, sampling = export.load(options.model)
+    decoder, tokenizer, sampling = export.load(options.model, options.best)
     given = {'max_tokens': options.max_tokens, 'temperature': options.temperature}
     given = {key: value for key, value in given.items() if value is not None}
     sampling = configfile.validate(Sampling, sampling.model_dump() | given, Path('generate'), None)

@@ -136,6 +136,13 @@ class Checkpoints(Section):
     """Updates between checkpoints; one more is written at the end."""
     keep: int = Field(2, ge=1)
     """How many of the newest are kept."""
+    keep_best: int = Field(1, ge=0)
+    """How many of the best are kept besides, for `--best`: an evaluation that is among them is
+    saved at once. A sweep keeps none."""
+    metric: str | None = None
+    """What is best: a number of the evaluations, `-eval/loss` with a minus where less is better.
+    None is eval/return; of a language run the first that there is of eval/reward, eval/win_rate and
+    eval/pair_accuracy; of a supervised stage -eval/loss."""
 
 
 class Logging(Section):

@@ -120,10 +120,11 @@ def train(
     return trainer.train(run, task, run_dir, resume, quiet)
 
 
-def open_run(run_dir: str | Path, **given: Any) -> tuple[Any, Policy, Policy]:
+def open_run(run_dir: str | Path, best: bool = False, **given: Any) -> tuple[Any, Policy, Policy]:
     """A run's configuration, its newest policy, and the policy it started from.
 
     Args:
+      best: the policy of the best checkpoint (`checkpoints.metric`) instead of the newest.
       **given: what `train` was given beside the configuration, as far as it matters.
 
     Raises:
@@ -138,16 +139,19 @@ def open_run(run_dir: str | Path, **given: Any) -> tuple[Any, Policy, Policy]:
     task = make_task(run, **given)
     abstract = trainer.Layout.of(run, task).policy
     directory, frozen = run_dir / 'checkpoints', task.frozen()
-    policy = checkpoint.restore_policy(directory, abstract)
+    policy = checkpoint.restore_policy(directory, abstract, best)
     start = checkpoint.restore_start(directory, abstract)
     return run, policy._replace(frozen=frozen), start._replace(frozen=frozen)
 
 
-def evaluate(run_dir: str | Path, episodes: int | None = None, **given: Any) -> tuple[dict, dict]:
+def evaluate(
+    run_dir: str | Path, episodes: int | None = None, best: bool = False, **given: Any
+) -> tuple[dict, dict]:
     """Evaluates a run's newest policy and its start policy on the run's evaluation keys.
 
     Args:
       episodes: of a control run, instead of the run's setting.
+      best: as of `open_run`.
       **given: the environment, reward or judge that `train` was given.
 
     Returns:
@@ -155,7 +159,7 @@ def evaluate(run_dir: str | Path, episodes: int | None = None, **given: Any) -> 
     """
     if episodes is not None and not isinstance(load(Path(run_dir) / 'config.yaml'), ControlRun):
         raise UserError(f'{run_dir}: --episodes is for control runs')
-    run, policy, start = open_run(run_dir, **given)
+    run, policy, start = open_run(run_dir, best, **given)
     if episodes is not None:
         evaluation = run.evaluation.model_copy(update={'episodes': episodes})
         run = run.model_copy(update={'evaluation': evaluation})

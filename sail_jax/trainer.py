@@ -1,13 +1,13 @@
 """The host loop: dispatch, log, evaluate, checkpoint, stop."""
 
 import contextlib
+import math
 import os
 import platform
-import shlex
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sail_jax import checkpoint, config, configfile, hosts, metrics, update
-from sail_jax.errors import Interrupted, TrainingFailed, UserError
+from sail_jax import checkpoint, config, configfile, hosts, metrics, signals, update
+from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.metrics import Row
 from sail_jax.recorder import Recorder, directories
 from sail_jax.update import Hyper, Metrics, Policy, State, Workload
@@ -30,6 +30,7 @@ FREE_ON_RESUME = (
     'logging.wandb',
     'checkpoints.every_updates',
     'checkpoints.keep',
+    'checkpoints.keep_best',
 )
 
 
@@ -60,6 +61,8 @@ class Task(NamedTuple):
     max_labels: int | None
     watch: dict[str, str]
     """Metrics for the progress bar, with short titles."""
+    best: tuple[str, ...]
+    """What the best checkpoint is chosen by, as `checkpoints.metric`: the first that there is."""
     frozen: Callable[[], Any] = tuple
     """Makes or loads `Policy.frozen`, which no checkpoint holds."""
     dispatch: Callable[[State], tuple[State, Metrics]] | None = None
@@ -230,8 +233,8 @@ def train(
     found, (seed, hyper) = config.members(run), _identity(run, task)
     judge = jax.jit(jax.vmap(task.evaluate)) if found else task.evaluate
     with contextlib.ExitStack() as exits:
-        manager = exits.enter_context(checkpoint.open_manager(directory, run.checkpoints.keep))
-        signals = exits.enter_context(_signals())
+        manager = exits.enter_context(checkpoint.open_manager(directory, run.checkpoints))
+        caught = exits.enter_context(signals.collected())
         if start is None:
             start = checkpoint.restore_start(directory, layout.policy)
         else:
@@ -255,10 +258,13 @@ def train(
             rows = split(numbers, len(found))
             return [{f'eval/{key}': float(value) for key, value in row.items()} for row in rows]
 
-        def save(wait: bool = False) -> bool:
+        scores = checkpoint.scores(manager)
+
+        def save(score: float, wait: bool = False) -> bool:
+            scores[step] = score
             meta = {'before': before, 'wall_s': recorder.wall_s(), 'versions': versions()}
             try:
-                checkpoint.save(manager, step, state, meta)
+                checkpoint.save(manager, step, state, meta, score)
                 if wait:
                     manager.wait_until_finished()
             except Exception as error:
@@ -269,10 +275,10 @@ def train(
                 return False
             return True
 
-        def stop() -> NoReturn:
-            if save(wait=True):
-                number = signals[0] if signals else signal.SIGTERM  # Another process got it.
-                raise _interrupted(number, recorder.at(step), run_dir)
+        def stop(score: float) -> NoReturn:
+            if save(score, wait=True):
+                number = caught[0] if caught else signal.SIGTERM  # Another process got it.
+                raise signals.interrupted(number, recorder.at(step), run_dir)
             raise TrainingFailed(
                 f'stopped at {recorder.at(step)} by a signal, and this checkpoint could not be '
                 f'written; --resume goes on from the newest in {directory}'
@@ -281,9 +287,10 @@ def train(
         if not before:
             before = evaluate()
             recorder.write([[{**recorder.position(0, 0), **row}] for row in before])
-            if hosts.any_process(bool(signals)):
-                stop()
-            save()
+            score = _score(run, task, before)
+            if hosts.any_process(bool(caught)):
+                stop(score)
+            save(score)
         after, pending = [], None
         last = step >= task.updates or recorder.budget_spent()
         dispatch = task.dispatch
@@ -296,31 +303,40 @@ def train(
                 state, numbers = dispatch(state)
             except (UserError, TrainingFailed) as error:
                 # The host's part failed, a reward function for example; nothing learnt is lost.
-                saved = f'; saved at {recorder.at(step)}' if save(wait=True) else ''
+                written = save(-math.inf, wait=True)
+                saved = f'; saved at {recorder.at(step)}' if written else ''
                 raise type(error)(f'{error}{saved}') from error
             step += size
             if pending is not None:  # Read while the device works on the next.
                 recorder.write(recorder.rows(pending))
             pending = numbers
             last = step >= task.updates or recorder.budget_spent()
-            stopped = hosts.any_process(bool(signals))
+            stopped = hosts.any_process(bool(caught))
             evaluating = last or _due(step, size, task.evaluate_every)
             saving = last or _due(step, size, run.checkpoints.every_updates)
             # Where the host has a part in every update, nothing is gained by reading late.
             if evaluating or saving or stopped or task.dispatch is not None:
-                rows, pending = recorder.rows(pending), None
+                rows, pending, score = recorder.rows(pending), None, -math.inf
                 if evaluating:
                     after = evaluate()
+                    score = _score(run, task, after)
                     for member, row in zip(rows, after, strict=True):
                         member[-1] |= row
                 recorder.write(rows)
                 if stopped and not last:
-                    stop()
-                if saving:
-                    save(wait=last)
+                    stop(score)
+                better = sum(other >= score for other in scores.values())
+                if saving or (better < run.checkpoints.keep_best and score > -math.inf):
+                    save(score, wait=last)
                 recorder.restart_clock()
         if recorder.saves_failed and not manager.all_steps():
             raise TrainingFailed(f'{directory}: no checkpoint could be written; see above')
+        scores = checkpoint.scores(manager)
+        best = max(scores, key=scores.get, default=step)
+        if best != step and hosts.is_main() and not quiet:
+            metrics.console.print(
+                f'the best evaluation was at {recorder.at(best)}; --best takes its checkpoint'
+            )
         after = after or evaluate()
         results = [
             Result(
@@ -351,6 +367,26 @@ def train(
         return results
 
 
+def _score(run: config.Trained, task: Task, evaluation: Sequence[Row]) -> float:
+    """How good an evaluation is, by `checkpoints.metric`: more is better, -inf says nothing.
+
+    Raises:
+      UserError: the evaluation has no such number.
+    """
+    # Members of a sweep are at their best at different updates.
+    if config.members(run) or not run.checkpoints.keep_best:
+        return -math.inf
+    (row,), given = evaluation, run.checkpoints.metric
+    for name in task.best if given is None else (given,):
+        value = row.get(name.removeprefix('-'))
+        if value is not None:
+            value = -value if name.startswith('-') else value
+            return value if math.isfinite(value) else -math.inf
+    if given is None:
+        return -math.inf
+    raise UserError(f'checkpoints.metric: {given}; evaluations have {", ".join(row)}')
+
+
 def split(tree: Any, members: int) -> list[Any]:
     """The members' parts of what a sweep holds; with no members, all of it."""
     if not members:
@@ -365,7 +401,7 @@ def _make_a_run_of(
     directory = run_dir / 'checkpoints'
     shutil.rmtree(directory, ignore_errors=True)
     checkpoint.save_start(directory, start)
-    with checkpoint.open_manager(directory, member.run.checkpoints.keep) as manager:
+    with checkpoint.open_manager(directory, member.run.checkpoints) as manager:
         meta = {'before': [before], 'wall_s': wall_s, 'versions': versions()}
         checkpoint.save(manager, int(state.step), state, meta)
 
@@ -379,36 +415,3 @@ def versions() -> dict[str, str]:
 def _due(step: int, size: int, every: int) -> bool:
     """Whether a multiple of `every` lies in the `size` updates that end at `step`."""
     return step // every > (step - size) // every
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying; a second one has its usual effect."""
-    caught: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, _frame: Any) -> None:
-        caught.append(number)
-        signal.signal(number, before[number])
-        metrics.console.print('stopping at the next safe point; once more to stop at once')
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
-    except ValueError:  # Not the main thread: signals are the caller's.
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _interrupted(number: int, where_at: str, run_dir: Path) -> Interrupted:
-    where = shlex.quote(str(run_dir))
-    return Interrupted(
-        f'stopped and saved at {where_at}; go on with: '
-        f'sail-jax train {where}/config.yaml --run-dir {where} --resume',
-        status=130 if number == signal.SIGINT else 75,
-    )

@@ -64,6 +64,8 @@ class Reference(Section):
     checkpoint at `path`. `ppo`: train Brax PPO on the true reward for `ppo_env_steps` first."""
     path: Path | None = None
     """A run directory, or a Brax PPO checkpoint."""
+    best: bool = False
+    """With `source: run`, take its best checkpoint (`checkpoints.metric`), not its newest."""
     ppo_env_steps: int = Field(500_000, ge=1)
     """Env steps of PPO for `source: ppo`."""
     refresh_env_steps: int | None = Field(None, ge=1)
@@ -150,5 +152,7 @@ def check(run: ControlRun) -> None:
             f'reference.path: not used by reference.source: {run.reference.source}; '
             'did you mean source: run or brax?'
         )
+    if run.reference.best and run.reference.source != 'run':
+        raise UserError(f'reference.best: not used by reference.source: {run.reference.source}')
     if run.value.terminal == 'learned' and run.labeller.discount < 1:
         raise UserError('labeller.discount: a myopic teacher has no terminal value; use 1')

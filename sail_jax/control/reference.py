@@ -57,7 +57,7 @@ def _from_run(env: Env, run: ControlRun) -> tuple[Any, Any]:
     )
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = checkpoint.abstract_like(abstract, jax.tree.map(lambda _: device, abstract))
-    restored = checkpoint.restore_policy(path / 'checkpoints', abstract)
+    restored = checkpoint.restore_policy(path / 'checkpoints', abstract, run.reference.best)
     return restored.fixed, restored.params['policy']
 
 

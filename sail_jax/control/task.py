@@ -58,4 +58,5 @@ def make(
         units_per_update=run.env_steps_per_update,
         max_labels=run.labeller.max_labels,
         watch=WATCH,
+        best=('eval/return',),
     )

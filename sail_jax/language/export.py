@@ -23,7 +23,7 @@ from sail_jax.update import Policy
 
 
 class Opened(NamedTuple):
-    """A run's newest model; neither data nor labeller are looked at."""
+    """A run's newest or best model; neither data nor labeller are looked at."""
 
     run: LanguageRun
     models: Models
@@ -35,8 +35,8 @@ class Opened(NamedTuple):
         return self.models.policy(self.policy)
 
 
-def open_run(run_dir: Path, run: LanguageRun) -> Opened:
-    """Reads a run's newest checkpoint.
+def open_run(run_dir: Path, run: LanguageRun, best: bool = False) -> Opened:
+    """Reads a run's newest checkpoint, or its best.
 
     Raises:
       UserError: no readable checkpoint; the model that training started from is gone.
@@ -45,7 +45,7 @@ def open_run(run_dir: Path, run: LanguageRun) -> Opened:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     places = jax.tree.map(lambda _: device, models.abstract)
     abstract = checkpoint.abstract_like(models.abstract, places)
-    policy = checkpoint.restore_policy(run_dir / 'checkpoints', abstract)
+    policy = checkpoint.restore_policy(run_dir / 'checkpoints', abstract, best)
     return Opened(run, models, policy._replace(frozen=models.frozen()))
 
 
@@ -71,8 +71,11 @@ def export(opened: Opened, out: Path, adapter: bool = False, dtype: str | None =
     return weights.save(decoder, out, source=settings.path, dtype=dtype and jnp.dtype(dtype))
 
 
-def load(path: Path) -> tuple[Decoder, Tokenizer, Sampling]:
+def load(path: Path, best: bool = False) -> tuple[Decoder, Tokenizer, Sampling]:
     """The model of a run, or of a Hugging Face directory, and how it is sampled.
+
+    Args:
+      best: of an alignment run, the best checkpoint instead of the newest.
 
     Raises:
       UserError: neither of them is there, or it cannot be read.
@@ -80,11 +83,13 @@ def load(path: Path) -> tuple[Decoder, Tokenizer, Sampling]:
     if (path / 'config.yaml').exists():
         data, node = configfile.read_yaml(path / 'config.yaml')
         if data.get('workload') == 'sft':
-            return load(path / sft.MODEL)
+            return load(path / sft.MODEL, best)
         if data.get('workload') != 'language':
             raise UserError(f'{path}: not a run of a language model')
         run = configfile.validate(LanguageRun, data, path / 'config.yaml', node)
-        return open_run(path, run).decoder, tokens.load(run.model.path), run.sampling
+        return open_run(path, run, best).decoder, tokens.load(run.model.path), run.sampling
+    if best:
+        raise UserError(f'--best: {path} is one model, without checkpoints')
     return weights.load(path), tokens.load(path), Sampling()
 
 

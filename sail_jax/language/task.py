@@ -80,6 +80,7 @@ def make(
         units_per_update=run.prompts_per_update,
         max_labels=run.labeller.max_labels,
         watch=WATCH,
+        best=('eval/reward', 'eval/win_rate', 'eval/pair_accuracy'),
         frozen=lambda: models.frozen(of_parameter),
         dispatch=make_dispatch(run, made, data, tokenizer, labeller, mesh),
     )

@@ -89,6 +89,7 @@ def make(run: SftRun) -> Task:
         units_per_update=run.prompts_per_update,
         max_labels=None,
         watch=WATCH,
+        best=('-eval/loss',),
         frozen=lambda: models.frozen(of_parameter),
         dispatch=make_dispatch(run, models, data, optimizer, mesh),
     )
