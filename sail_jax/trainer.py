@@ -231,7 +231,9 @@ def train(
     frozen = task.frozen() if start is None else start.frozen
     directory, layout = run_dir / 'checkpoints', Layout.of(run, task)
     found, (seed, hyper) = config.members(run), _identity(run, task)
-    judge = jax.jit(jax.vmap(task.evaluate)) if found else task.evaluate
+    judge = task.evaluate
+    if found:
+        judge = jax.jit(jax.vmap(judge, spmd_axis_name='seed'))
     with contextlib.ExitStack() as exits:
         manager = exits.enter_context(checkpoint.open_manager(directory, run.checkpoints))
         caught = exits.enter_context(signals.collected())
@@ -388,9 +390,13 @@ def _score(run: config.Trained, task: Task, evaluation: Sequence[Row]) -> float:
 
 
 def split(tree: Any, members: int) -> list[Any]:
-    """The members' parts of what a sweep holds; with no members, all of it."""
+    """The members' parts of what a sweep holds, on the host; with no members, all of it.
+
+    Indexing on the devices would be a program with a collective for each leaf and member.
+    """
     if not members:
         return [tree]
+    tree = jax.device_get(tree)
     return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(members)]
 
 
