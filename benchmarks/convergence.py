@@ -23,7 +23,7 @@ import numpy as np
 import sail_jax
 from benchmarks import convergence_report
 from benchmarks.machine import machine
-from sail_jax import config, configfile, metrics, update
+from sail_jax import config, configfile, devices, metrics, update
 from sail_jax.control import envs, evaluate, reference
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
@@ -183,7 +183,7 @@ def study_ppo(env_name: str, size: Size, runs: Path) -> dict[str, Any]:
     run = configuration(env_name, {}, size.env_steps, size)
     env = envs.make(run.env)
     networks = control_policy.make_networks(env, run)
-    judge = evaluate.make(env, networks, run)
+    judge = evaluate.make(env, networks, run, devices.make_mesh(run.rollout.contexts))
     found = []
     for seed in range(size.seeds):
         path = runs / env_name / 'ppo' / f'seed-{seed}.json'

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from brax.envs.base import Env
 from brax.training.agents.ppo.networks import PPONetworks
+from jax.sharding import Mesh, PartitionSpec
 
 from sail_jax.control import rollout
 from sail_jax.control.config import ControlRun
@@ -16,34 +17,48 @@ from sail_jax.update import EVALUATE, Hyper, Policy, stream
 LANES_DETERMINISTIC = (False, False, True)
 
 
-def make(env: Env, networks: PPONetworks, run: ControlRun) -> Evaluate:
+def make(env: Env, networks: PPONetworks, run: ControlRun, mesh: Mesh) -> Evaluate:
     """Every call of one seed uses the same start states and noise.
 
     Common random numbers make evaluations of one run, and of the reference, comparable start state
     by start state.
+
+    Args:
+      mesh: start states are split over its `data` axis where their number divides by it; otherwise
+        every device runs all of them.
     """
+    divides = run.evaluation.episodes % mesh.shape['data'] == 0
+    rows = PartitionSpec('data') if divides else PartitionSpec()
+    rows_of_both = PartitionSpec(None, *rows)
+
+    def episodes(policies: tuple[Policy, Policy], key_B: jax.Array) -> Episodes:
+        def of(actor: Policy) -> Episodes:
+            return rollout.episodes(
+                env,
+                networks,
+                policies,
+                actor,
+                jnp.asarray(LANES_DETERMINISTIC),
+                key_B,
+                run.env.episode_length,
+            )
+
+        # One after the other: the simulator is compiled once.
+        return jax.lax.map(of, jax.tree.map(lambda *x: jnp.stack(x), *policies))
 
     @jax.jit
     def evaluate(
         policy: Policy, reference: Policy, seed: jax.Array, hyper: Hyper
     ) -> dict[str, jax.Array]:
         key_B = row_keys(stream(seed, EVALUATE), run.evaluation.episodes)
-        deterministic_L = jnp.asarray(LANES_DETERMINISTIC)
-
-        def episodes(actor: Policy) -> Episodes:
-            return rollout.episodes(
-                env,
-                networks,
-                (policy, reference),
-                actor,
-                deterministic_L,
-                key_B,
-                run.env.episode_length,
-            )
-
-        # One after the other: the simulator is compiled once.
-        actors = jax.tree.map(lambda *x: jnp.stack(x), policy, reference)
-        both = jax.lax.map(episodes, actors)
+        # Each device's loop ends with its own last episode, without asking the others.
+        both = jax.shard_map(
+            episodes,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), rows),
+            out_specs=rows_of_both,
+            check_vma=False,
+        )((policy, reference), key_B)
         ours, theirs = (jax.tree.map(lambda x, i=i: x[i], both) for i in range(2))
         return summarise(ours, theirs, hyper.beta)
 

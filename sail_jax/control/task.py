@@ -50,7 +50,7 @@ def make(
         abstract_policy=jax.eval_shape(
             lambda key: control_policy.init(key, env, networks, run), jax.random.key(0)
         ),
-        evaluate=evaluate.make(env, networks, run),
+        evaluate=evaluate.make(env, networks, run, mesh),
         updates=run.dispatches * run.updates_per_dispatch,
         updates_per_dispatch=run.updates_per_dispatch,
         evaluate_every=run.evaluation.every_updates,
