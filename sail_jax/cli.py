@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import jax
 
-from sail_jax import config, configfile, hosts, metrics, runs
+from sail_jax import config, configfile, devices, hosts, metrics, runs
 from sail_jax.bandit import study
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import Interrupted, TrainingFailed, UserError, one_line
@@ -213,7 +213,10 @@ def _train(arguments: list[str]) -> int:
         raise UserError('train: which configuration? e.g. sail-jax train configs/quickstart.yaml')
     if options.resume and options.run_dir is None:
         raise UserError('train: --resume needs the --run-dir of the run to go on with')
-    if _start_hosts(options) and options.run_dir is None:
+    several = _start_hosts(options)
+    if not several:
+        _use_cores(run)
+    if several and options.run_dir is None:
         raise UserError('train: several processes need the same --run-dir, on a shared disk')
     run_dir = options.run_dir or default_run_dir(Path(path).stem)
     result = runs.train(run, run_dir, resume=options.resume, quiet=options.quiet)
@@ -275,6 +278,7 @@ def _cell(numbers: metrics.Row, key: str, error: str | None) -> str:
 def _evaluate(options: argparse.Namespace) -> None:
     if options.episodes is not None and options.episodes < 2:
         raise UserError(f'--episodes: at least 2, got {options.episodes}')
+    _use_cores(runs.load(options.run / 'config.yaml'))
     before, after = runs.evaluate(options.run, options.episodes, options.best)
     which = ', best checkpoint' if options.best else ''
     print_comparison(f'{options.run}{which}', before, after)
@@ -351,6 +355,11 @@ def _doctor(options: argparse.Namespace) -> int:
     for finding in found:
         print(f'{"ok" if finding.well else "FAILED":7} {finding.what:20} {finding.answer}')
     return 0 if all(finding.well for finding in found) else 1
+
+
+def _use_cores(run: config.Settings) -> None:
+    if isinstance(run, ControlRun):
+        devices.use_cores(len(config.members(run)) or run.rollout.contexts)
 
 
 def _use_compilation_cache() -> None:

@@ -1,6 +1,8 @@
 """The device mesh and how a training state lies on it."""
 
+import contextlib
 import math
+import os
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -55,6 +57,22 @@ def make_mesh(
             f'{rows} rows ({rows_key}) do not divide by {parts} devices; use a multiple of {parts}'
         )
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def use_cores(rows: int) -> None:
+    """Where there is no accelerator, makes a device of each core, as many as divide the rows.
+
+    XLA does not split a simulator's small arrays over cores by itself. To be called before JAX is
+    used; it changes nothing afterwards, or where the environment already says how many CPU devices
+    there are (JAX_NUM_CPU_DEVICES, XLA_FLAGS).
+    """
+    said = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
+    if said or jax.config.jax_num_cpu_devices != -1:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    count = max(n for n in range(1, cores + 1) if rows % n == 0)
+    with contextlib.suppress(RuntimeError):  # JAX has begun.
+        jax.config.update('jax_num_cpu_devices', count)
 
 
 def _sizes(settings: Devices, count: int) -> dict[str, int]:

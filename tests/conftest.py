@@ -12,6 +12,7 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+jax.devices()  # Begun: a test of the command line cannot change how many there are.
 hypothesis.settings.register_profile('sail_jax', deadline=None, max_examples=50)
 hypothesis.settings.load_profile('sail_jax')
 

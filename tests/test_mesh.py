@@ -1,5 +1,9 @@
 """The mesh of a configuration, and layouts by name."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import optax
 import pytest
@@ -84,3 +88,19 @@ def test_moments_lie_as_their_parameters():
     moments = devices.tree_by_rules(MESH, sharding.RULES, adam)[0]
     assert moments.mu == moments.nu == layouts
     assert moments.count.spec == PartitionSpec()
+
+
+@pytest.mark.parametrize('said', [None, '3'])
+def test_every_core_becomes_a_device_unless_the_environment_says_otherwise(said):
+    script = (
+        'import jax, os; from sail_jax import devices; '
+        'os.sched_getaffinity = lambda _: range(6); '
+        'devices.use_cores(32); print(jax.device_count()); '
+        'devices.use_cores(1); print(jax.device_count())'
+    )
+    environment = {**os.environ, **({'JAX_NUM_CPU_DEVICES': said} if said else {})}
+    shown = subprocess.run(
+        [sys.executable, '-c', script], env=environment, check=True, capture_output=True, text=True
+    )
+    # Of 6 cores as many as divide 32 rows; afterwards JAX has begun.
+    assert shown.stdout.split() == [said or '4'] * 2
