@@ -213,6 +213,7 @@ def make(
                 'segment_return': segments.reward[:, :K].sum(-1).mean(),
                 'reward_per_step': segments.reward.sum() / steps,
                 'ended': segments.terminated.mean(),
+                'live': segments.mask.mean(),
                 'not_finite': segments.not_finite.sum(),
             },
         )
