@@ -257,8 +257,11 @@ class Decoder(nnx.Module):
     def head_DxV(self) -> jax.Array:
         """The matrix from hidden states to logits, in the compute type."""
         if self.architecture.tied:
-            return self.embed_tokens.embedding[...].T.astype(self.dtype)
-        return self.lm_head.kernel[...].astype(self.dtype)
+            head_DxV = self.embed_tokens.embedding[...].T
+        else:
+            head_DxV = self.lm_head.kernel[...]
+        # Gathered once: split by its rows, it would have the tokens of every chunk gathered.
+        return self.on_mesh(head_DxV.astype(self.dtype), None, 'tensor')
 
     def on_mesh(self, x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
         """Splits an array's axes over those of the mesh; what is not named is whole.

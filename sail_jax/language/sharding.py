@@ -2,7 +2,8 @@
 
 Tensor parallelism is Megatron's (arXiv 1909.08053): the maps into heads and into the MLP's width
 are split by their outputs, the maps out of them by their inputs, so that a layer needs two
-reductions. FSDP splits the other axis. Layers are stacked along the first.
+reductions. FSDP splits the other axis. Adapters are split likewise, by their rank too, so that no
+device holds more than its share. Layers are stacked along the first.
 """
 
 from collections.abc import Callable
@@ -16,13 +17,9 @@ from sail_jax import devices
 
 INTO, OUT_OF = '(q|k|v|gate|up)_proj', '(o|down)_proj'
 RULES: devices.Rules = (
-    (rf'{INTO}\.kernel', P(None, 'fsdp', 'tensor')),
+    (rf'{INTO}\.(kernel|lora_a|lora_b)', P(None, 'fsdp', 'tensor')),
     (rf'{INTO}\.bias', P(None, 'tensor')),
-    (rf'{INTO}\.lora_a', P(None, 'fsdp', None)),
-    (rf'{INTO}\.lora_b', P(None, None, 'tensor')),
-    (rf'{OUT_OF}\.kernel', P(None, 'tensor', 'fsdp')),
-    (rf'{OUT_OF}\.lora_a', P(None, 'tensor', None)),
-    (rf'{OUT_OF}\.lora_b', P(None, None, 'fsdp')),
+    (rf'{OUT_OF}\.(kernel|lora_a|lora_b)', P(None, 'tensor', 'fsdp')),
     (r'embed_tokens\.embedding', P('tensor', 'fsdp')),
     (r'lm_head\.kernel', P('fsdp', 'tensor')),
 )

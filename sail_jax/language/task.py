@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,19 +86,16 @@ def make(
     )
 
 
-def make_dispatch(
-    run: LanguageRun,
-    made: Workload,
-    data: Reader,
-    tokenizer: Tokenizer,
-    labeller: Labeller,
-    mesh: Mesh,
-) -> Callable[[State], tuple[State, Metrics]]:
-    """One update: read on the host, draw on the device, score on the host, learn on the device.
+class Programs(NamedTuple):
+    """The two compiled programs of an update; the host scores what lies between them."""
 
-    Raises (the function returned):
-      UserError, TrainingFailed: as of `rewards.score`; the state is as it was.
-    """
+    draw: Callable[[State, workload.Rows], Sampled]
+    learn: Callable[[State, Sampled, Any], tuple[State, Metrics]]
+    """Takes the labeller's scores too; the state's buffers are donated."""
+
+
+def make_programs(run: LanguageRun, made: Workload, mesh: Mesh) -> Programs:
+    """Compiled at their first call, for each bucket of lengths."""
     core = update.make_learn(made, run)
     share = workload.step_size(run.optimizer, run.updates)
 
@@ -118,6 +115,23 @@ def make_dispatch(
         metrics = {**metrics, 'learning_rate': rate, **update.counters(new)}
         return new, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
 
+    return Programs(draw, learn)
+
+
+def make_dispatch(
+    run: LanguageRun,
+    made: Workload,
+    data: Reader,
+    tokenizer: Tokenizer,
+    labeller: Labeller,
+    mesh: Mesh,
+) -> Callable[[State], tuple[State, Metrics]]:
+    """One update: read on the host, draw on the device, score on the host, learn on the device.
+
+    Raises (the function returned):
+      UserError, TrainingFailed: as of `rewards.score`; the state is as it was.
+    """
+    programs = make_programs(run, made, mesh)
     ahead: dict[int, list[Example]] = {}
 
     def dispatch(state: State) -> tuple[State, Metrics]:
@@ -128,7 +142,7 @@ def make_dispatch(
             longest = max(len(ids) for e in examples for ids in (e.chosen, e.rejected))
             pair_places = reader.places(longest, run.data.max_response_tokens)
         rows = jax.device_put(reader.batch(examples, pair_places), devices.by_rows(mesh))
-        sampled = draw(state, rows)
+        sampled = programs.draw(state, rows)
         ids, mask, route = jax.device_get(
             (sampled.batch.inputs.tokens_BxLxT, sampled.batch.mask_BxLxT, sampled.batch.route)
         )
@@ -142,7 +156,7 @@ def make_dispatch(
             scores = labels.scores(labeller, prompts, groups, asked)
             metrics = reward_metrics(scores, asked)
         size = reader.places(int(lengths.max()), run.max_response_tokens)
-        state, learned = learn(state, workload.trimmed(sampled, size), scores)
+        state, learned = programs.learn(state, workload.trimmed(sampled, size), scores)
         ahead[step + 1] = data.examples(step + 1)  # Read while the device works.
         return state, {**learned, **metrics}
 
