@@ -316,8 +316,15 @@ class Decoder(nnx.Module):
         return self.norm(x), Memory(*written, positions_BxLxT)
 
     def blocks(self) -> list[Block]:
-        """The layers one by one, their matrices in the compute type: made once for all the tokens
-        to decode, where a loop over the stack would copy each layer for each token."""
+        """The layers one by one, their matrices in the compute type, made once for all the tokens
+        to decode: whole on every device that needs them, where FSDP splits them.
+
+        `decode` is the one place that goes through the layers without a scan, in which each
+        product's matrix is first copied out of the stack, for every token. At Qwen2.5-0.5B's widths
+        (float32, 2 CPU cores, 2026-11-23) a scan decoded 0.78 times as many tokens/s with 24
+        layers and 16 lanes, and with 4 layers 0.69 (2 lanes) to 0.93 (16). In return its program
+        took 2.0 s to compile at any depth, and this one takes 2.1 s for 4 layers and 4.3 s for 24.
+        """
         graphdef, stacked = nnx.split(self.layers)
 
         def take(x: jax.Array, index: int) -> jax.Array:
