@@ -27,7 +27,8 @@ class Model(Section):
     param_dtype: DType = 'float32'
     """Of the parameters. With `train: lora` of the frozen ones; an adapter is float32."""
     remat: bool = False
-    """Compute each layer again in the backward pass instead of keeping its activations."""
+    """Compute each layer again in the backward pass instead of keeping the results of its linear
+    maps; the rest is computed again in any case."""
     train: Literal['full', 'lora'] = 'full'
     """All parameters, with a copy of them as the reference; or an adapter, and the reference is
     the model without it."""

@@ -215,7 +215,8 @@ class Decoder(nnx.Module):
       architecture: sizes and switches.
       dtype: of activations; log-probabilities are float32 whatever it is.
       param_dtype: of new parameters.
-      remat: recompute each layer in the backward pass instead of keeping its activations.
+      remat: recompute each layer in the backward pass instead of keeping the results of its linear
+        maps.
       mesh: devices that the activations are split over, by rows and heads; None leaves their
         layout to the compiler.
     """
@@ -311,7 +312,10 @@ class Decoder(nnx.Module):
 
         windows = jnp.asarray(a.windows) if a.windows else jnp.zeros(a.layers, jnp.int32)
         xs = (stacked, windows, prefix and (prefix.keys, prefix.values))
-        body = jax.checkpoint(layer, prevent_cse=False) if self.remat else layer
+        # Results of the linear maps are kept at most; the rest costs less to compute again than to
+        # write and read: 0.85 to 0.9 of the time, a third of the memory (CPU, 4M to 12M).
+        keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        body = jax.checkpoint(layer, prevent_cse=False, policy=None if self.remat else keep)
         x, written = jax.lax.scan(body, self.embed(tokens_BxLxT), xs)
         return self.norm(x), Memory(*written, positions_BxLxT)
 
