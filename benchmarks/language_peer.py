@@ -1,0 +1,336 @@
+"""Online DPO here and in TRL (Hugging Face generate), side by side.
+
+Both train the same checkpoint of random weights on the same prompts, on all cores, each in a
+process of its own that works while the other waits: a few updates each, in turn. No response comes
+to an end before its limit, so both draw, score and learn from the same number of tokens. The first
+updates, which compile, are not timed. Compared with TRL
+
+* `same`: batch, lengths, float32, temperature 1, no recomputation of activations; Adam, learning
+  rate, clip, beta and reward are the same in all;
+* `defaults`: what TRL takes if nothing is said: bfloat16, activations recomputed, which turns the
+  KV cache of its generation off, temperature 0.9.
+
+    python -m benchmarks.language_peer --out benchmarks/results/language_peer_cpu.json
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MEBI = 2**20
+RESERVED = ('<|pad|>', '<|begin|>')
+
+
+def make_checkpoint(path: Path, size: str) -> None:
+    """Random weights, and a tokeniser of words whose end of sequence the model has no logit for."""
+    import jax
+    from flax import nnx
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from benchmarks.language_models import SMALL
+    from sail_jax.language import weights
+    from sail_jax.language.model import Decoder
+
+    a = SMALL[size]
+    weights.save(jax.jit(lambda: Decoder(a, rngs=nnx.Rngs(0)))(), path)
+    words = [*RESERVED, *(f'w{i}' for i in range(a.vocab_size - len(RESERVED))), '<|end|>']
+    ids = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=RESERVED[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(path / 'tokenizer.json'))
+    special = {'eos_token': '<|end|>', 'pad_token': RESERVED[0]}
+    (path / 'tokenizer_config.json').write_text(json.dumps(special))
+
+
+def make_prompts(path: Path, words: int, rows: int = 1024) -> None:
+    """Prompts of half to all of `words` words."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for _ in range(rows):
+        length = rng.integers(words // 2, words + 1)
+        lines.append({'prompt': ' '.join(f'w{i}' for i in rng.integers(0, 8000, length))})
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+
+
+def reward(prompts: list, responses: list[str], **_: Any) -> list[float]:
+    """Something to prefer, at no cost."""
+    return [float(response.count('7')) for response in responses]
+
+
+def ours(settings: dict[str, Any]) -> None:
+    """The worker for this project: whole updates as the trainer runs them."""
+    import jax
+
+    from sail_jax import trainer
+    from sail_jax.language import task
+    from sail_jax.language.config import LanguageRun
+
+    base = peak_bytes()
+    run = LanguageRun.model_validate(
+        {
+            'workload': 'language',
+            'total_prompts': 10**6,
+            'prompts_per_update': settings['batch'],
+            'model': {'path': settings['model']},
+            'data': {
+                'path': settings['prompts'],
+                'max_prompt_tokens': settings['prompt_tokens'],
+                'max_response_tokens': settings['new_tokens'],
+            },
+            'sampling': {'max_tokens': settings['new_tokens']},
+            'objective': {'beta': 0.1, 'response_grad': 0.0},  # Online DPO,
+            'divergence': {'coefficient': 0.0},  # with no further penalty.
+            'optimizer': {'learning_rate': 5e-7, 'max_grad_norm': 1.0},
+            'evaluation': {'prompts': 2},
+        }
+    )
+    made = task.make(run, reward=reward)
+    state = trainer.initial_state(run, made, made.start(0))
+    for count in orders(base):
+        seconds, length = [], []
+        for _ in range(count):
+            began = time.perf_counter()
+            state, metrics = made.dispatch(state)
+            length.append(float(jax.device_get(metrics['response_length'])[0]))
+            jax.block_until_ready(state)
+            seconds.append(time.perf_counter() - began)
+        answer(seconds, np.mean(length), base)
+
+
+def trl(settings: dict[str, Any]) -> None:
+    """The worker for TRL. It may have an environment of its own, without this project."""
+    os.environ['TRL_EXPERIMENTAL_SILENCE'] = '1'
+    import datasets
+    import torch
+    import transformers
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+    torch.set_num_threads(os.cpu_count())
+    base = peak_bytes()
+    same = {
+        'gradient_checkpointing': False,
+        'bf16': False,
+        'temperature': 1.0,
+        'per_device_train_batch_size': settings['batch'],
+    }
+    lengths = []
+
+    def counted(prompts: list, completions: list, completion_ids: list, **_: Any) -> list[float]:
+        lengths.append(np.mean([len(ids) for ids in completion_ids]))
+        return reward(prompts, completions)
+
+    class Turns(transformers.TrainerCallback):
+        """Times whole steps, from the end of one to the end of the next; waits when asked."""
+
+        def __init__(self):
+            self.orders, self.left, self.seconds = orders(base), 0, []
+
+        def take(self, control) -> None:
+            self.seconds, self.left = [], next(self.orders, 0)
+            control.should_training_stop = not self.left
+            self.began = time.perf_counter()
+
+        def on_train_begin(self, args, state, control, **_):
+            self.take(control)
+
+        def on_step_end(self, args, state, control, **_):
+            now = time.perf_counter()
+            self.seconds.append(now - self.began)
+            self.began, self.left = now, self.left - 1
+            if not self.left:
+                answer(self.seconds, np.mean(lengths), base)
+                lengths.clear()
+                self.take(control)
+
+    with tempfile.TemporaryDirectory() as out:
+        args = OnlineDPOConfig(
+            output_dir=out,
+            max_steps=100_000,
+            max_new_tokens=settings['new_tokens'],
+            use_cpu=True,
+            report_to='none',
+            save_strategy='no',
+            logging_strategy='no',
+            disable_tqdm=True,
+            lr_scheduler_type='constant',
+            **({} if settings['kind'] == 'defaults' else same),
+        )
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            settings['model'], dtype=torch.float32
+        )
+        trainer = OnlineDPOTrainer(
+            model=model,
+            reward_funcs=counted,
+            args=args,
+            train_dataset=datasets.Dataset.from_json(settings['prompts']),
+            processing_class=transformers.PreTrainedTokenizerFast.from_pretrained(
+                settings['model']
+            ),
+            callbacks=[Turns()],
+        )
+        trainer.train()
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def orders(base: int):
+    """Numbers of updates to run, from the parent; 0 ends."""
+    print(json.dumps({'ready': base}), flush=True)
+    while count := int(sys.stdin.readline() or 0):
+        yield count
+
+
+def answer(seconds: list[float], tokens: float, base: int) -> None:
+    """Tells the parent how it went."""
+    found = {'seconds': seconds, 'tokens': float(tokens)}
+    print(json.dumps(found | {'peak': peak_bytes(), 'base': base}), flush=True)
+
+
+class Worker:
+    """A process that runs updates on demand and waits between."""
+
+    def __init__(self, python: str, kind: str, settings: dict[str, Any]):
+        self.process = subprocess.Popen(
+            [python, __file__, '--worker', json.dumps(settings | {'kind': kind})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])},
+        )
+        self.hear()
+
+    def hear(self) -> dict[str, Any]:
+        """The next JSON line; libraries may print others."""
+        for line in self.process.stdout:
+            if line.startswith('{"'):
+                return json.loads(line)
+        raise RuntimeError(f'{self.process.args}: ended with {self.process.wait()}')
+
+    def run(self, updates: int) -> dict[str, Any]:
+        self.process.stdin.write(f'{updates}\n')
+        self.process.stdin.flush()
+        return self.hear()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(
+    size: str, settings: dict[str, Any], rounds: int, updates: int, trl_python: str
+) -> dict[str, Any]:
+    """Medians over rounds in which all have their turn; ratios within a round."""
+    kinds = {'sail_jax': sys.executable, 'same': trl_python, 'defaults': trl_python}
+    workers = {kind: Worker(python, kind, settings) for kind, python in kinds.items()}
+    for worker in workers.values():
+        worker.run(2)
+    found: dict[str, list[dict]] = {kind: [] for kind in workers}
+    for _ in range(rounds):
+        for kind, worker in workers.items():
+            found[kind].append(worker.run(updates if kind == 'sail_jax' else max(1, updates // 4)))
+    for worker in workers.values():
+        worker.close()
+    speed = {
+        kind: np.asarray([settings['batch'] / np.median(r['seconds']) for r in answers])
+        for kind, answers in found.items()
+    }
+    return {
+        kind: {
+            'pairs_per_s': round(float(np.median(speed[kind])), 3),
+            'tokens_per_s': round(float(np.median(speed[kind]) * 2 * answers[-1]['tokens']), 1),
+            'tokens_per_response': answers[-1]['tokens'],
+            'ours_over_this': round(float(np.median(speed['sail_jax'] / speed[kind])), 2),
+            'peak_MiB': round(answers[-1]['peak'] / MEBI),
+            'peak_above_imports_MiB': round((answers[-1]['peak'] - answers[-1]['base']) / MEBI),
+            'rounds_pairs_per_s': np.round(speed[kind], 3).tolist(),
+        }
+        for kind, answers in found.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--sizes', nargs='+', default=['4M', '12M', '32M'])
+    parser.add_argument('--batch', type=int, default=8, help="prompts an update (TRL's default)")
+    parser.add_argument('--prompt-tokens', type=int, default=64, help='the longest')
+    parser.add_argument('--new-tokens', type=int, default=64, help="TRL's default")
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--updates', type=int, default=8, help="in a round; TRL's a quarter")
+    parser.add_argument('--quick', action='store_true', help='the smallest size, 2 rounds')
+    parser.add_argument('--trl-python', default=sys.executable, help='has trl and torch')
+    parser.add_argument('--out', type=Path, help='JSON file; default: standard output')
+    parser.add_argument('--worker', help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        settings = json.loads(options.worker)
+        (ours if settings['kind'] == 'sail_jax' else trl)(settings)
+        return
+    if options.quick:
+        options.sizes, options.rounds = options.sizes[:1], 2
+
+    from benchmarks.language_models import SMALL, parameter_count
+    from benchmarks.machine import machine
+
+    versions = subprocess.run(
+        [
+            options.trl_python,
+            '-c',
+            'import trl, torch, transformers as t; '
+            'print(trl.__version__, torch.__version__, t.__version__)',
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    results: dict[str, Any] = {
+        'machine': machine('benchmarks.language_peer'),
+        'peer': dict(zip(('trl', 'torch', 'transformers'), versions, strict=True)),
+        'prompts_per_update': options.batch,
+        'new_tokens': options.new_tokens,
+        'longest_prompt': options.prompt_tokens,
+        'sizes': {},
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        prompts = Path(directory, 'prompts.jsonl')
+        make_prompts(prompts, options.prompt_tokens)
+        for size in options.sizes:
+            model = Path(directory, size)
+            make_checkpoint(model, size)
+            settings = {
+                'model': str(model),
+                'prompts': str(prompts),
+                'batch': options.batch,
+                'prompt_tokens': options.prompt_tokens,
+                'new_tokens': options.new_tokens,
+            }
+            found = compare(size, settings, options.rounds, options.updates, options.trl_python)
+            results['sizes'][size] = {'parameters': parameter_count(SMALL[size])} | found
+            if options.out:
+                options.out.write_text(json.dumps(results, indent=2) + '\n')
+            for kind, numbers in found.items():
+                print(
+                    f'{size:4} {kind:9} {numbers["pairs_per_s"]:8.2f} pairs/s '
+                    f'{numbers["tokens_per_s"]:8.0f} tokens/s, {numbers["peak_MiB"]:5} MiB; '
+                    f'ours over this: {numbers["ours_over_this"]}',
+                    file=sys.stderr,
+                )
+    if not options.out:
+        print(json.dumps(results, indent=2))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,270 @@
+"""How fast are language models sampled and trained, and what is the limit?
+
+In one process, of random weights, compilation apart:
+
+* `copy`, `matmul`: what this machine moves and multiplies, measured;
+* `prefill`, `decode`: tokens/s. The limit of decoding is the bandwidth over the bytes that a step
+  has to read: all matrices, and the keys and values so far; or what it has to multiply, where that
+  takes longer;
+* `update`: pairs/s of a whole update, drawing included, for four methods; labels are random, as a
+  labeller's time is its own. Rounds go through all four in turn; figures are medians over rounds,
+  ratios medians of the ratios within a round;
+* `utilisation`: of an update's learning program, the model's operations (2 for each parameter and
+  token, three times that for a token that is learned from, and attention) by the matmul's speed.
+  Recomputed ones do not count.
+
+    python -m benchmarks.language_throughput --out benchmarks/results/language_throughput_cpu.json
+
+On a GPU: `--sizes qwen2.5-0.5b --prompts 32 --prompt-tokens 256 --new-tokens 256 --dtype bfloat16`.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.language_models import PUBLISHED, SMALL, parameter_count
+from benchmarks.machine import machine
+from sail_jax import devices, update
+from sail_jax.language import policy, sampler, sharding, task, workload
+from sail_jax.language.architecture import Architecture
+from sail_jax.language.config import LanguageRun
+from sail_jax.language.logprobs import Prompts
+from sail_jax.language.model import Decoder, prompt_positions
+from sail_jax.update import Policy, State
+
+SIZES = SMALL | {'qwen2.5-0.5b': PUBLISHED['Qwen2.5-0.5B-Instruct'].architecture}
+METHODS: dict[str, dict[str, Any]] = {
+    'offline DPO': {
+        'objective': {'response_grad': 0.0, 'mixture': {'dpr': 0.0}},
+        'divergence': {'coefficient': 0.0},
+    },
+    'online DPO': {'objective': {'response_grad': 0.0}, 'divergence': {'coefficient': 0.0}},
+    'SAIL': {'objective': {'response_grad': 0.3}, 'divergence': {'coefficient': 0.0}},
+    'SAIL-RevKL': {'objective': {'response_grad': 0.3}, 'divergence': {'coefficient': 1e-3}},
+}
+
+
+class Limits(NamedTuple):
+    """What the device does at best."""
+
+    bytes_per_s: float
+    flops_per_s: float
+
+
+def seconds(run: Callable[[], Any], times: int = 5) -> float:
+    """The median of some runs after the first."""
+    found = []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        jax.block_until_ready(run())
+        found.append(time.perf_counter() - began)
+    return float(np.median(found[1:]))
+
+
+def limits(dtype: str) -> Limits:
+    """Bandwidth of a copy that no cache holds, and the speed of a large product."""
+    big = jnp.ones(2**28 if jax.default_backend() == 'cpu' else 2**30, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    size = 2048 if jax.default_backend() == 'cpu' else 8192
+    square = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda x: x @ x)
+    return Limits(
+        2 * big.nbytes / seconds(lambda: copy(big)),
+        2 * size**3 / seconds(lambda: product(square)),
+    )
+
+
+def prompts_of(a: Architecture, B: int, P: int) -> Prompts:
+    tokens = np.random.default_rng(0).integers(0, a.vocab_size, (B, P))
+    return Prompts(jnp.asarray(tokens, jnp.int32), jnp.full(B, P, jnp.int32))
+
+
+def decoding(a: Architecture, options: argparse.Namespace, best: Limits) -> dict[str, Any]:
+    """Prefill and decode tokens/s, and decode's share of the limit."""
+    B, K, P, R = options.prompts, 2, options.prompt_tokens, options.new_tokens
+    decoder = jax.jit(
+        lambda: Decoder(a, rngs=nnx.Rngs(0), dtype=options.dtype, param_dtype=options.dtype)
+    )()
+    graphdef, state = nnx.split(decoder)
+    prompts = prompts_of(a, B, P)
+
+    def prefill(state: nnx.State) -> jax.Array:
+        positions = prompt_positions(prompts.lengths_B, P)
+        return nnx.merge(graphdef, state)(prompts.tokens_BxP[:, None], positions)[0]
+
+    def draw(state: nnx.State, key: jax.Array, places: int) -> sampler.Responses:
+        return sampler.generate(
+            nnx.merge(graphdef, state),
+            prompts,
+            jax.random.split(key, B),
+            group_size=K,
+            settings=sampler.Sampling(max_tokens=places),
+            eos_E=jnp.zeros(0, jnp.int32),
+        )
+
+    began = time.perf_counter()
+    long = jax.jit(draw, static_argnums=2).lower(state, jax.random.key(0), R).compile()
+    compile_s = time.perf_counter() - began
+    prefill = jax.jit(prefill)
+    prefill_s = seconds(lambda: prefill(state))
+    decode_s = seconds(lambda: long(state, jax.random.key(1))) - prefill_s
+    lanes, width = B * K, jnp.dtype(options.dtype).itemsize
+    weights = width * parameter_count(a)
+    kv = width * 2 * a.layers * a.kv_heads * a.head_dim * (B * P + lanes * R / 2)
+    step_s = max((weights + kv) / best.bytes_per_s, operations(a, lanes) / best.flops_per_s)
+    return {
+        'prefill_tokens_per_s': round(B * P / prefill_s),
+        'decode_tokens_per_s': round(lanes * R / decode_s, 1),
+        'decode_lanes': lanes,
+        'decode_step_bytes': round(weights + kv),
+        'share_of_bandwidth_limit': round((weights + kv) / best.bytes_per_s * R / decode_s, 3),
+        'share_of_limit': round(step_s * R / decode_s, 3),
+        'compile_s': round(compile_s, 2),
+        'temp_MiB': round(long.memory_analysis().temp_size_in_bytes / 2**20),
+    }
+
+
+def operations(a: Architecture, tokens: int, context: float = 0) -> float:
+    """Floating-point operations of a forward pass; `context` is what a token attends to."""
+    return tokens * (2 * parameter_count(a) + 4 * a.layers * a.heads * a.head_dim * context)
+
+
+class Updates(NamedTuple):
+    """A method's compiled programs with what they work on."""
+
+    draw: jax.stages.Compiled
+    learn: jax.stages.Compiled
+    rows: workload.Rows
+    scores: jax.Array | None
+    state: State
+
+
+def prepare(name: str, a: Architecture, options: argparse.Namespace) -> Updates:
+    """Compiles an update of a method; its state is random."""
+    B, P, R = options.prompts, options.prompt_tokens, options.new_tokens
+    run = LanguageRun.model_validate(
+        {
+            'workload': 'language',
+            'prompts_per_update': B,
+            'model': {'path': 'random', 'dtype': options.dtype, 'remat': options.remat},
+            'data': {'path': 'random', 'max_prompt_tokens': P, 'max_response_tokens': R},
+            'sampling': {'max_tokens': R},
+            **METHODS[name],
+        }
+    )
+    mesh = devices.make_mesh(B, run.devices)
+    models = policy.read(run.model, mesh, a)
+    made = workload.make(run, models, ())
+    programs = task.make_programs(run, made, mesh)
+
+    def start() -> State:
+        decoder = Decoder(a, rngs=nnx.Rngs(0), dtype=options.dtype, remat=options.remat)
+        new = Policy(nnx.state(decoder), jnp.zeros((), jnp.int32))
+        return update.init(made, run, new, new)
+
+    layout = devices.state_sharding(mesh, jax.eval_shape(start), sharding.RULES)
+    state = jax.jit(start, out_shardings=layout)()
+    rng = np.random.default_rng(0)
+    pairs, scores = None, jnp.asarray(rng.standard_normal((B, 2)), jnp.float32)
+    if run.reads_pairs:
+        tokens = rng.integers(0, a.vocab_size, (B, 2, R)).astype(np.int32)
+        pairs, scores = workload.Pairs(tokens, np.full((B, 2), R, np.int32)), None
+    rows = jax.device_put(workload.Rows(prompts_of(a, B, P), pairs), devices.by_rows(mesh))
+    draw = programs.draw.lower(state, rows).compile()
+    learn = programs.learn.lower(state, draw(state, rows), scores).compile()
+    return Updates(draw, learn, rows, scores, state)
+
+
+def updating(a: Architecture, options: argparse.Namespace, best: Limits) -> dict[str, Any]:
+    """Pairs/s of the four methods, and how well the learning program uses the device."""
+    B, P, R = options.prompts, options.prompt_tokens, options.new_tokens
+    made = {name: prepare(name, a, options) for name in METHODS}
+    states = {name: one.state for name, one in made.items()}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
+    for index in range(options.rounds + 1):
+        for name, one in made.items():
+            began = time.perf_counter()
+            sampled = jax.block_until_ready(one.draw(states[name], one.rows))
+            drawn = time.perf_counter()
+            states[name] = one.learn(states[name], sampled, one.scores)[0]
+            jax.block_until_ready(states[name])
+            if index:  # The first round warms up.
+                found[name].append((drawn - began, time.perf_counter() - drawn))
+    # A prompt is computed once for both of its responses; the reference runs forward only.
+    context = (P + R) / 2
+    useful = (3 + 1) * operations(a, B * (P + 2 * R), context)
+    totals = {name: np.sum(times, 1) for name, times in found.items()}
+    out = {}
+    for name, times in found.items():
+        draw_s, learn_s = np.median(times, 0)
+        memory = made[name].learn.memory_analysis()
+        out[name] = {
+            'pairs_per_s': round(float(B / np.median(totals[name])), 2),
+            'time_over_online_dpo': round(float(np.median(totals[name] / totals['online DPO'])), 3),
+            'draw_s': round(float(draw_s), 4),
+            'learn_s': round(float(learn_s), 4),
+            'learn_utilisation': round(useful / learn_s / best.flops_per_s, 3),
+            'learn_argument_MiB': round(memory.argument_size_in_bytes / 2**20),
+            'learn_temp_MiB': round(memory.temp_size_in_bytes / 2**20),
+            'rounds_s': np.round(totals[name], 4).tolist(),
+        }
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--sizes', nargs='+', default=list(SMALL), choices=list(SIZES))
+    parser.add_argument('--prompts', type=int, default=32, help='two responses each')
+    parser.add_argument('--prompt-tokens', type=int, default=64)
+    parser.add_argument('--new-tokens', type=int, default=64)
+    parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
+    parser.add_argument('--remat', action='store_true', help='recompute activations')
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--quick', action='store_true', help='the smallest size, 2 rounds')
+    parser.add_argument('--out', type=Path, help='JSON file; default: standard output')
+    options = parser.parse_args()
+    if options.quick:
+        options.sizes, options.rounds = options.sizes[:1], 2
+    best = limits(options.dtype)
+    results: dict[str, Any] = {
+        'machine': machine('benchmarks.language_throughput'),
+        'copy_GB_per_s': round(best.bytes_per_s / 1e9, 2),
+        'matmul_GFLOP_per_s': round(best.flops_per_s / 1e9, 1),
+        'sizes': {},
+    }
+    for size in options.sizes:
+        found = {
+            'parameters': parameter_count(SIZES[size]),
+            'sampling': decoding(SIZES[size], options, best),
+            'update': updating(SIZES[size], options, best),
+        }
+        if stats := jax.local_devices()[0].memory_stats():
+            found['peak_MiB'] = round(stats['peak_bytes_in_use'] / 2**20)
+        results['sizes'][size] = found
+        if options.out:
+            options.out.write_text(json.dumps(results, indent=2) + '\n')
+        print(size, json.dumps(found['sampling']), file=sys.stderr)
+        for name, numbers in found['update'].items():
+            print(
+                f'{size} {name:11} {numbers["pairs_per_s"]:9.2f} pairs/s, '
+                f'{numbers["time_over_online_dpo"]:.2f} of online DPO, '
+                f'utilisation {numbers["learn_utilisation"]:.2f}',
+                file=sys.stderr,
+            )
+    if not options.out:
+        print(json.dumps(results, indent=2))
+
+
+if __name__ == '__main__':
+    main()
