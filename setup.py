@@ -34,6 +34,7 @@ setup(
     extras_require={
         'test': ['pytest>=8', 'pytest-xdist>=3', 'hypothesis>=6', 'ruff>=0.8', 'tensorboard>=2.18'],
         'parity': ['torch>=2.6', 'transformers>=5', 'peft>=0.18'],
+        'benchmarks': ['gymnasium[mujoco]>=1.4', 'torch>=2.6', 'transformers>=5', 'trl>=1.16'],
         'playground': ['playground>=0.2'],
         'wandb': ['wandb>=0.19'],
     },

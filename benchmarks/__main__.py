@@ -1,0 +1,86 @@
+"""All benchmarks that this machine can run, and one table: ours, theirs, ratio.
+
+    python -m benchmarks --out runs/benchmarks
+    python -m benchmarks --out runs/benchmarks --quick      # the smallest of each, under 5 minutes
+
+Each is a module that runs alone too (`--help`). JSON and plots go to --out, with the table. What
+others' parts need is in the `benchmarks` extra (`pip install -e '.[benchmarks]'`); without, they
+are left out.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks.regressions import BASELINE, TOLERANCE, moved, read_rows
+
+# Module, arguments, arguments of --quick (None leaves it out), what it needs.
+SUITE = (
+    ('control_peers', (), ('--envs', 'hopper', '--rounds', '3'), 'brax'),
+    ('control_scaling', (), None, 'brax'),
+    ('time_to_return', (), None, 'brax'),
+    ('language_throughput', (), ('--quick',), 'flax'),
+    ('language_peer', (), ('--quick',), 'trl'),
+)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    baseline = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
+    lines = [
+        '| | ours | theirs | unit | ratio | goal | baseline |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for row in rows:
+        change = moved(row, baseline)
+        then = '' if change is None else f'{baseline[row["name"]]:.2f}'
+        if change is not None and abs(change) > TOLERANCE:
+            then += f' ({change:+.0%})'
+        goal = '' if row['goal'] is None else f'{row["goal"]:g}'
+        lines.append(
+            f'| {row["name"]} | {row["ours"]:,.0f} | {row["theirs"]:,.0f} | {row["unit"]} '
+            f'| **{row["ratio"]:.2f}** | {goal} | {then} |'
+        )
+    return '\n'.join(lines) + '\n'
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog='python -m benchmarks',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--out', type=Path, required=True, help='directory of the results')
+    parser.add_argument('--quick', action='store_true', help='the smallest of each')
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for module, full, quick, needs in SUITE:
+        arguments = quick if options.quick else full
+        if arguments is None:
+            continue
+        if find_spec(needs) is None:
+            print(f'{module}: left out, {needs} is not installed', flush=True)
+            continue
+        began = time.perf_counter()
+        out = options.out / f'{module}.json'
+        command = [sys.executable, '-m', f'benchmarks.{module}', *arguments, '--out', str(out)]
+        print(f'{module} ...', flush=True)
+        if subprocess.run(command).returncode:
+            failed.append(module)
+        print(f'{module}: {time.perf_counter() - began:.0f} s', flush=True)
+    found = table(read_rows(options.out))
+    (options.out / 'table.md').write_text(found)
+    print(found)
+    for module in failed:
+        print(f'{module}: failed, see above', file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,140 @@
+"""One contender of `benchmarks.control_peers` and `benchmarks.control_scaling`, told by standard
+input when to go on.
+
+By default all run the same number of environments side by side, for as many steps in a batch, with
+networks of the same size: B = 32 contexts of K = 8 lanes, 32 steps (`configs/quickstart.yaml`).
+"""
+
+import argparse
+
+import jax
+
+from benchmarks.control_throughput import bare_steps
+from benchmarks.rounds import Turn, serve
+from sail_jax import config, devices, trainer, update
+from sail_jax.control import envs, reference
+from sail_jax.control import policy as control_policy
+from sail_jax.control import task as control_task
+from sail_jax.control.config import ControlRun
+
+
+def configuration(options: argparse.Namespace) -> ControlRun:
+    """Of the contenders: 16 gradient steps a batch, in 4 passes, or 1."""
+    passes = 4 if options.gradient_steps == 16 else 1
+    return ControlRun.model_validate(
+        {
+            'env': {'name': options.env, 'backend': 'spring'},
+            'rollout': {
+                'contexts': options.contexts,
+                'group_size': options.group_size,
+                'segment_length': options.segment_length,
+            },
+            'value': {'terminal': 'learned'},
+            'divergence': {'coefficient': 0.1},
+            'reference': {'refresh_env_steps': 25_000},
+            'optimizer': {'epochs': passes, 'minibatches': passes},
+            'seeds': options.seeds,
+        }
+    )
+
+
+def steps(run: ControlRun, updates: int) -> None:
+    """Bare `env.step` with random actions: the limit."""
+    program = bare_steps(run, updates)
+    carry = jax.block_until_ready(program.run(program.carry))
+
+    def call() -> dict[str, float]:
+        nonlocal carry
+        carry = jax.block_until_ready(program.run(carry))
+        return {'env_steps': updates * run.env_steps_per_update}
+
+    serve(call)
+
+
+def sail(run: ControlRun, updates: int, warm_up: int) -> None:
+    """Training, through the program that `sail-jax train` runs."""
+    task, members = control_task.make(run), len(config.members(run))
+    dispatch = update.make_dispatch(
+        task.workload, run, updates, trainer.Layout.of(run, task).shardings, bool(members)
+    )
+    state = trainer.initial_state(run, task, trainer.start_policy(run, task))
+    env_steps = updates * run.env_steps_per_update * max(members, 1)
+
+    def call() -> dict[str, float]:
+        nonlocal state
+        state, metrics = jax.block_until_ready(dispatch(state))
+        return {'env_steps': env_steps, 'live_steps': env_steps * float(metrics['live'].mean())}
+
+    for _ in range(warm_up):
+        call()
+    serve(call)
+
+
+def brax_ppo(run: ControlRun, updates: int, warm_up: int) -> None:
+    """Brax's PPO with batches and gradient steps of the same size.
+
+    Its epochs stand for the calls; it is timed from outside, around each.
+    """
+    turn, epochs = Turn(), 0
+
+    def between(env_steps: int, *_) -> None:
+        nonlocal epochs
+        if not env_steps:
+            return
+        epochs += 1
+        if epochs > warm_up:
+            turn.done(env_steps=updates * run.env_steps_per_update)
+        if epochs >= warm_up:
+            turn.wait()
+
+    calls = 100_000  # More than anyone waits for.
+    reference.ppo.train(
+        environment=envs.make(run.env),
+        num_timesteps=calls * updates * run.env_steps_per_update,
+        num_evals=calls + 1,
+        run_evals=False,
+        policy_params_fn=between,
+        episode_length=run.env.episode_length,
+        num_envs=run.rollout.contexts * run.rollout.group_size,
+        unroll_length=run.rollout.segment_length,
+        num_minibatches=run.optimizer.minibatches,
+        batch_size=run.rollout.contexts * run.rollout.group_size // run.optimizer.minibatches,
+        num_updates_per_batch=run.optimizer.epochs,
+        normalize_observations=True,
+        network_factory=lambda *args, **kwargs: reference.ppo_networks.make_ppo_networks(
+            *args, **kwargs, **control_policy.network_factory(run)
+        ),
+    )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What contenders of every kind understand."""
+    parser.add_argument('--env', default='hopper')
+    parser.add_argument('--gradient-steps', type=int, choices=(1, 16), default=16)
+    parser.add_argument('--updates', type=int, default=5, help='in a call')
+    parser.add_argument('--warm-up', type=int, default=2, help='calls')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('contender', choices=('steps', 'sail', 'brax-ppo', 'brax-ppo-cores'))
+    add_options(parser)
+    parser.add_argument('--contexts', type=int, default=32)
+    parser.add_argument('--group-size', type=int, default=8)
+    parser.add_argument('--segment-length', type=int, default=32)
+    parser.add_argument('--seeds', type=int)
+    options = parser.parse_args()
+    run = configuration(options)
+    if options.contender != 'brax-ppo':
+        devices.use_cores(options.seeds or run.rollout.contexts)
+    match options.contender:
+        case 'steps':
+            steps(run, options.updates)
+        case 'sail':
+            sail(run, options.updates, options.warm_up)
+        case _:
+            brax_ppo(run, options.updates, options.warm_up)
+
+
+if __name__ == '__main__':
+    main()

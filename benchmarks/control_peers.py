@@ -1,0 +1,142 @@
+"""How fast is control training, and how fast is what one would use instead?
+
+Env steps per second on one machine, each contender in a process of its own, in turn (see
+`benchmarks.rounds`), compilation apart:
+
+* `steps`: bare `env.step` with random actions, a device for each core: the limit;
+* `sail`: SAIL-RevKL with 16 gradient steps a batch, as the shipped files have; `sail-1`: with 1;
+* `brax-ppo`: Brax's PPO as it comes, with batches, networks and gradient steps of the same size;
+  `brax-ppo-cores`: the same with a device for each core;
+* `gymnasium`: the same algorithm in PyTorch on Gymnasium's MuJoCo environments, where installed.
+
+`live_steps` leaves out what was simulated after a lane's end; ratios to `gymnasium`, which does not
+step dead lanes, are of live steps. Ratios are medians over rounds of the ratio within a round.
+
+    python -m benchmarks.control_peers --out benchmarks/results/control_peers_cpu.json
+"""
+
+import argparse
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from benchmarks.machine import machine
+from benchmarks.rounds import rates, take_turns
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+CONTENDERS = {
+    'steps': 'benchmarks.control_contenders steps',
+    'sail-1': 'benchmarks.control_contenders sail --gradient-steps 1',
+    'sail': 'benchmarks.control_contenders sail',
+    'brax-ppo': 'benchmarks.control_contenders brax-ppo',
+    'brax-ppo-cores': 'benchmarks.control_contenders brax-ppo-cores',
+    'gymnasium': 'benchmarks.gymnasium_contender',
+}
+LABELS = {
+    'steps': 'bare env.step (the limit)',
+    'sail-1': 'SAIL-RevKL, 1 gradient step',
+    'sail': 'SAIL-RevKL, 16 gradient steps',
+    'brax-ppo': 'Brax PPO, as it comes',
+    'brax-ppo-cores': 'Brax PPO, a device for each core',
+    'gymnasium': 'PyTorch + Gymnasium MuJoCo',
+}
+ENVS = ('hopper', 'walker2d', 'halfcheetah', 'ant', 'humanoid')
+# Of ours, of what, goal.
+RATIOS = (
+    ('sail-1', 'steps', 0.9),
+    ('sail', 'steps', None),
+    ('sail', 'brax-ppo', 2.0),
+    ('sail', 'brax-ppo-cores', None),
+    ('sail', 'gymnasium', 5.0),
+)
+
+
+def measure(env: str, rounds: int, updates: int, logs: Path) -> dict[str, Any]:
+    """All contenders on one environment."""
+    options = ['--env', env, '--updates', str(updates)]
+    commands = {
+        name: [sys.executable, '-m', *module.split(), *options]
+        for name, module in CONTENDERS.items()
+        if name != 'gymnasium' or find_spec('gymnasium')
+    }
+    found = take_turns(commands, rounds, logs / env)
+    for result in found.values():
+        for counted in ('env_steps', 'live_steps'):
+            if counted in result['calls'][0]:
+                result[f'{counted}_per_s'] = round(float(np.median(rates(result, counted))), 1)
+        result['peak_mib'] = result['calls'][-1]['peak_mib']
+    return found
+
+
+def rows(envs: dict[str, Any]) -> list[dict[str, Any]]:
+    """The ratios, as `benchmarks.__main__` prints them and `benchmarks.regressions` compares."""
+    found = []
+    for env, results in envs.items():
+        for ours, theirs, goal in RATIOS:
+            if theirs not in results:
+                continue
+            counted = 'live_steps' if theirs == 'gymnasium' else 'env_steps'
+            mine, other = (
+                rates(results[ours], counted),
+                rates(results[theirs], 'env_steps'),
+            )
+            found.append(
+                {
+                    'name': f'{env}: {ours} / {theirs}',
+                    'unit': f'{counted.replace("_", " ")}/s',
+                    'ours': round(float(np.median(mine)), 1),
+                    'theirs': round(float(np.median(other)), 1),
+                    'ratio': round(float(np.median(mine / other)), 3),
+                    'goal': goal,
+                }
+            )
+    return found
+
+
+def draw(envs: dict[str, Any], path: Path) -> None:
+    """Bars of env steps per second, one group an environment."""
+    figure, axes = plt.subplots(figsize=(9, 3.6), layout='constrained')
+    width = 0.8 / len(CONTENDERS)
+    for i, name in enumerate(next(iter(envs.values()))):
+        counted = 'live_steps_per_s' if name == 'gymnasium' else 'env_steps_per_s'
+        values = [results[name][counted] for results in envs.values()]
+        places = np.arange(len(envs)) + (i - (len(CONTENDERS) - 1) / 2) * width
+        axes.bar(places, values, width, label=LABELS[name], color=plt.cm.tab10(i))
+    axes.set(yscale='log', ylabel='env steps per second', xticks=np.arange(len(envs)))
+    axes.set_xticklabels(list(envs))
+    axes.grid(axis='y', which='both', alpha=0.2)
+    axes.spines[['top', 'right']].set_visible(False)
+    figure.legend(loc='outside lower center', ncols=3, frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--envs', nargs='+', choices=ENVS, default=ENVS)
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--updates', type=int, default=4, help='in a timed call, 8192 steps each')
+    parser.add_argument('--out', type=Path, required=True, help='JSON; a plot goes beside it')
+    options = parser.parse_args()
+    results: dict[str, Any] = {'machine': machine('benchmarks.control_peers'), 'envs': {}}
+    for env in options.envs:
+        logs = options.out.parent / 'logs'
+        results['envs'][env] = measure(env, options.rounds, options.updates, logs)
+        results['rows'] = rows(results['envs'])
+        options.out.write_text(json.dumps(results, indent=1) + '\n')
+        draw(results['envs'], options.out.with_suffix('.png'))
+        for name, result in results['envs'][env].items():
+            print(f'{env:12} {name:15} {result["env_steps_per_s"]:>10,.0f} env steps/s', flush=True)
+
+
+if __name__ == '__main__':
+    main()

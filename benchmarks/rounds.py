@@ -1,0 +1,118 @@
+"""Contenders take turns: each is a process of its own, warmed up once, that makes one timed call
+whenever it is told to. A slow moment of the machine then hits all of them, and none can slow
+another down, or spoil its memory figure, by being in its process.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Call = dict[str, float]
+"""`seconds`, `peak_mib` and what the contender counted."""
+
+
+class Turn:
+    """The contender's side: `wait` until told, do the work, say what was `done`."""
+
+    def __init__(self) -> None:
+        # What libraries print must not end up between the answers.
+        self._answers = os.fdopen(os.dup(1), 'w')
+        os.dup2(2, 1)
+        self._began, self._warm = 0.0, False
+
+    def wait(self) -> None:
+        """Until the next call; the first time it says that warming up is over."""
+        if not self._warm:
+            self._warm = True
+            self._say(warm=True)
+        if not sys.stdin.readline():
+            raise SystemExit
+        self._began = time.perf_counter()
+
+    def done(self, **counted: float) -> None:
+        """Ends a call."""
+        seconds = time.perf_counter() - self._began
+        self._say(**{'seconds': seconds, 'peak_mib': peak_mib(), **counted})
+
+    def _say(self, **values: float) -> None:
+        print(json.dumps(values), file=self._answers, flush=True)
+
+
+def peak_mib() -> float:
+    """The most memory that this process ever had."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def serve(call: Callable[[], Mapping[str, float]]) -> None:
+    """Makes a call whenever told to, until standard input ends."""
+    turn = Turn()
+    while True:
+        turn.wait()
+        turn.done(**call())
+
+
+class Contender:
+    """The driver's side of a process."""
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self._log, began = log, time.perf_counter()
+        with log.open('w') as stderr:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+            )
+        self._answer()
+        self.warm_up_s = time.perf_counter() - began
+
+    def call(self) -> Call:
+        self._process.stdin.write('\n')
+        self._process.stdin.flush()
+        return self._answer()
+
+    def end(self) -> None:
+        self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    def _answer(self) -> Call:
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f'{" ".join(self._process.args)}: ended; see {self._log}')
+        return json.loads(line)
+
+
+def take_turns(
+    commands: Mapping[str, Sequence[str]], rounds: int, logs: Path
+) -> dict[str, dict[str, Any]]:
+    """Every contender's calls; `warm_up_s` is from its start to its first call, compilation
+    included."""
+    contenders: dict[str, Contender] = {}
+    logs.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, command in commands.items():
+            contenders[name] = Contender(command, logs / f'{name}.log')
+        calls: dict[str, list[Call]] = {name: [] for name in commands}
+        for _ in range(rounds):
+            for name, contender in contenders.items():
+                calls[name].append(contender.call())
+    finally:
+        for contender in contenders.values():
+            contender.end()
+    return {
+        name: {'warm_up_s': round(contenders[name].warm_up_s, 2), 'calls': calls[name]}
+        for name in commands
+    }
+
+
+def rates(found: Mapping[str, Any], counted: str) -> np.ndarray:
+    """What was counted per second, one number a round."""
+    return np.asarray([call[counted] / call['seconds'] for call in found['calls']])
