@@ -6,13 +6,17 @@ networks of the same size: B = 32 contexts of K = 8 lanes, 32 steps (`configs/qu
 """
 
 import argparse
+import functools
+from typing import Any
 
 import jax
+from brax.training.agents.ppo import networks as ppo_networks
+from brax.training.agents.ppo import train as ppo
 
 from benchmarks.control_throughput import bare_steps
 from benchmarks.rounds import Turn, serve
 from sail_jax import config, devices, trainer, update
-from sail_jax.control import envs, reference
+from sail_jax.control import envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
@@ -70,12 +74,38 @@ def sail(run: ControlRun, updates: int, warm_up: int) -> None:
     serve(call)
 
 
-def brax_ppo(run: ControlRun, updates: int, warm_up: int) -> None:
-    """Brax's PPO with batches and gradient steps of the same size.
+def of_ours(run: ControlRun) -> dict[str, Any]:
+    """Brax PPO's settings with batches, networks and gradient steps of our size."""
+    contexts, minibatches = run.rollout.contexts, run.optimizer.minibatches
+    return {
+        'num_envs': contexts * run.rollout.group_size,
+        'unroll_length': run.rollout.segment_length,
+        'num_minibatches': minibatches,
+        'batch_size': contexts * run.rollout.group_size // minibatches,
+        'num_updates_per_batch': run.optimizer.epochs,
+        'network_factory': functools.partial(
+            ppo_networks.make_ppo_networks, **control_policy.network_factory(run)
+        ),
+    }
 
-    Its epochs stand for the calls; it is timed from outside, around each.
-    """
+
+PUBLISHED = {
+    'ant': {
+        'num_envs': 4096,
+        'unroll_length': 5,
+        'num_minibatches': 32,
+        'batch_size': 2048,
+        'num_updates_per_batch': 4,
+    }
+}
+"""Brax PPO's settings in `notebooks/training.ipynb` of its repository; its default networks."""
+
+
+def brax_ppo(run: ControlRun, settings: dict[str, Any], updates: int, warm_up: int) -> None:
+    """Brax's PPO. Its epochs stand for the calls; it is timed from outside, around each."""
     turn, epochs = Turn(), 0
+    batch = settings['batch_size'] * settings['num_minibatches'] * settings['unroll_length']
+    env_steps_per_call = updates * batch
 
     def between(env_steps: int, *_) -> None:
         nonlocal epochs
@@ -83,27 +113,20 @@ def brax_ppo(run: ControlRun, updates: int, warm_up: int) -> None:
             return
         epochs += 1
         if epochs > warm_up:
-            turn.done(env_steps=updates * run.env_steps_per_update)
+            turn.done(env_steps=env_steps_per_call)
         if epochs >= warm_up:
             turn.wait()
 
     calls = 100_000  # More than anyone waits for.
-    reference.ppo.train(
+    ppo.train(
         environment=envs.make(run.env),
-        num_timesteps=calls * updates * run.env_steps_per_update,
+        num_timesteps=calls * env_steps_per_call,
         num_evals=calls + 1,
         run_evals=False,
         policy_params_fn=between,
         episode_length=run.env.episode_length,
-        num_envs=run.rollout.contexts * run.rollout.group_size,
-        unroll_length=run.rollout.segment_length,
-        num_minibatches=run.optimizer.minibatches,
-        batch_size=run.rollout.contexts * run.rollout.group_size // run.optimizer.minibatches,
-        num_updates_per_batch=run.optimizer.epochs,
         normalize_observations=True,
-        network_factory=lambda *args, **kwargs: reference.ppo_networks.make_ppo_networks(
-            *args, **kwargs, **control_policy.network_factory(run)
-        ),
+        **settings,
     )
 
 
@@ -117,7 +140,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('contender', choices=('steps', 'sail', 'brax-ppo', 'brax-ppo-cores'))
+    brax = ('brax-ppo', 'brax-ppo-cores', 'brax-ppo-published')
+    parser.add_argument('contender', choices=('steps', 'sail', *brax))
     add_options(parser)
     parser.add_argument('--contexts', type=int, default=32)
     parser.add_argument('--group-size', type=int, default=8)
@@ -125,15 +149,17 @@ def main() -> None:
     parser.add_argument('--seeds', type=int)
     options = parser.parse_args()
     run = configuration(options)
-    if options.contender != 'brax-ppo':
+    if options.contender in ('steps', 'sail', 'brax-ppo-cores'):
         devices.use_cores(options.seeds or run.rollout.contexts)
     match options.contender:
         case 'steps':
             steps(run, options.updates)
         case 'sail':
             sail(run, options.updates, options.warm_up)
+        case 'brax-ppo-published':
+            brax_ppo(run, PUBLISHED[options.env], 1, 1)
         case _:
-            brax_ppo(run, options.updates, options.warm_up)
+            brax_ppo(run, of_ours(run), options.updates, options.warm_up)
 
 
 if __name__ == '__main__':

@@ -6,7 +6,8 @@ Env steps per second on one machine, each contender in a process of its own, in 
 * `steps`: bare `env.step` with random actions, a device for each core: the limit;
 * `sail`: SAIL-RevKL with 16 gradient steps a batch, as the shipped files have; `sail-1`: with 1;
 * `brax-ppo`: Brax's PPO as it comes, with batches, networks and gradient steps of the same size;
-  `brax-ppo-cores`: the same with a device for each core;
+  `brax-ppo-cores`: the same with a device for each core; `brax-ppo-published`: with the settings
+  that its repository trains the environment with, and its default networks (ant);
 * `gymnasium`: the same algorithm in PyTorch on Gymnasium's MuJoCo environments, where installed.
 
 `live_steps` leaves out what was simulated after a lane's end; ratios to `gymnasium`, which does not
@@ -25,6 +26,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from benchmarks.control_contenders import PUBLISHED
 from benchmarks.machine import machine
 from benchmarks.rounds import rates, take_turns
 
@@ -37,6 +39,7 @@ CONTENDERS = {
     'sail': 'benchmarks.control_contenders sail',
     'brax-ppo': 'benchmarks.control_contenders brax-ppo',
     'brax-ppo-cores': 'benchmarks.control_contenders brax-ppo-cores',
+    'brax-ppo-published': 'benchmarks.control_contenders brax-ppo-published',
     'gymnasium': 'benchmarks.gymnasium_contender',
 }
 LABELS = {
@@ -45,6 +48,7 @@ LABELS = {
     'sail': 'SAIL-RevKL, 16 gradient steps',
     'brax-ppo': 'Brax PPO, as it comes',
     'brax-ppo-cores': 'Brax PPO, a device for each core',
+    'brax-ppo-published': 'Brax PPO, its published settings',
     'gymnasium': 'PyTorch + Gymnasium MuJoCo',
 }
 ENVS = ('hopper', 'walker2d', 'halfcheetah', 'ant', 'humanoid')
@@ -54,6 +58,7 @@ RATIOS = (
     ('sail', 'steps', None),
     ('sail', 'brax-ppo', 2.0),
     ('sail', 'brax-ppo-cores', None),
+    ('sail', 'brax-ppo-published', 2.0),
     ('sail', 'gymnasium', 5.0),
 )
 
@@ -64,7 +69,8 @@ def measure(env: str, rounds: int, updates: int, logs: Path) -> dict[str, Any]:
     commands = {
         name: [sys.executable, '-m', *module.split(), *options]
         for name, module in CONTENDERS.items()
-        if name != 'gymnasium' or find_spec('gymnasium')
+        if (name != 'gymnasium' or find_spec('gymnasium'))
+        and (name != 'brax-ppo-published' or env in PUBLISHED)
     }
     found = take_turns(commands, rounds, logs / env)
     for result in found.values():
@@ -104,9 +110,11 @@ def draw(envs: dict[str, Any], path: Path) -> None:
     """Bars of env steps per second, one group an environment."""
     figure, axes = plt.subplots(figsize=(9, 3.6), layout='constrained')
     width = 0.8 / len(CONTENDERS)
-    for i, name in enumerate(next(iter(envs.values()))):
+    for i, name in enumerate(CONTENDERS):
         counted = 'live_steps_per_s' if name == 'gymnasium' else 'env_steps_per_s'
-        values = [results[name][counted] for results in envs.values()]
+        values = [results.get(name, {}).get(counted, np.nan) for results in envs.values()]
+        if np.isnan(values).all():
+            continue
         places = np.arange(len(envs)) + (i - (len(CONTENDERS) - 1) / 2) * width
         axes.bar(places, values, width, label=LABELS[name], color=plt.cm.tab10(i))
     axes.set(yscale='log', ylabel='env steps per second', xticks=np.arange(len(envs)))

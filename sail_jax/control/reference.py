@@ -1,5 +1,6 @@
 """Where the policy that training starts from, and is held to, comes from."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError, one_line
 from sail_jax.update import START, Policy, stream
+
+PPO_ENVS = 256
 
 
 def load(env: Env, networks: PPONetworks, run: ControlRun, seed: int) -> Policy:
@@ -128,7 +131,8 @@ def train_ppo(
         wrap_env_fn=wrap,
         num_timesteps=env_steps,
         episode_length=run.env.episode_length,
-        num_envs=256,
+        num_envs=PPO_ENVS,
+        max_devices_per_host=math.gcd(PPO_ENVS, jax.local_device_count()),
         batch_size=128,
         num_minibatches=8,
         num_updates_per_batch=4,
