@@ -14,6 +14,7 @@ an environment at a time (--envs), and --out has the report of what is there.
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,7 +196,8 @@ def study_ppo(env_name: str, size: Size, runs: Path) -> dict[str, Any]:
             def note(step, params, start=start, identity=identity, points=points):
                 if step:
                     policy = Policy({**start.params, 'policy': params[1]}, params[0])
-                    points[int(step)] = judge(policy, start, *identity)
+                    # Brax leaves them on the first device.
+                    points[int(step)] = judge(jax.device_get(policy), start, *identity)
 
             reference.train_ppo(env, run, size.env_steps, seed, note, size.evaluations)
             rows = {
@@ -238,6 +240,8 @@ def main() -> None:
     if options.env_steps:
         tuning = options.env_steps // 2 if size.tuning_env_steps else 0
         size = size._replace(env_steps=options.env_steps, tuning_env_steps=tuning)
+    # What divides the members of a tuning sweep, the reported seeds and the contexts.
+    devices.use_cores(math.gcd(8, size.seeds, BASE['rollout']['contexts']))
     cache = Path.home() / '.cache' / 'sail_jax'
     jax.config.update('jax_compilation_cache_dir', str(cache))
     options.out.mkdir(parents=True, exist_ok=True)
