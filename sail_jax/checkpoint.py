@@ -1,18 +1,23 @@
 """Orbax checkpoints of a training state.
 
 A checkpoint has three items: `policy`, which is all that evaluation or another run's reference
-needs; `training`, the rest of `update.State`; and `meta`, JSON with a schema number.
+needs; `training`, the rest of `update.State` but for the reference; and `meta`, JSON with a schema
+number. The reference is constant between refreshes and saved once for each, before the first
+checkpoint that needs it: `references/STEP` is what was taken after STEP updates, and a checkpoint's
+is the last of those up to its own step. What was taken after none is `start`, the start policy.
 """
 
 import logging
 import math
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -20,7 +25,9 @@ from sail_jax import config, hosts
 from sail_jax.errors import TrainingFailed, UserError, one_line
 from sail_jax.update import Policy, State
 
-SCHEMA = 2
+SCHEMA = 3
+
+T = TypeVar('T')
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +85,8 @@ def save(
 ) -> None:
     """Starts a save of the state after `step` updates; returns once the arrays are off the devices.
 
-    What `Policy.frozen` holds is left out: whoever made it can make it again.
+    What `Policy.frozen` holds is left out: whoever made it can make it again. A reference that was
+    not saved before is waited for.
 
     Args:
       score: more is better; -inf where there was no evaluation.
@@ -87,6 +95,10 @@ def save(
         return
     policy, training = state.policy._replace(frozen=()), _training(state)
     marks = {'policy': fingerprint(policy), 'training': fingerprint(training)}
+    if jax.tree.leaves(state.reference):
+        marks['reference'] = fingerprint(state.reference)
+        manager.wait_until_finished()  # What is on the disk now stays there until the next save.
+        _save_reference(Path(manager.directory), state)
     saved = manager.save(
         step,
         args=ocp.args.Composite(
@@ -112,29 +124,41 @@ def restore(manager: ocp.CheckpointManager, abstract: State) -> tuple[State, dic
     Raises:
       UserError: if there is none.
     """
-    args = ocp.args.Composite(
-        policy=ocp.args.StandardRestore(abstract.policy),
-        training=ocp.args.StandardRestore(_training(abstract)),
-        meta=ocp.args.JsonRestore(),
-    )
-    step, restored = _restore_first(manager, _newest_first(manager), args)
-    meta = restored['meta']
-    if meta['schema'] != SCHEMA:
-        raise UserError(
-            f'{manager.directory}/{step}: has schema {meta["schema"]}, this version reads {SCHEMA}'
+    directory = Path(manager.directory)
+
+    def read(step: int) -> tuple[Any, Policy]:
+        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+        if meta['schema'] != SCHEMA:
+            raise UserError(
+                f'{directory}/{step}: sail-jax {meta["versions"]["sail-jax"]} wrote it with schema '
+                f'{meta["schema"]}, this version resumes {SCHEMA}; resume it with that version, or '
+                'evaluate and export what it has'
+            )
+        args = ocp.args.Composite(
+            policy=ocp.args.StandardRestore(abstract.policy),
+            training=ocp.args.StandardRestore(_training(abstract)),
+            meta=ocp.args.JsonRestore(),
         )
+        restored, reference = _read(manager, step, args), abstract.reference
+        if jax.tree.leaves(reference):
+            path = _reference_path(directory, restored['training'])
+            reference = _read_policy(path, reference)
+            _verify(restored['meta'], 'reference', reference)
+        return restored, reference
+
+    step, (restored, reference) = _first_readable(manager, _newest_first(manager), read)
     damaged = [later for later in manager.all_steps() if later > step]
-    for later in damaged if hosts.is_main() else []:
-        path = Path(manager.directory) / str(later)
-        path.rename(path.with_name(f'damaged-{later}-{time.time_ns()}'))
+    if hosts.is_main():
+        _set_aside(directory, damaged, int(np.max(restored['training']['reference_step'])))
     if hosts.any_process(bool(damaged)):
         manager.reload()
     training = jax.tree.map(
         lambda x, saved: saved if x.size else jnp.zeros(x.shape, x.dtype, device=x.sharding),
-        _but_policy(abstract),
+        _rest(abstract),
         restored['training'],
     )
-    return State(policy=restored['policy'], **training), meta
+    state = State(policy=restored['policy'], reference=reference, **training)
+    return state, restored['meta']
 
 
 def restore_policy(directory: Path, abstract: Policy, best: bool = False) -> Policy:
@@ -156,34 +180,91 @@ def restore_policy(directory: Path, abstract: Policy, best: bool = False) -> Pol
         args = ocp.args.Composite(
             policy=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
         )
-        return _restore_first(manager, steps, args)[1]['policy']
+        return _first_readable(manager, steps, lambda step: _read(manager, step, args))[1]['policy']
 
 
 def _training(state: State) -> dict[str, Any]:
     """The rest of the state, without its empty arrays (MJX has some), which Orbax refuses."""
-    return jax.tree.map(lambda x: x if x.size else None, _but_policy(state))
+    return jax.tree.map(lambda x: x if x.size else None, _rest(state))
 
 
-def _but_policy(state: State) -> dict[str, Any]:
-    return {name: value for name, value in state._asdict().items() if name != 'policy'}
+def _rest(state: State) -> dict[str, Any]:
+    apart = ('policy', 'reference')
+    return {name: value for name, value in state._asdict().items() if name not in apart}
+
+
+def _reference_path(directory: Path, training: dict[str, Any]) -> Path:
+    # Members of a sweep have one step each; whenever one of them is refreshed, the latest changes.
+    step = int(np.max(training['reference_step']))
+    return directory / 'references' / str(step) if step else directory / 'start'
+
+
+def _save_reference(directory: Path, state: State) -> None:
+    """Unless it is there; those that no checkpoint needs any more are deleted."""
+    path = _reference_path(directory, state._asdict())
+    if hosts.is_main():
+        _drop_references(directory, path.name)
+    if not hosts.any_process(hosts.is_main() and path.exists()):
+        _save_policy(path, state.reference)
+
+
+def _steps(directory: Path) -> list[int]:
+    """Names of what was saved entirely; Orbax renames a directory once it is."""
+    found = directory.iterdir() if directory.exists() else []
+    return [int(path.name) for path in found if path.name.isdecimal()]
+
+
+def _needed(directory: Path, step: int) -> int:
+    """The reference of a checkpoint."""
+    return max((taken for taken in _steps(directory / 'references') if taken <= step), default=0)
+
+
+def _drop_references(directory: Path, current: str) -> None:
+    kept = {current, *(str(_needed(directory, step)) for step in _steps(directory))}
+    for path in (directory / 'references').glob('*'):
+        if path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _set_aside(directory: Path, damaged: Sequence[int], reference: int) -> None:
+    """Renames damaged checkpoints and their references, as far as they are later than what the run
+    goes on with; it takes later references anew."""
+    now = time.time_ns()
+    for taken in {_needed(directory, step) for step in damaged}:
+        if taken > reference:
+            path = directory / 'references' / str(taken)
+            path.rename(directory / f'damaged-reference-{taken}-{now}')
+    for step in damaged:
+        (directory / str(step)).rename(directory / f'damaged-{step}-{now}')
+    _drop_references(directory, str(reference))
 
 
 def _newest_first(manager: ocp.CheckpointManager) -> list[int]:
     return sorted(manager.all_steps(), reverse=True)
 
 
-def _restore_first(
-    manager: ocp.CheckpointManager, steps: Sequence[int], args: ocp.args.Composite
-) -> tuple[int, Any]:
-    """The first of these that can be read."""
+def _read(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> Any:
+    restored = manager.restore(step, args=args)
+    for item in restored['meta']['fingerprints']:
+        if item in restored:
+            _verify(restored['meta'], item, restored[item])
+    return restored
+
+
+def _verify(meta: dict[str, Any], item: str, tree: Any) -> None:
+    if fingerprint(tree) != meta['fingerprints'][item]:
+        raise ValueError(f'{item} is not what was saved: a bit was flipped on the disk')
+
+
+def _first_readable(
+    manager: ocp.CheckpointManager, steps: Sequence[int], read: Callable[[int], T]
+) -> tuple[int, T]:
     reason = ''
     for step in steps:
         try:
-            restored = manager.restore(step, args=args)
-            for item, mark in restored['meta']['fingerprints'].items():
-                if item in restored and fingerprint(restored[item]) != mark:
-                    raise ValueError(f'{item} is not what was saved: a bit was flipped on the disk')
-            return step, restored
+            return step, read(step)
+        except UserError:
+            raise
         except Exception as error:
             # Orbax and TensorStore raise whatever the damage happens to hit.
             reason = one_line(error)
@@ -217,8 +298,7 @@ def fingerprint(tree: Any) -> int:
 
 def save_start(directory: Path, policy: Policy) -> None:
     """The policy that a run starts from, saved once: later numbers are relative to it."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory.absolute() / 'start', policy._replace(frozen=()))
+    _save_policy(directory / 'start', policy)
 
 
 def restore_start(directory: Path, abstract: Policy) -> Policy:
@@ -227,13 +307,22 @@ def restore_start(directory: Path, abstract: Policy) -> Policy:
     Raises:
       UserError: if it is missing or damaged.
     """
-    path = directory.absolute() / 'start'
+    path = directory / 'start'
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(path, abstract)
+        return _read_policy(path, abstract)
     except Exception as error:
         reason = one_line(error)
         raise UserError(f'{path}: cannot be read ({reason})') from None
+
+
+def _save_policy(path: Path, policy: Policy) -> None:
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.absolute(), policy._replace(frozen=()))
+
+
+def _read_policy(path: Path, abstract: Policy) -> Policy:
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path.absolute(), abstract)
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:

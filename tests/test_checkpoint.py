@@ -1,18 +1,20 @@
 """What a run keeps: the newest, the best, and the references that they need."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 import sail_jax
-from sail_jax import checkpoint, metrics, runs
+from sail_jax import checkpoint, metrics, runs, trainer
 from sail_jax.cli import main
 from sail_jax.control import envs
 from sail_jax.control.config import ControlRun
-from sail_jax.errors import UserError
+from sail_jax.errors import TrainingFailed, UserError
 from tests.control.toy import SETTINGS, Point
-from tests.test_trainer import damage, same
+from tests.test_trainer import damage, flip_bits, same
 
 KL = 'eval/kl_policy_to_ref'
 """0 at the start and larger from then on."""
@@ -123,3 +125,187 @@ def test_a_language_model_has_no_best(tmp_path, capsys):
     (tmp_path / 'config.json').write_text(json.dumps({}))
     assert main(['generate', str(tmp_path), 'hello', '--best']) == 2
     assert '--best' in capsys.readouterr().err
+
+
+REFRESHED = {
+    'updates_per_dispatch': 1,
+    'total_env_steps': 6 * 60,
+    'reference': {'refresh_env_steps': 2 * 60},
+    'evaluation': {'episodes': 4, 'every_updates': 6},
+}
+"""Takes the policy after 2, 4 and 6 updates as its reference."""
+KEPT = {'every_updates': 1, 'keep': 2, 'keep_best': 0}
+
+
+def updates(run: ControlRun, count: int) -> ControlRun:
+    return run.model_copy(update={'total_env_steps': count * run.env_steps_per_update})
+
+
+def references(path: Path) -> list[int]:
+    return sorted(int(one.name) for one in (path / 'checkpoints' / 'references').iterdir())
+
+
+@pytest.fixture(scope='module')
+def refreshed(tmp_path_factory):
+    path = tmp_path_factory.mktemp('refreshed') / 'run'
+    return train(path, make_run(KEPT, **REFRESHED)), path
+
+
+def test_a_fixed_reference_is_the_start_policy_and_written_once(falling):
+    directory = falling[1] / 'checkpoints'
+    assert not (directory / 'references').exists()
+    saved = json.loads((directory / '4' / 'training' / '_METADATA').read_text())['tree_metadata']
+    first = {keys['key_metadata'][0]['key'] for keys in saved.values()}
+    assert {'optimizer', 'sampler', 'reference_step'} <= first
+    assert 'reference' not in first
+
+
+def test_references_stay_as_long_as_a_checkpoint_needs_them(refreshed):
+    assert steps(refreshed[1]) == [5, 6]
+    assert references(refreshed[1]) == [4, 6]
+
+
+@pytest.mark.parametrize('first', [3, 4])
+def test_a_refreshed_run_resumes_bit_for_bit(refreshed, tmp_path, first):
+    run = make_run(KEPT, **REFRESHED)
+    train(tmp_path / 'run', updates(run, first))
+    result = train(tmp_path / 'run', run, resume=True)
+    same(result.policy, refreshed[0].policy)
+    rows, whole = (
+        metrics.read_rows(path / 'metrics.jsonl') for path in (tmp_path / 'run', refreshed[1])
+    )
+    assert [row.get('train/kl') for row in rows] == [row.get('train/kl') for row in whole]
+
+
+@pytest.mark.parametrize('harm', [damage, flip_bits, shutil.rmtree])
+def test_without_its_reference_a_checkpoint_is_damaged(refreshed, tmp_path, caplog, harm):
+    path = tmp_path / 'run'
+    shutil.copytree(refreshed[1], path)
+    harm(path / 'checkpoints' / 'references' / '6')
+    result = train(path, make_run(KEPT, **REFRESHED), resume=True)
+    assert 'checkpoints/6 cannot be read' in caplog.text
+    same(result.policy, refreshed[0].policy)
+    assert references(path) == [4, 6]
+    aside = 0 if harm is shutil.rmtree else 1
+    assert len(list((path / 'checkpoints').glob('damaged-reference-6-*'))) == aside
+    assert len(list((path / 'checkpoints').glob('damaged-6-*'))) == 1
+
+
+def test_a_reference_of_a_save_that_was_killed_is_taken_anew(refreshed, tmp_path):
+    path, run = tmp_path / 'run', make_run(KEPT, **REFRESHED)
+    train(path, updates(run, 5))
+    directory = path / 'checkpoints' / 'references'
+    shutil.copytree(directory / '4', directory / '6')
+    (directory / '8.orbax-checkpoint-tmp').mkdir()
+    same(train(path, run, resume=True).policy, refreshed[0].policy)
+    assert references(path) == [4, 6]
+    with checkpoint.open_manager(path / 'checkpoints') as manager:
+        env = runs.make_task(run, env=Point())
+        state, _ = checkpoint.restore(manager, trainer.Layout.of(run, env).state)
+    same(state.reference, refreshed[0].policy)
+
+
+def test_another_start_policy_is_seen_where_it_is_the_reference(falling, tmp_path):
+    shutil.copytree(falling[1], tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / 'start')
+    checkpoint.save_start(tmp_path / 'run' / 'checkpoints', falling[0].policy)
+    with pytest.raises(UserError, match='reference is not what was saved'):
+        train(tmp_path / 'run', make_run({'metric': f'-{KL}'}), resume=True)
+
+
+def test_a_sweep_with_references_resumes_bit_for_bit(tmp_path):
+    # The members' label budgets end at different updates, and with them their refreshes.
+    run = make_run(
+        KEPT, **REFRESHED, seeds=2, objective={'mixture': {'dpr': 0.5}}, labeller={'max_labels': 30}
+    )
+    whole = train(tmp_path / 'whole', run)
+    train(tmp_path / 'run', updates(run, 3))
+    for ours, theirs in zip(train(tmp_path / 'run', run, resume=True), whole, strict=True):
+        same(ours.policy, theirs.policy)
+    for member, result in zip(('seed-0', 'seed-1'), whole, strict=True):
+        same(runs.open_run(tmp_path / 'whole' / member, env=Point())[1], result.policy)
+        train(
+            tmp_path / 'whole' / member,
+            runs.load(tmp_path / 'whole' / member / 'config.yaml'),
+            resume=True,
+        )
+
+
+def test_an_older_schema_is_one_line_and_its_policy_is_read(falling, tmp_path):
+    shutil.copytree(falling[1], tmp_path / 'run')
+    path = tmp_path / 'run' / 'checkpoints' / '4' / 'meta' / 'metadata'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'schema': 2}))
+    with pytest.raises(
+        UserError, match=r'checkpoints/4: sail-jax \S+ wrote it with schema 2, this'
+    ):
+        train(tmp_path / 'run', make_run({'metric': f'-{KL}'}), resume=True)
+    same(runs.open_run(tmp_path / 'run', env=Point())[1], falling[0].policy)
+
+
+def immutable(directory):
+    """Root may write whatever the mode says, but not here."""
+    if subprocess.run(['chattr', '+i', directory], capture_output=True).returncode:
+        pytest.skip('chattr +i is not to be had here')
+    return lambda: subprocess.run(['chattr', '-i', directory], check=True)
+
+
+def gone(directory):
+    """A file stands where the directory was, as where a disk was unmounted."""
+    directory.rename(directory.with_name('elsewhere'))
+    directory.write_text('')
+
+    def back():
+        directory.unlink()
+        directory.with_name('elsewhere').rename(directory)
+
+    return back
+
+
+@pytest.mark.parametrize('close', [immutable, gone])
+def test_a_directory_that_takes_no_more_costs_checkpoints_not_the_run(
+    refreshed, tmp_path, monkeypatch, close
+):
+    path, run = tmp_path / 'run', make_run(KEPT, **REFRESHED)
+    directory, undo = path / 'checkpoints', []
+    train(path, updates(run, 3))
+    before = list(directory.rglob('*'))
+    compiled = trainer.Recorder.compile
+
+    def close_first(self, *args):
+        undo.append(close(directory))
+        return compiled(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Recorder, 'compile', close_first)
+        try:
+            result = train(path, run, resume=True)
+        finally:
+            undo[0]()
+    same(result.policy, refreshed[0].policy)
+    rows = metrics.read_rows(path / 'metrics.jsonl')
+    assert [row['step'] for row in rows] == list(range(7))
+    assert rows[-1]['time/saves_failed'] >= 1
+    # What was there still is, its reference too, and is enough to go on.
+    assert set(before) <= set(directory.rglob('*'))
+    same(train(path, run, resume=True).policy, refreshed[0].policy)
+
+
+@pytest.mark.parametrize('close', [immutable, gone])
+def test_a_run_that_saved_nothing_ends_with_an_error(tmp_path, monkeypatch, close):
+    undo, position = [], trainer.Recorder.position
+
+    def close_first(self, *args):
+        if not undo:
+            undo.append(close(tmp_path / 'run' / 'checkpoints'))
+        return position(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Recorder, 'position', close_first)
+        try:
+            with pytest.raises(TrainingFailed, match='no checkpoint could be written') as caught:
+                train(tmp_path / 'run', make_run())
+        finally:
+            undo[0]()
+    assert caught.value.status == 1
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+    assert [row['step'] for row in rows] == [0, 1, 2, 3, 4]

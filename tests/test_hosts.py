@@ -24,6 +24,7 @@ SETTINGS = {
     'rollout': {'contexts': 8, 'group_size': 2, 'segment_length': 4},
     'divergence': {'coefficient': 0.1},
     'evaluation': {'every_updates': 4, 'episodes': 4},
+    'reference': {'refresh_env_steps': 192},
     'checkpoints': {'every_updates': 2},
     'logging': {'tensorboard': False},
 }
