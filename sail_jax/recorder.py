@@ -31,9 +31,11 @@ class Recorder:
         run_dir: Path,
         began: float,
         resumed: State | None,
+        held: bool,
         quiet: bool,
     ):
-        step = None if resumed is None else int(np.max(resumed.step))
+        # A row that waited for its evaluation is written now, perhaps for the second time.
+        step = None if resumed is None else int(np.max(resumed.step)) - held
         self._run, self._task = run, task
         self._directories = directories(run, run_dir)
         runs = [member.run for member in config.members(run)] or [run]
@@ -171,7 +173,9 @@ class Recorder:
             for row in member:
                 for writer in writers:
                     writer.write(row)
-        last = [member[-1] for member in rows]
+        last = [member[-1] for member in rows if member]
+        if not last:
+            return
         self._bar.show({key: float(np.mean([row[key] for row in last])) for key in last[0]})
 
     def budget_spent(self) -> bool:

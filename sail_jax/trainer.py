@@ -226,10 +226,11 @@ def train(
     """
     began = time.perf_counter()
     metrics.check(run)
+    layout = Layout.of(run, task)
     hosts.on_main(lambda: claim_run_dir(run, run_dir, resume))
     start = None if resume else start_policy(run, task)
     frozen = task.frozen() if start is None else start.frozen
-    directory, layout = run_dir / 'checkpoints', Layout.of(run, task)
+    directory = run_dir / 'checkpoints'
     found, (seed, hyper) = config.members(run), _identity(run, task)
     judge = task.evaluate
     if found:
@@ -245,14 +246,15 @@ def train(
         if resume and not _stopped_before_the_first_checkpoint(run, run_dir, manager):
             state, meta = checkpoint.restore(manager, layout.state)
             state = with_frozen(state, frozen)
-            before, began = meta['before'], began - meta['wall_s']
+            before, held, began = meta['before'], meta['held'], began - meta['wall_s']
         else:
-            state, before = initial_state(run, task, start._replace(frozen=frozen)), []
+            state = initial_state(run, task, start._replace(frozen=frozen))
+            before, held = [], []
         if hosts.is_main():
             configfile.write(run, run_dir / 'config.yaml')
         step, size = int(np.max(state.step)), task.updates_per_dispatch
         recorder = exits.enter_context(
-            Recorder(run, task, run_dir, began, state if before else None, quiet)
+            Recorder(run, task, run_dir, began, state if before else None, bool(held), quiet)
         )
 
         def evaluate() -> list[Row]:
@@ -264,7 +266,8 @@ def train(
 
         def save(score: float, wait: bool = False) -> bool:
             scores[step] = score
-            meta = {'before': before, 'wall_s': recorder.wall_s(), 'versions': versions()}
+            meta = {'before': before, 'held': held, 'wall_s': recorder.wall_s()}
+            meta['versions'] = versions()
             try:
                 checkpoint.save(manager, step, state, meta, score)
                 if wait:
@@ -277,7 +280,7 @@ def train(
                 return False
             return True
 
-        def stop(score: float) -> NoReturn:
+        def stop(score: float = -math.inf) -> NoReturn:
             if save(score, wait=True):
                 number = caught[0] if caught else signal.SIGTERM  # Another process got it.
                 raise signals.interrupted(number, recorder.at(step), run_dir)
@@ -294,6 +297,10 @@ def train(
                 stop(score)
             save(score)
         after, pending = [], None
+        if held:
+            after, rows = evaluate(), held
+            recorder.write([[row | numbers] for row, numbers in zip(rows, after, strict=True)])
+            held = []
         last = step >= task.updates or recorder.budget_spent()
         dispatch = task.dispatch
         if not last and dispatch is None:
@@ -319,14 +326,17 @@ def train(
             # Where the host has a part in every update, nothing is gained by reading late.
             if evaluating or saving or stopped or task.dispatch is not None:
                 rows, pending, score = recorder.rows(pending), None, -math.inf
+                if stopped and not last:
+                    # Who stops us may not wait for an evaluation: the run makes it once it goes on.
+                    held = [member.pop() for member in rows] if evaluating else []
+                    recorder.write(rows)
+                    stop()
                 if evaluating:
                     after = evaluate()
                     score = _score(run, task, after)
                     for member, row in zip(rows, after, strict=True):
                         member[-1] |= row
                 recorder.write(rows)
-                if stopped and not last:
-                    stop(score)
                 better = sum(other >= score for other in scores.values())
                 if saving or (better < run.checkpoints.keep_best and score > -math.inf):
                     save(score, wait=last)
@@ -408,7 +418,7 @@ def _make_a_run_of(
     shutil.rmtree(directory, ignore_errors=True)
     checkpoint.save_start(directory, start)
     with checkpoint.open_manager(directory, member.run.checkpoints) as manager:
-        meta = {'before': [before], 'wall_s': wall_s, 'versions': versions()}
+        meta = {'before': [before], 'held': [], 'wall_s': wall_s, 'versions': versions()}
         checkpoint.save(manager, int(state.step), state, meta)
 
 

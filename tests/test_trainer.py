@@ -33,6 +33,11 @@ def same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def without_times(path):
+    rows = metrics.read_rows(path / 'metrics.jsonl')
+    return [{k: v for k, v in row.items() if k[:4] not in ('wall', 'time')} for row in rows]
+
+
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp('whole') / 'run'
@@ -46,13 +51,9 @@ def test_resume_continues_bit_for_bit(whole, tmp_path):
     same(result.policy, whole[0].policy)
     assert result.after == whole[0].after
     assert result.labels == whole[0].labels == 4 * 4 * 3
-    drop = lambda row: {k: v for k, v in row.items() if k[:4] not in ('wall', 'time')}  # noqa: E731
-    ours, theirs = (
-        [drop(row) for row in metrics.read_rows(path / 'metrics.jsonl')]
-        for path in (tmp_path / 'run', whole[1])
-    )
+    ours = without_times(tmp_path / 'run')
     assert [row['step'] for row in ours] == [0, 1, 2, 3, 4]
-    assert ours == theirs
+    assert ours == without_times(whole[1])
 
 
 def test_resume_of_a_finished_run_changes_nothing(whole, tmp_path):
@@ -113,8 +114,9 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_path,
     assert len(list((path / 'checkpoints').glob('damaged-4-*'))) == 1
     same(runs.open_run(path, env=Point())[1], whole[0].policy)
 
-    for step in (2, 4):
-        damage(path / 'checkpoints' / str(step))
+    for one in (path / 'checkpoints').iterdir():
+        if one.name.isdigit():
+            damage(one)
     settings = (path / 'config.yaml').read_bytes()
     with pytest.raises(UserError, match='none of the checkpoints can be read'):
         train(path, make_run(total_env_steps=600), resume=True)
@@ -229,11 +231,19 @@ def test_a_half_written_line_is_dropped_on_resume(tmp_path):
     assert [json.loads(line)['step'] for line in lines] == [0, 1, 2, 3, 4]
 
 
+class Killed(BaseException):
+    """What nothing catches, as nothing catches SIGKILL."""
+
+
+def kill(*_):
+    raise Killed
+
+
 @pytest.mark.parametrize(
     ('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=['ctrl-c', 'sigterm']
 )
 def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, number, status):
-    path = tmp_path / 'run'
+    path, signalled = tmp_path / 'run', []
     record = trainer.Recorder.compile
 
     def compile_then_signal(self, dispatch, state):
@@ -241,7 +251,9 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, numb
 
         def run_once(state):
             os.kill(os.getpid(), number)
-            return compiled(state)
+            state, numbers = jax.block_until_ready(compiled(state))
+            signalled.append(time.monotonic())
+            return state, numbers
 
         return run_once
 
@@ -251,8 +263,18 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, numb
             train(path)
     assert caught.value.status == status
     assert f'--run-dir {path}' in str(caught.value)
+    # Nothing is between the end of the dispatch and the save: the evaluation of update 2 waits.
+    assert [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')] == [0, 1]
+    assert (path / 'checkpoints' / '2').exists()
+    assert time.monotonic() - signalled[0] < 60
+    with monkeypatch.context() as patch:  # Killed again, with the row of update 2 written.
+        patch.setattr(checkpoint, 'save', kill)
+        with pytest.raises(Killed):
+            train(path, resume=True)
+    assert [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')] == [0, 1, 2, 3, 4]
     result = train(path, resume=True)
     same(result.policy, whole[0].policy)
+    assert without_times(path) == without_times(whole[1])
 
 
 @pytest.mark.parametrize('moment', ['evaluation', 'compilation'])
@@ -274,13 +296,6 @@ def test_a_signal_before_the_first_update(whole, tmp_path, monkeypatch, moment):
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(whole, tmp_path, monkeypatch):
     path = tmp_path / 'run'
-
-    class Killed(BaseException):
-        pass
-
-    def kill(*_):
-        raise Killed
-
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, 'save', kill)
         with pytest.raises(Killed):
@@ -445,7 +460,8 @@ def test_the_state_survives_a_checkpoint_exactly(whole, tmp_path):
     task = runs.TASKS[ControlRun](run, env=Point())
     state = trainer.initial_state(run, task, task.start(run.seed))
     state = state._replace(labels=jnp.asarray(7, jnp.int32))
-    with checkpoint.open_manager(tmp_path / 'checkpoints', 1) as manager:
+    checkpoint.save_start(tmp_path / 'checkpoints', state.reference)
+    with checkpoint.open_manager(tmp_path / 'checkpoints', run.checkpoints) as manager:
         checkpoint.save(manager, 0, state, {'note': 1})
         manager.wait_until_finished()
         abstract = checkpoint.abstract_like(state, jax.tree.map(lambda x: x.sharding, state))
