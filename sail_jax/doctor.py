@@ -91,8 +91,13 @@ def _checked(directory: Path | None) -> Iterator[Finding]:
         return 'a seed draws what it draws elsewhere'
 
     def round_trip() -> str:
-        saved, base = {'x': make()}, directory or Path(tempfile.mkdtemp(prefix='sail-jax-'))
-        path = (base / 'doctor').absolute()
+        if directory is not None:
+            return there_and_back(directory)
+        with tempfile.TemporaryDirectory(prefix='sail-jax-') as temporary:
+            return there_and_back(Path(temporary))
+
+    def there_and_back(base: Path) -> str:
+        saved, path = {'x': make()}, (base / 'doctor').absolute()
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 began = time.perf_counter()

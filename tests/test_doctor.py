@@ -1,5 +1,7 @@
 """What a new host is told."""
 
+import tempfile
+
 import jax
 import pytest
 
@@ -12,6 +14,12 @@ def test_a_good_host(tmp_path, capsys):
     for what in ('versions', 'devices', 'mesh', 'collective', 'randomness', 'checkpoint'):
         assert f'ok      {what}' in printed
     assert f'jax {jax.__version__}' in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_in_the_temporary_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    assert all(finding.well for finding in doctor.examine())
     assert not list(tmp_path.iterdir())
 
 
