@@ -19,7 +19,7 @@ from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Contexts, Segments
 from sail_jax.divergence import Gaussian, gaussian_kl
-from sail_jax.errors import UserError
+from sail_jax.errors import UserError, one_line
 from sail_jax.update import Batch, Compared, Metrics, Policy, Sampled, Workload
 
 
@@ -76,17 +76,25 @@ def check_segment_reward(segment_reward: SegmentReward, env: Env, run: ControlRu
     """Tries a user's judgement on the shapes of a segment, before anything runs.
 
     Raises:
-      UserError: it returns neither [T] nor a number, or a number where the reward of each step is
-        needed.
+      UserError: it raises; it returns neither [T] nor a number, or a number where the reward of
+        each step is needed.
     """
     T = run.rollout.segment_length
     of_shape = lambda *shape: jax.ShapeDtypeStruct((T, *shape), jnp.float32)  # noqa: E731
     obs = control_policy.observation_shape(env)
     obs = jax.tree.map(lambda s: of_shape(*s), obs, is_leaf=lambda s: isinstance(s, tuple))
     segment = Segment(obs, of_shape(env.action_size), of_shape(), of_shape())
-    shape = jax.eval_shape(segment_reward, segment).shape
+    try:
+        judged = jax.eval_shape(segment_reward, segment)
+    except Exception as error:
+        # Whatever a user's function does.
+        raise UserError(
+            f'segment_reward: raised {type(error).__name__}: {one_line(error)}'
+        ) from error
+    shape = getattr(judged, 'shape', None)
     if shape not in ((), (T,)):
-        raise UserError(f'segment_reward: returned shape {shape}; expected () or ({T},)')
+        what = type(judged).__name__ if shape is None else f'shape {shape}'
+        raise UserError(f'segment_reward: returned {what}; expected shape () or ({T},)')
     if shape == () and (run.value.terminal == 'learned' or run.labeller.discount < 1):
         raise UserError(
             'segment_reward: returned one number; value.terminal: learned and labeller.discount '

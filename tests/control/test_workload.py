@@ -83,9 +83,21 @@ def test_one_number_for_a_segment_equals_its_steps_sum():
     np.testing.assert_array_equal(labels[0].prob_BxKxK, labels[1].prob_BxKxK)
 
 
-def test_segment_reward_of_a_wrong_shape_is_one_line():
-    with pytest.raises(UserError, match=r'segment_reward: returned shape \(5, 2\)'):
-        make(segment_reward=lambda s: s.obs)
+@pytest.mark.parametrize(
+    ('function', 'said'),
+    [
+        (lambda s: s.obs, r'returned shape \(5, 2\)'),
+        (lambda s: s.reward[:-1], r'returned shape \(4,\)'),
+        (lambda s: s.rewards, "raised AttributeError: 'Segment' object has no attribute 'rewards'"),
+        (lambda s: 1 if s.reward.sum() > 0 else 0, 'raised TracerBoolConversionError'),
+        (lambda s: None, 'returned NoneType'),
+        (lambda s: {'reward': s.reward}, 'returned dict'),
+    ],
+)
+def test_a_segment_reward_that_raises_or_is_of_a_wrong_shape_is_one_line(function, said):
+    with pytest.raises(UserError, match=f'segment_reward: {said}') as caught:
+        make(segment_reward=function)
+    assert '\n' not in str(caught.value)
 
 
 def test_terminal_value_is_learned_and_looks_past_the_segment():
