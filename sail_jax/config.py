@@ -4,6 +4,7 @@ A docstring under a field is its documentation: it becomes the text of `--help`.
 """
 
 import itertools
+import math
 import typing
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -195,6 +196,9 @@ class Run(Trained):
 RunT = TypeVar('RunT', bound=Settings)
 
 
+MAX_MEMBERS = 2**12
+
+
 class Member(NamedTuple):
     """One run of a sweep."""
 
@@ -210,9 +214,13 @@ def members(run: Trained) -> tuple[Member, ...]:
     if run.seeds is None and not swept:
         return ()
     if isinstance(run.seeds, int):
-        seeds = tuple(range(run.seed, run.seed + run.seeds))
+        seeds = range(run.seed, run.seed + run.seeds)
     else:
         seeds = run.seeds or (run.seed,)
+    number = run.seeds if isinstance(run.seeds, int) else len(seeds)
+    count = number * math.prod(map(len, swept.values()))
+    if count > MAX_MEMBERS:
+        raise UserError(f'seeds, sweep: {count:,} runs side by side; at most {MAX_MEMBERS:,}')
     found = []
     for combination in itertools.product(*swept.values(), seeds):
         *values, seed = combination

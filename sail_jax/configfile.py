@@ -24,6 +24,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     """
     try:
         text = path.read_text()
+        _refuse_aliases(text)
         data, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_duplicates(node)
     except OSError as error:
@@ -35,6 +36,14 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     if not isinstance(data, dict):
         raise UserError(f'{path}: expected "key: value" lines, got {type(data).__name__}')
     return data, node
+
+
+def _refuse_aliases(text: str) -> None:
+    """A few lines of them can stand for more values than fit into memory."""
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            line = event.start_mark.line + 1
+            raise ValueError(f'line {line}: *{event.anchor}: write the value out')
 
 
 def _refuse_duplicates(node: yaml.Node | None) -> None:

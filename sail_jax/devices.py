@@ -108,6 +108,47 @@ def make_sweep_mesh(members: int) -> Mesh:
     return Mesh(np.asarray(devices)[:, None], ('seed', 'data'))
 
 
+def memory() -> int | None:
+    """Bytes that all devices have together; on CPU the host's. None where they do not say."""
+    local = jax.local_devices()
+    if local[0].platform == 'cpu':
+        here = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    else:
+        here = sum((device.memory_stats() or {}).get('bytes_limit', 0) for device in local)
+    return here * jax.process_count() or None
+
+
+def require_memory(needed: int, what: str) -> None:
+    """Refuses what no device could hold, before anything is allocated.
+
+    Args:
+      needed: bytes, over all devices.
+      what: needs them, for the message.
+
+    Raises:
+      UserError: the devices have less.
+    """
+    have = memory()
+    if have is not None and needed > have:
+        raise UserError(
+            f'{what} would take at least {needed / 2**30:,.0f} GiB; '
+            f'the devices have {have / 2**30:,.0f} GiB'
+        )
+
+
+def size(tree: Any) -> int:
+    """Bytes of a tree of abstract arrays, every copy on a device counted."""
+
+    def of(x: Any) -> int:
+        sharding = getattr(x, 'sharding', None)
+        if sharding is None:
+            return math.prod(x.shape) * x.dtype.itemsize
+        one = math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        return one * len(sharding.device_set)
+
+    return sum(map(of, jax.tree.leaves(tree)))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sail_jax import checkpoint, config, configfile, hosts, metrics, signals, update
+from sail_jax import checkpoint, config, configfile, devices, hosts, metrics, signals, update
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.metrics import Row
 from sail_jax.recorder import Recorder, directories
@@ -63,6 +63,8 @@ class Task(NamedTuple):
     """Metrics for the progress bar, with short titles."""
     best: tuple[str, ...]
     """What the best checkpoint is chosen by, as `checkpoints.metric`: the first that there is."""
+    batch_bytes: Callable[[], int] = int
+    """What an update or an evaluation holds at the least, over all devices."""
     frozen: Callable[[], Any] = tuple
     """Makes or loads `Policy.frozen`, which no checkpoint holds."""
     dispatch: Callable[[State], tuple[State, Metrics]] | None = None
@@ -226,7 +228,9 @@ def train(
     """
     began = time.perf_counter()
     metrics.check(run)
+    devices.require_memory(task.batch_bytes(), 'a batch of this configuration')
     layout = Layout.of(run, task)
+    devices.require_memory(devices.size(layout.state), 'the training state of this configuration')
     hosts.on_main(lambda: claim_run_dir(run, run_dir, resume))
     start = None if resume else start_policy(run, task)
     frozen = task.frozen() if start is None else start.frozen

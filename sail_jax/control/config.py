@@ -1,13 +1,15 @@
 """Configuration of a control run."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from sail_jax import config
 from sail_jax.config import Section, Teacher
 from sail_jax.errors import UserError
+
+Width = Annotated[int, Field(ge=1, le=2**16)]
 
 
 class Environment(Section):
@@ -19,14 +21,14 @@ class Environment(Section):
     backend: str = 'spring'
     """Physics: spring, positional, generalized or mjx - different physics, whose returns do not
     compare (swimmer has generalized only) - or `playground`."""
-    episode_length: int = Field(1000, ge=1)
+    episode_length: int = Field(1000, ge=1, le=2**20)
     """Env steps after which an episode is cut off."""
 
 
 class Network(Section):
     """Brax's PPO policy: an MLP with a tanh-squashed normal on top."""
 
-    hidden: tuple[PositiveInt, ...] = Field((64, 64), min_length=1)
+    hidden: tuple[Width, ...] = Field((64, 64), min_length=1, max_length=64)
     """Sizes of the hidden layers."""
     activation: Literal['swish', 'relu', 'tanh', 'elu', 'gelu'] = 'swish'
     """Between the layers."""
@@ -35,11 +37,11 @@ class Network(Section):
 class Rollout(Section):
     """Groups of segments: `contexts` states, `group_size` segments from each."""
 
-    contexts: int = Field(32, ge=1)
+    contexts: int = Field(32, ge=1, le=2**20)
     """States that segments start from, B. B * K environments run in parallel."""
     group_size: int = Field(8, ge=2, le=256)
     """Segments from each state, K; all K(K-1)/2 pairs of them are compared."""
-    segment_length: int = Field(50, ge=1)
+    segment_length: int = Field(50, ge=1, le=2**20)
     """Env steps of a segment, up to the whole episode. Nothing after it counts for the labeller,
     unless `value` looks further."""
 
@@ -52,7 +54,7 @@ class Value(Section):
     so that short segments do not teach to spend what comes later."""
     discount: float = Field(0.99, gt=0, lt=1)
     """Per env step, for returns and value alike where the value is learned."""
-    hidden: tuple[PositiveInt, ...] = Field((64, 64), min_length=1)
+    hidden: tuple[Width, ...] = Field((64, 64), min_length=1, max_length=64)
     """Sizes of the hidden layers of the value network."""
 
 
@@ -78,7 +80,7 @@ class Evaluation(Section):
 
     every_updates: int = Field(100, ge=1)
     """Updates between evaluations; there is one before the first and after the last."""
-    episodes: int = Field(128, ge=2)
+    episodes: int = Field(128, ge=2, le=2**20)
     """Initial states; each gets two stochastic and one deterministic episode."""
 
 
@@ -89,7 +91,7 @@ class ControlRun(config.Run):
     """What this file configures."""
     total_env_steps: int = Field(1_000_000, ge=1)
     """Length of the run, rounded up to whole dispatches."""
-    updates_per_dispatch: int = Field(5, ge=1)
+    updates_per_dispatch: int = Field(5, ge=1, le=2**16)
     """Updates that one call of the compiled program makes."""
     env: Environment = Environment()
     policy: Network = Network()

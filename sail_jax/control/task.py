@@ -20,6 +20,15 @@ WATCH = {
 }
 
 
+def batch_bytes(env: Env, run: ControlRun) -> int:
+    """States of the simulator and observations of the segments, or of an evaluation's episodes."""
+    state = jax.eval_shape(env.reset, jax.ShapeDtypeStruct((2,), jax.numpy.uint32))
+    rollout, lanes = run.rollout, run.rollout.group_size + run.extra_lanes
+    segments = devices.size(state) + rollout.segment_length * devices.size(state.obs)
+    episodes = len(evaluate.LANES_DETERMINISTIC) * run.evaluation.episodes * devices.size(state)
+    return max(rollout.contexts * lanes * segments, episodes)
+
+
 def make(
     run: ControlRun, env: Env | None = None, segment_reward: SegmentReward | None = None
 ) -> Task:
@@ -59,4 +68,5 @@ def make(
         max_labels=run.labeller.max_labels,
         watch=WATCH,
         best=('eval/return',),
+        batch_bytes=lambda: batch_bytes(env, run),
     )

@@ -47,7 +47,7 @@ class RewardSource(Section):
     """A Hugging Face directory with one label, and with its own tokeniser and chat template."""
     max_tokens: int = Field(1024, ge=1)
     """The reward model's limit for prompt and response together, in its own tokens."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=2**20)
     """Responses that are scored at once."""
     timeout_s: float = Field(600.0, gt=0)
     """Seconds after which a call that has not answered ends the run."""
@@ -69,7 +69,7 @@ class Evaluation(Section):
 
     every_updates: int = Field(50, ge=1)
     """Updates between evaluations; there is one before the first and after the last."""
-    prompts: int = Field(128, ge=2)
+    prompts: int = Field(128, ge=2, le=2**20)
     """How many prompts are held out."""
     samples: int = Field(1, ge=1, le=64)
     """Responses to each prompt, of the policy and of the start policy."""
@@ -90,7 +90,7 @@ class LanguageRun(config.Run):
     total_prompts: int = Field(10_000, ge=1)
     """Length of the run, rounded up to whole updates; the data are gone through in a new order as
     often as it takes."""
-    prompts_per_update: int = Field(32, ge=1)
+    prompts_per_update: int = Field(32, ge=1, le=2**20)
     """Prompts of an update, B."""
     group_size: int = Field(2, ge=2, le=256)
     """Responses to each prompt, K; all K(K-1)/2 pairs of them are compared."""

@@ -31,7 +31,7 @@ class Sampling(Section):
     """How responses are drawn. Anything but temperature 1 without truncation samples from another
     distribution than the policy, and is off-policy to that extent."""
 
-    max_tokens: int = Field(128, ge=1)
+    max_tokens: int = Field(128, ge=1, le=2**20)
     """A response's largest length, its end of sequence included."""
     temperature: float = Field(1.0, gt=0)
     """Logits are divided by it."""

@@ -81,9 +81,19 @@ def make(
         max_labels=run.labeller.max_labels,
         watch=WATCH,
         best=('eval/reward', 'eval/win_rate', 'eval/pair_accuracy'),
+        batch_bytes=lambda: batch_bytes(run, models),
         frozen=lambda: models.frozen(of_parameter),
         dispatch=make_dispatch(run, made, data, tokenizer, labeller, mesh),
     )
+
+
+def batch_bytes(run: LanguageRun, models: policy.Models) -> int:
+    """Keys and values of the responses that are drawn at once."""
+    a, rows = models.architecture, run.prompts_per_update * run.group_size
+    if not run.samples_policy:
+        rows = min(run.prompts_per_update, run.evaluation.prompts) * run.evaluation.samples
+    token = 2 * a.layers * a.kv_heads * a.head_dim * jnp.dtype(run.model.dtype).itemsize
+    return rows * run.sampling.max_tokens * token
 
 
 class Programs(NamedTuple):

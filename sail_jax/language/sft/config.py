@@ -48,7 +48,7 @@ class Evaluation(Section):
 
     every_updates: int = Field(100, ge=1)
     """Updates between evaluations; there is one before the first and after the last."""
-    prompts: int = Field(256, ge=1)
+    prompts: int = Field(256, ge=1, le=2**20)
     """How many rows are held out."""
     path: str | None = None
     """Where they come from, as `data.path`; none is `data.path`."""
@@ -65,7 +65,7 @@ class SftRun(Trained):
     total_prompts: int = Field(60_000, ge=1)
     """Length of the run, rounded up to whole updates; the data are gone through in a new order as
     often as it takes."""
-    prompts_per_update: int = Field(32, ge=1)
+    prompts_per_update: int = Field(32, ge=1, le=2**20)
     """Prompts, with their responses, of an update."""
     loss_on: Literal['response', 'sequence'] = 'response'
     """Learn the responses, end of sequence included, or the prompts too."""
