@@ -5,12 +5,7 @@ compiled program, and puts their count and bytes into a model of weak scaling (r
 
     python -m benchmarks.control_communication configs/control/ant.yaml --out x.json
 
-The model: a collective of b bytes among n devices costs `2 (n - 1) / n * b / bandwidth` (a ring, or
-any bandwidth-optimal algorithm) plus `latency * log2(n)`; nothing overlaps with computation. With t
-seconds of computation an update, efficiency is `t / (t + communication)`. Bandwidth a device, one
-way: v5e 1,600 Gbit/s of interconnect both ways (https://cloud.google.com/tpu/docs/v5e), H100 400
-Gbit/s of InfiniBand a GPU between hosts (NVIDIA DGX H100 datasheet). The latencies, 1 and 5
-microseconds a doubling, are assumptions.
+The model (`MODEL`, `LINKS`) is written into the file with what it says.
 """
 
 import argparse
@@ -33,16 +28,35 @@ DEVICES = 256
 COMPUTE_S = (1e-3, 1e-2, 1e-1)
 
 
+MODEL = (
+    'A collective of b bytes among n devices takes 2 (n - 1) / n * b / bytes_per_s (a ring, or any '
+    'bandwidth-optimal algorithm) plus latency_s * log2(n); nothing overlaps with computation. '
+    'With t seconds of computation an update, efficiency is t / (t + communication). The rows of '
+    'each device, and so t, stay as devices are added (weak scaling). Latencies are assumptions.'
+)
+
+
 class Link(NamedTuple):
-    """One way between devices."""
+    """Of a device to the others, one way."""
 
     bytes_per_s: float
     latency_s: float
+    """For each doubling of the devices."""
+    source: str
+    """Of the bandwidth."""
 
 
 LINKS = {
-    'v5e': Link(1600e9 / 8 / 2, 1e-6),
-    'H100, InfiniBand between hosts': Link(400e9 / 8, 5e-6),
+    'v5e': Link(
+        400e9 / 2,
+        1e-6,
+        'https://cloud.google.com/tpu/docs/v5e: inter-chip interconnect, 400 GB/s both ways a chip',
+    ),
+    'H100, InfiniBand between hosts': Link(
+        400e9 / 8,
+        5e-6,
+        'https://docs.nvidia.com/dgx/dgxh100-user-guide: one 400 Gbit/s ConnectX-7 port a GPU',
+    ),
 }
 
 
@@ -128,7 +142,11 @@ def main() -> None:
     os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count=8'
     results = {
         'machine': machine('benchmarks.control_communication'),
-        'devices_of_the_model': DEVICES,
+        'model': {
+            'devices': DEVICES,
+            'says': MODEL,
+            'links': {name: link._asdict() for name, link in LINKS.items()},
+        },
         'programs': [measure(path) for path in options.configs],
     }
     options.out.write_text(json.dumps(results, indent=1) + '\n')

@@ -28,6 +28,9 @@ def start(
     Raises:
       UserError: the environment says nothing, or the others do not answer.
     """
+    # JAX's preemption service would swallow a SIGTERM that comes before training has its own
+    # handler, and afterwards see none; `any_process` says what it would.
+    jax.config.update('jax_enable_preemption_service', False)
     try:
         jax.distributed.initialize(
             coordinator,

@@ -1,6 +1,7 @@
 """Several real processes through the command line that a pod would use; two fake devices each."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -138,12 +139,24 @@ def test_the_others_end_when_one_is_killed(directory, victim):
     assert [row['step'] for row in rows] == list(range(step + 3))
 
 
-def test_a_signal_to_one_process_stops_all(directory):
-    processes = start(directory, 'signal', 2, '--total-env-steps', '100000000')
-    while last_step(directory / 'signal') < 4:
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_stops_all(directory, number):
+    name = f'signal{int(number)}'
+    processes = start(directory, name, 2, '--total-env-steps', '100000000')
+    while last_step(directory / name) < 4:
         assert all(process.poll() is None for process in processes)
         time.sleep(0.1)
-    processes[1].send_signal(signal.SIGTERM)
+    processes[1].send_signal(number)
     status, printed = finish(processes)
-    assert status == [75, 75], printed
-    assert 'stopped and saved' in printed[0]
+    # Who got it knows which it was; to the others it is a request to stop.
+    assert status == [75, 75 if number == signal.SIGTERM else 130], printed
+    said = [re.search(r'stopped and saved at ([\d,]+) env steps', text)[1] for text in printed]
+    # All at the same update, which is on the disk, entirely, and which all go on from.
+    assert said[0] == said[1]
+    step = int(said[0].replace(',', '')) // 64
+    assert (directory / name / 'checkpoints' / str(step)).exists()
+    length = str(64 * (step + 2))
+    status, printed = finish(start(directory, name, 2, '--total-env-steps', length, '--resume'))
+    assert status == [0, 0], printed
+    rows = metrics.read_rows(directory / name / 'metrics.jsonl')
+    assert [row['step'] for row in rows] == list(range(step + 3))
