@@ -1,12 +1,14 @@
 """Language runs: they learn, go on where they stopped, and leave a model that others can read."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
 
 import sail_jax
 from sail_jax import metrics, runs
-from sail_jax.errors import UserError
+from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.language import export, workload
 from tests.language import small
 
@@ -219,6 +221,31 @@ def test_reward_that_fails_is_one_line_and_costs_nothing(whole, model, prompts, 
         train(run, path, failing)
     assert metrics.read_rows(path / 'metrics.jsonl')[-1]['step'] == 4
     same(train(run, path, resume=True).policy, whole[0].policy)
+
+
+@pytest.mark.parametrize(
+    ('answer', 'error', 'message'),
+    [
+        (lambda values: time.sleep(60), TrainingFailed, 'no answer for 32 responses in 3.0 s'),
+        (lambda values: values[:-1], UserError, '31'),
+    ],
+    ids=['hangs', 'of another shape'],
+)
+def test_reward_that_hangs_or_answers_with_another_shape_saves_the_state(
+    model, prompts, tmp_path, answer, error, message
+):
+    calls = []
+
+    def failing(prompts, responses):
+        calls.append(len(responses))
+        values = small.letters(prompts, responses)
+        return answer(values) if calls.count(32) == 3 else values
+
+    run, path = make_run(model, prompts, 6), tmp_path / 'run'
+    run = run.model_copy(update={'reward': run.reward.model_copy(update={'timeout_s': 3.0})})
+    with pytest.raises(error, match=f'{message}.*; saved at 16 prompts$'):
+        train(run, path, failing)
+    assert (path / 'checkpoints' / '2').exists()
 
 
 def test_reward_that_is_not_a_number_skips_the_update_and_is_counted(model, prompts, tmp_path):

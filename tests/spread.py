@@ -1,0 +1,179 @@
+"""Three workloads trained on the devices of this process, for tests/test_devices.py.
+
+    python -m tests.spread WORKLOAD OUT [THEIRS]
+
+trains it whole, and again in two halves, and leaves the states at their ends and what was drawn.
+With THEIRS, the OUT of a process with other devices, it only goes on with the half run there.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.control_communication import collectives
+from sail_jax import checkpoint, config, devices, metrics, runs, trainer, update
+from sail_jax.control.config import ControlRun
+from sail_jax.trainer import Task
+from sail_jax.update import Policy
+from tests import bandit_workload, exact
+from tests.control.toy import SETTINGS, Point
+from tests.language import small
+
+CONTROL = ControlRun.model_validate(
+    {
+        **SETTINGS,
+        'total_env_steps': 50 * 16 * 4 * 5,
+        'rollout': {'contexts': 16, 'group_size': 4, 'segment_length': 5},
+        'divergence': {'coefficient': 0.1},
+        'optimizer': {'minibatches': 2},
+        'reference': {'refresh_env_steps': 20 * 16 * 4 * 5},
+        'evaluation': {'episodes': 4, 'every_updates': 24},
+        'checkpoints': {'every_updates': 10},
+    }
+)
+PROBLEM = exact.problem(seed=1, contexts=8, responses=5, features=3)
+
+
+class Plan(NamedTuple):
+    """A run of some length."""
+
+    run: config.Trained
+    make: Callable[[], Task]
+
+
+def control(out: Path, updates: int = 50) -> Plan:
+    run = CONTROL.model_copy(update={'total_env_steps': updates * CONTROL.env_steps_per_update})
+    return Plan(run, lambda: runs.make_task(run, env=Point()))
+
+
+def bandit(out: Path, updates: int = 12) -> Plan:
+    """The 4th and the 8th update are not finite; the labels do not last for all 12."""
+    run = bandit_workload.run(
+        objective={'mixture': {'dpr': 0.7, 'dpp': 0.2}},
+        optimizer={'minibatches': 2},
+        logging={'tensorboard': False},
+    )
+    teacher = config.Teacher(rationality=1.0, max_labels=150)
+    faults = {3: float('nan'), 7: float('inf')}
+    here = devices.replicated(devices.make_mesh(jax.device_count()))
+    start = Policy({'theta': jnp.zeros(3)}, {'batches': jnp.zeros(())})
+    workload = bandit_workload.make(PROBLEM, run, teacher=teacher, refresh_updates=4, faults=faults)
+    task = Task(
+        workload=workload,
+        shardings=lambda state: jax.tree.map(lambda _: here, state),
+        start=lambda seed: start,
+        abstract_policy=jax.eval_shape(lambda: start),
+        evaluate=jax.jit(lambda policy, *_: {'norm': jnp.linalg.norm(policy.params['theta'])}),
+        updates=updates,
+        updates_per_dispatch=2,
+        evaluate_every=6,
+        unit='contexts',
+        units_per_update=8,
+        max_labels=teacher.max_labels,
+        watch={},
+        best=('eval/norm',),
+    )
+    return Plan(run, lambda: task)
+
+
+def language(out: Path, updates: int = 8, said: list | None = None) -> Plan:
+    """Its reward notes the responses of the updates; evaluations have fewer."""
+    model, prompts = out.parent / 'model', out.parent / 'prompts.jsonl'
+    if not model.exists():
+        small.checkpoint(model, multiple=8)
+        small.data(prompts, rows=32)
+    run = small.run(
+        model,
+        prompts,
+        prompts_per_update=8,
+        total_prompts=8 * updates,
+        divergence={'coefficient': 0.1},
+        optimizer={'warmup_updates': 2},
+        evaluation={'every_updates': 4, 'prompts': 4},
+        checkpoints={'every_updates': 4},
+    )
+
+    def reward(prompts, responses):
+        if said is not None and len(responses) == 16:
+            said.append(list(responses))
+        return small.letters(prompts, responses)
+
+    return Plan(run, lambda: runs.make_task(run, reward=reward))
+
+
+HALVES = {'control': 24, 'bandit': 6, 'language': 4}
+
+
+def named(tree: Any) -> dict[str, np.ndarray]:
+    found = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}
+
+
+def state_of(plan: Plan, directory: Path) -> update.State:
+    with checkpoint.open_manager(directory / 'checkpoints') as manager:
+        return checkpoint.restore(manager, trainer.Layout.of(plan.run, plan.make()).state)[0]
+
+
+def left(plan: Plan, directory: Path) -> dict[str, Any]:
+    """The whole state at the end of a run, and its rows without times."""
+    rows = metrics.read_rows(directory / 'metrics.jsonl')
+    rows = [{k: v for k, v in row.items() if k[:4] not in ('wall', 'time')} for row in rows]
+    return named(state_of(plan, directory)) | {'rows': json.dumps(rows)}
+
+
+def draw(plan: Plan, state: update.State) -> dict[str, np.ndarray]:
+    """Everything that an update samples, labels included."""
+    workload = plan.make().workload
+    # Metrics are sums, whose order depends on the devices.
+    sample = jax.jit(lambda state: update.draw(workload, state)._replace(metrics={}, fixed={}))
+    return named(sample(state))
+
+
+def communication() -> dict[str, Any]:
+    plan = control(Path())
+    task, layout = plan.make(), trainer.Layout.of(plan.run, plan.make())
+    dispatch = update.make_dispatch(task.workload, plan.run, 1, layout.shardings)
+    found = collectives(dispatch.lower(layout.state).compile().as_text())
+    return {
+        'devices': jax.device_count(),
+        'kinds': [one.kind for one in found],
+        'gradient_bytes': sum(one.bytes for one in found if one.in_gradient_step),
+        'parameter_bytes': sum(x.size * 4 for x in jax.tree.leaves(layout.policy.params)),
+    }
+
+
+def main(name: str, out: Path, theirs: Path | None = None) -> None:
+    said: list[list[str]] = []
+    make = {'control': control, 'bandit': bandit, 'language': partial(language, said=said)}[name]
+    plan, part = make(out), make(out, HALVES[name])
+    out.mkdir()
+    if theirs is None:
+        trainer.train(plan.run, plan.make(), out / 'whole', quiet=True)
+        np.savez(out / 'whole.npz', **left(plan, out / 'whole'), said=said[:1])
+        trainer.train(part.run, part.make(), out / 'half', quiet=True)
+    else:
+        shutil.copytree(theirs / 'half', out / 'half')
+    shutil.copytree(out / 'half', out / 'parts')
+    if name != 'language':
+        task = plan.make()
+        np.savez(
+            out / 'first.npz', **draw(plan, trainer.initial_state(plan.run, task, task.start(0)))
+        )
+        np.savez(out / 'next.npz', **draw(plan, state_of(part, out / 'half')))
+    said.clear()
+    trainer.train(plan.run, plan.make(), out / 'parts', resume=True, quiet=True)
+    np.savez(out / 'parts.npz', **left(plan, out / 'parts'), said=said[:1])
+    if name == 'control':
+        np.savez(out / 'communication.npz', **communication())
+
+
+if __name__ == '__main__':
+    main(sys.argv[1], *map(Path, sys.argv[2:]))
