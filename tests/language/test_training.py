@@ -226,7 +226,7 @@ def test_reward_that_fails_is_one_line_and_costs_nothing(whole, model, prompts, 
 @pytest.mark.parametrize(
     ('answer', 'error', 'message'),
     [
-        (lambda values: time.sleep(60), TrainingFailed, 'no answer for 32 responses in 3.0 s'),
+        (lambda values: time.sleep(60), TrainingFailed, 'no answer for 32 responses in 3 s'),
         (lambda values: values[:-1], UserError, '31'),
     ],
     ids=['hangs', 'of another shape'],
