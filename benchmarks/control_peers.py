@@ -28,7 +28,7 @@ import numpy as np
 
 from benchmarks.control_contenders import PUBLISHED
 from benchmarks.machine import machine
-from benchmarks.rounds import rates, take_turns
+from benchmarks.rounds import rates, row, take_turns
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -93,16 +93,9 @@ def rows(envs: dict[str, Any]) -> list[dict[str, Any]]:
                 rates(results[ours], counted),
                 rates(results[theirs], 'env_steps'),
             )
-            found.append(
-                {
-                    'name': f'{env}: {ours} / {theirs}',
-                    'unit': f'{counted.replace("_", " ")}/s',
-                    'ours': round(float(np.median(mine)), 1),
-                    'theirs': round(float(np.median(other)), 1),
-                    'ratio': round(float(np.median(mine / other)), 3),
-                    'goal': goal,
-                }
-            )
+            speeds = np.median(mine), np.median(other)
+            name, unit = f'{env}: {ours} / {theirs}', f'{counted.replace("_", " ")}/s'
+            found.append(row(name, unit, *speeds, np.median(mine / other), goal))
     return found
 
 

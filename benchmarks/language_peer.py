@@ -260,6 +260,24 @@ def compare(
     }
 
 
+def rows(sizes: dict[str, Any]) -> list[dict[str, Any]]:
+    """Online DPO here over TRL's."""
+    from benchmarks.rounds import row
+
+    return [
+        row(
+            f'{size}: sail_jax / TRL, {kind}',
+            'pairs/s',
+            found['sail_jax']['pairs_per_s'],
+            found[kind]['pairs_per_s'],
+            found[kind]['ours_over_this'],
+            5.0 if kind == 'same' else None,
+        )
+        for size, found in sizes.items()
+        for kind in ('same', 'defaults')
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -319,6 +337,7 @@ def main() -> None:
             }
             found = compare(size, settings, options.rounds, options.updates, options.trl_python)
             results['sizes'][size] = {'parameters': parameter_count(SMALL[size])} | found
+            results['rows'] = rows(results['sizes'])
             if options.out:
                 options.out.write_text(json.dumps(results, indent=2) + '\n')
             for kind, numbers in found.items():

@@ -33,6 +33,7 @@ from flax import nnx
 
 from benchmarks.language_models import PUBLISHED, SMALL, parameter_count
 from benchmarks.machine import machine
+from benchmarks.rounds import row
 from sail_jax import devices, update
 from sail_jax.language import policy, sampler, sharding, task, workload
 from sail_jax.language.architecture import Architecture
@@ -220,6 +221,22 @@ def updating(a: Architecture, options: argparse.Namespace, best: Limits) -> dict
     return out
 
 
+def rows(sizes: dict[str, Any]) -> list[dict[str, Any]]:
+    """What SAIL-RevKL costs against online DPO, and decoding against the machine's limit."""
+    found = []
+    for size, numbers in sizes.items():
+        decode, share = (
+            numbers['sampling'][key] for key in ('decode_tokens_per_s', 'share_of_limit')
+        )
+        name = f'{size}: decode / limit of bandwidth and arithmetic'
+        found.append(row(name, 'tokens/s', decode, decode / share, share, 0.6))
+        ours, theirs = (numbers['update'][method] for method in ('SAIL-RevKL', 'online DPO'))
+        speeds = ours['pairs_per_s'], theirs['pairs_per_s']
+        name = f'{size}: SAIL-RevKL / online DPO'
+        found.append(row(name, 'pairs/s', *speeds, 1 / ours['time_over_online_dpo'], 0.91))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -252,6 +269,7 @@ def main() -> None:
         if stats := jax.local_devices()[0].memory_stats():
             found['peak_MiB'] = round(stats['peak_bytes_in_use'] / 2**20)
         results['sizes'][size] = found
+        results['rows'] = rows(results['sizes'])
         if options.out:
             options.out.write_text(json.dumps(results, indent=2) + '\n')
         print(size, json.dumps(found['sampling']), file=sys.stderr)

@@ -116,3 +116,17 @@ def take_turns(
 def rates(found: Mapping[str, Any], counted: str) -> np.ndarray:
     """What was counted per second, one number a round."""
     return np.asarray([call[counted] / call['seconds'] for call in found['calls']])
+
+
+def row(
+    name: str, unit: str, ours: float, theirs: float, ratio: float, goal: float | None
+) -> dict[str, Any]:
+    """A line of the table of `benchmarks.__main__`; JSON keeps them under `rows`."""
+    return {
+        'name': name,
+        'unit': unit,
+        'ours': round(float(ours), 1),
+        'theirs': round(float(theirs), 1),
+        'ratio': round(float(ratio), 3),
+        'goal': goal,
+    }
