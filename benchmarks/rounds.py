@@ -84,10 +84,10 @@ class Contender:
             self._process.kill()
 
     def _answer(self) -> Call:
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f'{" ".join(self._process.args)}: ended; see {self._log}')
-        return json.loads(line)
+        for line in self._process.stdout:
+            if line.startswith('{'):  # Libraries say something when they are imported.
+                return json.loads(line)
+        raise SystemExit(f'{" ".join(self._process.args)}: ended; see {self._log}')
 
 
 def take_turns(
