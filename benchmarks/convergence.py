@@ -8,8 +8,8 @@ settings, on seeds other than those reported, and is reported with its best.
     python -m benchmarks.convergence --runs runs/convergence --out benchmarks/results/convergence
     python -m benchmarks.convergence --quick --runs runs/quick --out runs/quick
 
-What is finished in --runs is read, not repeated, so the study may be stopped and started, or done
-an environment at a time (--envs), and --out has the report of what is there.
+What is finished in --runs is read, not repeated, so the study may be stopped and started. It may be
+done an environment at a time (--envs): the report in --out keeps what it has of the others.
 """
 
 import argparse
@@ -217,6 +217,16 @@ def study_ppo(env_name: str, size: Size, runs: Path) -> dict[str, Any]:
     }
 
 
+def reported(path: Path, size: Size) -> dict[str, Any]:
+    """What --out has of other environments, if it is of the same size."""
+    of_size = {key: value for key, value in size._asdict().items() if key != 'envs'}
+    if path.exists():
+        raw = json.loads(path.read_text())
+        if raw['size'] == of_size:
+            return raw
+    return {'size': of_size, 'machines': {}, 'envs': {}}
+
+
 def slug(name: str) -> str:
     return name.lower().replace(',', '').replace(' ', '-')
 
@@ -245,16 +255,14 @@ def main() -> None:
     cache = Path.home() / '.cache' / 'sail_jax'
     jax.config.update('jax_compilation_cache_dir', str(cache))
     options.out.mkdir(parents=True, exist_ok=True)
-    raw: dict[str, Any] = {
-        'machine': machine('benchmarks.convergence'),
-        'size': size._asdict(),
-        'envs': {},
-    }
+    raw = reported(options.out / 'raw.json', size)
     for env in size.envs:
-        results = raw['envs'].setdefault(env, {})
+        results = {}
         for name, method in METHODS.items():
             results[name] = study(env, name, method, size, options.runs)
         results[PPO] = study_ppo(env, size, options.runs)
+        raw['machines'][env] = machine('benchmarks.convergence')
+        raw['envs'][env] = results
         (options.out / 'raw.json').write_text(json.dumps(raw) + '\n')
         convergence_report.write(raw, options.out)
 

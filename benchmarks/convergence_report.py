@@ -129,12 +129,10 @@ def summarise(raw: dict[str, Any]) -> list[dict[str, Any]]:
 
 def markdown(raw: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """The tables."""
-    machine, size = raw['machine'], raw['size']
+    size = raw['size']
     interval = lambda x: str(Interval(**x)) if x else ''  # noqa: E731
     lines = [
-        f'`{machine["command"]}`, {machine["cpu_cores"]} {machine["platform"]} cores, '
-        f'jax {machine["versions"]["jax"]}, {machine["date"]}. {size["seeds"]} seeds, '
-        f'{size["env_steps"]:,} env steps (rounded up to whole evaluations).',
+        f'{size["seeds"]} seeds, {size["env_steps"]:,} env steps, rounded up to whole evaluations.',
         '',
         '| method | IQM of normalised return | P(SAIL-RevKL, ref to policy, is better) | collapsed '
         '| KL(policy to start), nats per step |',
@@ -147,7 +145,13 @@ def markdown(raw: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         )
     for env in raw['envs']:
         start = rows[0]['envs'][env]['start']
-        lines += ['', f'{env}: reference {start:.1f}', '']
+        machine = raw['machines'][env]
+        lines += [
+            '',
+            f'{env}: reference {start:.1f}. `{machine["command"]}`, {machine["cpu_cores"]} '
+            f'{machine["platform"]} cores, jax {machine["versions"]["jax"]}, {machine["date"]}',
+            '',
+        ]
         lines += [
             '| method | IQM of return | normalised | collapsed | settings |',
             '|---|---|---|---|---|',
@@ -238,7 +242,7 @@ def write(raw: dict[str, Any], out: Path) -> None:
     """`table.json`, `table.md`, `returns` and `summary` (PNG, PDF) in `out`."""
     rows = summarise(raw)
     (out / 'table.json').write_text(
-        json.dumps({'machine': raw['machine'], 'methods': rows}, indent=1)
+        json.dumps({'machines': raw['machines'], 'methods': rows}, indent=1)
     )
     (out / 'table.md').write_text(markdown(raw, rows))
     figure_returns(raw, out)
