@@ -11,7 +11,8 @@ In one process, of random weights, compilation apart:
   ratios medians of the ratios within a round;
 * `utilisation`: of an update's learning program, the model's operations (2 for each parameter and
   token, three times that for a token that is learned from, and attention) by the matmul's speed.
-  Recomputed ones do not count.
+  Recomputed ones do not count. The compiler's own count takes the body of a loop once, however
+  often it runs, so it is of no use for layers and chunks that are scanned.
 
     python -m benchmarks.language_throughput --out benchmarks/results/language_throughput_cpu.json
 
@@ -121,7 +122,7 @@ def decoding(a: Architecture, options: argparse.Namespace, best: Limits) -> dict
     lanes, width = B * K, jnp.dtype(options.dtype).itemsize
     weights = width * parameter_count(a)
     kv = width * 2 * a.layers * a.kv_heads * a.head_dim * (B * P + lanes * R / 2)
-    step_s = max((weights + kv) / best.bytes_per_s, operations(a, lanes) / best.flops_per_s)
+    step_s = max((weights + kv) / best.bytes_per_s, operations(a, lanes, lanes) / best.flops_per_s)
     return {
         'prefill_tokens_per_s': round(B * P / prefill_s),
         'decode_tokens_per_s': round(lanes * R / decode_s, 1),
@@ -134,9 +135,17 @@ def decoding(a: Architecture, options: argparse.Namespace, best: Limits) -> dict
     }
 
 
-def operations(a: Architecture, tokens: int, context: float = 0) -> float:
-    """Floating-point operations of a forward pass; `context` is what a token attends to."""
-    return tokens * (2 * parameter_count(a) + 4 * a.layers * a.heads * a.head_dim * context)
+def operations(a: Architecture, tokens: int, scored: int, context: float = 0) -> float:
+    """Floating-point operations of a forward pass.
+
+    Args:
+      scored: tokens whose logits are formed.
+      context: what a token attends to.
+    """
+    head = a.vocab_size * a.hidden_size
+    layers = parameter_count(a) - head * (1 if a.tied else 2)
+    attention = 4 * a.layers * a.heads * a.head_dim * context
+    return tokens * (2 * layers + attention) + scored * 2 * head
 
 
 class Updates(NamedTuple):
@@ -202,7 +211,7 @@ def updating(a: Architecture, options: argparse.Namespace, best: Limits) -> dict
                 found[name].append((drawn - began, time.perf_counter() - drawn))
     # A prompt is computed once for both of its responses; the reference runs forward only.
     context = (P + R) / 2
-    useful = (3 + 1) * operations(a, B * (P + 2 * R), context)
+    useful = (3 + 1) * operations(a, B * (P + 2 * R), B * 2 * R, context)
     totals = {name: np.sum(times, 1) for name, times in found.items()}
     out = {}
     for name, times in found.items():
