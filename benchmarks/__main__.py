@@ -21,6 +21,7 @@ from benchmarks.regressions import BASELINE, TOLERANCE, moved, read_rows
 
 # Module, arguments, arguments of --quick (None leaves it out), what it needs.
 SUITE = (
+    ('control_throughput', ('configs/quickstart.yaml', 'configs/control/ant.yaml'), None, 'brax'),
     ('control_peers', (), ('--envs', 'hopper', '--rounds', '3'), 'brax'),
     ('control_scaling', (), None, 'brax'),
     ('time_to_return', (), None, 'brax'),

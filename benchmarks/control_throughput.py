@@ -15,6 +15,7 @@ medians over rounds, the ratios medians of the ratios within a round.
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -143,9 +144,10 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=5, help='timed calls of each program')
     parser.add_argument('--out', type=Path, help='JSON file; default: standard output')
     options = parser.parse_args()
+    runs = {path: sail_jax.load(path) for path in options.config}
+    devices.use_cores(math.gcd(*(run.rollout.contexts for run in runs.values())))
     results = {'machine': machine('benchmarks.control_throughput'), 'configs': {}}
-    for path in options.config:
-        run = sail_jax.load(path)
+    for path, run in runs.items():
         parallel = run.env_steps_per_update // run.rollout.segment_length
         results['configs'][path] = {
             'env': f'{run.env.name} ({run.env.backend})',
