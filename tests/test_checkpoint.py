@@ -112,7 +112,7 @@ def test_the_command_line_and_another_run_take_the_best(falling, tmp_path, monke
     result, path = falling
     monkeypatch.setattr(envs, 'make', lambda _: Point())
     assert main(['evaluate', str(path), '--best']) == 0
-    assert 'best checkpoint' in capsys.readouterr().out
+    assert 'best checkpoint' in ' '.join(capsys.readouterr().out.split())  # A title may wrap.
     for best, expected in ((False, result.policy), (True, result.start)):
         reference = {'source': 'run', 'path': str(path), 'best': best}
         run = make_run(reference=reference, seed=5, total_env_steps=1)
