@@ -257,11 +257,11 @@ def main() -> None:
     parser.add_argument('--dtype', choices=['float32', 'bfloat16'], default='float32')
     parser.add_argument('--remat', action='store_true', help='recompute activations')
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--quick', action='store_true', help='the smallest size, 2 rounds')
+    parser.add_argument('--quick', action='store_true', help='the smallest size, 1 round')
     parser.add_argument('--out', type=Path, help='JSON file; default: standard output')
     options = parser.parse_args()
     if options.quick:
-        options.sizes, options.rounds = options.sizes[:1], 2
+        options.sizes, options.rounds = options.sizes[:1], 1
     best = limits(options.dtype)
     results: dict[str, Any] = {
         'machine': machine('benchmarks.language_throughput'),
