@@ -29,7 +29,9 @@ def make(run: LanguageRun, reward: Reward | None = None, judge: Judge | None = N
     """
     source = run.reward
     if reward is not None and source.source != 'none':
-        raise UserError(f'reward.source: {source.source}, and a reward from Python; leave reward.source out')
+        raise UserError(
+            f'reward.source: {source.source}, and a reward from Python; leave reward.source out'
+        )
     limits = {'batch_size': source.batch_size, 'timeout_s': source.timeout_s}
     match source.source:
         case 'positivity':
