@@ -66,6 +66,11 @@ def open_manager(
     return _Manager(directory.absolute(), options=options)
 
 
+def has_begun(directory: Path) -> bool:
+    """Whether a run has saved anything there; the first thing is its start policy."""
+    return (directory / 'start').exists() or bool(_steps(directory))
+
+
 def scores(manager: ocp.CheckpointManager) -> dict[int, float]:
     """Of the checkpoints that were evaluated, by step."""
     found = {step: manager.metrics(step) for step in manager.all_steps()}
@@ -147,7 +152,7 @@ def restore(manager: ocp.CheckpointManager, abstract: State) -> tuple[State, dic
         return restored, reference
 
     step, (restored, reference) = _first_readable(manager, _newest_first(manager), read)
-    damaged = [later for later in manager.all_steps() if later > step]
+    damaged = [later for later in _newest_first(manager) if later > step]
     if hosts.is_main():
         _set_aside(directory, damaged, int(np.max(restored['training']['reference_step'])))
     if hosts.any_process(bool(damaged)):
@@ -240,7 +245,8 @@ def _set_aside(directory: Path, damaged: Sequence[int], reference: int) -> None:
 
 
 def _newest_first(manager: ocp.CheckpointManager) -> list[int]:
-    return sorted(manager.all_steps(), reverse=True)
+    """Also those that have lost their metadata, which Orbax passes over."""
+    return sorted({*manager.all_steps(), *_steps(Path(manager.directory))}, reverse=True)
 
 
 def _read(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> Any:

@@ -39,7 +39,10 @@ class Writer(Protocol):
 
 
 class JsonLines:
-    """`metrics.jsonl`: one object a line, every update once, flushed as written."""
+    """`metrics.jsonl`: one object a line, every update once, flushed as written.
+
+    Rows that a full disk does not take are kept, and written once there is room.
+    """
 
     def __init__(self, path: Path, resume_step: int | None):
         """Opens the file; lines after `resume_step`, and half lines, are dropped."""
@@ -52,15 +55,28 @@ class JsonLines:
             part = path.with_suffix('.part')
             part.write_text(''.join(json.dumps(row) + '\n' for row in kept))
             os.replace(part, path)
-        self._file = path.open('a')
+        self._file = path.open('ab', buffering=0)
+        self._unwritten, self._failed = b'', False
 
     def write(self, row: Row) -> None:
         # JSON has no NaN.
         clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        self._file.write(json.dumps(clean) + '\n')
-        self._file.flush()
+        self._unwritten += json.dumps(clean).encode() + b'\n'
+        try:
+            while self._unwritten:
+                # A disk that is all but full takes a part.
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            if not self._failed:
+                console.print(
+                    f'{self._file.name}: {error.strerror}; its rows are kept until there is room'
+                )
+            self._failed = True
 
     def close(self) -> None:
+        if self._unwritten:
+            lost = self._unwritten.count(b'\n')
+            console.print(f'{self._file.name}: {lost} rows could not be written')
         self._file.close()
 
 

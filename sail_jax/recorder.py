@@ -162,7 +162,7 @@ class Recorder:
         self.saves_failed += 1
         reason = one_line(error)
         metrics.console.print(
-            f'a checkpoint could not be written by update {step} ({reason}); the run goes on, '
+            f'the checkpoint of update {step} could not be written ({reason}); the run goes on, '
             f'{self.saves_failed} failed so far',
             highlight=False,
         )

@@ -20,6 +20,7 @@ from sail_jax import checkpoint, config, configfile, devices, hosts, metrics, si
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.metrics import Row
 from sail_jax.recorder import Recorder, directories
+from sail_jax.saver import Saver
 from sail_jax.update import Hyper, Metrics, Policy, State, Workload
 
 # What `--resume` may change: a run can be prolonged, and logged or kept elsewhere.
@@ -65,6 +66,8 @@ class Task(NamedTuple):
     """What the best checkpoint is chosen by, as `checkpoints.metric`: the first that there is."""
     batch_bytes: Callable[[], int] = int
     """What an update or an evaluation holds at the least, over all devices."""
+    smaller: str = 'lower the size of a batch'
+    """What to do where the devices' memory is not enough."""
     frozen: Callable[[], Any] = tuple
     """Makes or loads `Policy.frozen`, which no checkpoint holds."""
     dispatch: Callable[[State], tuple[State, Metrics]] | None = None
@@ -99,7 +102,7 @@ def default_run_dir(name: str) -> Path:
 
 
 def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
-    """Makes an empty directory for a new run, or checks that a run can go on.
+    """Makes a directory with the configuration of a new run, or checks that a run can go on.
 
     Raises:
       UserError: the directory exists (without resume), is missing or not writable, or belongs to
@@ -124,6 +127,7 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
         _require_writable(run_dir)
     except OSError as error:
         raise UserError(f'{run_dir}: {error.strerror}') from None
+    configfile.write(run, run_dir / 'config.yaml')
 
 
 def _require_writable(run_dir: Path) -> None:
@@ -223,7 +227,7 @@ def train(
     Raises:
       UserError: a run directory or a reference that cannot be used; nothing was overwritten.
       TrainingFailed: too many gradient steps in a row were not finite; a reward that does not
-        answer; no checkpoint could be written.
+        answer; a device's memory was not enough; no checkpoint could be written.
       Interrupted: SIGINT or SIGTERM; the state was saved.
     """
     began = time.perf_counter()
@@ -232,14 +236,22 @@ def train(
     layout = Layout.of(run, task)
     devices.require_memory(devices.size(layout.state), 'the training state of this configuration')
     hosts.on_main(lambda: claim_run_dir(run, run_dir, resume))
-    start = None if resume else start_policy(run, task)
-    frozen = task.frozen() if start is None else start.frozen
     directory = run_dir / 'checkpoints'
+    try:
+        # Killed before anything was saved, a run begins again.
+        start = None if resume and checkpoint.has_begun(directory) else start_policy(run, task)
+    except UserError:
+        if not resume and hosts.is_main():  # The directory is free for the corrected run.
+            (run_dir / 'config.yaml').unlink()
+        raise
+    frozen = task.frozen() if start is None else start.frozen
     found, (seed, hyper) = config.members(run), _identity(run, task)
     judge = task.evaluate
     if found:
         judge = jax.jit(jax.vmap(judge, spmd_axis_name='seed'))
+    saved = f'checkpoints so far are in {directory}'
     with contextlib.ExitStack() as exits:
+        exits.enter_context(devices.memory_named(f'{task.smaller}; {saved}'))
         manager = exits.enter_context(checkpoint.open_manager(directory, run.checkpoints))
         caught = exits.enter_context(signals.collected())
         if start is None:
@@ -254,7 +266,7 @@ def train(
         else:
             state = initial_state(run, task, start._replace(frozen=frozen))
             before, held = [], []
-        if hosts.is_main():
+        if resume and hosts.is_main():
             configfile.write(run, run_dir / 'config.yaml')
         step, size = int(np.max(state.step)), task.updates_per_dispatch
         recorder = exits.enter_context(
@@ -266,23 +278,11 @@ def train(
             rows = split(numbers, len(found))
             return [{f'eval/{key}': float(value) for key, value in row.items()} for row in rows]
 
-        scores = checkpoint.scores(manager)
+        saver = Saver(manager, recorder)
 
         def save(score: float, wait: bool = False) -> bool:
-            scores[step] = score
             meta = {'before': before, 'held': held, 'wall_s': recorder.wall_s()}
-            meta['versions'] = versions()
-            try:
-                checkpoint.save(manager, step, state, meta, score)
-                if wait:
-                    manager.wait_until_finished()
-            except Exception as error:
-                if jax.process_count() > 1:  # The others are in the middle of theirs.
-                    raise
-                # A full disk, say; Orbax raises what it hits, for an earlier save also here.
-                recorder.note_failed_save(step, error)
-                return False
-            return True
+            return saver.save(step, state, meta | _origin(run), score, wait)
 
         def stop(score: float = -math.inf) -> NoReturn:
             if save(score, wait=True):
@@ -292,6 +292,15 @@ def train(
                 f'stopped at {recorder.at(step)} by a signal, and this checkpoint could not be '
                 f'written; --resume goes on from the newest in {directory}'
             )
+
+        def give_up(error: UserError | TrainingFailed) -> NoReturn:
+            # The host's part failed, a reward function for example; nothing learnt is lost unless
+            # the device's part has taken the state's memory.
+            taken = any(x.is_deleted() for x in jax.tree.leaves(state))
+            where = saved
+            if not taken and save(-math.inf, wait=True):
+                where = f'saved at {recorder.at(step)}'
+            raise type(error)(f'{error}; {where}') from error
 
         if not before:
             before = evaluate()
@@ -313,12 +322,10 @@ def train(
             )
         while not last:
             try:
-                state, numbers = dispatch(state)
+                with devices.memory_named(task.smaller):
+                    state, numbers = dispatch(state)
             except (UserError, TrainingFailed) as error:
-                # The host's part failed, a reward function for example; nothing learnt is lost.
-                written = save(-math.inf, wait=True)
-                saved = f'; saved at {recorder.at(step)}' if written else ''
-                raise type(error)(f'{error}{saved}') from error
+                give_up(error)
             step += size
             if pending is not None:  # Read while the device works on the next.
                 recorder.write(recorder.rows(pending))
@@ -336,13 +343,18 @@ def train(
                     recorder.write(rows)
                     stop()
                 if evaluating:
-                    after = evaluate()
+                    try:
+                        with devices.memory_named(task.smaller):
+                            after = evaluate()
+                    except (UserError, TrainingFailed) as error:
+                        held = [member.pop() for member in rows]
+                        recorder.write(rows)
+                        give_up(error)
                     score = _score(run, task, after)
                     for member, row in zip(rows, after, strict=True):
                         member[-1] |= row
                 recorder.write(rows)
-                better = sum(other >= score for other in scores.values())
-                if saving or (better < run.checkpoints.keep_best and score > -math.inf):
+                if saving or saver.is_among_best(score, run.checkpoints.keep_best):
                     save(score, wait=last)
                 recorder.restart_clock()
         if recorder.saves_failed and not manager.all_steps():
@@ -422,8 +434,13 @@ def _make_a_run_of(
     shutil.rmtree(directory, ignore_errors=True)
     checkpoint.save_start(directory, start)
     with checkpoint.open_manager(directory, member.run.checkpoints) as manager:
-        meta = {'before': [before], 'held': [], 'wall_s': wall_s, 'versions': versions()}
+        meta = {'before': [before], 'held': [], 'wall_s': wall_s} | _origin(member.run)
         checkpoint.save(manager, int(state.step), state, meta)
+
+
+def _origin(run: config.Trained) -> dict[str, Any]:
+    """What every checkpoint says of where it is from."""
+    return {'config': run.model_dump(mode='json'), 'versions': versions()}
 
 
 def versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import jax
 import pytest
 
 import sail_jax
@@ -50,6 +51,14 @@ def test_the_best_is_kept_besides_the_newest(falling):
     same(runs.open_run(path, best=True, env=Point())[1], result.start)
     _, best = runs.evaluate(path, best=True, env=Point())
     assert best['kl_policy_to_ref'] == 0
+
+
+def test_a_checkpoint_says_where_it_is_from(falling):
+    path = falling[1] / 'checkpoints' / '4' / 'meta' / 'metadata'
+    meta = json.loads(path.read_text())
+    assert meta['config'] == runs.load(falling[1] / 'config.yaml').model_dump(mode='json')
+    assert meta['versions']['jax'] == jax.__version__
+    assert meta['schema'] == checkpoint.SCHEMA
 
 
 def test_resume_goes_on_from_the_newest(falling, tmp_path):
@@ -288,6 +297,27 @@ def test_a_directory_that_takes_no_more_costs_checkpoints_not_the_run(
     # What was there still is, its reference too, and is enough to go on.
     assert set(before) <= set(directory.rglob('*'))
     same(train(path, run, resume=True).policy, refreshed[0].policy)
+
+
+def test_a_save_that_fails_costs_only_its_own_checkpoint(tmp_path, monkeypatch):
+    directory, save = tmp_path / 'run' / 'checkpoints', checkpoint.save
+    undo, saved = [], []
+
+    def close_for_the_second(manager, step, *args):
+        saved.append(step)
+        if undo:
+            undo.pop()()
+        if len(saved) == 2:
+            undo.append(gone(directory))
+        save(manager, step, *args)
+
+    monkeypatch.setattr(checkpoint, 'save', close_for_the_second)
+    kept = {'every_updates': 1, 'keep': 9, 'keep_best': 0}
+    train(tmp_path / 'run', make_run(kept, updates_per_dispatch=1))
+    assert saved == [0, 1, 2, 3, 4]
+    assert steps(tmp_path / 'run') == [0, 2, 3, 4]
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+    assert rows[-1]['time/saves_failed'] == 1
 
 
 @pytest.mark.parametrize('close', [immutable, gone])

@@ -1,6 +1,7 @@
 """Writers of metrics."""
 
 import math
+import resource
 
 import pytest
 
@@ -15,6 +16,27 @@ def test_numbers_that_json_has_not_become_null(tmp_path):
     assert metrics.read_rows(tmp_path / 'metrics.jsonl') == [
         {'step': 1, 'a': None, 'b': None, 'c': 0.5}
     ]
+
+
+def test_a_full_disk_delays_rows_and_loses_none(tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    writer = metrics.JsonLines(path, None)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    rows = [{'step': step, 'a': 0.5} for step in range(5)]
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+        with metrics.console.capture() as said:
+            for row in rows[:4]:
+                writer.write(row)
+        assert said.get().count('until there is room') == 1
+        # What fits, and a part of the next, which nobody reads.
+        assert path.stat().st_size == 50
+        assert metrics.read_rows(path) == rows[:2]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    writer.write(rows[4])
+    writer.close()
+    assert metrics.read_rows(path) == rows
 
 
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
