@@ -17,7 +17,6 @@ from sail_jax.language.config import LanguageRun
 from sail_jax.language.quickstart import study as quickstart
 from sail_jax.language.quickstart.study import Outcome
 from sail_jax.language.sft.config import SftRun
-from sail_jax.language.sft.task import MODEL
 from sail_jax.trainer import Result, default_run_dir
 
 DESCRIPTION = """\
@@ -36,6 +35,7 @@ SAIL-RevKL: online alignment of policies from preferences.
   sail-jax doctor
 """
 
+PROG = 'sail-jax train CONFIG.yaml'
 TRAIN = """\
 sail-jax train CONFIG.yaml [--section.key VALUE ...] [--run-dir DIR] [--resume] [--quiet]
 
@@ -83,17 +83,19 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return _main(arguments)
+        with devices.memory_named('use devices with more'):
+            return _main(arguments)
     except (UserError, TrainingFailed, Interrupted) as error:
         print(f'sail-jax: {" ".join(str(error).split())}', file=sys.stderr)
         return error.status
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        reason = one_line(error)
+        full = devices.out_of_memory(error)
+        what = 'out of device memory' if full else 'another process of the run is gone'
         print(
-            f'sail-jax: process {jax.process_index()}: another process of the run is gone '
-            f'({reason}); start all of them again with --resume',
+            f'sail-jax: process {jax.process_index()}: {what} ({one_line(error)}); '
+            'start all of them again with --resume',
             file=sys.stderr,
             flush=True,
         )
@@ -125,7 +127,7 @@ def _main(arguments: list[str]) -> int:
     _add_best(command)
     command.set_defaults(do=_evaluate)
 
-    command = commands.add_parser('plot', help='return and KL of one or several runs')
+    command = commands.add_parser('plot', help='return or loss, and KL, of one or several runs')
     command.add_argument('run', type=Path, nargs='+', help='run directories; seeds become a band')
     command.add_argument('--out', type=Path, default=Path('plot.png'), help='PNG, PDF or SVG')
     command.set_defaults(do=_plot)
@@ -207,8 +209,13 @@ def _train(arguments: list[str]) -> int:
     options, overrides = parser.parse_known_args(arguments)
     if path is None and any(Path(value).suffix in ('.yaml', '.yml') for value in overrides):
         raise UserError('train: CONFIG.yaml comes first, the settings after it')
-    run = ControlRun() if path is None else runs.load(path)
-    run = configfile.override(run, overrides, 'sail-jax train CONFIG.yaml', TRAIN)
+    try:
+        run = ControlRun() if path is None else runs.load(path)
+    except UserError:
+        if not configfile.wants_help(overrides):
+            raise
+        configfile.print_help(_kind(path), PROG, TRAIN)
+    run = configfile.override(run, overrides, PROG, TRAIN)
     if path is None:
         raise UserError('train: which configuration? e.g. sail-jax train configs/quickstart.yaml')
     if options.resume and options.run_dir is None:
@@ -232,6 +239,15 @@ def _train(arguments: list[str]) -> int:
         study.print_table(result)
     print(f'run directory: {run_dir}')
     return 0
+
+
+def _kind(path: str) -> type[config.Settings]:
+    """What a file configures; what it would without a workload, where it cannot be read."""
+    try:
+        return runs.kind(path)
+    except UserError as error:
+        print(f'sail-jax: {error}; these are the settings of control runs', file=sys.stderr)
+        return ControlRun
 
 
 def _print_result(result: Result) -> None:
@@ -278,17 +294,30 @@ def _cell(numbers: metrics.Row, key: str, error: str | None) -> str:
 def _evaluate(options: argparse.Namespace) -> None:
     if options.episodes is not None and options.episodes < 2:
         raise UserError(f'--episodes: at least 2, got {options.episodes}')
-    _use_cores(runs.load(options.run / 'config.yaml'))
+    run = runs.load(options.run / 'config.yaml')
+    _use_cores(run)
     before, after = runs.evaluate(options.run, options.episodes, options.best)
     which = ', best checkpoint' if options.best else ''
     print_comparison(f'{options.run}{which}', before, after)
+    if isinstance(run, LanguageRun) and run.needs_function:
+        print(
+            f'sail-jax: {options.run}: labelled by a function from Python; evaluate it from Python '
+            f"for the rows of its reward: sail_jax.evaluate('{options.run}', reward=f)",
+            file=sys.stderr,
+        )
 
 
-def _plot(options: argparse.Namespace) -> None:
+def _plot(options: argparse.Namespace) -> int:
     from sail_jax import plots
 
-    plots.plot(options.run, options.out)
+    curves, refused = plots.load_all(options.run)
+    if not curves:
+        raise UserError('; '.join(map(str, refused)))
+    plots.plot(curves, options.out)
     print(options.out)
+    for error in refused:
+        print(f'sail-jax: not drawn: {error}', file=sys.stderr)
+    return UserError.status if refused else 0
 
 
 def _render(options: argparse.Namespace) -> None:
@@ -307,12 +336,10 @@ def _export(options: argparse.Namespace) -> None:
     from sail_jax.language import export
 
     run = runs.load(options.run / 'config.yaml')
-    if isinstance(run, LanguageRun):
+    if isinstance(run, LanguageRun | SftRun):
         opened = export.open_run(options.run, run, options.best)
         print(export.export(opened, options.out, options.adapter, options.dtype))
         return
-    if isinstance(run, SftRun):
-        raise UserError(f'{options.run}: {options.run}/{MODEL} is a Hugging Face directory already')
     if options.adapter or options.dtype:
         raise UserError('--adapter, --dtype: for language runs')
     run, policy, _ = runs.open_run(options.run, options.best)
@@ -329,15 +356,16 @@ def _generate(options: argparse.Namespace) -> None:
     given = {'max_tokens': options.max_tokens, 'temperature': options.temperature}
     given = {key: value for key, value in given.items() if value is not None}
     sampling = configfile.validate(Sampling, sampling.model_dump() | given, Path('generate'), None)
-    responses = export.generate(
-        decoder,
-        tokenizer,
-        options.prompt,
-        sampling,
-        seed=options.seed,
-        samples=options.samples,
-        chat=options.chat,
-    )
+    with devices.memory_named('lower --samples or --max-tokens, or give fewer prompts'):
+        responses = export.generate(
+            decoder,
+            tokenizer,
+            options.prompt,
+            sampling,
+            seed=options.seed,
+            samples=options.samples,
+            chat=options.chat,
+        )
     shown = [
         response if options.chat else prompt + response
         for prompt, group in zip(options.prompt, responses, strict=True)

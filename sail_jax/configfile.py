@@ -5,7 +5,7 @@ import difflib
 import io
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pydantic
 import tyro
@@ -14,6 +14,9 @@ from pydantic import BaseModel
 
 from sail_jax.config import RunT, Settings, optional
 from sail_jax.errors import UserError
+
+# A section that may be missing is set by its keys like any other.
+TYRO = (tyro.conf.AvoidSubcommands,)
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
@@ -61,15 +64,28 @@ def validate(model: type[RunT], data: dict[str, Any], path: Path, node: yaml.Nod
     """The typed configuration of a file's mapping.
 
     Raises:
-      UserError: the first problem, with file, line and key.
+      UserError: the first problem, with file, line and key; of missing keys, all.
     """
     try:
         return model.model_validate(data)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
+        first, *_ = problems = error.errors()
         line = _line(node, first['loc'])
         where = f'{path}:{line}' if line else str(path)
+        missing = [_key(problem) for problem in problems if problem['type'] == 'missing']
+        if first['type'] == 'missing':
+            raise UserError(f'{where}: missing: {", ".join(missing)}') from None
         raise UserError(f'{where}: {_explain(model, first)}') from None
+
+
+def wants_help(arguments: list[str]) -> bool:
+    """Whether they ask for the fields instead of setting them."""
+    return any(argument in ('-h', '--help') for argument in arguments)
+
+
+def print_help(model: type[Settings], prog: str, description: str) -> NoReturn:
+    """Prints every field of a configuration that there is none of, and exits."""
+    tyro.cli(model, args=['--help'], prog=prog, description=description, config=TYRO)
 
 
 def override(run: RunT, arguments: list[str], prog: str, description: str) -> RunT:
@@ -79,8 +95,7 @@ def override(run: RunT, arguments: list[str], prog: str, description: str) -> Ru
       UserError: an unknown key, a value of the wrong type or out of bounds.
     """
     printed = io.StringIO()
-    wants_help = any(argument in ('-h', '--help') for argument in arguments)
-    with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(printed):
+    with contextlib.nullcontext() if wants_help(arguments) else contextlib.redirect_stderr(printed):
         try:
             return tyro.cli(
                 type(run),
@@ -88,8 +103,7 @@ def override(run: RunT, arguments: list[str], prog: str, description: str) -> Ru
                 args=_spell_none(type(run), arguments),
                 prog=prog,
                 description=description,
-                # A section that may be missing is set by its keys like any other.
-                config=(tyro.conf.AvoidSubcommands,),
+                config=TYRO,
             )
         except SystemExit as stop:
             if not stop.code:
@@ -173,8 +187,12 @@ def _nearest(model: type[BaseModel], key: str) -> str:
     return f'; did you mean {close[0]}?' if close else '; see sail-jax train --help'
 
 
+def _key(problem: Any) -> str:
+    return '.'.join(str(part) for part in problem['loc'])
+
+
 def _explain(model: type[BaseModel], problem: Any) -> str:
-    key = '.'.join(str(part) for part in problem['loc'])
+    key = _key(problem)
     if problem['type'] == 'extra_forbidden':
         return f'unknown key {key}{_nearest(model, key)}'
     text = problem['msg'].removeprefix('Input ').removeprefix('Value error, ')

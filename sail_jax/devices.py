@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from pydantic import Field
 
 from sail_jax.config import Section
-from sail_jax.errors import UserError
+from sail_jax.errors import TrainingFailed, UserError, one_line
 
 AXES = ('data', 'fsdp', 'tensor')
 ROWS = ('data', 'fsdp')
@@ -134,6 +134,30 @@ def require_memory(needed: int, what: str) -> None:
             f'{what} would take at least {needed / 2**30:,.0f} GiB; '
             f'the devices have {have / 2**30:,.0f} GiB'
         )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed on a device."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in str(error)
+
+
+@contextlib.contextmanager
+def memory_named(advice: str) -> Iterator[None]:
+    """Says in one line that a device's memory was not enough.
+
+    Args:
+      advice: what would need less.
+
+    Raises:
+      TrainingFailed: an allocation failed. Of several processes the others do not know of it, so
+        there the error passes.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not out_of_memory(error) or jax.process_count() > 1:
+            raise
+        raise TrainingFailed(f'out of device memory ({one_line(error)}); {advice}') from error
 
 
 def size(tree: Any) -> int:

@@ -1,6 +1,6 @@
 """Convergence plots from the `metrics.jsonl` of runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +12,16 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 from sail_jax import config, configfile, metrics, runs
+from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun
+from sail_jax.language.sft.config import MODEL, SftRun
 from sail_jax.recorder import directories
+
+
+def _model_name(path: Path) -> str:
+    """Of a supervised run's model, with the run's directory."""
+    return f'{path.parent.name}/{MODEL}' if path.name == MODEL else path.name
 
 
 class Figure(NamedTuple):
@@ -43,52 +50,78 @@ LANGUAGE = Figure(
         'eval/pair_accuracy': 'accuracy on held-out pairs',
         'eval/response_kl_policy_to_ref': 'KL(policy || start), nats per response',
     },
-    lambda run: run.model.path.name,
+    lambda run: _model_name(run.model.path),
 )
-
-
-def figure_of(run: config.Run) -> Figure:
-    """What is drawn of a run."""
-    return LANGUAGE if isinstance(run, LanguageRun) else CONTROL
+SFT = Figure(
+    {'prompts': 'prompts', 'wall_s': 'wall time (s)'},
+    {'eval/loss': 'loss on held-out responses, nats per token'},
+    lambda run: Path(run.data.path).name,
+)
+FIGURES: dict[type[config.Settings], Figure] = {
+    ControlRun: CONTROL,
+    LanguageRun: LANGUAGE,
+    SftRun: SFT,
+}
 
 
 class Curve(NamedTuple):
     """One run's evaluations."""
 
     name: str
-    run: config.Run
+    """Of its directory; of a member of a sweep, the sweep's."""
+    run: config.Trained
     rows: list[metrics.Row]
 
-
-def expand(run_dir: Path) -> list[Path]:
-    """A run's directory; of a sweep, those of its runs.
-
-    Raises:
-      UserError: no run there.
-    """
-    run = runs.load(run_dir / 'config.yaml')
-    return directories(run, run_dir) if isinstance(run, config.Run) else [run_dir]
+    @property
+    def figure(self) -> Figure:
+        """What is drawn of it."""
+        return FIGURES[type(self.run)]
 
 
-def load(run_dir: Path) -> Curve:
-    """Reads a run's evaluations.
+def load(run_dir: Path) -> list[Curve]:
+    """Reads the evaluations of a run; of a sweep, of its members.
 
     Raises:
-      UserError: no run there, or nothing evaluated yet.
+      UserError: no run there, one that leaves no curve, or nothing evaluated yet.
     """
-    run = runs.load(run_dir / 'config.yaml')
-    rows = metrics.read_rows(run_dir / 'metrics.jsonl')
-    rows = [row for row in rows if any(key in row for key in figure_of(run).y)]
-    if not rows:
-        raise UserError(f'{run_dir}/metrics.jsonl: no evaluation in it yet')
-    return Curve(run_dir.name, run, rows)
+    whole = runs.load(run_dir / 'config.yaml')
+    if type(whole) not in FIGURES:
+        raise UserError(f'{run_dir}: a {whole.workload} run leaves figures of its own')
+    curves = []
+    for path in directories(whole, run_dir):
+        rows = metrics.read_rows(path / 'metrics.jsonl')
+        curve = Curve(run_dir.resolve().name, runs.load(path / 'config.yaml'), rows)
+        rows = [row for row in rows if any(key in row for key in curve.figure.y)]
+        if not rows:
+            raise UserError(f'{path}/metrics.jsonl: no evaluation in it yet')
+        curves.append(curve._replace(rows=rows))
+    return curves
+
+
+def load_all(run_dirs: Sequence[Path]) -> tuple[list[Curve], list[UserError]]:
+    """The curves that go into one figure, those of the first run's workload, and what is wrong with
+    the other runs."""
+    curves: list[Curve] = []
+    refused = []
+    for run_dir in run_dirs:
+        try:
+            found = load(run_dir)
+        except UserError as error:
+            refused.append(error)
+            continue
+        ours, theirs = (curves or found)[0].run.workload, found[0].run.workload
+        if theirs == ours:
+            curves += found
+        else:
+            refused.append(UserError(f'{run_dir}: {theirs} beside {ours}; plot them apart'))
+    return curves, refused
 
 
 def group_by_settings(curves: list[Curve]) -> list[tuple[str, list[Curve]]]:
     """Runs that differ in nothing but the seed, under a name that says what sets them apart.
 
-    A group goes by its first run's directory (by its subject, where it is the only one), and
-    the first two settings that differ from the first group's.
+    A group goes by its first run's directory and the first two settings that differ from the first
+    group's.
     """
     groups: list[list[Curve]] = []
     for curve in curves:
@@ -108,31 +141,26 @@ def group_by_settings(curves: list[Curve]) -> list[tuple[str, list[Curve]]]:
             if key != 'seed' and value != first.get(key)
         ]
         seeds = f' ({len(group)} seeds)' if len(group) > 1 else ''
-        run = group[0].run
-        name = figure_of(run).subject(run) if len(groups) == 1 else group[0].name
+        name = group[0].name
         if apart:
             name += ': ' + ', '.join(apart[:2])
         named.append((name + seeds, group))
     return named
 
 
-def plot(run_dirs: list[Path], out: Path) -> None:
-    """Return or reward, and KL, against the run's length, labels and wall time; seeds become a
-    band. Of language runs, what none of them has is left out.
+def plot(curves: list[Curve], out: Path) -> None:
+    """The curves of `load_all` against the run's length, labels and wall time; seeds become a band.
+    What none of them has is left out.
 
     The line is the mean over seeds, the band from the lowest to the highest, as far as all of them
     have come.
 
     Raises:
-      UserError: a run that cannot be read, runs that do not compare, or a file that cannot be
-        written.
+      UserError: a file that cannot be written.
     """
-    groups = group_by_settings([load(path) for run_dir in run_dirs for path in expand(run_dir)])
-    every = [curve.run for _, curves in groups for curve in curves]
-    if any(figure_of(run) is not figure_of(every[0]) for run in every):
-        raise UserError('plot: control and language runs do not compare; plot them apart')
-    what = figure_of(every[0])
-    known = {key for _, curves in groups for c in curves for row in c.rows for key in row}
+    groups = group_by_settings(curves)
+    what = curves[0].figure
+    known = {key for curve in curves for row in curve.rows for key in row}
     ys = {key: title for key, title in what.y.items() if key in known}
     figure, axes = plt.subplots(
         len(ys),
@@ -142,11 +170,11 @@ def plot(run_dirs: list[Path], out: Path) -> None:
         squeeze=False,
         layout='constrained',
     )
-    for index, (name, curves) in enumerate(groups):
+    for index, (name, group) in enumerate(groups):
         color = f'C{index % 10}'
         for row, y in enumerate(ys):
             for column, x in enumerate(what.x):
-                draw(axes[row, column], curves, x, y, color, name)
+                draw(axes[row, column], group, x, y, color, name)
     for row, title in enumerate(ys.values()):
         axes[row, 0].set_ylabel(title, fontsize=8)
     for column, title in enumerate(what.x.values()):
@@ -155,8 +183,10 @@ def plot(run_dirs: list[Path], out: Path) -> None:
         axis.grid(alpha=0.3)
         axis.margins(x=0.02)
         axis.xaxis.set_major_formatter(EngFormatter(sep=''))
-    axes[0, 0].legend(fontsize=7)
-    figure.suptitle(', '.join(sorted({what.subject(run) for run in every})))
+    # Not every run has what the first axes show.
+    lines = {line.get_label(): line for axis in axes.flat for line in axis.lines}
+    axes[0, 0].legend(handles=list(lines.values()), fontsize=7)
+    figure.suptitle(', '.join(sorted({what.subject(curve.run) for curve in curves})))
     try:
         figure.savefig(out, dpi=150)
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from brax.envs.base import Env
 
-from sail_jax import checkpoint, config, configfile, trainer
+from sail_jax import checkpoint, config, configfile, devices, trainer
 from sail_jax.bandit import config as bandit
 from sail_jax.bandit import study as bandit_study
 from sail_jax.control import task as control_task
@@ -61,10 +61,24 @@ def load(path: str | Path) -> config.Settings:
     """
     path = Path(path)
     data, node = configfile.read_yaml(path)
+    return configfile.validate(_kind(data, path), data, path, node)
+
+
+def kind(path: str | Path) -> type[config.Settings]:
+    """What a configuration file configures; the rest of it may be wrong.
+
+    Raises:
+      UserError: not readable, or no workload that there is.
+    """
+    data, _ = configfile.read_yaml(Path(path))
+    return _kind(data, Path(path))
+
+
+def _kind(data: dict[str, Any], path: Path) -> type[config.Settings]:
     name = data.get('workload', 'control')
     if not isinstance(name, str) or name not in CONFIGS:
         raise UserError(f'{path}: workload: {name!r:.80}; known: {", ".join(CONFIGS)}')
-    return configfile.validate(CONFIGS[name](data, path), data, path, node)
+    return CONFIGS[name](data, path)
 
 
 def train(
@@ -116,6 +130,12 @@ def train(
     given = {'env': env, 'segment_reward': segment_reward, 'reward': reward, 'judge': judge}
     if isinstance(run, LanguageRun):
         given['run_dir'] = run_dir
+        if resume and run.needs_function and reward is None and judge is None:
+            raise UserError(
+                f'{run_dir}: labelled by a function from Python; resume it from Python, with the '
+                f"reward: sail_jax.train('{run_dir}/config.yaml', '{run_dir}', reward=f, "
+                'resume=True)'
+            )
     task = make_task(run, **given)
     return trainer.train(run, task, run_dir, resume, quiet)
 
@@ -130,8 +150,14 @@ def open_run(run_dir: str | Path, best: bool = False, **given: Any) -> tuple[Any
     Raises:
       UserError: no run there, or no readable checkpoint.
     """
-    run_dir = Path(run_dir)
-    run = load(run_dir / 'config.yaml')
+    run, _, policy, start = _open(load(Path(run_dir) / 'config.yaml'), Path(run_dir), best, given)
+    return run, policy, start
+
+
+def _open(
+    run: config.Settings, run_dir: Path, best: bool, given: dict[str, Any]
+) -> tuple[config.Trained, Task, Policy, Policy]:
+    """A run with its task, and as `open_run` its policies."""
     if type(run) not in TASKS:
         raise UserError(f'{run_dir}: a {run.workload} study; it leaves figures, and no policy')
     if found := config.members(run):
@@ -141,7 +167,7 @@ def open_run(run_dir: str | Path, best: bool = False, **given: Any) -> tuple[Any
     directory, frozen = run_dir / 'checkpoints', task.frozen()
     policy = checkpoint.restore_policy(directory, abstract, best)
     start = checkpoint.restore_start(directory, abstract)
-    return run, policy._replace(frozen=frozen), start._replace(frozen=frozen)
+    return run, task, policy._replace(frozen=frozen), start._replace(frozen=frozen)
 
 
 def evaluate(
@@ -156,15 +182,20 @@ def evaluate(
 
     Returns:
       Numbers of the start policy, and of the trained one.
+
+    Raises:
+      UserError: as of `open_run`.
+      TrainingFailed: a device's memory was not enough.
     """
-    if episodes is not None and not isinstance(load(Path(run_dir) / 'config.yaml'), ControlRun):
-        raise UserError(f'{run_dir}: --episodes is for control runs')
-    run, policy, start = open_run(run_dir, best, **given)
+    run = load(Path(run_dir) / 'config.yaml')
     if episodes is not None:
+        if not isinstance(run, ControlRun):
+            raise UserError(f'{run_dir}: --episodes is for control runs')
         evaluation = run.evaluation.model_copy(update={'episodes': episodes})
         run = run.model_copy(update={'evaluation': evaluation})
-    task = make_task(run, **given)
+    run, task, policy, start = _open(run, Path(run_dir), best, given)
     identity = np.uint32(run.seed), task.hyper(run)
-    numbers = jax.device_get([task.evaluate(p, start, *identity) for p in (start, policy)])
+    with devices.memory_named(task.smaller):
+        numbers = jax.device_get([task.evaluate(p, start, *identity) for p in (start, policy)])
     before, after = ({key: float(x) for key, x in row.items()} for row in numbers)
     return before, after

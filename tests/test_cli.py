@@ -75,12 +75,12 @@ def test_plot_draws_seeds_as_a_band(runs, tmp_path, capsys):
 
 
 def test_plot_names_what_sets_runs_apart(runs):
-    curve = plots.load(runs[0])
+    (curve,), (same,) = map(plots.load, runs)
     others = [
         curve._replace(run=curve.run.model_copy(update={'objective': Objective(beta=beta)}))
         for beta in (0.2, 0.5)
     ]
-    groups = plots.group_by_settings([curve, *others, plots.load(runs[1])])
+    groups = plots.group_by_settings([curve, *others, same])
     assert [name for name, _ in groups] == [
         'seed0 (2 seeds)',
         'seed0: objective.beta 0.2',
@@ -197,6 +197,29 @@ def test_help_names_every_setting(capsys):
     printed = capsys.readouterr().out
     for setting in ('--objective.beta', '--rollout.group-size', '--value.terminal', '--resume'):
         assert setting in printed
+
+
+@pytest.mark.parametrize(
+    ('text', 'setting', 'said'),
+    [
+        ('workload: language\nmodel: {path: m}\n', '--sampling.max-tokens', ''),
+        ('workload: sft\nseed: x\n', '--loss-on', ''),
+        ('workload: bandit\n', '--rollout.group-size', 'known: landscape'),
+        ('a: [', '--rollout.group-size', 'not valid YAML'),
+        (None, '--rollout.group-size', 'No such file'),
+    ],
+)
+def test_help_does_not_need_a_file_that_is_right(tmp_path, capsys, text, setting, said):
+    path = tmp_path / 'unfinished.yaml'
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(['train', str(path), '--help'])
+    assert stop.value.code == 0
+    printed = capsys.readouterr()
+    assert setting in printed.out
+    assert said in printed.err
+    assert printed.err.count('\n') == bool(said)
 
 
 def test_the_resolved_configuration_runs_again(runs, capsys):

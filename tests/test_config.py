@@ -77,6 +77,22 @@ def test_bad_files_are_named_by_line_and_key(tmp_path, text, line, parts):
 
 
 @pytest.mark.parametrize(
+    ('text', 'missing'),
+    [
+        ('workload: language\n', ': missing: model, data'),
+        (
+            'workload: sft\ndata: {path: x}\nmodel:\n  architecture: {family: llama, layers: 2, '
+            'heads: 2, kv_heads: 1, head_dim: 8}\n',
+            ':4: missing: model.architecture.vocab_size, model.architecture.hidden_size, '
+            'model.architecture.intermediate_size',
+        ),
+    ],
+)
+def test_all_missing_keys_are_named_in_one_line(tmp_path, text, missing):
+    assert message(load, tmp_path, text) == f'{tmp_path}/run.yaml{missing}'
+
+
+@pytest.mark.parametrize(
     ('text', 'part'),
     [
         ('a: [1\n', 'not valid YAML'),

@@ -23,6 +23,17 @@ from sail_jax.errors import UserError, one_line
 from sail_jax.update import START, Policy, stream
 
 PPO_ENVS = 256
+PPO = {
+    'batch_size': 128,
+    'num_minibatches': 8,
+    'num_updates_per_batch': 4,
+    'unroll_length': 20,
+    'learning_rate': 3e-4,
+    'entropy_cost': 1e-3,
+    'discounting': 0.97,
+    'reward_scaling': 1.0,
+}
+"""Settings of `ppo.train`."""
 
 
 def load(env: Env, networks: PPONetworks, run: ControlRun, seed: int) -> Policy:
@@ -102,6 +113,7 @@ def train_ppo(
     seed: int,
     note: Callable[[int, tuple[Any, Any]], None] | None = None,
     notes: int = 0,
+    **settings: Any,
 ) -> tuple[Any, Any]:
     """Brax PPO on the true reward, with settings that suit most of Brax's environments.
 
@@ -110,9 +122,11 @@ def train_ppo(
       env_steps: how long, rounded up to whole batches of PPO.
       note: called `notes` times on the way, evenly spaced, with the env steps so far and what this
         function returns.
+      settings: arguments of `ppo.train` in the place of `PPO`.
 
     Returns:
-      The observation normaliser and the policy's parameters.
+      The observation normaliser and the policy's parameters, on the host: Brax leaves them on the
+      first device, where no program for several takes them.
     """
 
     def factory(*args: Any, **kwargs: Any) -> PPONetworks:
@@ -125,7 +139,11 @@ def train_ppo(
         from mujoco_playground import wrapper
 
         wrap = wrapper.wrap_for_brax_training
-    watch = (lambda *_: None) if note is None else lambda step, _, params: note(step, params[:2])
+
+    def watch(step: int, _: Any, params: Any) -> None:
+        if note is not None:
+            note(step, jax.device_get(params[:2]))
+
     _, params, _ = ppo.train(
         environment=env,
         wrap_env_fn=wrap,
@@ -133,22 +151,15 @@ def train_ppo(
         episode_length=run.env.episode_length,
         num_envs=PPO_ENVS,
         max_devices_per_host=math.gcd(PPO_ENVS, jax.local_device_count()),
-        batch_size=128,
-        num_minibatches=8,
-        num_updates_per_batch=4,
-        unroll_length=20,
-        learning_rate=3e-4,
-        entropy_cost=1e-3,
-        discounting=0.97,
-        reward_scaling=1.0,
         normalize_observations=True,
         network_factory=factory,
         seed=seed,
         num_evals=notes + 1,
         run_evals=False,
         policy_params_fn=watch,
+        **{**PPO, **settings},
     )
-    return params[0], params[1]
+    return jax.device_get(params[:2])
 
 
 def _require_same(path: Path, key: str, theirs: Any, ours: Any) -> None:

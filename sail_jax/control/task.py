@@ -69,4 +69,6 @@ def make(
         watch=WATCH,
         best=('eval/return',),
         batch_bytes=lambda: batch_bytes(env, run),
+        smaller='lower rollout.contexts, rollout.group_size, rollout.segment_length or '
+        'evaluation.episodes',
     )

@@ -34,26 +34,36 @@ class Architecture(Section):
     """Sizes and switches of a decoder; hashable. The bounds refuse what no such model has."""
 
     family: Literal['llama', 'mistral', 'qwen2', 'qwen3']
+    """As what `transformers` reads it."""
     vocab_size: int = Field(ge=1, le=2**22)
+    """At least the tokeniser's ids."""
     hidden_size: int = Field(ge=1, le=2**17)
+    """Width of the residual stream."""
     intermediate_size: int = Field(ge=1, le=2**19)
+    """Width of the MLP."""
     layers: int = Field(ge=1, le=2**10)
     heads: int = Field(ge=1, le=2**12)
+    """Of attention."""
     kv_heads: int = Field(ge=1, le=2**12)
     """Fewer than `heads`: each serves `heads / kv_heads` of them (GQA)."""
     head_dim: int = Field(ge=2, le=2**13, multiple_of=2)
+    """Even; commonly `hidden_size / heads`."""
     norm_eps: float = Field(1e-6, gt=0)
     rope: Rope = Rope()
     tied: bool = False
     """The embedding is the output matrix too."""
     qkv_bias: bool = False
+    """Of the maps to queries, keys and values; `qwen2` has them."""
     out_bias: bool = False
+    """Of the map out of attention."""
     mlp_bias: bool = False
     qk_norm: bool = False
+    """Queries and keys are normalised; `qwen3` does."""
     windows: tuple[int, ...] = ()
     """Positions that each layer looks back on, itself included, 0 for all; empty: all layers
     look back on all."""
     max_positions: int = Field(4096, ge=1)
+    """Tokens of prompt and response together."""
 
     @pydantic.model_validator(mode='after')
     def _consistent(self) -> 'Architecture':
@@ -128,8 +138,24 @@ def read(path: Path) -> Architecture:
     Raises:
       UserError: see `from_hf`; or the file is missing or no JSON object.
     """
+    _require_checkpoint(path)
     path = path / 'config.json'
     return from_hf(read_json(path), str(path))
+
+
+def _require_checkpoint(path: Path) -> None:
+    """Refuses what is no checkpoint directory; of a run's, says where its model is."""
+    if not path.is_dir():
+        raise UserError(f'{path}: no such directory')
+    if (path / 'config.json').exists() or not (path / 'config.yaml').exists():
+        return
+    model = path / 'model'  # What a supervised run leaves.
+    if (model / 'config.json').exists():
+        raise UserError(f'{path}: a run; its model is {model}')
+    raise UserError(
+        f'{path}: a run, and no model directory; `sail-jax export {path} DIR` writes one of a '
+        "language model's run"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class LanguageRun(config.Run):
     """What this file configures."""
     total_prompts: int = Field(10_000, ge=1)
     """Length of the run, rounded up to whole updates; the data are gone through in a new order as
-    often as it takes."""
+    often as it takes, within an update too."""
     prompts_per_update: int = Field(32, ge=1, le=2**20)
     """Prompts of an update, B."""
     group_size: int = Field(2, ge=2, le=256)
@@ -112,6 +112,11 @@ class LanguageRun(config.Run):
     def reads_pairs(self) -> bool:
         """Whether there are rows with the data's responses."""
         return self.objective.mixture.dpr + self.objective.mixture.dpp < 1 - 1e-6
+
+    @property
+    def needs_function(self) -> bool:
+        """Whether its labels come from a function that only Python can give."""
+        return self.objective.mixture.dpr > 0 and self.reward.source == 'none'
 
     @property
     def max_response_tokens(self) -> int:

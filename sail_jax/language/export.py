@@ -17,7 +17,7 @@ from sail_jax.language.model import Decoder
 from sail_jax.language.policy import Models
 from sail_jax.language.rows import Message
 from sail_jax.language.sampler import Sampling
-from sail_jax.language.sft import task as sft
+from sail_jax.language.sft.config import MODEL, SftRun
 from sail_jax.language.tokens import Tokenizer
 from sail_jax.update import Policy
 
@@ -25,7 +25,7 @@ from sail_jax.update import Policy
 class Opened(NamedTuple):
     """A run's newest or best model; neither data nor labeller are looked at."""
 
-    run: LanguageRun
+    run: LanguageRun | SftRun
     models: Models
     policy: Policy
 
@@ -35,13 +35,14 @@ class Opened(NamedTuple):
         return self.models.policy(self.policy)
 
 
-def open_run(run_dir: Path, run: LanguageRun, best: bool = False) -> Opened:
+def open_run(run_dir: Path, run: LanguageRun | SftRun, best: bool = False) -> Opened:
     """Reads a run's newest checkpoint, or its best.
 
     Raises:
       UserError: no readable checkpoint; the model that training started from is gone.
     """
-    models = language_policy.read(run.model)
+    new = run.model.architecture if isinstance(run, SftRun) else None
+    models = language_policy.read(run.model, architecture=new)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     places = jax.tree.map(lambda _: device, models.abstract)
     abstract = checkpoint.abstract_like(models.abstract, places)
@@ -68,26 +69,33 @@ def export(opened: Opened, out: Path, adapter: bool = False, dtype: str | None =
     decoder = opened.decoder
     if settings.train == 'lora':
         decoder = lora.merge(decoder)
-    return weights.save(decoder, out, source=settings.path, dtype=dtype and jnp.dtype(dtype))
+    weights.save(decoder, out, source=settings.path, dtype=dtype and jnp.dtype(dtype))
+    if settings.path is None:
+        weights.copy_tokenizer(settings.tokenizer, out)
+    return out
 
 
 def load(path: Path, best: bool = False) -> tuple[Decoder, Tokenizer, Sampling]:
     """The model of a run, or of a Hugging Face directory, and how it is sampled.
 
     Args:
-      best: of an alignment run, the best checkpoint instead of the newest.
+      best: of a run, the best checkpoint instead of the newest.
 
     Raises:
       UserError: neither of them is there, or it cannot be read.
     """
     if (path / 'config.yaml').exists():
         data, node = configfile.read_yaml(path / 'config.yaml')
-        if data.get('workload') == 'sft':
-            return load(path / sft.MODEL, best)
-        if data.get('workload') != 'language':
+        kind = {'sft': SftRun, 'language': LanguageRun}.get(str(data.get('workload')))
+        if kind is None:
             raise UserError(f'{path}: not a run of a language model')
-        run = configfile.validate(LanguageRun, data, path / 'config.yaml', node)
-        return open_run(path, run, best).decoder, tokens.load(run.model.path), run.sampling
+        # A finished supervised run does not need what it started from.
+        if kind is SftRun and not best and (path / MODEL).exists():
+            return load(path / MODEL)
+        run = configfile.validate(kind, data, path / 'config.yaml', node)
+        tokenizer = tokens.load(run.model.path or run.model.tokenizer)
+        sampling = run.sampling if kind is LanguageRun else Sampling()
+        return open_run(path, run, best).decoder, tokenizer, sampling
     if best:
         raise UserError(f'--best: {path} is one model, without checkpoints')
     return weights.load(path), tokens.load(path), Sampling()

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from sail_jax.errors import UserError
-from sail_jax.language import rewards, tokens
+from sail_jax.language import rewards, sharding, tokens
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.rewards import Judge, Reward
 from sail_jax.language.rows import Prompt
@@ -21,8 +22,13 @@ class Labeller(NamedTuple):
     judge: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Preferences] | None
 
 
-def make(run: LanguageRun, reward: Reward | None = None, judge: Judge | None = None) -> Labeller:
+def make(
+    run: LanguageRun, mesh: Mesh, reward: Reward | None = None, judge: Judge | None = None
+) -> Labeller:
     """The labeller of a configuration, or of Python's functions.
+
+    Args:
+      mesh: devices that a reward model is split over, as the policy is.
 
     Raises:
       UserError: two rewards; a reward model that cannot be read.
@@ -39,7 +45,8 @@ def make(run: LanguageRun, reward: Reward | None = None, judge: Judge | None = N
 
             reward = sentiment.positivity
         case 'model':
-            model = rewards.load(source.path, dtype=run.model.dtype)
+            layout = sharding.of_parameter(mesh)
+            model = rewards.load(source.path, dtype=run.model.dtype, sharding=layout, mesh=mesh)
             reward = rewards.from_model(model, tokens.load(source.path), source.max_tokens)
     return Labeller(
         reward and (lambda prompts, groups: rewards.score(reward, prompts, groups, **limits)),
@@ -53,7 +60,7 @@ def check(run: LanguageRun, labeller: Labeller) -> None:
     Raises:
       UserError: naming the keys.
     """
-    if run.objective.mixture.dpr > 0 and labeller == Labeller(None, None):
+    if run.needs_function and labeller == Labeller(None, None):
         raise UserError(
             "reward.source: none, but the rows of objective.mixture's dpr need a labeller: "
             'positivity, model, or a function from Python'

@@ -1,5 +1,6 @@
 """The rows of a run: which are held out, and which ones an update reads."""
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from sail_jax.language.sampler import bucket, pad_prompts
 from sail_jax.language.sft.config import SftRun
 from sail_jax.language.tokens import Tokenizer
 from sail_jax.language.workload import Pairs, Rows
+
+log = logging.getLogger(__name__)
 
 
 class Reader(NamedTuple):
@@ -68,6 +71,14 @@ def prepare(
         other = run.data.model_copy(update={'path': path, 'split': split})
         elsewhere = data.prepare(other, kind or _kind(other, False), tokenizer, cache)
         held = _spread(settings.prompts, len(elsewhere), f'evaluation.path: {path}')
+    if run.prompts_per_update > len(rows):
+        log.warning(
+            'prompts_per_update: %d, and %s has %d rows to train on: every update has some of them '
+            'more than once',
+            run.prompts_per_update,
+            run.data.path,
+            len(rows),
+        )
     held_out = [elsewhere[row] for row in held]
     return Reader(training, rows, held_out, run.seed, run.prompts_per_update)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sail_jax import devices
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.language import weights
 from sail_jax.language.architecture import Architecture
@@ -189,6 +190,8 @@ def _call(
         raise TrainingFailed(
             f'{_name(function)}: no answer for {len(items)} responses in {timeout_s:g} s'
         ) from None
+    if devices.out_of_memory(error):
+        raise error
     if isinstance(error, UserError):
         raise UserError(f'{_name(function)}: {error}') from None
     if error is not None:

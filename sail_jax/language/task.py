@@ -57,7 +57,7 @@ def make(
     check_lengths(run, models.architecture.max_positions)
     tokenizer = tokens.load(run.model.path)
     data = reader.prepare(run, tokenizer)
-    labeller = labels.make(run, reward, judge)
+    labeller = labels.make(run, mesh, reward, judge)
     if run_dir is not None:
         labels.check(run, labeller)
     if run_dir is not None and run.samples_policy and not run.sampling.on_policy:
@@ -82,6 +82,8 @@ def make(
         watch=WATCH,
         best=('eval/reward', 'eval/win_rate', 'eval/pair_accuracy'),
         batch_bytes=lambda: batch_bytes(run, models),
+        smaller='lower prompts_per_update, group_size, sampling.max_tokens, evaluation.samples or '
+        'reward.batch_size, or set model.remat: true',
         frozen=lambda: models.frozen(of_parameter),
         dispatch=make_dispatch(run, made, data, tokenizer, labeller, mesh),
     )

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -84,6 +85,7 @@ def load(
     param_dtype: jnp.dtype | None = None,
     remat: bool = False,
     sharding: ShardingOf | None = None,
+    mesh: Mesh | None = None,
 ) -> DecoderT:
     """Reads `config.json` and one or several `.safetensors` files.
 
@@ -97,6 +99,7 @@ def load(
       param_dtype: of parameters; None keeps the file's.
       remat: see `Decoder`.
       sharding: where each parameter goes; None is the default device.
+      mesh: see `Decoder`.
 
     Raises:
       UserError: a file that is missing or damaged; a tensor that is missing, left over, or of the
@@ -105,7 +108,7 @@ def load(
     path = Path(path)
     architecture = architectures.read(path)
     decoder = nnx.eval_shape(
-        lambda: model(architecture, rngs=nnx.Rngs(0), dtype=dtype, remat=remat)
+        lambda: model(architecture, rngs=nnx.Rngs(0), dtype=dtype, remat=remat, mesh=mesh)
     )
     if sharding is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

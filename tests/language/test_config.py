@@ -87,7 +87,7 @@ def files(tmp_path_factory):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--model.path', '/none'], '/none/config.json: No such file'),
+        (['--model.path', '/none'], '/none: no such directory'),
         (['--data.path', '/none.jsonl'], '/none.jsonl: No such file'),
         (['--data.max-prompt-tokens', '2'], 'prompts.jsonl:1: prompt: 5 tokens; at most 2'),
         (['--data.max-prompt-tokens', '255'], '255, and responses of 6: .* has 256 positions'),
@@ -95,7 +95,7 @@ def files(tmp_path_factory):
         (['--evaluation.path', '/none.jsonl'], '/none.jsonl: No such file'),
         (['--reward.source', 'none'], 'reward.source: none, but the rows'),
         (['--objective.mixture.dpr', '0.5'], 'prompts.jsonl:1: chosen: missing'),
-        (['--reward.source', 'model', '--reward.path', '/none'], '/none/config.json: No such'),
+        (['--reward.source', 'model', '--reward.path', '/none'], '/none: no such directory'),
         (['--sampling.temprature', '1'], 'did you mean sampling.temperature'),
         (['--model.train', 'half'], 'model.train'),
         (['--devices.fsdp', '7'], 'devices: data: auto, fsdp: 7'),

@@ -17,7 +17,7 @@ from sail_jax.language.data import Example
 from sail_jax.language.rows import Row
 from sail_jax.language.sft import learn
 from sail_jax.language.sft import task as sft_task
-from sail_jax.language.sft.config import Optimizer, SftRun
+from sail_jax.language.sft.config import MODEL, Optimizer, SftRun
 from sail_jax.update import Policy
 from tests.language import tiny
 
@@ -144,7 +144,7 @@ def test_learns_the_distribution_and_leaves_a_checkpoint(text, tmp_path):
     assert floor * 0.9 < result.after['eval/loss'] < floor * 1.2
     assert result.after['eval/perplexity'] == pytest.approx(math.exp(result.after['eval/loss']))
 
-    left = tmp_path / 'run' / sft_task.MODEL
+    left = tmp_path / 'run' / MODEL
     trained = policy.read(run.model, architecture=run.model.architecture).policy(result.policy)
     ids = jnp.asarray([tokenizer.prompt_ids('it is')])
     ours, theirs = (tiny.whole(decoder, ids)[0] for decoder in (trained, weights.load(left)))
@@ -196,7 +196,7 @@ def test_resumes_bit_for_bit(text, tmp_path):
         ({'model': {'path': 'x', 'tokenizer': 'y'}}, 'model.path: a checkpoint brings'),
         ({'prompts_per_update': 9, 'optimizer': {'accumulation': 2}}, 'accumulation: 2 does not'),
         ({'optimizer': {'warmup_updates': 8}}, 'warmup_updates: 8; the run has 8'),
-        ({'model': {'path': 'nowhere'}}, 'nowhere/config.json'),
+        ({'model': {'path': 'nowhere'}}, 'nowhere: no such directory'),
         ({'evaluation': {'prompts': 320}}, 'evaluation.prompts: 320 to hold out'),
     ],
 )
@@ -204,6 +204,23 @@ def test_bad_settings_are_one_line(text, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         runs.train(settings(text, **changes), tmp_path / 'run', quiet=True)
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    ('family', 'switch', 'said'),
+    [
+        ('qwen2', 'qkv_bias', r'qwen2 .* another qkv_bias \(False -> True\)'),
+        ('qwen3', 'qk_norm', r'qwen3 .* another qk_norm \(False -> True\)'),
+        ('llama', 'qk_norm', r'llama .* another qk_norm \(True -> False\)'),
+    ],
+)
+def test_a_network_that_its_family_has_not_is_refused(text, tmp_path, family, switch, said):
+    """What it would leave could not be read."""
+    switches = {'qkv_bias': False, 'qk_norm': False, switch: family == 'llama'}
+    sizes = SIZES | {'vocab_size': 300, 'family': family} | switches
+    model = {'tokenizer': str(text), 'architecture': sizes}
+    with pytest.raises(UserError, match=rf'model\.architecture: {said}'):
+        runs.train(settings(text, model=model), tmp_path / 'run', quiet=True)
 
 
 def test_a_tokeniser_larger_than_the_network_is_refused(text, tmp_path):

@@ -223,6 +223,25 @@ def test_reward_that_fails_is_one_line_and_costs_nothing(whole, model, prompts, 
     same(train(run, path, resume=True).policy, whole[0].policy)
 
 
+def test_reward_that_fails_in_an_evaluation_costs_nothing(whole, model, prompts, tmp_path):
+    calls = []
+
+    def failing(prompts, responses):
+        calls.append(len(responses))
+        if calls.count(32) and len(responses) != 32:
+            raise ConnectionError('no answer')
+        return small.letters(prompts, responses)
+
+    run, path = make_run(model, prompts, 6), tmp_path / 'run'
+    with pytest.raises(UserError, match=r'raised ConnectionError: no answer; saved at'):
+        train(run, path, failing)
+    result = train(run, path, resume=True)
+    same(result.policy, whole[0].policy)
+    assert result.after == whole[0].after
+    rows = metrics.read_rows(path / 'metrics.jsonl')
+    assert [row['step'] for row in rows] == list(range(7))
+
+
 @pytest.mark.parametrize(
     ('answer', 'error', 'message'),
     [

@@ -21,6 +21,7 @@ from sail_jax.language.quickstart.config import (
 )
 from sail_jax.language.quickstart.frontier import Point
 from sail_jax.language.sft import task as sft_task
+from sail_jax.language.sft.config import MODEL
 from sail_jax.trainer import Result
 
 SHOWN = 8
@@ -104,7 +105,7 @@ def samples(run: QuickstartRun, run_dir: Path) -> list[Sample]:
     numbers."""
     prompts = list(dict.fromkeys(review.prompt for review in grammar.reviews(run.seed, 100)))
     answers = []
-    for path in (run_dir / SFT / sft_task.MODEL, run_dir / list(METHODS)[-1]):
+    for path in (run_dir / SFT / MODEL, run_dir / list(METHODS)[-1]):
         decoder, tokenizer, _ = export.load(path)
         found = export.generate(
             decoder, tokenizer, prompts[:SHOWN], run.alignment.sampling, seed=run.seed

@@ -6,11 +6,15 @@ from typing import Literal
 from pydantic import Field
 
 from sail_jax.config import Section, Trained
+from sail_jax.configfile import differences
 from sail_jax.devices import Devices
 from sail_jax.errors import UserError
 from sail_jax.language import config
-from sail_jax.language.architecture import Architecture
+from sail_jax.language.architecture import Architecture, from_hf, to_hf
 from sail_jax.language.data import Data
+
+MODEL = 'model'
+"""Of the run directory: the trained model as a Hugging Face directory."""
 
 
 class Model(config.Model):
@@ -64,7 +68,7 @@ class SftRun(Trained):
     """What this file configures."""
     total_prompts: int = Field(60_000, ge=1)
     """Length of the run, rounded up to whole updates; the data are gone through in a new order as
-    often as it takes."""
+    often as it takes, within an update too."""
     prompts_per_update: int = Field(32, ge=1, le=2**20)
     """Prompts, with their responses, of an update."""
     loss_on: Literal['response', 'sequence'] = 'response'
@@ -97,6 +101,13 @@ def check(run: SftRun) -> None:
         raise UserError(
             'model.path: a checkpoint brings its architecture and tokenizer; leave them out'
         )
+    if model.architecture is not None:
+        known = from_hf(to_hf(model.architecture), 'model.architecture')
+        if apart := differences(known, model.architecture):
+            raise UserError(
+                f'model.architecture: {model.architecture.family} as others read it has another '
+                f'{apart[0]}'
+            )
     if model.path is None and model.train == 'lora':
         raise UserError('model.train: an adapter beside a new network, which knows nothing')
     if run.prompts_per_update % optimizer.accumulation:

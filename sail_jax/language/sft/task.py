@@ -12,17 +12,16 @@ from jax.sharding import Mesh
 
 from sail_jax import devices, trainer
 from sail_jax.errors import UserError
-from sail_jax.language import lora, policy, reader, sharding, tokens, weights
+from sail_jax.language import export, policy, reader, sharding, tokens
 from sail_jax.language.data import Example
+from sail_jax.language.export import Opened
 from sail_jax.language.policy import Models
 from sail_jax.language.sft import learn
-from sail_jax.language.sft.config import SftRun, check
+from sail_jax.language.sft.config import MODEL, SftRun, check
 from sail_jax.language.tokens import Tokenizer
 from sail_jax.trainer import Evaluate, Result, Task
 from sail_jax.update import Metrics, Policy, State
 
-MODEL = 'model'
-"""Of the run directory: the trained model as a Hugging Face directory."""
 WATCH = {
     'time/prompts_per_s': 'prompts/s',
     'train/loss': 'loss',
@@ -36,11 +35,8 @@ def train(run: SftRun, run_dir: Path, resume: bool = False, quiet: bool = False)
     `trainer.train`."""
     result = trainer.train(run, make(run), run_dir, resume, quiet)
     models, path = policy.read(run.model, architecture=run.model.architecture), run_dir / MODEL
-    decoder = models.policy(result.policy)
     shutil.rmtree(path, ignore_errors=True)
-    weights.save(lora.merge(decoder) if models.adapted else decoder, path, source=run.model.path)
-    if run.model.path is None:
-        weights.copy_tokenizer(run.model.tokenizer, path)
+    export.export(Opened(run, models, result.policy), path)
     return result
 
 
@@ -89,6 +85,7 @@ def make(run: SftRun) -> Task:
         units_per_update=run.prompts_per_update,
         max_labels=None,
         watch=WATCH,
+        smaller='raise optimizer.accumulation, lower prompts_per_update, or set model.remat: true',
         best=('-eval/loss',),
         frozen=lambda: models.frozen(of_parameter),
         dispatch=make_dispatch(run, models, data, optimizer, mesh),

@@ -1,0 +1,215 @@
+"""The command line on runs of language models, as they lie in their directories."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import sail_jax
+from sail_jax import metrics, plots, runs, trainer
+from sail_jax.cli import main
+from sail_jax.errors import TrainingFailed, UserError
+from sail_jax.language.sft.config import SftRun
+from tests.language import small
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A supervised run that ends worse than it was, an alignment of its model by a function, and
+    one by a lexicon."""
+    path = tmp_path_factory.mktemp('trained')
+    model = small.checkpoint(path / 'checkpoint')
+    pairs = small.data(path / 'pairs.jsonl', pairs=True)
+    short = {'max_prompt_tokens': 32, 'max_response_tokens': 8}
+    sft = {
+        'workload': 'sft',
+        'total_prompts': 16,
+        'prompts_per_update': 4,
+        'model': {'path': str(model)},
+        'data': {'path': str(pairs), **short},
+        'optimizer': {'learning_rate': 3.0, 'decay': 'none'},
+        'evaluation': {'every_updates': 1, 'prompts': 4},
+        'checkpoints': {'every_updates': 4, 'keep': 1},
+        'logging': {'tensorboard': False},
+    }
+    sail_jax.train(SftRun.model_validate(sft), path / 'sft', quiet=True)
+    settings = {'model': {'path': str(path / 'sft/model')}, 'total_prompts': 8}
+    run = small.run(model, pairs, **settings)
+    sail_jax.train(run, path / 'brief', reward=small.letters, quiet=True)
+    run = small.run(model, pairs, **settings, reward={'source': 'positivity'})
+    sail_jax.train(run, path / 'positive', quiet=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ('path', 'message'),
+    [
+        ('sft', '/sft: a run; its model is .*/sft/model$'),
+        ('brief', '/brief: a run, .* `sail-jax export .*/brief DIR` writes one'),
+        ('chekpoint', '/chekpoint: no such directory$'),
+        ('empty', '/empty/config.json: No such file'),
+    ],
+)
+def test_a_directory_without_a_model_is_refused_with_where_it_is(trained, tmp_path, path, message):
+    (trained / 'empty').mkdir(exist_ok=True)
+    settings = {'workload': 'sft', 'model': {'path': str(trained / path)}, 'data': {'path': 'x'}}
+    with pytest.raises(UserError, match=message):
+        sail_jax.train(SftRun.model_validate(settings), tmp_path / 'run')
+
+
+def exhaust(task, at, donated):
+    """The task, with an allocation that fails in update `at`, or once the state's memory is taken
+    there."""
+
+    def dispatch(state):
+        if int(state.step) == at:
+            if donated:
+                jax.tree.map(lambda x: x.delete(), state)
+            jnp.zeros(2**55, jnp.int8).block_until_ready()
+        return task.dispatch(state)
+
+    return task._replace(dispatch=dispatch)
+
+
+@pytest.mark.parametrize('donated', [False, True])
+def test_a_batch_that_memory_does_not_hold_is_one_line_and_the_run_goes_on(
+    trained, tmp_path, donated
+):
+    run, path = runs.load(trained / 'positive/config.yaml'), tmp_path / 'run'
+    task = runs.make_task(run, run_dir=path)
+    with pytest.raises(TrainingFailed) as caught:
+        trainer.train(run, exhaust(task, 1, donated), path, quiet=True)
+    said = str(caught.value)
+    assert said.startswith('out of device memory (RESOURCE_EXHAUSTED: ')
+    assert 'lower prompts_per_update, group_size, sampling.max_tokens' in said
+    kept = f'checkpoints so far are in {path}/checkpoints' if donated else 'saved at 4 prompts'
+    assert said.endswith(kept)
+    assert '\n' not in said
+    result = sail_jax.train(run, path, resume=True, quiet=True)
+    assert [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')] == [0, 1, 2]
+    assert result.length == 8
+
+
+def drawn(trained, out, *names):
+    """The exit status of a plot, and the text in it."""
+    with plt.rc_context({'svg.fonttype': 'none'}):
+        status = main(['plot', *(str(trained / name) for name in names), '--out', str(out)])
+    return status, out.read_text()
+
+
+def test_plot_of_a_supervised_run_has_its_loss(trained, tmp_path):
+    status, text = drawn(trained, tmp_path / 'plot.svg', 'sft')
+    assert status == 0
+    assert 'loss on held-out responses' in text
+    assert len(plots.load(trained / 'sft')[0].rows) == 5
+
+
+def test_plot_draws_what_it_can_and_names_the_rest(trained, tmp_path, capsys):
+    status, text = drawn(trained, tmp_path / 'plot.svg', 'none', 'brief', 'sft')
+    assert status == 2
+    assert 'nats per response' in text
+    printed = capsys.readouterr()
+    assert printed.out == f'{tmp_path}/plot.svg\n'
+    missing, other = printed.err.splitlines()
+    assert missing.endswith(f'not drawn: {trained}/none/config.yaml: No such file or directory')
+    assert other.endswith(f'not drawn: {trained}/sft: sft beside language; plot them apart')
+
+
+def test_plot_of_nothing_that_can_be_drawn_writes_nothing(trained, tmp_path, capsys):
+    arguments = [str(trained / 'none'), str(trained), '--out', str(tmp_path / 'plot.svg')]
+    assert main(['plot', *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f'{trained}/none/config.yaml' in line
+    assert f'{trained}/config.yaml' in line
+    assert not (tmp_path / 'plot.svg').exists()
+
+
+def test_plot_calls_curves_by_their_runs_and_says_which_model_they_start_from(trained, tmp_path):
+    _, alone = drawn(trained, tmp_path / 'one.svg', 'brief')
+    assert 'brief</text>' in alone
+    assert 'sft/model</text>' in alone
+    _, both = drawn(trained, tmp_path / 'two.svg', 'brief', 'positive')
+    assert 'brief</text>' in both
+    assert 'positive: reward.source positivity</text>' in both
+
+
+def test_plot_has_runs_in_its_legend_that_the_first_axes_lack(trained, tmp_path):
+    copy = tmp_path / 'pairs_only'
+    copy.mkdir()
+    settings = (trained / 'brief/config.yaml').read_text()
+    (copy / 'config.yaml').write_text(settings.replace('beta: 0.1', 'beta: 0.2'))
+    rows = (trained / 'brief/metrics.jsonl').read_text()
+    (copy / 'metrics.jsonl').write_text(rows.replace('eval/reward"', 'eval/other"'))
+    _, text = drawn(trained, tmp_path / 'plot.svg', 'brief', copy)
+    assert 'pairs_only: objective.beta 0.2</text>' in text
+
+
+def test_best_model_of_a_supervised_run_is_that_of_the_lowest_loss(trained, tmp_path, capsys):
+    """It is the one before the first update; the exported model is that of the last."""
+    rows = plots.load(trained / 'sft')[0].rows
+    assert min(rows, key=lambda row: row['eval/loss'])['step'] == 0
+    said = {}
+    for name in ('sft --best', 'checkpoint', 'sft', 'sft/model'):
+        path, *best = name.split()
+        given = [str(trained / path), 'the cat', *best, '--max-tokens', '6']
+        assert main(['generate', *given]) == 0
+        said[name] = capsys.readouterr().out
+    assert said['sft --best'] == said['checkpoint']
+    assert said['sft'] == said['sft/model']
+    assert said['sft'] != said['checkpoint']
+
+    assert main(['export', str(trained / 'sft'), str(tmp_path / 'best'), '--best']) == 0
+    ours, theirs = (
+        load_file(path / 'model.safetensors')
+        for path in (tmp_path / 'best', trained / 'checkpoint')
+    )
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        np.testing.assert_array_equal(tensor, theirs[name])
+
+
+def test_a_supervised_run_that_left_no_model_yet_answers_from_its_checkpoint(
+    trained, tmp_path, capsys
+):
+    shutil.copytree(trained / 'sft', tmp_path / 'sft', ignore=lambda *_: ['model'])
+    for path in (trained / 'sft', tmp_path / 'sft'):
+        assert main(['generate', str(path), 'the cat', '--max-tokens', '6']) == 0
+    ours, theirs = capsys.readouterr().out.splitlines()
+    assert ours == theirs
+
+
+def test_more_prompts_than_rows_are_said_once(trained, caplog):
+    pairs = trained / 'pairs.jsonl'  # 16 rows, of which 4 are held out.
+    for prompts in (12, 16):
+        caplog.clear()
+        run = small.run(trained / 'checkpoint', pairs, prompts_per_update=prompts)
+        runs.make_task(run)
+    (said,) = caplog.messages
+    assert said.startswith(f'prompts_per_update: 16, and {pairs} has 12 rows to train on')
+
+
+def test_evaluate_says_that_the_rows_of_a_function_are_missing(trained, capsys):
+    assert main(['evaluate', str(trained / 'brief')]) == 0
+    printed = capsys.readouterr()
+    assert 'win rate' not in printed.out
+    said = f"reward: sail_jax.evaluate('{trained}/brief', reward=f)"
+    assert [said in line for line in printed.err.splitlines() if 'Python' in line] == [True]
+    assert main(['evaluate', str(trained / 'positive')]) == 0
+    printed = capsys.readouterr()
+    assert 'win rate' in printed.out
+    assert 'Python' not in printed.err
+
+
+def test_resume_of_a_run_labelled_by_a_function_is_sent_to_python(trained, capsys):
+    path = trained / 'brief'
+    arguments = ['train', str(path / 'config.yaml'), '--run-dir', str(path), '--resume']
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'resume it from Python, with the reward' in line
+    assert f"sail_jax.train('{path}/config.yaml', '{path}', reward=f, resume=True)" in line
+    result = sail_jax.train(path / 'config.yaml', path, reward=small.letters, resume=True)
+    assert result.length == 8
