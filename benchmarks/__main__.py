@@ -9,7 +9,6 @@ are left out.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.regressions import BASELINE, TOLERANCE, moved, read_rows
+from benchmarks.regressions import TOLERANCE, moved, read_baseline, read_rows
 
 # Module, arguments, arguments of --quick (None leaves it out), what it needs.
 SUITE = (
@@ -32,7 +31,7 @@ SUITE = (
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    baseline = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
+    baseline = read_baseline()
     lines = [
         '| | ours | theirs | unit | ratio | goal | baseline |',
         '|---|---|---|---|---|---|---|',

@@ -13,6 +13,7 @@ import jax
 from brax.training.agents.ppo import networks as ppo_networks
 from brax.training.agents.ppo import train as ppo
 
+import sail_jax
 from benchmarks.control_throughput import bare_steps
 from benchmarks.rounds import Turn, serve
 from sail_jax import config, devices, trainer, update
@@ -23,23 +24,21 @@ from sail_jax.control.config import ControlRun
 
 
 def configuration(options: argparse.Namespace) -> ControlRun:
-    """Of the contenders: 16 gradient steps a batch, in 4 passes, or 1."""
-    passes = 4 if options.gradient_steps == 16 else 1
-    return ControlRun.model_validate(
-        {
-            'env': {'name': options.env, 'backend': 'spring'},
-            'rollout': {
-                'contexts': options.contexts,
-                'group_size': options.group_size,
-                'segment_length': options.segment_length,
-            },
-            'value': {'terminal': 'learned'},
-            'divergence': {'coefficient': 0.1},
-            'reference': {'refresh_env_steps': 25_000},
-            'optimizer': {'epochs': passes, 'minibatches': passes},
-            'seeds': options.seeds,
-        }
-    )
+    """The quickstart's, but for what the options say."""
+    base = sail_jax.load('configs/quickstart.yaml').model_dump()
+    rollout = {
+        'contexts': options.contexts,
+        'group_size': options.group_size,
+        'segment_length': options.segment_length,
+    }
+    optimizer = {'epochs': options.passes, 'minibatches': options.passes}
+    changed = {
+        'env': base['env'] | {'name': options.env},
+        'rollout': base['rollout'] | rollout,
+        'optimizer': base['optimizer'] | optimizer,
+        'seeds': options.seeds,
+    }
+    return ControlRun.model_validate(base | changed)
 
 
 def steps(run: ControlRun, updates: int) -> None:
@@ -133,7 +132,9 @@ def brax_ppo(run: ControlRun, settings: dict[str, Any], updates: int, warm_up: i
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What contenders of every kind understand."""
     parser.add_argument('--env', default='hopper')
-    parser.add_argument('--gradient-steps', type=int, choices=(1, 16), default=16)
+    parser.add_argument(
+        '--passes', type=int, default=4, help='over a batch, in as many minibatches each'
+    )
     parser.add_argument('--updates', type=int, default=5, help='in a call')
     parser.add_argument('--warm-up', type=int, default=2, help='calls')
 

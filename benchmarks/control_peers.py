@@ -35,7 +35,7 @@ import matplotlib.pyplot as plt
 
 CONTENDERS = {
     'steps': 'benchmarks.control_contenders steps',
-    'sail-1': 'benchmarks.control_contenders sail --gradient-steps 1',
+    'sail-1': 'benchmarks.control_contenders sail --passes 1',
     'sail': 'benchmarks.control_contenders sail',
     'brax-ppo': 'benchmarks.control_contenders brax-ppo',
     'brax-ppo-cores': 'benchmarks.control_contenders brax-ppo-cores',

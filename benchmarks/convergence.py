@@ -2,17 +2,19 @@
 
 Offline DPO, online DPO, SAIL and SAIL-RevKL (both directions of the KL, and with a refreshed
 reference) against Brax PPO on the true reward, which the others never see. All start from the same
-policies, run the same env steps and ask the same labels. Each method tries the same number of
-settings, on seeds other than those reported, and is reported with its best.
+policies, run the same env steps and ask the same labels. Each method, PPO too, tries the same
+number of settings, on seeds other than those reported, and is reported with its best.
 
     python -m benchmarks.convergence --runs runs/convergence --out benchmarks/results/convergence
     python -m benchmarks.convergence --quick --runs runs/quick --out runs/quick
 
 What is finished in --runs is read, not repeated, so the study may be stopped and started. It may be
-done an environment at a time (--envs): the report in --out keeps what it has of the others.
+done an environment or a method at a time (--envs, --methods): the report in --out keeps what it has
+of the others.
 """
 
 import argparse
+import itertools
 import json
 import math
 from pathlib import Path
@@ -83,6 +85,7 @@ METHODS = {
     ),
 }
 PPO = 'PPO on the reward'
+PPO_TRIED = {'learning_rate': (3e-4, 1e-3), 'num_updates_per_batch': (4, 8)}
 TUNING_SEEDS = (1000, 1001)
 
 
@@ -179,37 +182,62 @@ def study(env: str, name: str, method: Method, size: Size, runs: Path) -> dict[s
     }
 
 
-def study_ppo(env_name: str, size: Size, runs: Path) -> dict[str, Any]:
-    """Brax PPO for the same env steps, judged as the others are."""
-    run = configuration(env_name, {}, size.env_steps, size)
-    env = envs.make(run.env)
-    networks = control_policy.make_networks(env, run)
-    judge = evaluate.make(env, networks, run, devices.make_mesh(run.rollout.contexts))
-    found = []
-    for seed in range(size.seeds):
-        path = runs / env_name / 'ppo' / f'seed-{seed}.json'
-        if not path.exists():
-            start = reference.load(env, networks, run, seed)
-            identity = np.uint32(seed), update.Hyper.of(run)
-            points = {0: judge(start, start, *identity)}
+def ppo_rows(
+    env_name: str, seed: int, settings: dict[str, float], env_steps: int, size: Size, path: Path
+) -> dict[int, metrics.Row]:
+    """Brax PPO of one seed, judged as the others are, by env steps; read, if `path` has it."""
+    if not path.exists():
+        run = configuration(env_name, {}, env_steps, size)
+        env = envs.make(run.env)
+        networks = control_policy.make_networks(env, run)
+        judge = evaluate.make(env, networks, run, devices.make_mesh(run.rollout.contexts))
+        start = reference.load(env, networks, run, seed)
+        identity = np.uint32(seed), update.Hyper.of(run)
+        points = {0: judge(start, start, *identity)}
 
-            def note(step, params, start=start, identity=identity, points=points):
-                if step:
-                    policy = Policy({**start.params, 'policy': params[1]}, params[0])
-                    # Brax leaves them on the first device.
-                    points[int(step)] = judge(jax.device_get(policy), start, *identity)
+        def note(step: int, params: tuple[Any, Any]) -> None:
+            if step:
+                policy = Policy({**start.params, 'policy': params[1]}, params[0])
+                points[int(step)] = judge(policy, start, *identity)
 
-            reference.train_ppo(env, run, size.env_steps, seed, note, size.evaluations)
-            rows = {
-                step: {key: float(value) for key, value in jax.device_get(row).items()}
-                for step, row in points.items()
-            }
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(rows))
-        found.append(json.loads(path.read_text()))
+        reference.train_ppo(env, run, env_steps, seed, note, size.evaluations, **settings)
+        rows = {
+            step: {key: float(value) for key, value in jax.device_get(row).items()}
+            for step, row in points.items()
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows))
+    return {int(step): row for step, row in json.loads(path.read_text()).items()}
+
+
+def study_ppo(env: str, size: Size, runs: Path) -> dict[str, Any]:
+    """Brax PPO for the same env steps, after the same tuning."""
+    runs = runs / env / 'ppo'
+    tried = [
+        dict(zip(PPO_TRIED, values, strict=True))
+        for values in itertools.product(*PPO_TRIED.values())
+    ]
+    chosen, length = tried[0], size.tuning_env_steps
+    if length:
+        one = size._replace(evaluations=1)
+
+        def score(settings: dict[str, float]) -> float:
+            name = '-'.join(f'{value:g}' for value in settings.values())
+            ends = [
+                ppo_rows(env, seed, settings, length, one, runs / f'tuning-{name}-{seed}.json')
+                for seed in TUNING_SEEDS
+            ]
+            return float(np.mean([rows[max(rows)]['return'] for rows in ends]))
+
+        chosen = max(tried, key=score)
+    found = [
+        ppo_rows(env, seed, chosen, size.env_steps, size, runs / f'seed-{seed}.json')
+        for seed in range(size.seeds)
+    ]
     column = lambda key: [[row[key] for row in rows.values()] for rows in found]  # noqa: E731
     return {
-        'env_steps': [int(step) for step in found[0]],
+        'settings': chosen,
+        'env_steps': list(found[0]),
         'return': column('return'),
         'deterministic_return': column('deterministic_return'),
         'kl_policy_to_ref': column('kl_policy_to_ref'),
@@ -218,13 +246,13 @@ def study_ppo(env_name: str, size: Size, runs: Path) -> dict[str, Any]:
 
 
 def reported(path: Path, size: Size) -> dict[str, Any]:
-    """What --out has of other environments, if it is of the same size."""
+    """What --out has of other environments and methods, if it is of the same size."""
     of_size = {key: value for key, value in size._asdict().items() if key != 'envs'}
     if path.exists():
         raw = json.loads(path.read_text())
         if raw['size'] == of_size:
             return raw
-    return {'size': of_size, 'machines': {}, 'envs': {}}
+    return {'size': of_size, 'envs': {}}
 
 
 def slug(name: str) -> str:
@@ -238,6 +266,8 @@ def main() -> None:
     parser.add_argument('--runs', type=Path, required=True, help='directory of the runs')
     parser.add_argument('--out', type=Path, required=True, help='directory of the report')
     parser.add_argument('--envs', nargs='+', help='environments; default: those of the study')
+    methods = [*METHODS, PPO]
+    parser.add_argument('--methods', nargs='+', choices=methods, default=methods, metavar='METHOD')
     parser.add_argument('--seeds', type=int, help='reported seeds')
     parser.add_argument('--env-steps', type=int, help='of a reported run; tuning gets half')
     parser.add_argument('--quick', action='store_true', help='hopper, 3 seeds, nothing tuned')
@@ -257,12 +287,15 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     raw = reported(options.out / 'raw.json', size)
     for env in size.envs:
-        results = {}
-        for name, method in METHODS.items():
-            results[name] = study(env, name, method, size, options.runs)
-        results[PPO] = study_ppo(env, size, options.runs)
-        raw['machines'][env] = machine('benchmarks.convergence')
-        raw['envs'][env] = results
+        results = raw['envs'].setdefault(env, {})
+        for name in options.methods:
+            if name == PPO:
+                found = study_ppo(env, size, options.runs)
+            else:
+                found = study(env, name, METHODS[name], size, options.runs)
+            results[name] = found | {'machine': machine('benchmarks.convergence')}
+        if set(results) != set(methods):
+            parser.exit(message=f'{env}: {len(results)} of {len(methods)} methods; no report\n')
         (options.out / 'raw.json').write_text(json.dumps(raw) + '\n')
         convergence_report.write(raw, options.out)
 

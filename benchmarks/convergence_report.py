@@ -127,6 +127,19 @@ def summarise(raw: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def machines(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an environment's methods were measured on, each once."""
+    found = {json.dumps(result['machine']): result['machine'] for result in results.values()}
+    return list(found.values())
+
+
+def measurement(machine: dict[str, Any]) -> str:
+    return (
+        f'`{machine["command"]}`, {machine["cpu_cores"]} {machine["platform"]} cores, '
+        f'jax {machine["versions"]["jax"]}, {machine["date"]}'
+    )
+
+
 def markdown(raw: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """The tables."""
     size = raw['size']
@@ -145,13 +158,8 @@ def markdown(raw: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         )
     for env in raw['envs']:
         start = rows[0]['envs'][env]['start']
-        machine = raw['machines'][env]
-        lines += [
-            '',
-            f'{env}: reference {start:.1f}. `{machine["command"]}`, {machine["cpu_cores"]} '
-            f'{machine["platform"]} cores, jax {machine["versions"]["jax"]}, {machine["date"]}',
-            '',
-        ]
+        measured = '; '.join(map(measurement, machines(raw['envs'][env])))
+        lines += ['', f'{env}: reference {start:.1f}. {measured}', '']
         lines += [
             '| method | IQM of return | normalised | collapsed | settings |',
             '|---|---|---|---|---|',
@@ -241,9 +249,8 @@ def save(figure: plt.Figure, out: Path, name: str) -> None:
 def write(raw: dict[str, Any], out: Path) -> None:
     """`table.json`, `table.md`, `returns` and `summary` (PNG, PDF) in `out`."""
     rows = summarise(raw)
-    (out / 'table.json').write_text(
-        json.dumps({'machines': raw['machines'], 'methods': rows}, indent=1)
-    )
+    measured = {env: machines(results) for env, results in raw['envs'].items()}
+    (out / 'table.json').write_text(json.dumps({'machines': measured, 'methods': rows}, indent=1))
     (out / 'table.md').write_text(markdown(raw, rows))
     figure_returns(raw, out)
     figure_summary(rows, out)

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.functional import logsigmoid
 
 from benchmarks.control_contenders import add_options
-from benchmarks.rounds import Turn, peak_mib
+from benchmarks.rounds import peak_mib, serve
 
 CONTEXTS, LANES, STEPS, EPISODE = 32, 8, 32, 1000
 BETA, RESPONSE_GRAD, KL, CLIP, DISCOUNT, REFRESH = 0.1, 0.3, 0.1, 0.2, 0.99, 4
@@ -195,8 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser)
     options = parser.parse_args()
-    turn, cores = Turn(), os.cpu_count()
-    passes = 4 if options.gradient_steps == 16 else 1
+    cores, passes = os.cpu_count(), options.passes
     shares = gymnasium.vector.AsyncVectorEnv(
         [lambda i=i: Share(IDS[options.env], CONTEXTS // cores, seed=i) for i in range(cores)]
     )
@@ -245,9 +244,7 @@ def main() -> None:
     step = 0
     for _ in range(options.warm_up):
         call()
-    while True:
-        turn.wait()
-        turn.done(**call())
+    serve(call)
 
 
 if __name__ == '__main__':

@@ -118,7 +118,7 @@ class Lowered(NamedTuple):
     @property
     def state_bytes(self) -> int:
         """Parameters, reference, moments and frozen weights, per device."""
-        return sum(map(shard_bytes, jax.tree.leaves(self.state)))
+        return devices.size(self.state) // self.mesh.size
 
 
 def lower_update(run: LanguageRun, mesh_sizes: Devices | None = None) -> Lowered:
@@ -163,12 +163,6 @@ def compile_update(run: LanguageRun, lowered: Lowered) -> dict[str, Any]:
         'response_tokens': responses // rows,
         'logits_of_the_batch_bytes': 4 * responses * architecture.vocab_size // rows,
     }
-
-
-def shard_bytes(x: jax.ShapeDtypeStruct) -> int:
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return 0
-    return int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ updates, which compile, are not timed. Compared with TRL
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,10 @@ from typing import Any
 
 import numpy as np
 
-MEBI = 2**20
+from benchmarks.rounds import Turn, peak_mib, row, serve, take_turns
+
+WARM_UP = 2
+"""Updates, which compile."""
 RESERVED = ('<|pad|>', '<|begin|>')
 
 
@@ -74,7 +76,7 @@ def ours(settings: dict[str, Any]) -> None:
     from sail_jax.language import task
     from sail_jax.language.config import LanguageRun
 
-    base = peak_bytes()
+    base = peak_mib()
     run = LanguageRun.model_validate(
         {
             'workload': 'language',
@@ -95,15 +97,20 @@ def ours(settings: dict[str, Any]) -> None:
     )
     made = task.make(run, reward=reward)
     state = trainer.initial_state(run, made, made.start(0))
-    for count in orders(base):
+
+    def call(updates: int = settings['updates']) -> dict[str, Any]:
+        nonlocal state
         seconds, length = [], []
-        for _ in range(count):
+        for _ in range(updates):
             began = time.perf_counter()
             state, metrics = made.dispatch(state)
             length.append(float(jax.device_get(metrics['response_length'])[0]))
             jax.block_until_ready(state)
             seconds.append(time.perf_counter() - began)
-        answer(seconds, np.mean(length), base)
+        return {'update_s': seconds, 'tokens': float(np.mean(length)), 'base_mib': base}
+
+    call(WARM_UP)
+    serve(call)
 
 
 def trl(settings: dict[str, Any]) -> None:
@@ -115,7 +122,7 @@ def trl(settings: dict[str, Any]) -> None:
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
     torch.set_num_threads(os.cpu_count())
-    base = peak_bytes()
+    base = peak_mib()
     same = {
         'gradient_checkpointing': False,
         'bf16': False,
@@ -129,27 +136,31 @@ def trl(settings: dict[str, Any]) -> None:
         return reward(prompts, completions)
 
     class Turns(transformers.TrainerCallback):
-        """Times whole steps, from the end of one to the end of the next; waits when asked."""
+        """Times whole steps, from the end of one to the end of the next; waits when it is due."""
 
         def __init__(self):
-            self.orders, self.left, self.seconds = orders(base), 0, []
+            self.turn, self.warm = Turn(), False
 
-        def take(self, control) -> None:
-            self.seconds, self.left = [], next(self.orders, 0)
-            control.should_training_stop = not self.left
+        def take(self, updates: int) -> None:
+            self.seconds, self.left = [], updates
+            lengths.clear()
             self.began = time.perf_counter()
 
         def on_train_begin(self, args, state, control, **_):
-            self.take(control)
+            self.take(WARM_UP)
 
         def on_step_end(self, args, state, control, **_):
             now = time.perf_counter()
             self.seconds.append(now - self.began)
             self.began, self.left = now, self.left - 1
-            if not self.left:
-                answer(self.seconds, np.mean(lengths), base)
-                lengths.clear()
-                self.take(control)
+            if self.left:
+                return
+            if self.warm:
+                tokens = float(np.mean(lengths))
+                self.turn.done(update_s=self.seconds, tokens=tokens, base_mib=base)
+            self.warm = True
+            self.turn.wait()
+            self.take(settings['updates'])
 
     with tempfile.TemporaryDirectory() as out:
         args = OnlineDPOConfig(
@@ -180,90 +191,38 @@ def trl(settings: dict[str, Any]) -> None:
         trainer.train()
 
 
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def orders(base: int):
-    """Numbers of updates to run, from the parent; 0 ends."""
-    print(json.dumps({'ready': base}), flush=True)
-    while count := int(sys.stdin.readline() or 0):
-        yield count
-
-
-def answer(seconds: list[float], tokens: float, base: int) -> None:
-    """Tells the parent how it went."""
-    found = {'seconds': seconds, 'tokens': float(tokens)}
-    print(json.dumps(found | {'peak': peak_bytes(), 'base': base}), flush=True)
-
-
-class Worker:
-    """A process that runs updates on demand and waits between."""
-
-    def __init__(self, python: str, kind: str, settings: dict[str, Any]):
-        self.process = subprocess.Popen(
-            [python, __file__, '--worker', json.dumps(settings | {'kind': kind})],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])},
-        )
-        self.hear()
-
-    def hear(self) -> dict[str, Any]:
-        """The next JSON line; libraries may print others."""
-        for line in self.process.stdout:
-            if line.startswith('{"'):
-                return json.loads(line)
-        raise RuntimeError(f'{self.process.args}: ended with {self.process.wait()}')
-
-    def run(self, updates: int) -> dict[str, Any]:
-        self.process.stdin.write(f'{updates}\n')
-        self.process.stdin.flush()
-        return self.hear()
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def compare(
-    size: str, settings: dict[str, Any], rounds: int, updates: int, trl_python: str
+    settings: dict[str, Any], rounds: int, updates: int, trl_python: str, logs: Path
 ) -> dict[str, Any]:
     """Medians over rounds in which all have their turn; ratios within a round."""
-    kinds = {'sail_jax': sys.executable, 'same': trl_python, 'defaults': trl_python}
-    workers = {kind: Worker(python, kind, settings) for kind, python in kinds.items()}
-    for worker in workers.values():
-        worker.run(2)
-    found: dict[str, list[dict]] = {kind: [] for kind in workers}
-    for _ in range(rounds):
-        for kind, worker in workers.items():
-            found[kind].append(worker.run(updates if kind == 'sail_jax' else max(1, updates // 4)))
-    for worker in workers.values():
-        worker.close()
+    pythons = {'sail_jax': sys.executable, 'same': trl_python, 'defaults': trl_python}
+    root, commands = Path(__file__).parents[1], {}
+    for kind, python in pythons.items():
+        own = {'kind': kind, 'updates': updates if kind == 'sail_jax' else max(1, updates // 4)}
+        command = [python, '-m', 'benchmarks.language_peer', '--worker', json.dumps(settings | own)]
+        commands[kind] = ['env', f'PYTHONPATH={root}', *command]
+    found = take_turns(commands, rounds, logs)
+    answers = {kind: result['calls'] for kind, result in found.items()}
     speed = {
-        kind: np.asarray([settings['batch'] / np.median(r['seconds']) for r in answers])
-        for kind, answers in found.items()
+        kind: np.asarray([settings['batch'] / np.median(call['update_s']) for call in calls])
+        for kind, calls in answers.items()
     }
     return {
         kind: {
             'pairs_per_s': round(float(np.median(speed[kind])), 3),
-            'tokens_per_s': round(float(np.median(speed[kind]) * 2 * answers[-1]['tokens']), 1),
-            'tokens_per_response': answers[-1]['tokens'],
+            'tokens_per_s': round(float(np.median(speed[kind]) * 2 * calls[-1]['tokens']), 1),
+            'tokens_per_response': calls[-1]['tokens'],
             'ours_over_this': round(float(np.median(speed['sail_jax'] / speed[kind])), 2),
-            'peak_MiB': round(answers[-1]['peak'] / MEBI),
-            'peak_above_imports_MiB': round((answers[-1]['peak'] - answers[-1]['base']) / MEBI),
+            'peak_MiB': calls[-1]['peak_mib'],
+            'peak_above_imports_MiB': calls[-1]['peak_mib'] - calls[-1]['base_mib'],
             'rounds_pairs_per_s': np.round(speed[kind], 3).tolist(),
         }
-        for kind, answers in found.items()
+        for kind, calls in answers.items()
     }
 
 
 def rows(sizes: dict[str, Any]) -> list[dict[str, Any]]:
     """Online DPO here over TRL's."""
-    from benchmarks.rounds import row
-
     return [
         row(
             f'{size}: sail_jax / TRL, {kind}',
@@ -335,7 +294,8 @@ def main() -> None:
                 'prompt_tokens': options.prompt_tokens,
                 'new_tokens': options.new_tokens,
             }
-            found = compare(size, settings, options.rounds, options.updates, options.trl_python)
+            logs = Path(directory, f'{size}-logs')
+            found = compare(settings, options.rounds, options.updates, options.trl_python, logs)
             results['sizes'][size] = {'parameters': parameter_count(SMALL[size])} | found
             results['rows'] = rows(results['sizes'])
             if options.out:

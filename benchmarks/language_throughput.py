@@ -5,7 +5,7 @@ In one process, of random weights, compilation apart:
 * `copy`, `matmul`: what this machine moves and multiplies, measured;
 * `prefill`, `decode`: tokens/s. The limit of decoding is the bandwidth over the bytes that a step
   has to read: all matrices, and the keys and values so far; or what it has to multiply, where that
-  takes longer;
+  takes longer. Products of few rows do not reach the large one's speed: `logits` is a step's last;
 * `update`: pairs/s of a whole update, drawing included, for four methods; labels are random, as a
   labeller's time is its own. Rounds go through all four in turn; figures are medians over rounds,
   ratios medians of the ratios within a round;
@@ -77,12 +77,15 @@ def limits(dtype: str) -> Limits:
     big = jnp.ones(2**28 if jax.default_backend() == 'cpu' else 2**30, jnp.float32)
     copy = jax.jit(lambda x: x + 1)
     size = 2048 if jax.default_backend() == 'cpu' else 8192
-    square = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda x: x @ x)
-    return Limits(
-        2 * big.nbytes / seconds(lambda: copy(big)),
-        2 * size**3 / seconds(lambda: product(square)),
-    )
+    bytes_per_s = 2 * big.nbytes / seconds(lambda: copy(big))
+    return Limits(bytes_per_s, product_speed(size, size, size, dtype))
+
+
+def product_speed(rows: int, inner: int, columns: int, dtype: str) -> float:
+    """Operations per second of `[rows, inner]` by the transpose of `[columns, inner]`."""
+    left, right = jnp.ones((rows, inner), dtype), jnp.ones((columns, inner), dtype)
+    times = jax.jit(lambda x, y: x @ y.T)
+    return 2 * rows * inner * columns / seconds(lambda: times(left, right), 50)
 
 
 def prompts_of(a: Architecture, B: int, P: int) -> Prompts:
@@ -122,12 +125,14 @@ def decoding(a: Architecture, options: argparse.Namespace, best: Limits) -> dict
     lanes, width = B * K, jnp.dtype(options.dtype).itemsize
     weights = width * parameter_count(a)
     kv = width * 2 * a.layers * a.kv_heads * a.head_dim * (B * P + lanes * R / 2)
+    matrix = a.hidden_size, a.vocab_size
     step_s = max((weights + kv) / best.bytes_per_s, operations(a, lanes, lanes) / best.flops_per_s)
     return {
         'prefill_tokens_per_s': round(B * P / prefill_s),
         'decode_tokens_per_s': round(lanes * R / decode_s, 1),
         'decode_lanes': lanes,
         'decode_step_bytes': round(weights + kv),
+        'logits_GFLOP_per_s': round(product_speed(lanes, *matrix, options.dtype) / 1e9, 1),
         'share_of_bandwidth_limit': round((weights + kv) / best.bytes_per_s * R / decode_s, 3),
         'share_of_limit': round(step_s * R / decode_s, 3),
         'compile_s': round(compile_s, 2),

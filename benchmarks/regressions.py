@@ -21,6 +21,11 @@ def read_rows(directory: Path) -> list[dict[str, Any]]:
     return [row for results in found for row in results.get('rows', [])]
 
 
+def read_baseline() -> dict[str, float]:
+    """The committed ratios by name."""
+    return json.loads(BASELINE.read_text())
+
+
 def moved(row: dict[str, Any], baseline: dict[str, float]) -> float | None:
     """Change of a ratio against the baseline, -0.2 for 20 % less; None where it has none."""
     before = baseline.get(row['name'])
@@ -35,7 +40,7 @@ def main() -> int:
     parser.add_argument('--update', action='store_true', help='write the baseline')
     options = parser.parse_args()
     rows = read_rows(options.results)
-    baseline = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
+    baseline = read_baseline()
     if options.update:
         baseline |= {row['name']: row['ratio'] for row in rows}
         BASELINE.write_text(json.dumps(baseline, indent=1, sort_keys=True) + '\n')

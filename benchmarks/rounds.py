@@ -4,7 +4,6 @@ another down, or spoil its memory figure, by being in its process.
 """
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-Call = dict[str, float]
+Call = dict[str, Any]
 """`seconds`, `peak_mib` and what the contender counted."""
 
 
@@ -23,27 +22,23 @@ class Turn:
     """The contender's side: `wait` until told, do the work, say what was `done`."""
 
     def __init__(self) -> None:
-        # What libraries print must not end up between the answers.
-        self._answers = os.fdopen(os.dup(1), 'w')
-        os.dup2(2, 1)
-        self._began, self._warm = 0.0, False
+        self._began: float | None = None
 
     def wait(self) -> None:
         """Until the next call; the first time it says that warming up is over."""
-        if not self._warm:
-            self._warm = True
+        if self._began is None:
             self._say(warm=True)
         if not sys.stdin.readline():
             raise SystemExit
         self._began = time.perf_counter()
 
-    def done(self, **counted: float) -> None:
+    def done(self, **counted: Any) -> None:
         """Ends a call."""
         seconds = time.perf_counter() - self._began
         self._say(**{'seconds': seconds, 'peak_mib': peak_mib(), **counted})
 
-    def _say(self, **values: float) -> None:
-        print(json.dumps(values), file=self._answers, flush=True)
+    def _say(self, **values: Any) -> None:
+        print(json.dumps(values), flush=True)
 
 
 def peak_mib() -> float:
@@ -51,7 +46,7 @@ def peak_mib() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def serve(call: Callable[[], Mapping[str, float]]) -> None:
+def serve(call: Callable[[], Mapping[str, Any]]) -> None:
     """Makes a call whenever told to, until standard input ends."""
     turn = Turn()
     while True:
@@ -85,9 +80,10 @@ class Contender:
 
     def _answer(self) -> Call:
         for line in self._process.stdout:
-            if line.startswith('{'):  # Libraries say something when they are imported.
+            if line.startswith('{"'):  # Libraries print too.
                 return json.loads(line)
-        raise SystemExit(f'{" ".join(self._process.args)}: ended; see {self._log}')
+        said = self._log.read_text()[-2000:]
+        raise SystemExit(f'{" ".join(self._process.args)}: ended\n{said}')
 
 
 def take_turns(

@@ -102,7 +102,6 @@ def main() -> None:
     numbers = evaluate.make(env, networks, run, devices.make_mesh(run.rollout.contexts))
 
     def judge(policy: Policy, start: Policy, seed: int) -> float:
-        policy, start = jax.device_get((policy, start))
         return float(numbers(policy, start, np.uint32(seed), Hyper.of(run))['return'])
 
     found: dict[str, list] = {'SAIL-RevKL': [], 'Brax PPO': []}
