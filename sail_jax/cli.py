@@ -387,7 +387,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _use_cores(run: config.Settings) -> None:
     if isinstance(run, ControlRun):
-        devices.use_cores(len(config.members(run)) or run.rollout.contexts)
+        devices.use_cores(len(config.members(run)) or run.rollout.parts)
 
 
 def _use_compilation_cache() -> None:

@@ -1,5 +1,9 @@
 """Three workloads trained on the devices of this process, for tests/test_devices.py.
 
+    python -m tests.spread hopper OUT
+
+leaves the first batch of the quickstart's training;
+
     python -m tests.spread WORKLOAD OUT [THEIRS]
 
 trains it whole, and again in two halves, and leaves the states at their ends and what was drawn.
@@ -18,20 +22,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import sail_jax
 from benchmarks.control_communication import collectives
-from sail_jax import checkpoint, config, devices, metrics, runs, trainer, update
+from sail_jax import checkpoint, config, devices, runs, trainer, update
 from sail_jax.control.config import ControlRun
 from sail_jax.trainer import Task
 from sail_jax.update import Policy
 from tests import bandit_workload, exact
 from tests.control.toy import SETTINGS, Point
 from tests.language import small
+from tests.test_trainer import without_times
 
 CONTROL = ControlRun.model_validate(
     {
         **SETTINGS,
         'total_env_steps': 50 * 16 * 4 * 5,
-        'rollout': {'contexts': 16, 'group_size': 4, 'segment_length': 5},
+        'rollout': {'contexts': 16, 'group_size': 4, 'segment_length': 5, 'contexts_at_once': 2},
         'divergence': {'coefficient': 0.1},
         'optimizer': {'minibatches': 2},
         'reference': {'refresh_env_steps': 20 * 16 * 4 * 5},
@@ -39,6 +45,8 @@ CONTROL = ControlRun.model_validate(
         'checkpoints': {'every_updates': 10},
     }
 )
+SHAPES = ((8, 2), (16, 8), (64, 2))
+"""Contexts and lanes. Of the first, 8 devices have one context each."""
 PROBLEM = exact.problem(seed=1, contexts=8, responses=5, features=3)
 
 
@@ -124,9 +132,12 @@ def state_of(plan: Plan, directory: Path) -> update.State:
 
 def left(plan: Plan, directory: Path) -> dict[str, Any]:
     """The whole state at the end of a run, and its rows without times."""
-    rows = metrics.read_rows(directory / 'metrics.jsonl')
-    rows = [{k: v for k, v in row.items() if k[:4] not in ('wall', 'time')} for row in rows]
-    return named(state_of(plan, directory)) | {'rows': json.dumps(rows)}
+    return named(state_of(plan, directory)) | {'rows': json.dumps(without_times(directory))}
+
+
+def start_state(plan: Plan) -> update.State:
+    task = plan.make()
+    return trainer.initial_state(plan.run, task, task.start(0))
 
 
 def draw(plan: Plan, state: update.State) -> dict[str, np.ndarray]:
@@ -137,6 +148,14 @@ def draw(plan: Plan, state: update.State) -> dict[str, np.ndarray]:
     return named(sample(state))
 
 
+def draw_shape(contexts: int, lanes: int, at_once: int | None) -> dict[str, np.ndarray]:
+    """The first batch of a control run of another shape."""
+    changes = {'contexts': contexts, 'group_size': lanes, 'contexts_at_once': at_once}
+    run = CONTROL.model_copy(update={'rollout': CONTROL.rollout.model_copy(update=changes)})
+    plan = Plan(run, lambda: runs.make_task(run, env=Point()))
+    return draw(plan, start_state(plan))
+
+
 def communication() -> dict[str, Any]:
     plan = control(Path())
     task, layout = plan.make(), trainer.Layout.of(plan.run, plan.make())
@@ -145,12 +164,22 @@ def communication() -> dict[str, Any]:
     return {
         'devices': jax.device_count(),
         'kinds': [one.kind for one in found],
+        'gradient_collectives': sum(one.in_gradient_step for one in found),
         'gradient_bytes': sum(one.bytes for one in found if one.in_gradient_step),
+        'other_bytes': sum(one.bytes for one in found if not one.in_gradient_step),
         'parameter_bytes': sum(x.size * 4 for x in jax.tree.leaves(layout.policy.params)),
     }
 
 
 def main(name: str, out: Path, theirs: Path | None = None) -> None:
+    if name == 'hopper':
+        run = sail_jax.load('configs/quickstart.yaml')
+        rollout = run.rollout.model_copy(update={'contexts_at_once': run.rollout.contexts // 8})
+        run = run.model_copy(update={'rollout': rollout})
+        plan = Plan(run, lambda: runs.make_task(run))
+        out.mkdir()
+        np.savez(out / 'first.npz', **draw(plan, start_state(plan)))
+        return
     said: list[list[str]] = []
     make = {'control': control, 'bandit': bandit, 'language': partial(language, said=said)}[name]
     plan, part = make(out), make(out, HALVES[name])
@@ -159,14 +188,17 @@ def main(name: str, out: Path, theirs: Path | None = None) -> None:
         trainer.train(plan.run, plan.make(), out / 'whole', quiet=True)
         np.savez(out / 'whole.npz', **left(plan, out / 'whole'), said=said[:1])
         trainer.train(part.run, part.make(), out / 'half', quiet=True)
+        if name == 'control':
+            for contexts, lanes in SHAPES:
+                # The largest parts that 8 devices share.
+                drawn = draw_shape(contexts, lanes, contexts // 8)
+                np.savez(out / f'{contexts}x{lanes}.npz', **drawn)
+            np.savez(out / 'at_once.npz', **draw_shape(*SHAPES[0], None))
     else:
         shutil.copytree(theirs / 'half', out / 'half')
     shutil.copytree(out / 'half', out / 'parts')
     if name != 'language':
-        task = plan.make()
-        np.savez(
-            out / 'first.npz', **draw(plan, trainer.initial_state(plan.run, task, task.start(0)))
-        )
+        np.savez(out / 'first.npz', **draw(plan, start_state(plan)))
         np.savez(out / 'next.npz', **draw(plan, state_of(part, out / 'half')))
     said.clear()
     trainer.train(plan.run, plan.make(), out / 'parts', resume=True, quiet=True)

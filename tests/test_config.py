@@ -332,6 +332,7 @@ CONTRADICTIONS = [
         'rollout.segment_length',
     ),
     ({'rollout': {'contexts': 32}, 'optimizer': {'minibatches': 5}}, 'optimizer.minibatches'),
+    ({'rollout': {'contexts': 32, 'contexts_at_once': 5}}, 'rollout.contexts_at_once'),
     ({'reference': {'source': 'run'}}, 'reference.path'),
     ({'reference': {'source': 'brax'}}, 'reference.path'),
     ({'value': {'terminal': 'learned'}, 'labeller': {'discount': 0.9}}, 'labeller.discount'),

@@ -7,8 +7,12 @@ import sys
 import numpy as np
 import pytest
 
+from tests.spread import SHAPES
+
 WORKLOADS = ('control', 'bandit', pytest.param('language', marks=pytest.mark.slow))
 OTHERS = (pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8)
+UNFUSED = '--xla_cpu_max_isa=AVX'
+"""Programs for one device and for several fuse multiply-adds in other places; so they fuse none."""
 TOLERANCE = 1e-5
 """Of parameters after 50 updates of control, 10 of the bandit, 8 of the language model: sums are
 taken in another order."""
@@ -19,13 +23,13 @@ def run(tmp_path_factory):
     """Runs `tests.spread` on so many devices, once; gives its directory."""
     path, known = tmp_path_factory.mktemp('devices'), {}
 
-    def on(name, count, theirs=None):
+    def on(name, count, theirs=None, flags=''):
         if (name, count, theirs) not in known:
             out = path / f'{name}-{count}-{theirs}'
             command = [sys.executable, '-m', 'tests.spread', name, out]
             command += [on(name, theirs)] if theirs else []
-            flags = f'--xla_force_host_platform_device_count={count}'
-            env = {**os.environ, 'XLA_FLAGS': flags}
+            many = f'--xla_force_host_platform_device_count={count}'
+            env = {**os.environ, 'XLA_FLAGS': f'{many} {flags}'}
             subprocess.run(command, env=env, check=True, timeout=1200)
             known[name, count, theirs] = out
         return known[name, count, theirs]
@@ -60,6 +64,27 @@ def test_any_devices_draw_the_same_samples(run, name, count):
         np.testing.assert_array_equal(ours, theirs)
     else:
         assert_same(alone / 'first.npz', several / 'first.npz')
+
+
+@pytest.mark.parametrize('count', OTHERS)
+@pytest.mark.parametrize(('contexts', 'lanes'), SHAPES)
+def test_batches_of_any_shape_are_the_same(run, count, contexts, lanes):
+    ours, theirs = (run('control', n) / f'{contexts}x{lanes}.npz' for n in (1, count))
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize('count', OTHERS)
+def test_batches_simulated_at_once_agree_to_rounding(run, count):
+    ours, theirs = (np.load(run('control', n) / 'at_once.npz') for n in (1, count))
+    for key in ours:
+        np.testing.assert_allclose(ours[key], theirs[key], rtol=0, atol=TOLERANCE, err_msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [2, 4, 8])
+def test_a_brax_simulator_draws_the_same(run, count):
+    alone, several = (run('hopper', n, flags=UNFUSED) for n in (1, count))
+    assert_same(alone / 'first.npz', several / 'first.npz')
 
 
 @pytest.mark.parametrize('count', OTHERS)
@@ -100,3 +125,5 @@ def test_devices_tell_each_other_gradients_and_no_samples(run):
     assert set(eight['kinds']) == {'all-reduce'}
     # The gradient once, and a few numbers: the loss, its metrics, the labels' count.
     assert 0 <= eight['gradient_bytes'] - eight['parameter_bytes'] <= 128
+    assert eight['gradient_collectives'] <= 3
+    assert eight['other_bytes'] <= 256

@@ -44,6 +44,15 @@ class Rollout(Section):
     segment_length: int = Field(50, ge=1, le=2**20)
     """Env steps of a segment, up to the whole episode. Nothing after it counts for the labeller,
     unless `value` looks further."""
+    contexts_at_once: int | None = Field(None, ge=1)
+    """A device simulates this many contexts after this many; none: all of its contexts at once. The
+    shapes that it computes with, and so the last bits of the samples, then do not depend on the
+    number of devices. Takes less memory, and more time where it is small."""
+
+    @property
+    def parts(self) -> int:
+        """Contexts, or groups of them, that devices may share."""
+        return self.contexts // (self.contexts_at_once or 1)
 
 
 class Value(Section):
@@ -140,6 +149,11 @@ def check(run: ControlRun) -> None:
     if run.rollout.contexts % run.optimizer.minibatches:
         raise UserError(
             f'optimizer.minibatches: {run.optimizer.minibatches} does not divide '
+            f'rollout.contexts: {run.rollout.contexts}'
+        )
+    if run.rollout.contexts % (run.rollout.contexts_at_once or 1):
+        raise UserError(
+            f'rollout.contexts_at_once: {run.rollout.contexts_at_once} does not divide '
             f'rollout.contexts: {run.rollout.contexts}'
         )
     if run.objective.mixture.dpp + run.objective.mixture.ddp > 1 - 1e-6:

@@ -24,9 +24,10 @@ def batch_bytes(env: Env, run: ControlRun) -> int:
     """States of the simulator and observations of the segments, or of an evaluation's episodes."""
     state = jax.eval_shape(env.reset, jax.ShapeDtypeStruct((2,), jax.numpy.uint32))
     rollout, lanes = run.rollout, run.rollout.group_size + run.extra_lanes
-    segments = devices.size(state) + rollout.segment_length * devices.size(state.obs)
+    states = (rollout.contexts_at_once or rollout.contexts) * lanes * devices.size(state)
+    obs = rollout.contexts * lanes * rollout.segment_length * devices.size(state.obs)
     episodes = len(evaluate.LANES_DETERMINISTIC) * run.evaluation.episodes * devices.size(state)
-    return max(rollout.contexts * lanes * segments, episodes)
+    return max(states + obs, episodes)
 
 
 def make(
@@ -49,7 +50,8 @@ def make(
     if members:
         mesh = devices.make_sweep_mesh(len(members))
     else:
-        mesh = devices.make_mesh(run.rollout.contexts)
+        apart = '' if run.rollout.contexts_at_once is None else ' / rollout.contexts_at_once'
+        mesh = devices.make_mesh(run.rollout.parts, rows_key=f'rollout.contexts{apart}')
     env = envs.make(run.env) if env is None else env
     networks = control_policy.make_networks(env, run)
     return Task(

@@ -1,6 +1,7 @@
 """Control as a workload of `sail_jax.update`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -179,7 +180,7 @@ def make(
     ) -> Sampled:
         row_key, label_key = jax.random.split(key)
         segments, route, contexts = jax.shard_map(
-            sample_rows,
+            partial(in_parts, sample_rows, run.rollout.contexts_at_once),
             mesh=mesh,
             in_specs=(PartitionSpec(), rows, rows),
             out_specs=(rows, rows, rows),
@@ -251,6 +252,16 @@ def make(
         return loss, {'value_loss': loss}
 
     return Workload(init, sample, predict, compare, auxiliary_loss, K, run.refresh_updates)
+
+
+def in_parts(f: Callable[..., Any], size: int | None, shared: Any, *rows: Any) -> Any:
+    """`f(shared, *rows)` on `size` rows after `size` rows, which divides them; None takes all."""
+    if size is None:
+        return f(shared, *rows)
+    cut = lambda x: x.reshape(len(x) // size, size, *x.shape[1:])  # noqa: E731
+    join = lambda x: x.reshape(len(x) * size, *x.shape[2:])  # noqa: E731
+    found = jax.lax.map(lambda part: f(shared, *part), jax.tree.map(cut, rows))
+    return jax.tree.map(join, found)
 
 
 def row_keys(key: jax.Array, rows: int) -> jax.Array:

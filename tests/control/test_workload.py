@@ -150,3 +150,20 @@ def test_task_refuses_a_group_over_devices_that_do_not_divide(monkeypatch):
     monkeypatch.setattr(jax, 'device_count', lambda: 3)
     with pytest.raises(UserError, match=r'4 rows .* do not divide by 3 devices'):
         control_task.make(run, env=Point())
+    rollout = {**SETTINGS['rollout'], 'contexts_at_once': 2}
+    run = ControlRun.model_validate({**SETTINGS, 'rollout': rollout})
+    with pytest.raises(UserError, match=r'2 rows .*contexts_at_once\) do not divide by 3 devices'):
+        control_task.make(run, env=Point())
+
+
+@pytest.mark.parametrize('learned', [{}, {'value': {'terminal': 'learned'}}])
+def test_contexts_in_parts_are_the_same_samples(learned):
+    rollout, sampled = SETTINGS['rollout'], []
+    for contexts_at_once in (None, 1, 2, 4):
+        settings = {'rollout': {**rollout, 'contexts_at_once': contexts_at_once}, **learned}
+        _, made, policy, other = make(settings, env=Point(drift=0.1, spread=0.7))
+        found = sample(made, policy, other)
+        sampled.append((found.batch, found.sampler))
+    for other in sampled[1:]:
+        for ours, theirs in zip(*map(jax.tree.leaves, (sampled[0], other)), strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
