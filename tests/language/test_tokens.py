@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sail_jax.errors import UserError
@@ -192,6 +192,7 @@ TEXTS = st.text() | st.lists(
 
 
 @given(TEXTS.filter(bool), TEXTS, st.booleans())
+@example('0', '0\r<|end|>', True)
 def test_any_response_ends_once_or_is_refused(tokenizer, prompt, response, chat):
     prompt = (Message('user', prompt),) if chat else prompt
     inside = any(end in response.removesuffix(end) for end in ('<|end|>', '<|im_end|>'))
@@ -203,9 +204,10 @@ def test_any_response_ends_once_or_is_refused(tokenizer, prompt, response, chat)
     assert not inside
     assert [i in tokenizer.eos_ids for i in ids] == [False] * (len(ids) - 1) + [True]
     text = tokenizer.backend.decode(ids[:-1], skip_special_tokens=False)
+    response = response.strip() if chat else response
     for end in ('<|end|>', '<|im_end|>'):
         response = response.removesuffix(end)
-    assert text == (response.strip() if chat else response)
+    assert text == response
 
 
 @pytest.mark.parametrize('conversation', [TURN, DIALOGUE])
