@@ -43,8 +43,9 @@ def saved(tmp_path):
 @pytest.mark.parametrize(
     ('dtype', 'shard_bytes'), [(jnp.float32, 10**9), (jnp.bfloat16, 2000), (jnp.float16, 2000)]
 )
-def test_round_trip_is_bit_exact(tmp_path, dtype, shard_bytes):
-    first = weights.save(tiny.decoder('qwen3'), tmp_path / 'a', dtype=dtype)
+@pytest.mark.parametrize('name', FAMILIES)
+def test_round_trip_is_bit_exact(tmp_path, name, dtype, shard_bytes):
+    first = weights.save(tiny.decoder(name), tmp_path / 'a', dtype=dtype)
     second = weights.save(
         weights.load(first), tmp_path / 'b', source=first, shard_bytes=shard_bytes
     )
