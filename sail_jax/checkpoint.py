@@ -7,10 +7,12 @@ checkpoint that needs it: `references/STEP` is what was taken after STEP updates
 is the last of those up to its own step. What was taken after none is `start`, the start policy.
 """
 
+import json
 import logging
 import math
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +27,7 @@ from sail_jax import config, hosts
 from sail_jax.errors import TrainingFailed, UserError, one_line
 from sail_jax.update import Policy, State
 
-SCHEMA = 3
+SCHEMA = 4
 
 T = TypeVar('T')
 
@@ -104,12 +106,13 @@ def save(
         marks['reference'] = fingerprint(state.reference)
         manager.wait_until_finished()  # What is on the disk now stays there until the next save.
         _save_reference(Path(manager.directory), state)
+    meta = {**meta, 'schema': SCHEMA, 'fingerprints': marks}
     saved = manager.save(
         step,
         args=ocp.args.Composite(
             policy=ocp.args.StandardSave(policy),
             training=ocp.args.StandardSave(training),
-            meta=ocp.args.JsonSave({**meta, 'schema': SCHEMA, 'fingerprints': marks}),
+            meta=ocp.args.JsonSave({**meta, 'checksum': _checksum(meta)}),
         ),
         metrics={'score': score},
     )
@@ -132,7 +135,8 @@ def restore(manager: ocp.CheckpointManager, abstract: State) -> tuple[State, dic
     directory = Path(manager.directory)
 
     def read(step: int) -> tuple[Any, Policy]:
-        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = _verify_meta(manager.restore(step, args=args)['meta'])
         if meta['schema'] != SCHEMA:
             raise UserError(
                 f'{directory}/{step}: sail-jax {meta["versions"]["sail-jax"]} wrote it with schema '
@@ -251,7 +255,7 @@ def _newest_first(manager: ocp.CheckpointManager) -> list[int]:
 
 def _read(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> Any:
     restored = manager.restore(step, args=args)
-    for item in restored['meta']['fingerprints']:
+    for item in _verify_meta(restored['meta'])['fingerprints']:
         if item in restored:
             _verify(restored['meta'], item, restored[item])
     return restored
@@ -260,6 +264,19 @@ def _read(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -
 def _verify(meta: dict[str, Any], item: str, tree: Any) -> None:
     if fingerprint(tree) != meta['fingerprints'][item]:
         raise ValueError(f'{item} is not what was saved: a bit was flipped on the disk')
+
+
+def _checksum(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+
+
+def _verify_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    """The same, if it is what was saved; older schemas have no checksum."""
+    content = {key: value for key, value in meta.items() if key != 'checksum'}
+    known = 'checksum' in meta or meta['schema'] == SCHEMA
+    if known and _checksum(content) != meta.get('checksum'):
+        raise ValueError('meta is not what was saved: a bit was flipped on the disk')
+    return meta
 
 
 def _first_readable(
