@@ -62,15 +62,15 @@ def compare(
         prob_BxKxK = (1 - teacher.mistake) * prob_BxKxK + teacher.mistake * (1 - prob_BxKxK)
     else:
         draw = jax.vmap(lambda key: jax.random.uniform(key, (K, K)))
-        undecided_BxKxK = prob_BxKxK == 0.5
         hard_BxKxK = (draw(choice_B) < prob_BxKxK).astype(prob_BxKxK.dtype)
         turned_BxKxK = draw(mistake_B) < teacher.mistake
         hard_BxKxK = jnp.where(turned_BxKxK, 1 - hard_BxKxK, hard_BxKxK)
         # The same draw decides ij and ji.
         hard_BxKxK = jnp.where(upper_KxK, hard_BxKxK, 1 - hard_BxKxK.mT)
-        prob_BxKxK = jnp.where(undecided_BxKxK, 0.5, hard_BxKxK)
-    # No confident label out of a return that is not a number: the update is skipped and counted.
-    prob_BxKxK = jnp.where(jnp.isnan(difference_BxKxK), jnp.nan, prob_BxKxK)
+        # Not where the probability is 1/2: of a tiny difference it is for ij, and not for ji.
+        prob_BxKxK = jnp.where(difference_BxKxK == 0, 0.5, hard_BxKxK)
+    # No confident label out of a return that is not finite: the update is skipped and counted.
+    prob_BxKxK = jnp.where(jnp.isfinite(difference_BxKxK), prob_BxKxK, jnp.nan)
 
     typical = jnp.abs(true_BxK).mean()
     true_difference_BxKxK = jnp.abs(true_BxK[:, :, None] - true_BxK[:, None, :])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.special import expit
 
@@ -145,6 +145,7 @@ TEACHERS = [
     R=hnp.arrays(np.float32, (2, 3), elements=st.floats(-100, 100, width=32)),
     seed=st.integers(0, 2**31 - 1),
 )
+@example(R=np.asarray([[6e-8, 0, 0], [0, 0, 0]], np.float32), seed=0)
 def test_labels_are_antisymmetric(teacher, R, seed):
     got = compare(keys(seed, 2), R, R, teacher)
     prob, weight = np.asarray(got.prob_BxKxK), np.asarray(got.weight_BxKxK)
@@ -165,14 +166,15 @@ def test_a_groups_labels_are_its_own(teacher):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[1:2]), alone, one)
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize('teacher', TEACHERS[:4])
-def test_a_return_that_is_not_finite_is_never_quietly_labelled(teacher):
-    # A segment judged NaN is neither better nor worse: no label, or one that makes the loss NaN
+def test_a_return_that_is_not_finite_is_never_quietly_labelled(teacher, value):
+    # A segment so judged is neither better nor worse: no label, or one that makes the loss NaN
     # so that the update is skipped and counted.
     R = returns(14, rows=3, K=3)
-    R[1, 2] = np.nan
+    R[1, 2] = value
     got = compare(keys(15, 3), R, R, teacher)
-    bad = np.isnan(difference(R))
+    bad = ~np.isfinite(difference(R))
     quiet = np.isfinite(got.prob_BxKxK) & (np.asarray(got.weight_BxKxK) > 0)
     assert not pairs(quiet & bad).any()
 

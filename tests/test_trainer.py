@@ -18,7 +18,7 @@ import sail_jax
 from sail_jax import checkpoint, metrics, runs, trainer, update
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
-from tests.control.toy import SETTINGS, Point
+from tests.control.toy import SETTINGS, Point, Poisoned
 
 
 def make_run(**settings):
@@ -153,7 +153,24 @@ def flip_bits(directory):
             path.write_bytes(data)
 
 
-@pytest.mark.parametrize('harm', [empty, lose_metadata, flip_bits])
+def flip_meta(key):
+    """One bit of a number in the JSON beside the arrays."""
+
+    def flip(directory):
+        path = directory / 'meta' / 'metadata'
+        data = bytearray(path.read_bytes())
+        value = data.index(b'"%s": ' % key.encode()) + len(key) + 4
+        assert chr(data[value]).isdigit()
+        data[value] ^= 1
+        path.write_bytes(data)
+
+    flip.__name__ = f'flip_{key}'
+    return flip
+
+
+@pytest.mark.parametrize(
+    'harm', [empty, lose_metadata, flip_bits, flip_meta('schema'), flip_meta('wall_s')]
+)
 def test_whatever_happened_to_the_newest_checkpoint(whole, tmp_path, caplog, harm):
     path = tmp_path / 'run'
     train(path)
@@ -223,7 +240,19 @@ def test_too_many_skipped_steps_stop_the_run(tmp_path):
     rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
     assert rows[-1]['train/skipped'] >= 3
     kept = runs.open_run(tmp_path / 'run', env=Point())[1]
-    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(kept.params))
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves((kept.params, kept.fixed)))
+
+
+@pytest.mark.parametrize('what', ['obs', 'reward', 'reset'])
+def test_what_a_simulator_breaks_is_counted_and_nothing_else_suffers(tmp_path, what):
+    env = Poisoned(what, jnp.inf, drift=0.05)
+    task = runs.make_task(make_run(), env=env)
+    result = trainer.train(make_run(), task, tmp_path / 'run', quiet=True)
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+    assert sum(row['train/not_finite'] for row in rows[1:]) > 0
+    assert rows[-1]['train/skipped'] == 0
+    leaves = jax.tree.leaves((result.policy.params, result.policy.fixed))
+    assert all(bool(jnp.isfinite(x).all()) for x in leaves)
 
 
 def test_a_half_written_line_is_dropped_on_resume(tmp_path):

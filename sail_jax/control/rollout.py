@@ -44,7 +44,7 @@ class Segments(NamedTuple):
     terminated: jax.Array
     """The environment said `done` (not the episode's limit), [B, L]."""
     not_finite: jax.Array
-    """The simulator returned NaN or infinity, [B, L]."""
+    """The simulator returned NaN or infinity, also as the first observation, [B, L]."""
     ended: jax.Array
     """For any of the three reasons, [B, L]."""
 
@@ -118,7 +118,11 @@ def segments(
         return (state, obs, happened_BxL & ~done_BxL & within_Bx1), record
 
     state = jax.tree.map(lambda x: jnp.repeat(x, lanes, axis=0), contexts.env_state)
-    start = (state, jax.tree.map(group, state.obs), jnp.ones((B, lanes), bool))
+    obs = jax.tree.map(group, state.obs)
+    sound_BxL = all_finite(obs)
+    # A masked NaN would still reach whatever multiplies by the mask.
+    obs = select(sound_BxL, obs, jax.tree.map(jnp.zeros_like, obs))
+    start = (state, obs, sound_BxL)
     (state, last_obs, alive_BxL), record = jax.lax.scan(step, start, jnp.arange(segment_length))
     terminated, not_finite = record.pop('terminated'), record.pop('not_finite')
     record = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), record)
@@ -126,7 +130,7 @@ def segments(
         **record | {'mask': record['mask'].astype(jnp.float32)},
         last_obs=last_obs,
         terminated=terminated.any(0),
-        not_finite=not_finite.any(0),
+        not_finite=not_finite.any(0) | ~sound_BxL,
         ended=~alive_BxL,
     ), jax.tree.map(group, state)
 

@@ -103,8 +103,10 @@ def test_the_time_limit_ends_without_termination():
     assert not segments.terminated.any()
 
 
-def test_a_simulator_that_returns_nan_is_cut_and_counted():
-    env = Poisoned(drift=0.03)
+@pytest.mark.parametrize('value', [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize('what', ['obs', 'reward', 'reset'])
+def test_a_simulator_that_is_not_finite_is_cut_and_counted(what, value):
+    env = Poisoned(what, value, drift=0.03)
     _, networks, policy, other, contexts = setup(env)
     segments, _ = run_segments(env, contexts, networks, (policy, other))
     assert 0 < segments.not_finite.sum() < B * L

@@ -47,14 +47,27 @@ class Point(Env):
 
 
 class Poisoned(Point):
-    """Becomes NaN to the right of x = 0.4 without saying `done`."""
+    """Gives something that is not finite to the right of x = 0.4, without saying `done`.
+
+    Args:
+      what: `obs`, `reward`, or `reset`: the observations of a new episode that begins there.
+    """
+
+    def __init__(self, what: str, value: float = jnp.nan, **kwargs: float):
+        super().__init__(**kwargs)
+        self._what, self._value = what, value
+
+    def reset(self, rng: jax.Array) -> State:
+        state = super().reset(rng)
+        return self._poison(state) if self._what == 'reset' else state
 
     def step(self, state: State, action: jax.Array) -> State:
-        state = super().step(state, action)
+        return self._poison(super().step(state, action))
+
+    def _poison(self, state: State) -> State:
+        name = 'obs' if self._what == 'reset' else self._what
         bad = state.pipeline_state[0] > 0.4
-        return state.replace(
-            obs=jnp.where(bad, jnp.nan, state.obs), reward=jnp.where(bad, jnp.nan, state.reward)
-        )
+        return state.replace(**{name: jnp.where(bad, self._value, getattr(state, name))})
 
 
 SETTINGS = {
