@@ -72,7 +72,7 @@ def collectives(hlo: str) -> list[Collective]:
     """The collectives of a compiled program's text."""
     found = []
     for line in hlo.splitlines():
-        match = re.match(rf'\s*\S+ = (.*?) ({"|".join(KINDS)})(-start)?\(', line)
+        match = re.match(rf'\s*(?:ROOT )?\S+ = (.*?) ({"|".join(KINDS)})(-start)?\(', line)
         if match:
             # Gradient steps are the scan within the scan over updates.
             name = re.search(r'op_name="([^"]*)"', line)

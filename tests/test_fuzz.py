@@ -1,6 +1,8 @@
 """Mutated configurations and data rows: a plan, or one line; never a traceback."""
 
+import contextlib
 import copy
+import io
 import json
 import random
 from pathlib import Path
@@ -10,13 +12,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sail_jax import configfile, runs
+from sail_jax import cli, configfile, runs
 from sail_jax.control.config import ControlRun
 from sail_jax.control.config import check as check_control
 from sail_jax.errors import UserError
 from sail_jax.language import data, rows, sources
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.config import check as check_language
+from sail_jax.language.quickstart.config import QuickstartRun
+from sail_jax.language.quickstart.config import check as check_quickstart
+from sail_jax.language.sft.config import SftRun
+from sail_jax.language.sft.config import check as check_sft
 
 CONFIGS = sorted(Path('configs').rglob('*.yaml'))
 ODD = [
@@ -35,6 +41,10 @@ def plan(text: str, path: Path) -> None:
             check_control(run)
         case LanguageRun():
             check_language(run)
+        case SftRun():
+            check_sft(run)
+        case QuickstartRun():
+            check_quickstart(run)
     assert (
         configfile.validate(type(run), yaml.safe_load(configfile.to_yaml(run)), path, None) == run
     )
@@ -89,6 +99,33 @@ def test_configurations_with_changed_values(tmp_path_factory, seed):
     settings = yaml.safe_load(rng.choice(CONFIGS).read_text())
     text = yaml.safe_dump(mutate(settings, rng), allow_unicode=True)
     works_or_refuses(plan, text, tmp_path_factory.getbasetemp() / 'values.yaml')
+
+
+class Planned(Exception):
+    """Training would begin."""
+
+
+@settings(max_examples=200)
+@given(seed=st.integers(0, 2**32))
+def test_the_command_line_begins_or_says_one_line_with_status_2(tmp_path_factory, seed):
+    rng = random.Random(seed)
+    values = yaml.safe_load(rng.choice(CONFIGS).read_text())
+    path = tmp_path_factory.getbasetemp() / 'command.yaml'
+    text = yaml.safe_dump(mutate(values, rng), allow_unicode=True)
+    path.write_bytes(text.encode('utf-8', 'surrogatepass'))
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(printed):
+        patch.setattr(runs, 'train', begin)
+        try:
+            assert cli.main(['train', str(path), '--run-dir', '/none/run']) == 2
+        except Planned:
+            return
+    (line,) = printed.getvalue().splitlines()
+    assert line.startswith('sail-jax: ')
+
+
+def begin(*_, **__):
+    raise Planned
 
 
 @settings(max_examples=1000)
