@@ -27,7 +27,6 @@ SETTINGS = {
     'evaluation': {'every_updates': 4, 'episodes': 4},
     'reference': {'refresh_env_steps': 192},
     'checkpoints': {'every_updates': 2},
-    'logging': {'tensorboard': False},
 }
 
 
@@ -38,7 +37,7 @@ def directory(tmp_path_factory):
     return path
 
 
-def start(directory, name, processes, *more, devices=2):
+def start(directory, name, processes, *more, devices=2, slurm=False):
     """Starts the processes of a run; it has 64 env steps an update."""
     with socket.socket() as free:
         free.bind(('localhost', 0))
@@ -47,18 +46,24 @@ def start(directory, name, processes, *more, devices=2):
     command += ['--run-dir', directory / name, *more]
     found = []
     for index in range(processes):
-        joint = ['--coordinator', f'localhost:{port}', '--num-processes', str(processes)]
+        env = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+        joint = []
+        if slurm:
+            joint = ['--distributed']
+            env |= {
+                'SLURM_JOB_ID': str(port),
+                'SLURM_STEP_NODELIST': 'localhost',
+                'SLURM_NTASKS': str(processes),
+                'SLURM_PROCID': str(index),
+                'SLURM_LOCALID': str(index),
+            }
+        elif processes > 1:
+            joint = ['--coordinator', f'localhost:{port}', '--num-processes', str(processes)]
+            joint += ['--process-id', str(index)]
         found.append(
             subprocess.Popen(
-                [
-                    *command,
-                    *(joint if processes > 1 else []),
-                    *['--process-id', str(index)] * (processes > 1),
-                ],
-                env={
-                    **os.environ,
-                    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-                },
+                [*command, *joint],
+                env=env,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -82,13 +87,23 @@ def single(directory):
 
 
 def test_two_processes_train_evaluate_save_and_resume(directory, single):
-    for more in (['256'], ['512', '--resume']):
-        status, printed = finish(start(directory, 'two', 2, '--total-env-steps', *more))
+    for more, slurm in ((['256'], False), (['512', '--resume'], True)):
+        started = start(directory, 'two', 2, '--total-env-steps', *more, slurm=slurm)
+        status, printed = finish(started)
         assert status == [0, 0], printed
         assert 'run directory' in printed[0]
         assert 'run directory' not in printed[1]
-    rows = metrics.read_rows(directory / 'two' / 'metrics.jsonl')
+    rows, alone = (
+        metrics.read_rows(directory / name / 'metrics.jsonl') for name in ('two', 'single')
+    )
     assert [row['step'] for row in rows] == list(range(9))
+    ours, theirs = (
+        [row['eval/return'] for row in found if 'eval/return' in row] for found in (rows, alone)
+    )
+    assert len(ours) == 3
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    # Of each start, process 0's.
+    assert len(list((directory / 'two' / 'tensorboard').iterdir())) == 2
     policy = runs.open_run(directory / 'two')[1]
     import jax
 
