@@ -14,7 +14,7 @@ from brax.training.agents.ppo import networks as ppo_networks
 from brax.training.agents.ppo import train as ppo
 
 import sail_jax
-from benchmarks.control_throughput import bare_steps
+from benchmarks.control_throughput import Program, bare_steps, rollouts
 from benchmarks.rounds import Turn, serve
 from sail_jax import config, devices, trainer, update
 from sail_jax.control import envs
@@ -41,14 +41,13 @@ def configuration(options: argparse.Namespace) -> ControlRun:
     return ControlRun.model_validate(base | changed)
 
 
-def steps(run: ControlRun, updates: int) -> None:
-    """Bare `env.step` with random actions: the limit."""
-    program = bare_steps(run, updates)
-    carry = jax.block_until_ready(program.run(program.carry))
+def program(made: Program, run: ControlRun, updates: int) -> None:
+    """Bare `env.step` with random actions, the limit; or rollouts without learning."""
+    carry = jax.block_until_ready(made.run(made.carry))
 
     def call() -> dict[str, float]:
         nonlocal carry
-        carry = jax.block_until_ready(program.run(carry))
+        carry = jax.block_until_ready(made.run(carry))
         return {'env_steps': updates * run.env_steps_per_update}
 
     serve(call)
@@ -142,7 +141,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     brax = ('brax-ppo', 'brax-ppo-cores', 'brax-ppo-published')
-    parser.add_argument('contender', choices=('steps', 'sail', *brax))
+    parser.add_argument('contender', choices=('steps', 'rollouts', 'sail', *brax))
     add_options(parser)
     parser.add_argument('--contexts', type=int, default=32)
     parser.add_argument('--group-size', type=int, default=8)
@@ -150,11 +149,13 @@ def main() -> None:
     parser.add_argument('--seeds', type=int)
     options = parser.parse_args()
     run = configuration(options)
-    if options.contender in ('steps', 'sail', 'brax-ppo-cores'):
+    if options.contender not in ('brax-ppo', 'brax-ppo-published'):
         devices.use_cores(options.seeds or run.rollout.contexts)
     match options.contender:
         case 'steps':
-            steps(run, options.updates)
+            program(bare_steps(run, options.updates), run, options.updates)
+        case 'rollouts':
+            program(rollouts(run, options.updates), run, options.updates)
         case 'sail':
             sail(run, options.updates, options.warm_up)
         case 'brax-ppo-published':

@@ -4,6 +4,7 @@ Env steps per second on one machine, each contender in a process of its own, in 
 `benchmarks.rounds`), compilation apart:
 
 * `steps`: bare `env.step` with random actions, a device for each core: the limit;
+* `rollouts`: the training's groups of segments and their labels, without learning;
 * `sail`: SAIL-RevKL with 16 gradient steps a batch, as the shipped files have; `sail-1`: with 1;
 * `brax-ppo`: Brax's PPO as it comes, with batches, networks and gradient steps of the same size;
   `brax-ppo-cores`: the same with a device for each core; `brax-ppo-published`: with the settings
@@ -14,6 +15,8 @@ Env steps per second on one machine, each contender in a process of its own, in 
 step dead lanes, are of live steps. Ratios are medians over rounds of the ratio within a round.
 
     python -m benchmarks.control_peers --out benchmarks/results/control_peers_cpu.json
+
+Of environments that --envs leaves out, --out keeps what it has.
 """
 
 import argparse
@@ -35,6 +38,7 @@ import matplotlib.pyplot as plt
 
 CONTENDERS = {
     'steps': 'benchmarks.control_contenders steps',
+    'rollouts': 'benchmarks.control_contenders rollouts',
     'sail-1': 'benchmarks.control_contenders sail --passes 1',
     'sail': 'benchmarks.control_contenders sail',
     'brax-ppo': 'benchmarks.control_contenders brax-ppo',
@@ -44,6 +48,7 @@ CONTENDERS = {
 }
 LABELS = {
     'steps': 'bare env.step (the limit)',
+    'rollouts': 'rollouts without learning',
     'sail-1': 'SAIL-RevKL, 1 gradient step',
     'sail': 'SAIL-RevKL, 16 gradient steps',
     'brax-ppo': 'Brax PPO, as it comes',
@@ -54,6 +59,7 @@ LABELS = {
 ENVS = ('hopper', 'walker2d', 'halfcheetah', 'ant', 'humanoid')
 # Of ours, of what, goal.
 RATIOS = (
+    ('rollouts', 'steps', None),
     ('sail-1', 'steps', 0.9),
     ('sail', 'steps', None),
     ('sail', 'brax-ppo', 2.0),
@@ -86,7 +92,7 @@ def rows(envs: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
     for env, results in envs.items():
         for ours, theirs, goal in RATIOS:
-            if theirs not in results:
+            if ours not in results or theirs not in results:
                 continue
             counted = 'live_steps' if theirs == 'gymnasium' else 'env_steps'
             mine, other = (
@@ -128,8 +134,11 @@ def main() -> None:
     parser.add_argument('--updates', type=int, default=4, help='in a timed call, 8192 steps each')
     parser.add_argument('--out', type=Path, required=True, help='JSON; a plot goes beside it')
     options = parser.parse_args()
-    results: dict[str, Any] = {'machine': machine('benchmarks.control_peers'), 'envs': {}}
+    results: dict[str, Any] = {'machines': {}, 'envs': {}}
+    if options.out.exists():
+        results = json.loads(options.out.read_text())
     for env in options.envs:
+        results['machines'][env] = machine('benchmarks.control_peers')
         logs = options.out.parent / 'logs'
         results['envs'][env] = measure(env, options.rounds, options.updates, logs)
         results['rows'] = rows(results['envs'])
