@@ -1,12 +1,17 @@
 """Where numbers go: `metrics.jsonl`, TensorBoard, Weights & Biases, and the terminal."""
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import math
 import os
+import socket
+import struct
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -81,22 +86,68 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Events for TensorBoard, by the run's unit of length."""
+    """Events for TensorBoard, by the run's unit of length, flushed as written.
+
+    Once the disk does not take one there are no more; `metrics.jsonl` has them all.
+    """
 
     def __init__(self, directory: Path, unit: str, resume_at: int | None):
-        from tensorboardX import SummaryWriter
-
-        purge = {} if resume_at is None else {'purge_step': resume_at + 1}
-        self._unit = unit
-        self._writer = SummaryWriter(str(directory), **purge)
+        """Opens a new file; in older ones, what comes after `resume_at` is hidden."""
+        self._directory, self._unit = directory, unit
+        self._file: io.FileIO | None = None
+        seconds, rest = divmod(time.time_ns(), 10**9)
+        # TensorBoard reads the files of a directory in the order of their names.
+        name = f'events.out.tfevents.{seconds}.{socket.gethostname()}.{rest:09}'
+        with self._giving_up():
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = (directory / name).open('xb', buffering=0)
+        self._append(_record(file_version='brain.Event:2'))
+        if resume_at is not None:
+            self._append(_record(step=resume_at + 1, session_log={'status': 'START'}))
 
     def write(self, row: Row) -> None:
-        for key, value in row.items():
-            if '/' in key:
-                self._writer.add_scalar(key, value, int(row[self._unit]))
+        values = [{'tag': key, 'simple_value': value} for key, value in row.items() if '/' in key]
+        self._append(_record(step=int(row[self._unit]), summary={'value': values}))
 
     def close(self) -> None:
-        self._writer.close()
+        with self._giving_up():
+            if self._file is not None:
+                self._file.close()
+
+    def _append(self, record: bytes) -> None:
+        with self._giving_up():
+            while record and self._file is not None:
+                record = record[self._file.write(record) :]
+
+    @contextlib.contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """An error of the disk ends the file; a part of a record at its end is not read."""
+        try:
+            yield
+        except OSError as error:
+            console.print(
+                f'{self._directory}: {error.strerror}; no more events are written there; '
+                'all numbers go to metrics.jsonl',
+                markup=False,
+                highlight=False,
+            )
+            file, self._file = self._file, None
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
+
+
+def _record(**event: Any) -> bytes:
+    """An event of now, as it lies in a file.
+
+    tensorboardX's own writer has a thread, which a full disk ends; its callers then wait for ever.
+    """
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    data = Event(wall_time=time.time(), **event).SerializeToString()
+    length = struct.pack('<Q', len(data))
+    return b''.join(part + struct.pack('<I', masked_crc32c(part)) for part in (length, data))
 
 
 class WandB:

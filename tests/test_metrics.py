@@ -1,9 +1,11 @@
 """Writers of metrics."""
 
+import contextlib
 import math
 import resource
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sail_jax import metrics
 from sail_jax.control.config import ControlRun
@@ -18,13 +20,22 @@ def test_numbers_that_json_has_not_become_null(tmp_path):
     ]
 
 
+@contextlib.contextmanager
+def disk_of(size):
+    """Files take no more than so many bytes, and a write beyond is an error, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_a_full_disk_delays_rows_and_loses_none(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     writer = metrics.JsonLines(path, None)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     rows = [{'step': step, 'a': 0.5} for step in range(5)]
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    with disk_of(50):
         with metrics.console.capture() as said:
             for row in rows[:4]:
                 writer.write(row)
@@ -32,11 +43,66 @@ def test_a_full_disk_delays_rows_and_loses_none(tmp_path):
         # What fits, and a part of the next, which nobody reads.
         assert path.stat().st_size == 50
         assert metrics.read_rows(path) == rows[:2]
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     writer.write(rows[4])
     writer.close()
     assert metrics.read_rows(path) == rows
+
+
+def event_row(step):
+    return {'step': step, 'prompts': 8 * step, 'train/kl': step / 4, 'train/margin': -step / 2}
+
+
+def scalars(directory, tag='train/kl'):
+    """What TensorBoard shows: steps and values."""
+    events = EventAccumulator(str(directory), size_guidance={'scalars': 0})
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def test_events_are_there_as_soon_as_written_and_a_resume_hides_later_ones(tmp_path):
+    directory = tmp_path / 'run' / 'tensorboard'
+    writer = metrics.TensorBoard(directory, 'prompts', None)
+    for step in range(1, 4):
+        writer.write(event_row(step))
+    # Of a run that is killed.
+    assert scalars(directory) == [(8, 0.25), (16, 0.5), (24, 0.75)]
+    assert scalars(directory, 'train/margin') == [(8, -0.5), (16, -1), (24, -1.5)]
+    resumed = metrics.TensorBoard(directory, 'prompts', 16)
+    resumed.write(event_row(3) | {'train/kl': math.nan})
+    resumed.write(event_row(4))
+    resumed.close()
+    shown = scalars(directory)
+    assert [step for step, _ in shown] == [8, 16, 24, 32]
+    assert math.isnan(shown[2][1])
+
+
+def test_a_full_disk_ends_the_events_and_not_the_run(tmp_path):
+    writer = metrics.TensorBoard(tmp_path, 'prompts', None)
+    for step in (1, 2):
+        writer.write(event_row(step))
+    (path,) = tmp_path.iterdir()
+    with metrics.console.capture() as said:
+        # Not all of the next row, and of the rows after that more than any queue holds.
+        with disk_of(path.stat().st_size + 20):
+            for step in range(3, 100):
+                writer.write(event_row(step))
+        # Behind a part of a record nobody would read it.
+        writer.write(event_row(100))
+        writer.close()
+    said = ' '.join(said.get().split())
+    assert said.count('File too large; no more events are written there') == 1
+    assert said.startswith(str(tmp_path))
+    assert scalars(tmp_path) == [(8, 0.25), (16, 0.5)]
+
+
+def test_a_directory_that_takes_no_events_is_said_once(tmp_path):
+    (tmp_path / 'tensorboard').write_text('')
+    with metrics.console.capture() as said:
+        writer = metrics.TensorBoard(tmp_path / 'tensorboard', 'prompts', 8)
+        writer.write(event_row(2))
+        writer.close()
+    assert said.get().count('no more events') == 1
+    assert (tmp_path / 'tensorboard').read_text() == ''
 
 
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
