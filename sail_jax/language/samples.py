@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sail_jax.errors import UserError
+from sail_jax import metrics
 from sail_jax.language.rows import Prompt
 
 
@@ -32,8 +32,7 @@ def prompt_text(prompt: Prompt) -> str:
 def write_table(path: Path, prompts: Sequence[Prompt], reference: Answers, policy: Answers) -> None:
     """Markdown: each prompt with the first response of the start policy and of the policy.
 
-    Raises:
-      UserError: it cannot be written.
+    Where it cannot be written that is said, and no more: a table is not worth a run.
     """
     columns = ['prompt', 'reference', 'policy']
     rewarded = policy.rewards is not None
@@ -49,7 +48,11 @@ def write_table(path: Path, prompts: Sequence[Prompt], reference: Answers, polic
         path.parent.mkdir(exist_ok=True)
         path.write_text(''.join(f'| {" | ".join(line)} |\n' for line in lines))
     except OSError as error:
-        raise UserError(f'{path}: {error.strerror}') from None
+        metrics.console.print(
+            f'{path}: {error.strerror}; the run goes on without this table',
+            markup=False,
+            highlight=False,
+        )
 
 
 def _cell(text: str) -> str:
