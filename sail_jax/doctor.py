@@ -1,6 +1,7 @@
 """`sail-jax doctor`: has this host what training needs? The first thing to run on a new one."""
 
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sail_jax import checkpoint, devices, hosts, trainer
@@ -97,7 +99,8 @@ def _checked(directory: Path | None) -> Iterator[Finding]:
             return there_and_back(Path(temporary))
 
     def there_and_back(base: Path) -> str:
-        saved, path = {'x': make()}, (base / 'doctor').absolute()
+        saved, scratch = {'x': make()}, _new(base)
+        path = scratch / 'checkpoint'
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 began = time.perf_counter()
@@ -110,7 +113,7 @@ def _checked(directory: Path | None) -> Iterator[Finding]:
                 raise ArithmeticError('what came back is not what was saved')
         finally:
             if hosts.is_main():
-                shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(scratch, ignore_errors=True)
         free = shutil.disk_usage(base).free / 2**30
         size = saved['x'].nbytes / 2**20
         return f'{size:.0f} MiB to {base} and back in {seconds:.1f} s; {free:.0f} GiB free'
@@ -118,6 +121,20 @@ def _checked(directory: Path | None) -> Iterator[Finding]:
     yield _attempt('collective', collective)
     yield _attempt('randomness', randomness)
     yield _attempt('checkpoint', round_trip)
+
+
+def _new(base: Path) -> Path:
+    """A path in `base` where nothing is, the same in every process.
+
+    Raises:
+      FileExistsError: something is there after all.
+    """
+    number = int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32))))
+    path = (base / f'doctor-{number:08x}').absolute()
+    # Unlike `path.exists()` this never raises, in one process while the others wait for it.
+    if hosts.any_process(os.path.exists(path)):
+        raise FileExistsError(f'{path} is there already')
+    return path
 
 
 def _attempt(what: str, check: Callable[[], str]) -> Finding:

@@ -1,5 +1,6 @@
 """What a new host is told."""
 
+import secrets
 import tempfile
 
 import jax
@@ -15,6 +16,24 @@ def test_a_good_host(tmp_path, capsys):
         assert f'ok      {what}' in printed
     assert f'jax {jax.__version__}' in printed
     assert not list(tmp_path.iterdir())
+
+
+def test_what_lies_in_the_directory_is_left_alone(tmp_path):
+    for name in ('doctor', 'doctor-00000000'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'notes').write_text('mine')
+    assert all(finding.well for finding in doctor.examine(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['doctor', 'doctor-00000000']
+    assert all((path / 'notes').read_text() == 'mine' for path in tmp_path.iterdir())
+
+
+def test_a_name_that_is_taken_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(secrets, 'randbits', lambda bits: 0)
+    (tmp_path / 'doctor-00000000').write_text('mine')
+    found = {finding.what: finding for finding in doctor.examine(tmp_path)}
+    assert found['checkpoint'].answer.endswith('/doctor-00000000 is there already')
+    assert not found['checkpoint'].well
+    assert (tmp_path / 'doctor-00000000').read_text() == 'mine'
 
 
 def test_nothing_is_left_in_the_temporary_directory(tmp_path, monkeypatch):
