@@ -12,26 +12,29 @@ import tyro
 import yaml
 from pydantic import BaseModel
 
+from sail_jax import files
 from sail_jax.config import RunT, Settings, optional
 from sail_jax.errors import UserError
 
 # A section that may be missing is set by its keys like any other.
 TYRO = (tyro.conf.AvoidSubcommands,)
 
+MAX_YAML = 2**20
+"""Bytes of a configuration."""
+
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     """The file's mapping, and its node tree for line numbers.
 
     Raises:
-      UserError: if it cannot be read, or is no mapping.
+      UserError: if it cannot be read, is absurdly large, or is no mapping.
     """
+    content = files.read(path, MAX_YAML)
     try:
-        text = path.read_text()
+        text = content.decode()
         _refuse_aliases(text)
         data, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_duplicates(node)
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}') from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise UserError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
     if data is None:

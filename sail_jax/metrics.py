@@ -130,6 +130,7 @@ class TensorBoard:
                 'all numbers go to metrics.jsonl',
                 markup=False,
                 highlight=False,
+                soft_wrap=True,
             )
             file, self._file = self._file, None
             with contextlib.suppress(OSError):

@@ -119,6 +119,12 @@ def train(
     name = 'run' if isinstance(run, config.Settings) else Path(run).stem
     run = run if isinstance(run, config.Settings) else load(run)
     run_dir = trainer.default_run_dir(name) if run_dir is None else Path(run_dir)
+    if not isinstance(run, ControlRun) and jax.process_count() > 1:
+        # Each of them would write the same directory.
+        raise UserError(
+            f'{run.workload} runs take one process so far, not {jax.process_count()}; '
+            'use the devices of one host'
+        )
     if isinstance(run, bandit.Study):
         if resume:
             raise UserError(f'{run_dir}: a study has nothing to resume; run it again')

@@ -18,6 +18,7 @@ import numpy as np
 
 from sail_jax import checkpoint, config, configfile, devices, hosts, metrics, signals, update
 from sail_jax.errors import TrainingFailed, UserError
+from sail_jax.files import leads_out
 from sail_jax.metrics import Row
 from sail_jax.recorder import Recorder, directories
 from sail_jax.saver import Saver
@@ -105,13 +106,14 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
     """Makes a directory with the configuration of a new run, or checks that a run can go on.
 
     Raises:
-      UserError: the directory exists (without resume), is missing or not writable, or belongs to
-        another configuration.
+      UserError: the directory exists (without resume), is missing or not writable, belongs to
+        another configuration, or has a link that leads out of it.
     """
     if resume:
         path = run_dir / 'config.yaml'
         if not path.exists():
             raise UserError(f'{run_dir}: no run to resume (no config.yaml)')
+        _refuse_links_out(run_dir)
         data, node = configfile.read_yaml(path)
         changed = configfile.differences(
             run, configfile.validate(type(run), data, path, node), ignore=FREE_ON_RESUME
@@ -122,12 +124,37 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
         return
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if any(run_dir.iterdir()):
+        # All that a run leaves which was killed before it had its configuration.
+        part = run_dir / 'config.part'
+        if any(path != part for path in run_dir.iterdir()):
             raise UserError(f'{run_dir}: exists already; use --resume, or another --run-dir')
         _require_writable(run_dir)
+        part.unlink(missing_ok=True)  # It may be a link, which a write would follow.
     except OSError as error:
         raise UserError(f'{run_dir}: {error.strerror}') from None
     configfile.write(run, run_dir / 'config.yaml')
+
+
+def _refuse_links_out(run_dir: Path) -> None:
+    """What a run writes, renames and deletes must lie in its directory, wherever that is from."""
+
+    def stop(error: OSError) -> NoReturn:
+        raise UserError(f'{error.filename}: {error.strerror}')
+
+    for parent, children, names in os.walk(run_dir, onerror=stop):
+        for entry in (Path(parent, name) for name in (*children, *names)):
+            try:
+                out = entry.is_symlink() and leads_out(entry, run_dir)
+            except (OSError, RuntimeError):  # Links in a circle.
+                out = True
+            if out:
+                raise UserError(
+                    f'{entry}: a link that leads out of {run_dir}, where --resume must not write; '
+                    'put what it leads to in its place'
+                )
+        if Path(parent).name == 'wandb' and Path(parent) != run_dir:
+            # Earlier sessions of W&B link to their logs in its cache, and are not written again.
+            children.clear()
 
 
 def _require_writable(run_dir: Path) -> None:

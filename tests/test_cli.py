@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import matplotlib.image
 import pytest
 import yaml
@@ -13,6 +15,7 @@ from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 from sail_jax import metrics, plots
 from sail_jax.cli import main
 from sail_jax.config import Objective
+from sail_jax.runs import load
 from tests.control.toy import SETTINGS
 
 PENDULUM = {
@@ -20,6 +23,9 @@ PENDULUM = {
     'env': {'name': 'inverted_pendulum', 'episode_length': 30},
     'logging': {'tensorboard': True},
 }
+
+
+CONFIGS = sorted((Path(__file__).parent.parent / 'configs').rglob('*.yaml'))
 
 
 @pytest.fixture(scope='module')
@@ -160,6 +166,18 @@ def test_bad_files(tmp_path, capsys, text, message):
     error = one_line(capsys)
     assert message in error
     assert str(path) in error
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    'path',
+    [path for path in CONFIGS if load(path).workload != 'control'],
+    ids=lambda path: path.stem,
+)
+def test_several_processes_are_for_control_runs(tmp_path, capsys, monkeypatch, path):
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    assert main(['train', str(path), '--run-dir', str(tmp_path / 'run')]) == 2
+    assert ' runs take one process so far, not 2; use the devices of one host' in one_line(capsys)
     assert not (tmp_path / 'run').exists()
 
 

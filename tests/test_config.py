@@ -1,5 +1,6 @@
 """Configurations: a mistake is one line that says where and what; all of configs/ is fine."""
 
+import os
 import re
 from pathlib import Path
 
@@ -396,3 +397,15 @@ def test_command_line_exits_with_2_and_one_line(tmp_path, capfd, text, arguments
     assert err.startswith('sail-jax: ')
     assert err.count('\n') == 1
     assert part in err
+
+
+@pytest.mark.parametrize('size', [None, configfile.MAX_YAML + 1])
+def test_what_is_no_file_or_absurdly_large_is_not_read(tmp_path, size):
+    path = tmp_path / 'run.yaml'
+    if size is None:
+        path.symlink_to('/dev/null')
+    else:
+        path.touch()
+        os.truncate(path, size)
+    said = 'not a regular file' if size is None else 'over 1048576 bytes; at most that'
+    assert message(runs.load, path) == f'{path}: {said}'

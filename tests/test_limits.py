@@ -7,15 +7,19 @@ from sail_jax import config, devices, runs, trainer
 from sail_jax.cli import main
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
+from sail_jax.language import tokens
+from sail_jax.language.config import LanguageRun
+from sail_jax.language.sft import task as sft_task
+from sail_jax.language.sft.config import SftRun
 from tests.control.toy import SETTINGS, Point
-from tests.language import small
+from tests.language import small, tiny, tiny_tokenizer
 
 
 def refuse(path, message, run=None, **settings):
     run = run or ControlRun.model_validate({**SETTINGS, **settings})
-    given = {'env': Point()} if isinstance(run, ControlRun) else {'reward': small.letters}
+    given = {ControlRun: {'env': Point()}, LanguageRun: {'reward': small.letters}}
     with pytest.raises(UserError, match=message) as caught:
-        sail_jax.train(run, path / 'run', **given)
+        sail_jax.train(run, path / 'run', **given.get(type(run), {}))
     assert '\n' not in str(caught.value)
     assert not (path / 'run').exists()
 
@@ -43,6 +47,26 @@ def test_responses_that_no_memory_holds(tmp_path):
         sampling={'max_tokens': 128},
     )
     refuse(tmp_path, 'a batch of this configuration would take', run)
+
+
+def test_rows_that_no_memory_holds(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    tokenizer = tiny_tokenizer.write(tmp_path / 'tokenizer')
+    size = tokens.load(tokenizer).vocab_size
+    sizes = tiny.FAMILIES['qwen1.5'].model_copy(update={'vocab_size': size, 'layers': 2**10})
+    settings = {
+        'workload': 'sft',
+        'prompts_per_update': 2**20,
+        'model': {'tokenizer': str(tokenizer), 'architecture': sizes.model_dump()},
+        'data': {'path': str(small.data(tmp_path / 'rows.jsonl', pairs=True))},
+        'evaluation': {'prompts': 4},
+    }
+    # 2^20 rows of 32 places, and for each of these 2^10 layers' inputs of 16 float32.
+    refuse(tmp_path, 'a batch .* would take at least 2,048 GiB', SftRun.model_validate(settings))
+    # In parts it is small.
+    optimizer = {'accumulation': 2**20}
+    task = sft_task.make(SftRun.model_validate(settings | {'optimizer': optimizer}))
+    assert task.batch_bytes() == 32 * 2**10 * 16 * 4
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ every pair of responses, with nothing sampled. All functions take one problem an
 `jax.vmap` makes them take thousands. They are meant for float64, see `jax.enable_x64`.
 """
 
-import zipfile
-import zlib
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
+from sail_jax import files
 from sail_jax.bandit.config import Problems
 from sail_jax.divergence import categorical_kl
 from sail_jax.errors import UserError
+
+MAX_PROBLEM = 2**30
+"""Bytes of an .npz, packed and unpacked."""
 
 
 class Problem(NamedTuple):
@@ -54,22 +57,17 @@ def load(path: Path) -> Problem:
     """Reads a problem from an .npz; `Problems.path` says what it holds.
 
     Raises:
-      UserError: not an .npz, an array missing, of the wrong shape or type, not finite, or a
-        reference that is no distribution of full support.
+      UserError: not an .npz, absurdly large, an array missing, of the wrong shape or type, not
+        finite, or a reference that is no distribution of full support.
     """
+    content = io.BytesIO(files.read(path, MAX_PROBLEM))
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(content, allow_pickle=False) as file:
+            size = sum(member.file_size for member in file.zip.infolist())
+            if size > MAX_PROBLEM:  # Zeros take a thousandth of their size.
+                raise ValueError(f'{size} bytes unpacked; at most {MAX_PROBLEM}')
             arrays = {name: file[name] for name in file.files}
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror or error}') from None
-    except (
-        ValueError,
-        EOFError,
-        AttributeError,
-        TypeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except Exception as error:  # NumPy and zipfile raise whatever the damage happens to hit.
         reason = ' '.join(str(error).split())[:120]
         raise UserError(f'{path}: not an .npz of plain arrays ({reason})') from None
     known = ('features', 'reward', 'reference')

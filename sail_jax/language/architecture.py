@@ -11,10 +11,13 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
+from sail_jax import files
 from sail_jax.config import Section
 from sail_jax.errors import UserError
 
 FAMILIES = ('llama', 'mistral', 'qwen2', 'qwen3')
+MAX_JSON = 2**24
+"""Bytes of a JSON file that describes others."""
 
 
 class Rope(Section):
@@ -162,12 +165,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON file's object.
 
     Raises:
-      UserError: if it cannot be read, or is no object.
+      UserError: if it cannot be read, is absurdly large, or is no object.
     """
+    content = files.read(path, MAX_JSON)
     try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}') from None
+        data = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f'{path}: not valid JSON: {error}') from None
     if not isinstance(data, dict):

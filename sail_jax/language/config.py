@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-import jax
 from pydantic import Field
 
 from sail_jax import config
@@ -141,8 +140,6 @@ def check(run: LanguageRun) -> None:
     mixture, reward = run.objective.mixture, run.reward
     if config.members(run):
         raise UserError('seeds, sweep: language runs are trained one by one')
-    if jax.process_count() > 1:
-        raise UserError('language runs take one process so far; use the devices of one host')
     if run.prompts_per_update % run.optimizer.minibatches:
         raise UserError(
             f'optimizer.minibatches: {run.optimizer.minibatches} does not divide '

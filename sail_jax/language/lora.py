@@ -7,7 +7,6 @@ The reference is the model with the adapter off: both are bound to one copy of t
     reference = nnx.merge(adapted.off, adapted.frozen)
 """
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +20,7 @@ from flax import nnx
 from pydantic import Field
 from safetensors.numpy import save_file
 
+from sail_jax import files
 from sail_jax.config import Section
 from sail_jax.errors import UserError
 from sail_jax.language import architecture as architectures
@@ -119,20 +119,14 @@ def save(
       base: the checkpoint that the adapter belongs to, named in the file.
 
     Raises:
-      UserError: if `path` exists.
+      UserError: if `path` exists or cannot be made.
     """
     path = Path(path)
-    if path.exists():
-        raise UserError(f'{path}: exists; name a new directory')
-    partial = path.with_name(f'{path.name}.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     tensors = {}
     for name, linear in _targets(decoder, settings):
         for part, variable in (('lora_A', linear.lora_a), ('lora_B', linear.lora_b)):
             for layer, value in enumerate(np.asarray(variable[...])):
                 tensors[_tensor_name(layer, name, part)] = np.ascontiguousarray(value.T)
-    save_file(tensors, partial / WEIGHTS, metadata={'format': 'pt'})
     config = PLAIN | {
         'task_type': 'CAUSAL_LM',
         'base_model_name_or_path': None if base is None else str(base),
@@ -142,8 +136,10 @@ def save(
         'target_modules': list(settings.targets),
         'inference_mode': True,
     }
-    weights.write_json(partial / CONFIG, config)
-    return partial.rename(path)
+    with files.new_directory(path) as partial:
+        save_file(tensors, partial / WEIGHTS, metadata={'format': 'pt'})
+        weights.write_json(partial / CONFIG, config)
+    return path
 
 
 def load(decoder: Decoder, path: str | Path) -> tuple[Decoder, Lora]:

@@ -52,6 +52,7 @@ def write_table(path: Path, prompts: Sequence[Prompt], reference: Answers, polic
             f'{path}: {error.strerror}; the run goes on without this table',
             markup=False,
             highlight=False,
+            soft_wrap=True,
         )
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sail_jax.errors import UserError, one_line
+from sail_jax.files import leads_out
 from sail_jax.language.architecture import read_json
 
 MAX_LINE = 2**24
@@ -55,7 +56,7 @@ def find(path: str | Path, split: str) -> list[Path]:
             raise UserError(f'{path}: not a format that is read; supported: {", ".join(SUFFIXES)}')
         files = _list(path, split)
         for file in files:
-            if not file.resolve().is_relative_to(path.resolve()):
+            if leads_out(file, path):
                 raise UserError(f'{file}: leads out of {path}; copy the data set without links')
             if not file.is_file():
                 raise UserError(f'{file}: not a file')

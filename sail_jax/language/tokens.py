@@ -16,6 +16,7 @@ import jinja2.sandbox
 import numpy as np
 import tokenizers
 
+from sail_jax import files
 from sail_jax.errors import UserError, one_line
 from sail_jax.language.architecture import read_json
 from sail_jax.language.rows import Message, Prompt
@@ -173,10 +174,9 @@ def load(path: str | Path) -> Tokenizer:
     file = path / 'tokenizer.json'
     if not file.exists():
         raise UserError(f'{file}: No such file or directory; other formats are not read')
-    if (size := file.stat().st_size) > MAX_TOKENIZER:
-        raise UserError(f'{file}: {size} bytes; at most {MAX_TOKENIZER}')
+    content = files.read(file, MAX_TOKENIZER)
     try:
-        backend = tokenizers.Tokenizer.from_file(str(file))
+        backend = tokenizers.Tokenizer.from_buffer(content)
     except Exception as error:  # The library raises nothing more precise.
         raise UserError(f'{file}: not a tokenizer.json: {" ".join(str(error).split())}') from None
     # The file may ask for both; nothing is cut or filled up in silence.
@@ -265,9 +265,10 @@ def _template_source(config: dict[str, Any], path: Path) -> str | None:
     of named ones."""
     file = path / 'chat_template.jinja'
     if file.exists():
+        content = files.read(file, 4 * MAX_TEMPLATE)  # A character has up to four bytes.
         try:
-            source = file.read_text('utf-8')
-        except (OSError, UnicodeDecodeError) as error:
+            source = content.decode().replace('\r\n', '\n')
+        except UnicodeDecodeError as error:
             raise UserError(f'{file}: cannot be read: {error}') from None
     else:
         source = config.get('chat_template')

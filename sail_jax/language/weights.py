@@ -6,7 +6,6 @@ of the transposed `model.layers.{i}.self_attn.q_proj.weight` [out, in].
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,12 +19,16 @@ from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from sail_jax import files
 from sail_jax.errors import UserError
 from sail_jax.language import architecture as architectures
 from sail_jax.language.model import Decoder
+from sail_jax.language.tokens import MAX_TOKENIZER
 
 DTYPES = {'F32': jnp.float32, 'BF16': jnp.bfloat16, 'F16': jnp.float16}
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
+MAX_COMPANIONS = 2**30
+"""Bytes that are copied beside configuration and weights."""
 
 DecoderT = TypeVar('DecoderT', bound=Decoder)
 ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -148,43 +151,49 @@ def save(
       shard_bytes: the largest file; the host holds one file's tensors at a time.
 
     Raises:
-      UserError: if `path` exists.
+      UserError: `path` exists or cannot be made; as of `copy_tokenizer`.
     """
     path = Path(path)
-    if path.exists():
-        raise UserError(f'{path}: exists; name a new directory')
     if nnx.to_flat_state(nnx.state(decoder, nnx.LoRAParam)):
         raise ValueError('the model has an adapter; save lora.merge(model)')
-    partial = path.with_name(f'{path.name}.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    config = _copy_companions(decoder, source, partial)
+    with files.new_directory(path) as partial:
+        _save(decoder, partial, source, dtype, shard_bytes)
+    return path
 
+
+def _save(
+    decoder: Decoder,
+    to: Path,
+    source: str | Path | None,
+    dtype: jnp.dtype | None,
+    shard_bytes: int,
+) -> None:
+    """Fills a directory; arguments as of `save`."""
+    config = _copy_companions(decoder, source, to)
     values = parameters(decoder)
     kept = jnp.result_type(*values.values()) if dtype is None else jnp.dtype(dtype)
     config['torch_dtype' if 'torch_dtype' in config else 'dtype'] = kept.name
-    write_json(partial / 'config.json', config)
+    write_json(to / 'config.json', config)
 
-    files, sizes = [[]], [0]
+    shards, sizes = [[]], [0]
     for name, place in places(decoder).items():
         value = values[place.parameter]
         itemsize = jnp.dtype(dtype or value.dtype).itemsize
         size = int(np.prod(place.shape(value.shape))) * itemsize
-        if files[-1] and sizes[-1] + size > shard_bytes:
-            files.append([])
+        if shards[-1] and sizes[-1] + size > shard_bytes:
+            shards.append([])
             sizes.append(0)
-        files[-1].append((name, place))
+        shards[-1].append((name, place))
         sizes[-1] += size
     weight_map = {}
-    for number, members in enumerate(files, 1):
-        file = SINGLE if len(files) == 1 else f'model-{number:05}-of-{len(files):05}.safetensors'
+    for number, members in enumerate(shards, 1):
+        file = SINGLE if len(shards) == 1 else f'model-{number:05}-of-{len(shards):05}.safetensors'
         tensors = {name: _tensor(values[place.parameter], place, dtype) for name, place in members}
-        save_file(tensors, partial / file, metadata={'format': 'pt'})
+        save_file(tensors, to / file, metadata={'format': 'pt'})
         weight_map |= dict.fromkeys(tensors, file)
-    if len(files) > 1:
+    if len(shards) > 1:
         index = {'metadata': {'total_size': sum(sizes)}, 'weight_map': weight_map}
-        write_json(partial / INDEX, index)
-    return partial.rename(path)
+        write_json(to / INDEX, index)
 
 
 def check_tensors(
@@ -234,18 +243,18 @@ def _open(path: Path, stack: ExitStack) -> dict[str, Source]:
     weight_map = architectures.read_json(index).get('weight_map')
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f'{index}: weight_map: expected an object of tensor names and files')
-    files, sources = {}, {}
+    opened, sources = {}, {}
     for name, file in weight_map.items():
         # A name alone: an index must not reach outside its directory.
         if not isinstance(file, str) or not re.fullmatch(r'[\w.-]+\.safetensors', file):
             raise UserError(
                 f'{index}: {name}: {file!r:.80}: expected a .safetensors file of this directory'
             )
-        if file not in files:
-            files[file] = open_safetensors(path / file, stack)
-        if name not in files[file]:
+        if file not in opened:
+            opened[file] = open_safetensors(path / file, stack)
+        if name not in opened[file]:
             raise UserError(f'{index}: {name}: not in {file}')
-        sources[name] = files[file][name]
+        sources[name] = opened[file][name]
     return sources
 
 
@@ -316,11 +325,25 @@ def _copy_companions(decoder: Decoder, source: str | Path | None, to: Path) -> d
 
 
 def copy_tokenizer(source: Path, to: Path) -> None:
-    """Copies what lies in a checkpoint beside its configuration and weights."""
-    for file in sorted(source.iterdir()):
-        companion = file.suffix in ('.json', '.jinja', '.model', '.txt')
-        if companion and file.name != 'config.json' and not file.name.endswith('.index.json'):
-            shutil.copyfile(file, to / file.name)
+    """Copies the files that lie in a checkpoint beside its configuration and weights.
+
+    Raises:
+      UserError: they are absurdly large, or cannot be read.
+    """
+    companions = [file for file in sorted(source.iterdir()) if _is_companion(file)]
+    if (size := sum(file.stat().st_size for file in companions)) > MAX_COMPANIONS:
+        raise UserError(
+            f'{source}: {size} bytes in files beside the weights ({companions[0].name}, ...); '
+            f'at most {MAX_COMPANIONS}'
+        )
+    for file in companions:
+        (to / file.name).write_bytes(files.read(file, MAX_TOKENIZER))
+
+
+def _is_companion(file: Path) -> bool:
+    apart = file.name == 'config.json' or file.name.endswith('.index.json')
+    known = file.suffix in ('.json', '.jinja', '.model', '.txt')
+    return known and not apart and file.is_file()  # Neither devices nor pipes, by link or itself.
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

@@ -1,7 +1,12 @@
 """The exact problem against brute force, finite differences and closed forms."""
 
+import io
 import itertools
 import math
+import os
+import pickle
+import zipfile
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -146,3 +151,65 @@ def test_files_that_are_no_npz_get_one_line(tmp_path, content):
     with pytest.raises(UserError) as error:
         exact.load(path)
     assert '\n' not in str(error.value)
+
+
+def refuse(path, message):
+    with pytest.raises(UserError, match=message) as error:
+        exact.load(path)
+    assert str(error.value).startswith(str(path))
+    assert '\n' not in str(error.value)
+
+
+class Touch:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    path, marker = tmp_path / 'bad.npz', tmp_path / 'ran'
+    np.savez(path, **GOOD | {'reward': np.array([[Touch(marker)]], dtype=object)})
+    refuse(path, r'not an \.npz of plain arrays \(Object arrays cannot be loaded')
+    path.write_bytes(pickle.dumps(Touch(marker)))
+    refuse(path, r'not an \.npz of plain arrays')
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize('shape', [(2**50,), (10**30, 3, 2), (2**40, 2**40, 2), (-1,)])
+def test_absurd_headers_get_one_line(tmp_path, shape):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {'descr': '<f8', 'fortran_order': False, 'shape': shape}
+    )
+    path = tmp_path / 'bad.npz'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('features.npy', header.getvalue() + bytes(96))
+    refuse(path, r'not an \.npz of plain arrays')
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_what_is_larger_than_any_problem_is_not_read(tmp_path, packed):
+    path = tmp_path / 'bad.npz'
+    if not packed:
+        path.touch()
+        os.truncate(path, exact.MAX_PROBLEM + 1)
+        refuse(path, f'over {exact.MAX_PROBLEM} bytes')
+        return
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('features.npy', bytes(100))
+    said = bytearray(path.read_bytes())
+    # What the directory at the end says of the size unpacked.
+    at = said.rindex(b'PK\x01\x02') + 24
+    said[at : at + 4] = (exact.MAX_PROBLEM + 1).to_bytes(4, 'little')
+    path.write_bytes(said)
+    refuse(path, f'{exact.MAX_PROBLEM + 1} bytes unpacked; at most {exact.MAX_PROBLEM}')
+
+
+def test_what_is_no_file_is_not_read(tmp_path):
+    path = tmp_path / 'bad.npz'
+    path.symlink_to('/dev/null')
+    refuse(path, 'not a regular file')

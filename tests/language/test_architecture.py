@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -98,3 +99,16 @@ def test_unreadable_file_is_named(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as caught:
         architecture.read(tmp_path)
     assert str(tmp_path / 'config.json') in str(caught.value)
+
+
+@pytest.mark.parametrize('size', [None, architecture.MAX_JSON + 1])
+def test_what_is_no_file_or_absurdly_large_is_not_read(tmp_path, size):
+    path = tmp_path / 'config.json'
+    if size is None:
+        path.symlink_to('/dev/null')
+    else:
+        path.touch()
+        os.truncate(path, size)
+    said = 'not a regular file' if size is None else 'over 16777216 bytes; at most that'
+    with pytest.raises(UserError, match=f'^{path}: {said}'):
+        architecture.read(tmp_path)

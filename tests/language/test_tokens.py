@@ -1,6 +1,7 @@
 """Tokens: a checkpoint's own tokeniser and template, against transformers'."""
 
 import json
+import os
 
 import pytest
 from hypothesis import example, given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from sail_jax.errors import UserError
 from sail_jax.language import tokens
+from sail_jax.language.architecture import MAX_JSON
 from sail_jax.language.rows import Message
 from tests.language.tiny_tokenizer import (
     BEGIN,
@@ -241,3 +243,28 @@ def test_parity_of_template_features_with_transformers(tmp_path):
     messages = [message._asdict() for message in DIALOGUE]
     expected = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
     assert tokenizer.prompt_ids(DIALOGUE) == expected
+
+
+@pytest.mark.parametrize(
+    ('name', 'most'),
+    [
+        ('tokenizer.json', tokens.MAX_TOKENIZER),
+        ('chat_template.jinja', 4 * tokens.MAX_TEMPLATE),
+        ('tokenizer_config.json', MAX_JSON),
+    ],
+)
+def test_what_is_no_file_or_absurdly_large_is_not_read(tmp_path, name, most):
+    file = write(tmp_path) / name
+    os.truncate(file, most + 1)
+    with pytest.raises(UserError, match=f'^{file}: over {most} bytes; at most that'):
+        tokens.load(tmp_path)
+    file.unlink()
+    file.symlink_to('/dev/null')
+    with pytest.raises(UserError, match=f'^{file}: not a regular file'):
+        tokens.load(tmp_path)
+
+
+def test_line_breaks_of_a_template_are_those_of_any_system(tmp_path, tokenizer):
+    file = write(tmp_path) / 'chat_template.jinja'
+    file.write_bytes(file.read_bytes().replace(b'\n', b'\r\n'))
+    assert tokens.load(tmp_path).digest == tokenizer.digest

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from sail_jax.errors import UserError
-from sail_jax.language import architecture, weights
+from sail_jax.language import architecture, lora, weights
 from sail_jax.language.model import Decoder
+from sail_jax.language.tokens import MAX_TOKENIZER
 from tests.language import tiny
 from tests.language.tiny import FAMILIES
 
@@ -241,3 +242,53 @@ def test_export_copies_tokeniser_and_chat_template_but_no_foreign_weights(saved,
         'model.safetensors',
         'tokenizer.json',
     ]
+
+
+def test_export_copies_neither_devices_nor_absurd_sizes(saved, tmp_path):
+    (saved / 'blob').write_text('{}')
+    (saved / 'linked.json').symlink_to('blob')  # As in Hugging Face's cache.
+    (saved / 'device.txt').symlink_to('/dev/null')
+    (saved / 'directory.txt').mkdir()
+    os.mkfifo(saved / 'pipe.json')
+    decoder = weights.load(saved)
+    out = weights.save(decoder, tmp_path / 'out', source=saved)
+    names = sorted(file.name for file in out.iterdir())
+    assert names == ['config.json', 'linked.json', 'model.safetensors']
+    assert not (out / 'linked.json').is_symlink()
+
+    def refused(message):
+        with pytest.raises(UserError, match=message) as caught:
+            weights.save(decoder, tmp_path / 'more', source=saved)
+        assert '\n' not in str(caught.value)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ['model', 'out']
+
+    (saved / 'large.txt').touch()
+    os.truncate(saved / 'large.txt', MAX_TOKENIZER + 1)
+    refused(r'large\.txt: over 268435456 bytes')
+    os.truncate(saved / 'large.txt', MAX_TOKENIZER)
+    for i in range(4):
+        (saved / f'same{i}.txt').symlink_to('large.txt')
+    refused(r'model: 1342177282 bytes in files beside the weights \(large.txt, .*; at most')
+
+
+def plain(path):
+    weights.save(tiny.decoder(), path)
+
+
+def adapter(path):
+    settings = lora.Lora(rank=2)
+    lora.save(lora.add(tiny.decoder(), settings, jax.random.key(0)), settings, path)
+
+
+@pytest.mark.parametrize('save', [plain, adapter])
+def test_export_leaves_what_is_there_alone(tmp_path, save):
+    """Whatever its name is."""
+    foreign = tmp_path / 'out.partial'
+    foreign.mkdir()
+    (foreign / 'keep').touch()
+    save(tmp_path / 'out')
+    assert (foreign / 'keep').exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['out', 'out.partial']
+    with pytest.raises(UserError, match='exists; name a new directory'):
+        save(tmp_path / 'out')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['out', 'out.partial']

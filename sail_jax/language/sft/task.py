@@ -6,6 +6,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -16,6 +17,7 @@ from sail_jax.language import export, policy, reader, sharding, tokens
 from sail_jax.language.data import Example
 from sail_jax.language.export import Opened
 from sail_jax.language.policy import Models
+from sail_jax.language.sampler import bucket
 from sail_jax.language.sft import learn
 from sail_jax.language.sft.config import MODEL, SftRun, check
 from sail_jax.language.tokens import Tokenizer
@@ -85,11 +87,22 @@ def make(run: SftRun) -> Task:
         units_per_update=run.prompts_per_update,
         max_labels=None,
         watch=WATCH,
+        batch_bytes=lambda: batch_bytes(run, models, data),
         smaller='raise optimizer.accumulation, lower prompts_per_update, or set model.remat: true',
         best=('-eval/loss',),
         frozen=lambda: models.frozen(of_parameter),
         dispatch=make_dispatch(run, models, data, optimizer, mesh),
     )
+
+
+def batch_bytes(run: SftRun, models: Models, data: reader.Reader) -> int:
+    """Each layer's inputs, which the backward pass reads, of a part of the first batch."""
+    # Its longest row is at least as long as the longest of these.
+    known = data._replace(rows_per_update=min(data.rows_per_update, 256)).examples(0)
+    places = bucket(max(len(example.prompt + example.chosen) for example in known))
+    rows = run.prompts_per_update // run.optimizer.accumulation
+    width = models.architecture.hidden_size * jnp.dtype(run.model.dtype).itemsize
+    return rows * places * models.architecture.layers * width
 
 
 def make_dispatch(

@@ -1,0 +1,166 @@
+"""Files from untrusted places: what is no file, too large or leads elsewhere is one line."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+import sail_jax
+from sail_jax import config, configfile, files, trainer
+from sail_jax.control.config import ControlRun
+from sail_jax.errors import UserError
+from tests.control.toy import SETTINGS, Point
+
+
+def refuse(message, call, *arguments, **keywords):
+    with pytest.raises(UserError, match=message) as caught:
+        call(*arguments, **keywords)
+    assert '\n' not in str(caught.value)
+
+
+def test_a_regular_file_of_at_most_so_many_bytes_is_read(tmp_path):
+    path, link = tmp_path / 'file', tmp_path / 'link'
+    path.write_bytes(b'1234')
+    link.symlink_to('file')
+    assert files.read(path, 4) == files.read(link, 4) == b'1234'
+    refuse(r'file: over 3 bytes; at most that', files.read, path, 3)
+    os.truncate(path, 2**33)
+    refuse(r'file: over 4 bytes', files.read, path, 4)
+
+
+@pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='no /proc')
+def test_a_file_that_is_larger_than_it_says():
+    assert Path('/proc/self/maps').stat().st_size == 0
+    refuse('over 10 bytes', files.read, Path('/proc/self/maps'), 10)
+    assert len(files.read(Path('/proc/self/maps'), 2**24)) > 10
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')  # To open it would wait for a writer.
+    (tmp_path / 'zero').symlink_to('/dev/zero')
+    for path in (tmp_path / 'pipe', tmp_path / 'zero', tmp_path):
+        refuse(f'^{path}: not a regular file', files.read, path, 10)
+    refuse('No such file', files.read, tmp_path / 'none', 10)
+    refuse('null', files.read, Path('a\0b'), 10)
+
+
+def test_a_new_directory_is_there_whole_or_not_at_all(tmp_path):
+    foreign = tmp_path / 'out.partial'
+    foreign.mkdir()
+    (foreign / 'keep').touch()
+    path = tmp_path / 'deep' / 'out'
+    with files.new_directory(path) as inside:
+        (inside / 'a').touch()
+        assert not path.exists()
+    assert [file.name for file in path.iterdir()] == ['a']
+    usual = tmp_path / 'usual'
+    usual.mkdir()
+    assert path.stat().st_mode == usual.stat().st_mode
+
+    def fail():
+        with files.new_directory(tmp_path / 'out') as inside:
+            (inside / 'a').touch()
+            raise UserError('stopped')
+
+    refuse('stopped', fail)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['deep', 'out.partial', 'usual']
+    assert (foreign / 'keep').exists()
+    (tmp_path / 'dangling').symlink_to('nowhere')
+    for taken in (path, tmp_path / 'dangling'):
+        refuse('exists; name a new directory', files.new_directory(taken).__enter__)
+    refuse('keep: File exists', files.new_directory(foreign / 'keep' / 'out').__enter__)
+
+
+@pytest.fixture
+def run():
+    return ControlRun.model_validate(SETTINGS)
+
+
+@pytest.fixture
+def run_dir(run, tmp_path):
+    """As a run leaves it that was killed before its first update."""
+    trainer.claim_run_dir(run, tmp_path / 'run', resume=False)
+    return tmp_path / 'run'
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """What is somebody else's, and must stay as it is."""
+    (tmp_path / 'outside' / '5').mkdir(parents=True)
+    (tmp_path / 'outside' / 'metrics.jsonl').write_text('{"step": 0}\n')
+    return tmp_path / 'outside'
+
+
+@pytest.mark.parametrize(
+    ('entry', 'target'),
+    [
+        ('checkpoints', '../outside'),
+        ('checkpoints/references', '../../outside'),
+        ('tensorboard', '../outside'),
+        ('model', '../outside'),
+        ('wandb', '../outside'),
+        ('config.part', '../outside/metrics.jsonl'),
+        ('metrics.part', '../outside/metrics.jsonl'),
+        ('metrics.jsonl', '../outside/new.jsonl'),
+        ('a', 'a'),
+    ],
+)
+def test_resume_does_not_follow_links_out_of_the_run_directory(
+    run, run_dir, outside, entry, target
+):
+    link = run_dir / entry
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(target)
+    said = f'^{link}: a link that leads out of {run_dir}'
+    refuse(said, sail_jax.train, run, run_dir, resume=True, env=Point(), quiet=True)
+    assert sorted(path.name for path in outside.rglob('*')) == ['5', 'metrics.jsonl']
+    assert (outside / 'metrics.jsonl').read_text() == '{"step": 0}\n'
+
+
+def test_resume_does_not_follow_a_linked_member_of_a_sweep(tmp_path, outside):
+    run = ControlRun.model_validate(SETTINGS | {'seeds': 2})
+    trainer.claim_run_dir(run, tmp_path / 'run', resume=False)
+    link = tmp_path / 'run' / config.members(run)[1].name
+    link.symlink_to(outside)
+    refuse(f'^{link}: a link', trainer.claim_run_dir, run, tmp_path / 'run', resume=True)
+
+
+def test_links_that_stay_inside_do_not_keep_a_run_from_going_on(run, run_dir, tmp_path, outside):
+    """What W&B leaves is among them; its earlier sessions link to logs in its cache."""
+    session = run_dir / 'wandb' / 'run-1' / 'logs'
+    session.mkdir(parents=True)
+    (session / 'debug-core.log').symlink_to(outside / 'core.log')
+    (run_dir / 'wandb' / 'latest-run').symlink_to('run-1')
+    elsewhere = tmp_path / 'elsewhere'
+    elsewhere.symlink_to('run')
+    trainer.claim_run_dir(run, elsewhere, resume=True)
+
+    named = tmp_path / 'wandb'
+    shutil.copytree(run_dir, named, symlinks=True)
+    shutil.rmtree(named / 'wandb')
+    (named / 'checkpoints').mkdir()
+    (named / 'checkpoints' / 'references').symlink_to(outside)
+    refuse('references: a link', trainer.claim_run_dir, run, named, resume=True)
+
+
+@pytest.mark.parametrize('linked', [False, True])
+def test_a_run_killed_before_it_had_its_configuration_is_started_anew(
+    run, tmp_path, outside, linked
+):
+    part = tmp_path / 'run' / 'config.part'
+    part.parent.mkdir()
+    if linked:
+        part.symlink_to(outside / 'metrics.jsonl')
+    else:
+        part.write_text('seed: 0\ntotal_')
+    refuse('no run to resume', trainer.claim_run_dir, run, part.parent, resume=True)
+    trainer.claim_run_dir(run, part.parent, resume=False)
+    assert [path.name for path in part.parent.iterdir()] == ['config.yaml']
+    assert yaml.safe_load((part.parent / 'config.yaml').read_text()) == yaml.safe_load(
+        configfile.to_yaml(run)
+    )
+    assert (outside / 'metrics.jsonl').read_text() == '{"step": 0}\n'
+    part.write_text('')
+    refuse('exists already', trainer.claim_run_dir, run, part.parent, resume=False)
