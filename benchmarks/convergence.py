@@ -207,6 +207,8 @@ def ppo_rows(
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(rows))
+        # Each training compiles programs of its own; after 50 of them LLVM has no room for more.
+        jax.clear_caches()
     return {int(step): row for step, row in json.loads(path.read_text()).items()}
 
 
