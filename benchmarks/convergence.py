@@ -207,8 +207,6 @@ def ppo_rows(
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(rows))
-        # Each training compiles programs of its own; after 50 of them LLVM has no room for more.
-        jax.clear_caches()
     return {int(step): row for step, row in json.loads(path.read_text()).items()}
 
 
@@ -296,6 +294,8 @@ def main() -> None:
             else:
                 found = study(env, name, METHODS[name], size, options.runs)
             results[name] = found | {'machine': machine('benchmarks.convergence')}
+            # Each PPO compiles programs of its own; after 50 of them LLVM has no room for more.
+            jax.clear_caches()
         if set(results) != set(methods):
             parser.exit(message=f'{env}: {len(results)} of {len(methods)} methods; no report\n')
         (options.out / 'raw.json').write_text(json.dumps(raw) + '\n')
