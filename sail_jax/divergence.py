@@ -67,6 +67,7 @@ def penalty(
     *,
     reduction: Literal['sum', 'mean'] = 'sum',
     visitation: bool = False,
+    count: jax.Array | None = None,
 ) -> Penalty:
     """Exact per-step KL, accumulated over the steps of the lanes that count.
 
@@ -86,6 +87,8 @@ def penalty(
         steps, so that a coefficient carries over between lengths (and is not the trajectory KL).
       visitation: add the score-function part; only meaningful for the policy's own samples, and
         with `sum`.
+      count: the lanes of the batch that count, where these are the rows of one device of several:
+        what is returned then adds up over the devices.
 
     Raises:
       ValueError: visitation with `mean`.
@@ -97,7 +100,7 @@ def penalty(
     if reduction == 'mean':
         mask_BxLxT = mask_BxLxT / jnp.maximum(mask_BxLxT.sum(-1, keepdims=True), 1)
     kl_BxLxT = kl_BxLxT * mask_BxLxT
-    count = jnp.maximum(weight_BxLx1.sum(), 1)
+    count = jnp.maximum(lane_BxL.sum() if count is None else count, 1)
     value = (kl_BxLxT * weight_BxLx1).sum() / count
     if not visitation:
         return Penalty(value, value)
@@ -119,6 +122,7 @@ def sampled_penalty(
     lane_BxL: jax.Array,
     direction: Direction,
     reduction: Literal['sum', 'mean'] = 'sum',
+    count: jax.Array | None = None,
 ) -> Penalty:
     """KL from the drawn actions alone, without the distributions.
 
@@ -131,7 +135,7 @@ def sampled_penalty(
     mask_BxLxT = mask_BxLxT.astype(logp_BxLxT.dtype)
     if reduction == 'mean':
         mask_BxLxT = mask_BxLxT / jnp.maximum(mask_BxLxT.sum(-1, keepdims=True), 1)
-    count = jnp.maximum(weight_BxLx1.sum(), 1)
+    count = jnp.maximum(lane_BxL.sum() if count is None else count, 1)
     # Masked steps may hold anything, infinities included.
     log_ratio_BxLxT = jnp.where(mask_BxLxT > 0, reference_logp_BxLxT - logp_BxLxT, 0) * mask_BxLxT
     if direction == 'ref_to_policy':

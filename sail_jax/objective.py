@@ -39,6 +39,17 @@ class Coefficients(NamedTuple):
     label: float
 
 
+class Mean(NamedTuple):
+    """A mean whose parts can be added up over devices."""
+
+    total: jax.Array
+    count: jax.Array
+
+    def value(self) -> jax.Array:
+        """0 of nothing."""
+        return self.total / jnp.maximum(self.count, 1)
+
+
 class Estimate(NamedTuple):
     """One batch's estimate of the preference objective J."""
 
@@ -46,9 +57,9 @@ class Estimate(NamedTuple):
     """J averaged over the labelled pairs of the batch."""
     surrogate: jax.Array
     """Scalar whose gradient estimates the gradient of J."""
-    margin: jax.Array
+    margin: Mean
     """Mean of the margin `D_ij`, signed so that agreeing with the label is positive."""
-    accuracy: jax.Array
+    accuracy: Mean
     """Share of decided pairs whose margin has the label's sign; a zero margin counts one half."""
 
 
@@ -119,6 +130,17 @@ def advantages(f_BxKxK: jax.Array, weight_BxKxK: jax.Array) -> jax.Array:
     return (own_f_BxK - own_weight_BxK * baseline_BxK) * 2 / (K * (K - 1))
 
 
+def pair_weights(labels: Preferences, route: Route) -> jax.Array:
+    """1 for pairs that have a label, the labeller's or the policy's, [B, K, K]."""
+    weight_BxKxK = jnp.where(route.policy_label_B[:, None, None], 1, labels.weight_BxKxK)
+    return weight_BxKxK * (1 - jnp.eye(weight_BxKxK.shape[-1]))
+
+
+def count_pairs(labels: Preferences, route: Route) -> jax.Array:
+    """How many that are; every pair stands twice in the matrices, at ij and ji."""
+    return pair_weights(labels, route).sum() / 2
+
+
 def preference(
     logp_BxKxT: jax.Array,
     behaviour_logp_BxKxT: jax.Array,
@@ -128,6 +150,7 @@ def preference(
     route: Route,
     coefficients: Coefficients,
     clip: float | None = None,
+    count: jax.Array | None = None,
 ) -> Estimate:
     """J and the surrogate of its gradient: pathwise, response-score and label-score terms.
 
@@ -148,6 +171,9 @@ def preference(
       route: the member of the family that each row belongs to.
       coefficients: beta, and the weights of the response- and label-score terms.
       clip: see `score_term`.
+      count: the labelled pairs of the batch, where these are the rows of one device of several: all
+        that is returned then adds up over the devices. Not for K = 2, where baselines are over
+        all rows.
 
     Raises:
       ValueError: if K < 2.
@@ -168,16 +194,16 @@ def preference(
     own_BxKxK = coefficients.label * own_BxKxK + (1 - coefficients.label) * jax.lax.stop_gradient(
         own_BxKxK
     )
-    policy_label_Bx1x1 = route.policy_label_B[:, None, None]
-    prob_BxKxK = jnp.where(policy_label_Bx1x1, own_BxKxK, labels.prob_BxKxK)
-    pair_1xKxK = 1 - jnp.eye(K, dtype=logp_BxK.dtype)[None]
-    weight_BxKxK = pair_1xKxK * jnp.where(policy_label_Bx1x1, 1, labels.weight_BxKxK)
+    prob_BxKxK = jnp.where(route.policy_label_B[:, None, None], own_BxKxK, labels.prob_BxKxK)
+    weight_BxKxK = pair_weights(labels, route).astype(logp_BxK.dtype)
 
     f_BxKxK = prob_BxKxK * jax.nn.log_sigmoid(D_BxKxK) + (1 - prob_BxKxK) * jax.nn.log_sigmoid(
         -D_BxKxK
     )
+    if count is None:
+        count = count_pairs(labels, route)
     # Every pair stands twice in the matrices, at ij and ji.
-    count = jnp.maximum(weight_BxKxK.sum() / 2, 1)
+    count = jnp.maximum(count, 1)
     value = (f_BxKxK * weight_BxKxK).sum() / 2 / count
 
     advantage_BxK = advantages(f_BxKxK, weight_BxKxK) * route.on_policy_B[:, None]
@@ -190,10 +216,10 @@ def preference(
     sign_BxKxK = jnp.sign(prob_BxKxK - 0.5)
     decided_BxKxK = weight_BxKxK * jnp.abs(sign_BxKxK)
     agreement_BxKxK = (1 + jnp.sign(D_BxKxK) * sign_BxKxK) / 2
-    decided = jnp.maximum(decided_BxKxK.sum(), 1)
+    decided = decided_BxKxK.sum()
     return Estimate(
         value=value,
         surrogate=value + coefficients.response * response,
-        margin=(decided_BxKxK * D_BxKxK * sign_BxKxK).sum() / decided,
-        accuracy=(decided_BxKxK * agreement_BxKxK).sum() / decided,
+        margin=Mean((decided_BxKxK * D_BxKxK * sign_BxKxK).sum(), decided),
+        accuracy=Mean((decided_BxKxK * agreement_BxKxK).sum(), decided),
     )

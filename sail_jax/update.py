@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, PartitionSpec
 
 from sail_jax import config, divergence, objective
-from sail_jax.objective import Preferences, Route
+from sail_jax.objective import Mean, Preferences, Route
 
 Metrics = dict[str, jax.Array]
 
@@ -92,12 +94,25 @@ class Workload(NamedTuple):
     reference's are computed once for a batch."""
     compare: Callable[[Policy, Policy, Any, Any], Compared]
     """`(policy, reference, the reference's predict(), inputs) -> Compared`."""
-    auxiliary_loss: Callable[[Policy, Any], tuple[jax.Array, Metrics]]
-    """`(policy, inputs) ->` a loss added to the surrogate's (a value function's, say)."""
+    auxiliary_loss: Callable[[Policy, Any, jax.Array], tuple[jax.Array, Metrics]]
+    """`(policy, inputs, steps) ->` a loss added to the surrogate's (a value function's, say): a sum
+    over the rows divided by the steps of the batch, or another number that all devices know."""
     group_size: int
     """K."""
     refresh_updates: int | None
     """Updates after which the reference becomes the policy; None keeps it."""
+    mesh: Mesh | None = None
+    """Where rows are split over its `data` axis and each device has the whole policy, so that the
+    gradient can be one all-reduce. None leaves that to the compiler."""
+
+
+class Counts(NamedTuple):
+    """What the means of a batch are over. Nothing of it depends on the policy."""
+
+    pairs: jax.Array
+    lanes: jax.Array
+    """Of the KL penalty."""
+    steps: jax.Array
 
 
 class Hyper(NamedTuple):
@@ -192,15 +207,17 @@ def loss(
     reference: Policy,
     held: Any,
     batch: Batch,
+    counts: Counts,
     hyper: Hyper,
     workload: Workload,
     run: config.Run,
-) -> tuple[jax.Array, Metrics]:
+) -> tuple[jax.Array, dict[str, jax.Array | Mean]]:
     """Minus the surrogate of `J - lambda * KL`, plus the workload's own loss.
 
     Args:
       params: what is differentiated; the rest of `policy` is as it was when the batch was drawn.
       held: the reference's `Workload.predict`.
+      counts: of the whole batch; of a part of its rows, all that is returned is this part's share.
     """
     policy = policy._replace(params=params)
     compared = workload.compare(policy, reference, held, batch.inputs)
@@ -215,6 +232,7 @@ def loss(
         batch.route,
         objective.Coefficients(hyper.beta, hyper.response_grad, hyper.label_grad),
         run.optimizer.clip,
+        None if K == 2 else counts.pairs,
     )
     lane_BxL = penalty_lanes(settings, batch.route, K, compared.logp.shape[1])
     if settings.estimator == 'sampled':
@@ -226,6 +244,7 @@ def loss(
             lane_BxL,
             settings.direction,
             settings.reduction,
+            counts.lanes,
         )
     else:
         kl = divergence.penalty(
@@ -236,8 +255,9 @@ def loss(
             lane_BxL,
             reduction=settings.reduction,
             visitation=settings.visitation_grad,
+            count=counts.lanes,
         )
-    auxiliary, metrics = workload.auxiliary_loss(policy, batch.inputs)
+    auxiliary, metrics = workload.auxiliary_loss(policy, batch.inputs, counts.steps)
     total = auxiliary - estimate.surrogate
     if settings.coefficient > 0:
         total = total + hyper.coefficient * kl.surrogate
@@ -249,6 +269,62 @@ def loss(
         'label_accuracy': estimate.accuracy,
         **metrics,
     }
+
+
+def count(batch: Batch, workload: Workload, run: config.Run) -> Counts:
+    """The counts of a batch that holds all rows."""
+    lanes = penalty_lanes(
+        run.divergence, batch.route, workload.group_size, batch.mask_BxLxT.shape[1]
+    )
+    return Counts(
+        pairs=objective.count_pairs(batch.labels, batch.route),
+        lanes=lanes.sum(),
+        steps=batch.mask_BxLxT.sum(),
+    )
+
+
+def gradient(
+    params: Any,
+    state: State,
+    held: Any,
+    batch: Batch,
+    counts: Counts,
+    workload: Workload,
+    run: config.Run,
+) -> tuple[jax.Array, Metrics, Any]:
+    """`loss`, its metrics, and its gradient.
+
+    Where the workload has a mesh, each device goes through its own rows, and one vector with all
+    of their shares is added up: a collective takes its time for each array, and compilers make one
+    of each parameter's gradient. Groups of two, whose baseline is over all rows, and rows that do
+    not divide by the devices are left to the compiler.
+    """
+    fixed = params, state.policy, reference_of(state), counts, state.hyper
+
+    def own(params, policy, reference, counts, hyper, held, batch):
+        find = jax.value_and_grad(loss, has_aux=True)
+        return find(params, policy, reference, held, batch, counts, hyper, workload, run)
+
+    def added(*args):
+        share, unravel = ravel_pytree(own(*args))
+        return unravel(jax.lax.psum(share, 'data'))
+
+    parts = 1 if workload.mesh is None else workload.mesh.shape['data']
+    rows = batch.mask_BxLxT.shape[0]
+    if parts == 1 or rows % parts or workload.group_size == 2:
+        found = own(*fixed, held, batch)
+    else:
+        everywhere, by_rows = PartitionSpec(), PartitionSpec('data')
+        found = jax.shard_map(
+            added,
+            mesh=workload.mesh,
+            in_specs=(*[everywhere] * len(fixed), by_rows, by_rows),
+            out_specs=everywhere,
+            check_vma=False,
+        )(*fixed, held, batch)
+    (value, metrics), grads = found
+    value_of = lambda x: x.value() if isinstance(x, Mean) else x  # noqa: E731
+    return value, {name: value_of(x) for name, x in metrics.items()}, grads
 
 
 def penalty_lanes(
@@ -295,11 +371,9 @@ def make_learn(
 
     def gradient_step(carry, minibatch, state, labelled):
         params, optimizer_state, skipped, in_a_row = carry
-        batch, held = minibatch
+        batch, held, counts = minibatch
         optimizer = given or make_optimizer(run.optimizer, state.hyper.learning_rate)
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
-            params, state.policy, reference_of(state), held, batch, state.hyper, workload, run
-        )
+        value, metrics, grads = gradient(params, state, held, batch, counts, workload, run)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(value)
         apply = finite & labelled
@@ -321,7 +395,8 @@ def make_learn(
         held = workload.predict(reference_of(state), batch.inputs)
 
         split = lambda x: split_rows(x, minibatches)  # noqa: E731
-        data = jax.tree.map(split, (batch, held))
+        batches, helds = jax.tree.map(split, (batch, held))
+        data = batches, helds, jax.vmap(lambda batch: count(batch, workload, run))(batches)
         # With the label budget spent there is nothing to learn from, and the policy stays.
         labelled = batch.labels.weight_BxKxK.any() | batch.route.policy_label_B.any()
 

@@ -109,7 +109,7 @@ def make(
         sample=sample,
         predict=predict,
         compare=compare,
-        auxiliary_loss=lambda policy, inputs: (jnp.zeros(()), {}),
+        auxiliary_loss=lambda policy, inputs, steps: (jnp.zeros(()), {}),
         group_size=K,
         refresh_updates=refresh_updates,
     )

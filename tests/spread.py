@@ -171,6 +171,33 @@ def communication() -> dict[str, Any]:
     }
 
 
+def gradients() -> dict[str, np.ndarray]:
+    """Of a batch of all kinds of rows: added up over the devices, and as the compiler does it."""
+    settings = {
+        'value': {'terminal': 'learned'},
+        'objective': {'mixture': {'dpr': 0.4, 'dpp': 0.3, 'ddp': 0.1}},
+        'labeller': {'skip': 0.5},
+    }
+    run = ControlRun.model_validate(CONTROL.model_dump() | settings)
+    task = runs.make_task(run, env=Point())
+    state = trainer.initial_state(run, task, task.start(0))
+
+    def find(state: update.State, workload: update.Workload) -> Any:
+        batch = update.draw(workload, state).batch
+        held = workload.predict(state.reference, batch.inputs)
+        params = jax.tree.map(lambda x: x + 0.1, state.policy.params)
+        counts = update.count(batch, workload, run)
+        found = update.gradient(params, state, held, batch, counts, workload, run)
+        return found, batch.labels.weight_BxKxK.reshape(jax.device_count(), -1).sum(1)
+
+    split, whole = (
+        jax.jit(partial(find, workload=workload))(state)
+        for workload in (task.workload, task.workload._replace(mesh=None))
+    )
+    found = named({'split': split[0], 'whole': whole[0]})
+    return found | {'labels_of_a_device': np.asarray(whole[1])}
+
+
 def main(name: str, out: Path, theirs: Path | None = None) -> None:
     if name == 'hopper':
         run = sail_jax.load('configs/quickstart.yaml')
@@ -205,6 +232,7 @@ def main(name: str, out: Path, theirs: Path | None = None) -> None:
     np.savez(out / 'parts.npz', **left(plan, out / 'parts'), said=said[:1])
     if name == 'control':
         np.savez(out / 'communication.npz', **communication())
+        np.savez(out / 'gradients.npz', **gradients())
 
 
 if __name__ == '__main__':

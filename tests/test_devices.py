@@ -125,5 +125,17 @@ def test_devices_tell_each_other_gradients_and_no_samples(run):
     assert set(eight['kinds']) == {'all-reduce'}
     # The gradient once, and a few numbers: the loss, its metrics, the labels' count.
     assert 0 <= eight['gradient_bytes'] - eight['parameter_bytes'] <= 128
-    assert eight['gradient_collectives'] <= 3
+    assert eight['gradient_collectives'] == 1
     assert eight['other_bytes'] <= 256
+
+
+def test_shares_of_eight_devices_add_up_to_the_gradient(run):
+    found = dict(np.load(run('control', 8) / 'gradients.npz'))
+    assert len(set(found.pop('labels_of_a_device'))) > 1
+    split, whole = (
+        {key.removeprefix(kind): x for key, x in found.items() if key.startswith(kind)}
+        for kind in ("['split']", "['whole']")
+    )
+    assert split.keys() == whole.keys()
+    for key, x in split.items():
+        np.testing.assert_allclose(x, whole[key], rtol=1e-5, atol=1e-7, err_msg=key)

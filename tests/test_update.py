@@ -88,14 +88,13 @@ def test_an_update_is_the_gradient_steps_written_out():
     held = jax.jit(workload.predict)(state.reference, batch.inputs)
     adam, params, first = optax.adam(run.optimizer.learning_rate), state.policy.params, []
     adam_state = adam.init(params)
-    gradient = jax.jit(
-        jax.value_and_grad(
-            lambda params, batch, held: update.loss(
-                params, state.policy, state.reference, held, batch, state.hyper, workload, run
-            ),
-            has_aux=True,
-        )
-    )
+
+    @jax.jit
+    def gradient(params, batch, held):
+        counts = update.count(batch, workload, run)
+        fixed = state.policy, state.reference, held, batch, counts, state.hyper, workload, run
+        return jax.value_and_grad(update.loss, has_aux=True)(params, *fixed)
+
     for epoch, part in itertools.product(range(2), range(4)):
         rows_of_part = slice(part, None, 4)
         piece = jax.tree.map(lambda x: x[rows_of_part], (batch, held))  # noqa: B023
@@ -105,7 +104,8 @@ def test_an_update_is_the_gradient_steps_written_out():
         steps, adam_state = adam.update(grads, adam_state)
         params = optax.apply_updates(params, steps)
         if epoch == 0:
-            first.append(metrics)
+            means = {name: metrics[name].value() for name in ('margin', 'label_accuracy')}
+            first.append(metrics | means)
     np.testing.assert_allclose(states[1].policy.params['theta'], params['theta'], atol=1e-5)
     for name in ('objective', 'preference', 'kl', 'margin', 'label_accuracy'):
         mean = np.mean([metrics[name] for metrics in first])
@@ -249,7 +249,15 @@ def loss_of_two_rows(**settings):
         labels = objective.Preferences(np.full((2, 2, 2), 0.5), np.ones((2, 2, 2)))
         batch = Batch(inputs, compared.logp, jnp.ones((2, 3, 1)), ROUTE, labels)
         gradient, metrics = jax.grad(update.loss, has_aux=True)(
-            policy.params, policy, start, theirs, batch, Hyper.of(run), workload, run
+            policy.params,
+            policy,
+            start,
+            theirs,
+            batch,
+            update.count(batch, workload, run),
+            Hyper.of(run),
+            workload,
+            run,
         )
         return {**metrics, 'gradient': gradient['theta']}, compared, (ours, theirs)
 

@@ -93,7 +93,7 @@ def make(problem: Problem, contexts: int, group_size: int) -> Workload:
             policy_to_ref=spread(categorical_kl(ours_BxY, theirs_BxY)),
         )
 
-    def auxiliary_loss(policy: Policy, inputs: Any) -> tuple[jax.Array, Metrics]:
+    def auxiliary_loss(policy: Policy, inputs: Any, steps: jax.Array) -> tuple[jax.Array, Metrics]:
         return jnp.zeros(()), {}
 
     return Workload(lambda key: (), sample, predict, compare, auxiliary_loss, K, None)

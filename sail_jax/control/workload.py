@@ -244,14 +244,16 @@ def make(
             policy_to_ref=gaussian_kl(ours, theirs),
         )
 
-    def auxiliary_loss(policy: Policy, inputs: Inputs) -> tuple[jax.Array, Metrics]:
+    def auxiliary_loss(
+        policy: Policy, inputs: Inputs, steps: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
         if not learned:
             return jnp.zeros(()), {}
         error = (value(policy, inputs.obs) - inputs.value_target) * (1 - discount)
-        loss = 0.5 * (error**2 * inputs.mask).sum() / jnp.maximum(inputs.mask.sum(), 1)
+        loss = 0.5 * (error**2 * inputs.mask).sum() / jnp.maximum(steps, 1)
         return loss, {'value_loss': loss}
 
-    return Workload(init, sample, predict, compare, auxiliary_loss, K, run.refresh_updates)
+    return Workload(init, sample, predict, compare, auxiliary_loss, K, run.refresh_updates, mesh)
 
 
 def in_parts(f: Callable[..., Any], size: int | None, shared: Any, *rows: Any) -> Any:

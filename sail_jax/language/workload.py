@@ -132,7 +132,7 @@ def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload
         held = logprobs.Tokens(theirs, models.reference(reference).head_DxV())
         return logprobs.compare(ours, held, inputs.tokens_BxLxT)
 
-    def auxiliary_loss(policy: Policy, inputs: Any) -> tuple[jax.Array, Metrics]:
+    def auxiliary_loss(policy: Policy, inputs: Any, steps: jax.Array) -> tuple[jax.Array, Metrics]:
         return jnp.zeros(()), {}
 
     return Workload(lambda key: (), sample, predict, compare, auxiliary_loss, K, None)
