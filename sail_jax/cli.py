@@ -13,6 +13,7 @@ from sail_jax import config, configfile, devices, hosts, metrics, runs
 from sail_jax.bandit import study
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import Interrupted, TrainingFailed, UserError, one_line
+from sail_jax.files import writing
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.quickstart import study as quickstart
 from sail_jax.language.quickstart.study import Outcome
@@ -338,12 +339,14 @@ def _export(options: argparse.Namespace) -> None:
     run = runs.load(options.run / 'config.yaml')
     if isinstance(run, LanguageRun | SftRun):
         opened = export.open_run(options.run, run, options.best)
-        print(export.export(opened, options.out, options.adapter, options.dtype))
+        with writing(options.out):
+            print(export.export(opened, options.out, options.adapter, options.dtype))
         return
     if options.adapter or options.dtype:
         raise UserError('--adapter, --dtype: for language runs')
     run, policy, _ = runs.open_run(options.run, options.best)
-    print(render.export_brax(run, policy, options.out))
+    with writing(options.out):
+        print(render.export_brax(run, policy, options.out))
 
 
 def _generate(options: argparse.Namespace) -> None:

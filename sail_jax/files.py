@@ -7,7 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from sail_jax.errors import UserError
+import jax
+
+from sail_jax.errors import TrainingFailed, UserError, one_line
 
 
 def read(path: Path, at_most: int) -> bytes:
@@ -48,6 +50,27 @@ def leads_out(path: Path, directory: Path) -> bool:
       OSError, RuntimeError: it leads in a circle.
     """
     return not path.resolve().is_relative_to(directory.resolve())
+
+
+@contextlib.contextmanager
+def writing(path: Path, then: str = '') -> Iterator[None]:
+    """Says in one line that the disk does not take something: it is full, or takes no more.
+
+    Args:
+      path: of what is written.
+      then: what is to be done about it.
+
+    Raises:
+      TrainingFailed: instead of whatever Orbax, safetensors or the system raise.
+    """
+    try:
+        yield
+    except (UserError, TrainingFailed, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        reason = getattr(error, 'strerror', None) or one_line(error)
+        then = f'; {then}' if then else ''
+        raise TrainingFailed(f'{path}: cannot be written ({reason}){then}') from error
 
 
 @contextlib.contextmanager

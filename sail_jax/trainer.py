@@ -18,7 +18,7 @@ import numpy as np
 
 from sail_jax import checkpoint, config, configfile, devices, hosts, metrics, signals, update
 from sail_jax.errors import TrainingFailed, UserError
-from sail_jax.files import leads_out
+from sail_jax.files import leads_out, writing
 from sail_jax.metrics import Row
 from sail_jax.recorder import Recorder, directories
 from sail_jax.saver import Saver
@@ -34,7 +34,7 @@ FREE_ON_RESUME = (
     'checkpoints.keep',
     'checkpoints.keep_best',
 )
-
+ROOM = '--resume goes on once there is room'
 
 Evaluate = Callable[[Policy, Policy, jax.Array, Hyper], Mapping[str, jax.typing.ArrayLike]]
 """`(policy, start policy, seed, settings) -> numbers`."""
@@ -285,7 +285,8 @@ def train(
             start = checkpoint.restore_start(directory, layout.policy)
         else:
             start = hosts.place(start._replace(frozen=()), layout.shardings.policy)
-            checkpoint.save_start(directory, start)
+            with writing(directory / 'start', ROOM):
+                checkpoint.save_start(directory, start)
         if resume and not _stopped_before_the_first_checkpoint(run, run_dir, manager):
             state, meta = checkpoint.restore(manager, layout.state)
             state = with_frozen(state, frozen)
@@ -296,9 +297,11 @@ def train(
         if resume and hosts.is_main():
             configfile.write(run, run_dir / 'config.yaml')
         step, size = int(np.max(state.step)), task.updates_per_dispatch
-        recorder = exits.enter_context(
-            Recorder(run, task, run_dir, began, state if before else None, bool(held), quiet)
-        )
+        with writing(run_dir, ROOM):
+            recorder = Recorder(
+                run, task, run_dir, began, state if before else None, bool(held), quiet
+            )
+        exits.enter_context(recorder)
 
         def evaluate() -> list[Row]:
             numbers = jax.device_get(judge(state.policy, start, seed, hyper))
@@ -418,7 +421,8 @@ def train(
         for member, begin, own, first in zip(
             found, split(start, len(found)), split(state, len(found)), before, strict=True
         ):
-            _make_a_run_of(member, run_dir / member.name, begin, own, first, recorder.wall_s())
+            with writing(run_dir / member.name, ROOM):
+                _make_a_run_of(member, run_dir / member.name, begin, own, first, recorder.wall_s())
         return results
 
 

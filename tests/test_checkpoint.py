@@ -1,8 +1,10 @@
 """What a run keeps: the newest, the best, and the references that they need."""
 
 import json
+import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ from sail_jax.control import envs
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import TrainingFailed, UserError
 from tests.control.toy import SETTINGS, Point
+from tests.test_metrics import disk_of
 from tests.test_trainer import damage, flip_bits, same
 
 KL = 'eval/kl_policy_to_ref'
@@ -134,6 +137,40 @@ def test_a_language_model_has_no_best(tmp_path, capsys):
     (tmp_path / 'config.json').write_text(json.dumps({}))
     assert main(['generate', str(tmp_path), 'hello', '--best']) == 2
     assert '--best' in capsys.readouterr().err
+
+
+def test_what_only_resuming_needs_is_not_read_by_evaluation(falling, tmp_path):
+    shutil.copytree(falling[1], tmp_path / 'run')
+    damage(tmp_path / 'run' / 'checkpoints' / '4' / 'training')
+    same(runs.open_run(tmp_path / 'run', env=Point())[1], falling[0].policy)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """The rename that ends the save of update 2 waits for update 3."""
+    rename, updated, waited = os.rename, threading.Event(), []
+    compiled = trainer.Recorder.compile
+
+    def late(source, target, **kwargs):
+        if Path(target) == tmp_path / 'run' / 'checkpoints' / '2':
+            waited.append(updated.wait(60))
+        rename(source, target, **kwargs)
+
+    def compile_and_tell(self, *args):
+        program = compiled(self, *args)
+
+        def run_once(state):
+            state, numbers = jax.block_until_ready(program(state))
+            if state.step == 3:
+                updated.set()
+            return state, numbers
+
+        return run_once
+
+    monkeypatch.setattr(os, 'rename', late)
+    monkeypatch.setattr(trainer.Recorder, 'compile', compile_and_tell)
+    train(tmp_path / 'run', make_run({'keep': 9}, updates_per_dispatch=1))
+    assert waited == [True]
+    assert steps(tmp_path / 'run') == [0, 2, 4]
 
 
 REFRESHED = {
@@ -341,3 +378,48 @@ def test_a_run_that_saved_nothing_ends_with_an_error(tmp_path, monkeypatch, clos
     assert caught.value.status == 1
     rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
     assert [row['step'] for row in rows] == [0, 1, 2, 3, 4]
+
+
+def on_a_full_disk(function, size):
+    def call(*args):
+        with disk_of(size):
+            return function(*args)
+
+    return call
+
+
+def test_a_disk_that_does_not_take_the_start_policy_is_one_line(tmp_path, monkeypatch):
+    path = tmp_path / 'run'
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, 'save_start', on_a_full_disk(checkpoint.save_start, 100))
+        with pytest.raises(TrainingFailed, match=r'start: cannot be written .*--resume') as caught:
+            train(path, make_run())
+    assert '\n' not in str(caught.value)
+    train(path, make_run(), resume=True)
+    assert [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')] == [0, 1, 2, 3, 4]
+
+
+def test_a_disk_that_is_full_when_a_run_goes_on_is_one_line(tmp_path, monkeypatch):
+    path, run = tmp_path / 'run', make_run()
+    train(path, updates(run, 2))
+    before = (path / 'metrics.jsonl').read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, 'Recorder', on_a_full_disk(trainer.Recorder, 10))
+        with pytest.raises(TrainingFailed, match=r'run: cannot be written .*File too large'):
+            train(path, run, resume=True)
+    assert (path / 'metrics.jsonl').read_bytes() == before
+    train(path, run, resume=True)
+    assert [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')] == [0, 1, 2, 3, 4]
+
+
+def test_members_of_a_sweep_that_a_full_disk_does_not_take_are_left_by_a_resume(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / 'run'
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, '_make_a_run_of', on_a_full_disk(trainer._make_a_run_of, 100))
+        with pytest.raises(TrainingFailed, match=r'run/seed-0: cannot be written .*--resume'):
+            train(path, make_run(seeds=2))
+    results = train(path, make_run(seeds=2), resume=True)
+    for name, result in zip(('seed-0', 'seed-1'), results, strict=True):
+        same(runs.open_run(path / name, env=Point())[1], result.policy)

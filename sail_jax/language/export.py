@@ -51,7 +51,7 @@ def open_run(run_dir: Path, run: LanguageRun | SftRun, best: bool = False) -> Op
 
 
 def export(opened: Opened, out: Path, adapter: bool = False, dtype: str | None = None) -> Path:
-    """Writes a directory that `transformers` and vLLM load, tokeniser included.
+    """Writes a directory that `transformers` loads, tokeniser included; vLLM reads the same layout.
 
     Args:
       out: a new directory.

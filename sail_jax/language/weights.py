@@ -140,7 +140,7 @@ def save(
     dtype: jnp.dtype | None = None,
     shard_bytes: int = 5 * 10**9,
 ) -> Path:
-    """Writes a directory that `transformers` and vLLM load.
+    """Writes a directory that `transformers` loads.
 
     Args:
       decoder: without an adapter; see `lora.merge`.

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from sail_jax import metrics, runs, trainer
-from sail_jax.errors import UserError
+from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.language import grammar, policy, tokens, weights
 from sail_jax.language.data import Example
 from sail_jax.language.rows import Row
@@ -20,6 +20,7 @@ from sail_jax.language.sft import task as sft_task
 from sail_jax.language.sft.config import MODEL, Optimizer, SftRun
 from sail_jax.update import Policy
 from tests.language import tiny
+from tests.test_metrics import disk_of
 
 SIZES = {
     'family': 'qwen2',
@@ -158,6 +159,23 @@ def test_learns_the_distribution_and_leaves_a_checkpoint(text, tmp_path):
     again = settings(text, model=model, total_prompts=8, evaluation=held_out)
     more = runs.train(again, tmp_path / 'more', quiet=True)
     assert more.before['eval/loss'] == pytest.approx(result.after['eval/loss'], rel=1e-5)
+
+
+def test_a_model_that_a_full_disk_does_not_take_is_left_by_a_resume(text, tmp_path, monkeypatch):
+    run, path, export = settings(text), tmp_path / 'run', sft_task.export.export
+
+    def on_a_full_disk(*args):
+        with disk_of(1000):
+            export(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft_task.export, 'export', on_a_full_disk)
+        with pytest.raises(TrainingFailed, match=f'run/{MODEL}: cannot be written .*--resume'):
+            runs.train(run, path, quiet=True)
+    assert not (path / MODEL).exists()
+    result = runs.train(run, path, resume=True, quiet=True)
+    decoder = weights.load(path / MODEL)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(decoder), result.policy.params)
 
 
 def test_resumes_bit_for_bit(text, tmp_path):
