@@ -12,7 +12,8 @@ from sail_jax import cli, doctor
 def test_a_good_host(tmp_path, capsys):
     assert cli.main(['doctor', '--dir', str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    for what in ('versions', 'devices', 'mesh', 'collective', 'randomness', 'checkpoint'):
+    seen = ('versions', 'devices', 'memory of a device', 'memory of the host', 'mesh')
+    for what in (*seen, 'collective', 'randomness', 'checkpoint'):
         assert f'ok      {what}' in printed
     assert f'jax {jax.__version__}' in printed
     assert not list(tmp_path.iterdir())

@@ -55,6 +55,15 @@ def test_a_size_is_a_positive_number_or_auto(size):
         Devices(fsdp=size)
 
 
+def test_members_of_a_sweep_that_do_not_divide_are_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(jax, 'devices', lambda: [None] * 4)
+    with pytest.raises(UserError, match=r'^6 members of a sweep .* by 4 devices; use a multiple'):
+        devices.make_sweep_mesh(6)
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    with pytest.raises(UserError, match=r'^seeds, sweep: on one process only; start the seeds'):
+        devices.make_sweep_mesh(8)
+
+
 MESH = AbstractMesh((2, 2, 2), devices.AXES)
 
 

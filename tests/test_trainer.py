@@ -377,7 +377,7 @@ def test_the_step_neither_recompiles_nor_transfers(whole):
 
 
 KILLED = """
-import sys
+import os, pathlib, signal, sys
 import sail_jax
 from sail_jax.control.config import ControlRun
 from tests.control.toy import SETTINGS, Point
@@ -389,8 +389,29 @@ settings = {
     'checkpoints': {'every_updates': 4},
 }
 run = ControlRun.model_validate({**SETTINGS, **settings})
+rename = os.rename
+
+
+def die_at(source, target, **kwargs):
+    # Before or after the rename that ends a save.
+    name = pathlib.Path(target).name
+    if f'before:{name}' not in sys.argv:
+        rename(source, target, **kwargs)
+    if f'before:{name}' in sys.argv or f'after:{name}' in sys.argv:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+os.rename = die_at
 sail_jax.train(run, sys.argv[1], env=Point(), quiet=True, resume='resume' in sys.argv)
 """
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    """What `KILLED` comes to."""
+    path = tmp_path_factory.mktemp('undisturbed') / 'run'
+    assert start(path).wait(300) == 0
+    return path
 
 
 def start(path, *more):
@@ -398,9 +419,8 @@ def start(path, *more):
 
 
 @pytest.mark.slow
-def test_sigkill_at_25_random_moments(tmp_path):
+def test_sigkill_at_25_random_moments(undisturbed, tmp_path):
     """Also while compiling, while saving, before the first checkpoint."""
-    assert start(tmp_path / 'whole').wait(300) == 0
     began = time.monotonic()
     assert start(tmp_path / 'timed').wait(300) == 0
     length = time.monotonic() - began
@@ -415,11 +435,11 @@ def test_sigkill_at_25_random_moments(tmp_path):
             assert process.wait() == -signal.SIGKILL
             kills += 1
         else:  # It came to its end between two kills.
-            same_ends(path, tmp_path / 'whole')
+            same_ends(path, undisturbed)
             trial += 1
     path = tmp_path / f'killed{trial}'
     assert start(path, *['resume'] * path.exists()).wait(300) == 0
-    same_ends(path, tmp_path / 'whole')
+    same_ends(path, undisturbed)
 
 
 def same_ends(path, other):
@@ -430,9 +450,19 @@ def same_ends(path, other):
     assert [json.loads(line)['step'] for line in lines] == list(range(101))
 
 
-def test_sigkill_and_resume_end_with_the_same_parameters(tmp_path):
+def test_sigkill_while_a_checkpoint_is_written(undisturbed, tmp_path):
+    """Just before it gets its name, and just after."""
+    path = tmp_path / 'killed'
+    assert start(path, 'before:20').wait(300) == -signal.SIGKILL
+    assert [one.name for one in (path / 'checkpoints').glob('20*')] != ['20']
+    assert start(path, 'resume', 'after:60').wait(300) == -signal.SIGKILL
+    assert (path / 'checkpoints' / '60').exists()
+    assert start(path, 'resume').wait(300) == 0
+    same_ends(path, undisturbed)
+
+
+def test_sigkill_and_resume_end_with_the_same_parameters(undisturbed, tmp_path):
     """Killed without warning, twice."""
-    assert start(tmp_path / 'whole').wait(300) == 0
     path = tmp_path / 'killed'
     for kills, wanted in enumerate((10, 50)):
         process = start(path, *['resume'] * kills)
@@ -443,7 +473,7 @@ def test_sigkill_and_resume_end_with_the_same_parameters(tmp_path):
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, 'it ended before it could be killed'
     assert start(path, 'resume').wait(300) == 0
-    same_ends(path, tmp_path / 'whole')
+    same_ends(path, undisturbed)
 
 
 FULL = """

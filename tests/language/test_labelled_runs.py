@@ -7,6 +7,7 @@ from flax import nnx
 
 import sail_jax
 from sail_jax import metrics
+from sail_jax.errors import UserError
 from sail_jax.language import rewards, tokens, weights
 from tests.language import small, tiny, tiny_tokenizer
 
@@ -60,3 +61,16 @@ def test_judge_labels_as_the_reward_that_it_goes_by(train):
     assert by_judge.labels == by_reward.labels == 16
     assert 'train/reward' not in rows[-1]
     assert by_judge.before['eval/win_rate'] == 0.5
+
+
+def test_a_judge_that_fails_within_a_run_saves_the_state(train):
+    calls = []
+
+    def failing(prompts, pairs):
+        calls.append(len(pairs))
+        if len(calls) == 4:
+            raise ConnectionError('no answer')
+        return [0.5] * len(pairs)
+
+    with pytest.raises(UserError, match=r'failing: raised ConnectionError: no answer; saved at'):
+        train('failing', {}, judge=failing)
