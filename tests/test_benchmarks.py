@@ -1,0 +1,110 @@
+"""How benchmarks take turns, and what is done with their ratios."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import __main__ as suite
+from benchmarks import control_communication, regressions, rounds
+
+CONTENDER = """
+import sys
+from benchmarks.rounds import serve
+
+kept, calls = [], 0
+
+def call():
+    global calls
+    calls += 1
+    if sys.argv[1] == 'large' and calls == 2:
+        kept.append(b'x' * 200 * 2**20)
+    with open(sys.argv[2], 'a') as file:
+        file.write(f'{sys.argv[1]}\\n')
+    return {'items': calls}
+
+print('a library says hello')
+serve(call)
+"""
+
+
+def test_contenders_take_turns_and_share_nothing(tmp_path):
+    commands = {
+        name: [sys.executable, '-c', CONTENDER, name, str(tmp_path / 'order')]
+        for name in ('small', 'large')
+    }
+    found = rounds.take_turns(commands, 3, tmp_path / 'logs')
+    assert (tmp_path / 'order').read_text().split() == ['small', 'large'] * 3
+    for name in commands:
+        assert [call['items'] for call in found[name]['calls']] == [1, 2, 3]
+        seconds = [call['seconds'] for call in found[name]['calls']]
+        assert rounds.rates(found[name], 'items') == pytest.approx(
+            [items / s for items, s in zip((1, 2, 3), seconds, strict=True)]
+        )
+    peaks = {name: [call['peak_mib'] for call in found[name]['calls']] for name in commands}
+    assert 190 < peaks['large'][1] - peaks['large'][0] < 300
+    assert peaks['small'][2] - peaks['small'][0] < 50
+
+
+def test_a_contender_that_ends_is_named_with_what_it_said(tmp_path):
+    command = [sys.executable, '-c', 'raise SystemExit("no such environment")']
+    with pytest.raises(SystemExit, match=r'(?s)ended.*no such environment'):
+        rounds.take_turns({'a': command}, 1, tmp_path / 'logs')
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """A directory of results, and the command over it; the baseline is `a` 2 and `b` 0.5."""
+    baseline, out = tmp_path / 'baseline.json', tmp_path / 'results'
+    baseline.write_text(json.dumps({'a': 2.0, 'b': 0.5}))
+    out.mkdir()
+    monkeypatch.setattr(regressions, 'BASELINE', baseline)
+
+    def run(ratios, *options):
+        found = [rounds.row(name, 'x/s', 10 * r, 10, r, None) for name, r in ratios.items()]
+        (out / 'one.json').write_text(json.dumps({'rows': found}))
+        (out / 'other.json').write_text(json.dumps({'figures': 1}))
+        monkeypatch.setattr(sys, 'argv', ['regressions', str(out), *options])
+        return regressions.main()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ('ratios', 'status', 'said'),
+    [
+        ({'a': 1.9, 'b': 0.54}, 0, ''),
+        ({'a': 1.7, 'b': 0.5}, 1, 'a: 2.00 -> 1.70 (-15%)\n'),
+        ({'a': 2.3, 'b': 0.5}, 0, 'a: 2.00 -> 2.30 (+15%)\n'),
+        ({'new': 9.0}, 0, ''),
+    ],
+)
+def test_what_moved_is_said_and_what_got_worse_is_the_status(results, capsys, ratios, status, said):
+    assert results(ratios) == status
+    assert capsys.readouterr().out == said
+
+
+def test_an_update_of_the_baseline_keeps_what_was_not_measured(results):
+    assert results({'a': 1.0, 'new': 9.0}, '--update') == 0
+    assert regressions.read_baseline() == {'a': 1.0, 'b': 0.5, 'new': 9.0}
+    assert results({'a': 1.0}) == 0
+
+
+def test_the_table_marks_what_moved(results):
+    found = [rounds.row('a', 'x/s', 3e6, 2e6, 1.5, 5.0), rounds.row('new', 'x/s', 1, 2, 0.5, None)]
+    lines = suite.table(found).splitlines()[2:]
+    assert lines == [
+        '| a | 3,000,000 | 2,000,000 | x/s | **1.50** | 5 | 2.00 (-25%) |',
+        '| new | 1 | 2 | x/s | **0.50** |  |  |',
+    ]
+
+
+def test_weak_scaling_counts_every_gradient_step():
+    found = [
+        control_communication.Collective('all-reduce', 1000, False),
+        control_communication.Collective('all-reduce', 500, True),
+    ]
+    link = control_communication.Link(1e6, 1e-3, '')
+    # Among 4: 1 + 4 collectives of 2 latencies each, and 3/2 of 1000 + 4 * 500 bytes.
+    assert control_communication.seconds(found, 4, link, 4) == pytest.approx(0.01 + 4.5e-3)
+    assert control_communication.seconds(found, 4, link, 1) == 0
