@@ -18,9 +18,12 @@ from typing import Any
 
 from benchmarks.regressions import TOLERANCE, moved, read_baseline, read_rows
 
+ENVS = ('hopper', 'walker2d', 'halfcheetah', 'ant', 'humanoid')
+SHIPPED = tuple(f'configs/control/{env}.yaml' for env in ENVS)
 # Module, arguments, arguments of --quick (None leaves it out), what it needs.
 SUITE = (
-    ('control_throughput', ('configs/quickstart.yaml', 'configs/control/ant.yaml'), None, 'brax'),
+    ('first_update', ('configs/quickstart.yaml', 'configs/control/ant.yaml'), None, 'brax'),
+    ('control_throughput', SHIPPED, None, 'brax'),
     ('control_peers', (), ('--envs', 'hopper', '--rounds', '3'), 'brax'),
     ('control_scaling', (), None, 'brax'),
     ('time_to_return', (), None, 'brax'),

@@ -27,6 +27,7 @@ import numpy as np
 
 import sail_jax
 from benchmarks.machine import machine
+from benchmarks.rounds import row
 from sail_jax import devices, trainer, update
 from sail_jax.control import envs, rollout
 from sail_jax.control import task as control_task
@@ -135,6 +136,18 @@ def measure(run: ControlRun, updates: int, rounds: int) -> dict[str, Any]:
     }
 
 
+def rows(configs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Training over bare steps, as `benchmarks.__main__` prints it."""
+    found = []
+    for path, numbers in configs.items():
+        programs = numbers['programs']
+        for name, goal in (('train_1', 0.9), ('train_config', None)):
+            ours, limit = (programs[key]['env_steps_per_s'] for key in (name, 'step'))
+            ratio, unit = programs[name]['ratio_to_step'], 'env steps/s'
+            found.append(row(f'{path}: {name} / step', unit, ours, limit, ratio, goal))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -162,6 +175,7 @@ def main() -> None:
                 f'{numbers["ratio_to_step"]:.2f}',
                 file=sys.stderr,
             )
+    results['rows'] = rows(results['configs'])
     text = json.dumps(results, indent=2)
     if options.out:
         options.out.write_text(text + '\n')

@@ -9,6 +9,7 @@ In one process, of random weights, compilation apart:
 * `update`: pairs/s of a whole update, drawing included, for four methods; labels are random, as a
   labeller's time is its own. Rounds go through all four in turn; figures are medians over rounds,
   ratios medians of the ratios within a round;
+* `peak_MiB`: the most that one of an update's programs holds, state included, says the compiler;
 * `utilisation`: of an update's learning program, the model's operations (2 for each parameter and
   token, three times that for a token that is learned from, and attention) by the matmul's speed.
   Recomputed ones do not count. The compiler's own count takes the body of a loop once, however
@@ -221,15 +222,17 @@ def updating(a: Architecture, options: argparse.Namespace, best: Limits) -> dict
     out = {}
     for name, times in found.items():
         draw_s, learn_s = np.median(times, 0)
-        memory = made[name].learn.memory_analysis()
+        peaks = [
+            program.memory_analysis().peak_memory_in_bytes
+            for program in (made[name].draw, made[name].learn)
+        ]
         out[name] = {
             'pairs_per_s': round(float(B / np.median(totals[name])), 2),
             'time_over_online_dpo': round(float(np.median(totals[name] / totals['online DPO'])), 3),
             'draw_s': round(float(draw_s), 4),
             'learn_s': round(float(learn_s), 4),
             'learn_utilisation': round(useful / learn_s / best.flops_per_s, 3),
-            'learn_argument_MiB': round(memory.argument_size_in_bytes / 2**20),
-            'learn_temp_MiB': round(memory.temp_size_in_bytes / 2**20),
+            'peak_MiB': round(max(peaks) / 2**20),
             'rounds_s': np.round(totals[name], 4).tolist(),
         }
     return out
@@ -281,7 +284,7 @@ def main() -> None:
             'update': updating(SIZES[size], options, best),
         }
         if stats := jax.local_devices()[0].memory_stats():
-            found['peak_MiB'] = round(stats['peak_bytes_in_use'] / 2**20)
+            found['measured_peak_MiB'] = round(stats['peak_bytes_in_use'] / 2**20)
         results['sizes'][size] = found
         results['rows'] = rows(results['sizes'])
         if options.out:

@@ -5,6 +5,7 @@ import platform
 import shlex
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,8 +20,18 @@ def machine(module: str) -> dict[str, Any]:
         'device': f'{len(jax.devices())} x {device.device_kind}',
         'platform': device.platform,
         'cpu_cores': os.cpu_count(),
-        'processor': platform.machine(),
+        'processor': _processor(),
         'versions': trainer.versions(),
         'date': time.strftime('%Y-%m-%d'),
         'command': shlex.join(['python', '-m', module, *sys.argv[1:]]),
     }
+
+
+def _processor() -> str:
+    """The model, where the system tells."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return f'{platform.machine()}, {models[0]}' if models else platform.machine()

@@ -1,0 +1,73 @@
+"""How long does a user wait for the first updates, without and with compiled programs in the cache?
+
+Starts `sail-jax train CONFIG` and stops it once `metrics.jsonl` has an update: imports, the
+reference, the first evaluation and compilation are in the figure. Twice for each configuration:
+with an empty compilation cache, and with the one that this has left.
+
+    python -m benchmarks.first_update configs/quickstart.yaml --out benchmarks/results/x.json
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.machine import machine
+from sail_jax import metrics
+from sail_jax.errors import UserError
+
+
+def seconds(config: str, run_dir: Path, cache: Path) -> float:
+    """From the start of the command until its first update is logged."""
+    command = [sys.executable, '-m', 'sail_jax.cli', 'train', config, '--run-dir', str(run_dir)]
+    env = os.environ | {'XDG_CACHE_HOME': str(cache)}
+    began = time.perf_counter()
+    process = subprocess.Popen([*command, '--quiet'], env=env)
+    try:
+        while not updated(run_dir / 'metrics.jsonl'):
+            if process.poll() is not None:
+                raise SystemExit(f'{config}: ended with status {process.returncode}')
+            time.sleep(0.05)
+        return time.perf_counter() - began
+    finally:
+        process.kill()
+        process.wait()
+
+
+def updated(path: Path) -> bool:
+    try:
+        return any(row['step'] > 0 for row in metrics.read_rows(path))
+    except UserError:  # Not there yet.
+        return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('configs', nargs='+')
+    parser.add_argument('--out', type=Path, help='JSON file; default: standard output')
+    options = parser.parse_args()
+    results = {'machine': machine('benchmarks.first_update'), 'configs': {}}
+    for config in options.configs:
+        with tempfile.TemporaryDirectory() as directory:
+            base = Path(directory)
+            found = {
+                f'{kind}_s': round(seconds(config, base / kind, base / 'cache'), 1)
+                for kind in ('cold', 'warm')
+            }
+        results['configs'][config] = found
+        print(config, found, file=sys.stderr)
+    text = json.dumps(results, indent=1)
+    if options.out:
+        options.out.write_text(text + '\n')
+    else:
+        print(text)
+
+
+if __name__ == '__main__':
+    main()
