@@ -9,7 +9,7 @@ In one process, of random weights, compilation apart:
 * `update`: pairs/s of a whole update, drawing included, for four methods; labels are random, as a
   labeller's time is its own. Rounds go through all four in turn; figures are medians over rounds,
   ratios medians of the ratios within a round;
-* `peak_MiB`: the most that one of an update's programs holds, state included, says the compiler;
+* `peak_MiB`: what the larger of an update's programs works on and needs besides, by the compiler;
 * `utilisation`: of an update's learning program, the model's operations (2 for each parameter and
   token, three times that for a token that is learned from, and attention) by the matmul's speed.
   Recomputed ones do not count. The compiler's own count takes the body of a loop once, however
@@ -222,9 +222,9 @@ def updating(a: Architecture, options: argparse.Namespace, best: Limits) -> dict
     out = {}
     for name, times in found.items():
         draw_s, learn_s = np.median(times, 0)
-        peaks = [
-            program.memory_analysis().peak_memory_in_bytes
-            for program in (made[name].draw, made[name].learn)
+        sizes = [
+            memory.argument_size_in_bytes + memory.temp_size_in_bytes
+            for memory in (made[name].draw.memory_analysis(), made[name].learn.memory_analysis())
         ]
         out[name] = {
             'pairs_per_s': round(float(B / np.median(totals[name])), 2),
@@ -232,7 +232,7 @@ def updating(a: Architecture, options: argparse.Namespace, best: Limits) -> dict
             'draw_s': round(float(draw_s), 4),
             'learn_s': round(float(learn_s), 4),
             'learn_utilisation': round(useful / learn_s / best.flops_per_s, 3),
-            'peak_MiB': round(max(peaks) / 2**20),
+            'peak_MiB': round(max(sizes) / 2**20),
             'rounds_s': np.round(totals[name], 4).tolist(),
         }
     return out
