@@ -28,7 +28,7 @@ SUITE = (
     ('control_scaling', (), None, 'brax'),
     ('time_to_return', (), None, 'brax'),
     ('language_throughput', (), ('--quick',), 'flax'),
-    ('language_peer', (), ('--quick',), 'trl'),
+    ('language_peer', (), ('--quick', '--updates', '4'), 'trl'),
 )
 
 
