@@ -340,13 +340,13 @@ def _export(options: argparse.Namespace) -> None:
     if isinstance(run, LanguageRun | SftRun):
         opened = export.open_run(options.run, run, options.best)
         with writing(options.out):
-            print(export.export(opened, options.out, options.adapter, options.dtype))
+            path = export.export(opened, options.out, options.adapter, options.dtype)
+        print(path)
         return
     if options.adapter or options.dtype:
         raise UserError('--adapter, --dtype: for language runs')
     run, policy, _ = runs.open_run(options.run, options.best)
-    with writing(options.out):
-        print(render.export_brax(run, policy, options.out))
+    print(render.export_brax(run, policy, options.out))
 
 
 def _generate(options: argparse.Namespace) -> None:

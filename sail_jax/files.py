@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from safetensors import SafetensorError
 
 from sail_jax.errors import TrainingFailed, UserError, one_line
 
@@ -52,9 +53,14 @@ def leads_out(path: Path, directory: Path) -> bool:
     return not path.resolve().is_relative_to(directory.resolve())
 
 
+ROOM = '--resume goes on once there is room'
+
+
 @contextlib.contextmanager
 def writing(path: Path, then: str = '') -> Iterator[None]:
     """Says in one line that the disk does not take something: it is full, or takes no more.
+
+    Around writing and nothing else: what Orbax raises for a full disk is often a ValueError.
 
     Args:
       path: of what is written.
@@ -65,9 +71,9 @@ def writing(path: Path, then: str = '') -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, TrainingFailed, jax.errors.JaxRuntimeError):
-        raise
-    except Exception as error:
+    except (OSError, ValueError, SafetensorError) as error:
+        if isinstance(error, TimeoutError) and jax.process_count() > 1:
+            raise  # Another process is gone.
         reason = getattr(error, 'strerror', None) or one_line(error)
         then = f'; {then}' if then else ''
         raise TrainingFailed(f'{path}: cannot be written ({reason}){then}') from error

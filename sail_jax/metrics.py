@@ -29,6 +29,7 @@ from rich.table import Table
 
 from sail_jax import config
 from sail_jax.errors import UserError
+from sail_jax.files import ROOM, writing
 
 Row = dict[str, float]
 
@@ -58,9 +59,11 @@ class JsonLines:
                 if resume_step is not None and row['step'] <= resume_step
             ]
             part = path.with_suffix('.part')
-            part.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-            os.replace(part, path)
-        self._file = path.open('ab', buffering=0)
+            with writing(path, ROOM):
+                part.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+                os.replace(part, path)
+        with writing(path, ROOM):
+            self._file = path.open('ab', buffering=0)
         self._unwritten, self._failed = b'', False
 
     def write(self, row: Row) -> None:

@@ -172,8 +172,8 @@ def preference(
       coefficients: beta, and the weights of the response- and label-score terms.
       clip: see `score_term`.
       count: the labelled pairs of the batch, where these are the rows of one device of several: all
-        that is returned then adds up over the devices. Not for K = 2, where baselines are over
-        all rows.
+        that is returned then adds up over the devices. With K = 2, where baselines are over all
+        rows, these must be all.
 
     Raises:
       ValueError: if K < 2.

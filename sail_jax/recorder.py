@@ -9,6 +9,7 @@ import numpy as np
 
 from sail_jax import config, configfile, hosts, metrics
 from sail_jax.errors import TrainingFailed, one_line
+from sail_jax.files import ROOM, writing
 from sail_jax.metrics import Row
 from sail_jax.update import State
 
@@ -58,8 +59,9 @@ class Recorder:
         self, run: config.Run, directory: Path, member: bool, step: int | None
     ) -> list[metrics.Writer]:
         if member:
-            directory.mkdir(exist_ok=True)
-            configfile.write(run, directory / 'config.yaml')
+            with writing(directory, ROOM):
+                directory.mkdir(exist_ok=True)
+                configfile.write(run, directory / 'config.yaml')
         at = None if step is None else step * self._task.units_per_update
         return metrics.open_writers(run, directory, step, self._task.unit, at)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from sail_jax import checkpoint, config, configfile, devices, hosts, metrics, signals, update
 from sail_jax.errors import TrainingFailed, UserError
-from sail_jax.files import leads_out, writing
+from sail_jax.files import ROOM, leads_out, writing
 from sail_jax.metrics import Row
 from sail_jax.recorder import Recorder, directories
 from sail_jax.saver import Saver
@@ -34,7 +34,6 @@ FREE_ON_RESUME = (
     'checkpoints.keep',
     'checkpoints.keep_best',
 )
-ROOM = '--resume goes on once there is room'
 
 Evaluate = Callable[[Policy, Policy, jax.Array, Hyper], Mapping[str, jax.typing.ArrayLike]]
 """`(policy, start policy, seed, settings) -> numbers`."""
@@ -279,7 +278,9 @@ def train(
     saved = f'checkpoints so far are in {directory}'
     with contextlib.ExitStack() as exits:
         exits.enter_context(devices.memory_named(f'{task.smaller}; {saved}'))
-        manager = exits.enter_context(checkpoint.open_manager(directory, run.checkpoints))
+        with writing(directory, ROOM):
+            manager = checkpoint.open_manager(directory, run.checkpoints)
+        exits.enter_context(manager)
         caught = exits.enter_context(signals.collected())
         if start is None:
             start = checkpoint.restore_start(directory, layout.policy)
@@ -297,11 +298,9 @@ def train(
         if resume and hosts.is_main():
             configfile.write(run, run_dir / 'config.yaml')
         step, size = int(np.max(state.step)), task.updates_per_dispatch
-        with writing(run_dir, ROOM):
-            recorder = Recorder(
-                run, task, run_dir, began, state if before else None, bool(held), quiet
-            )
-        exits.enter_context(recorder)
+        recorder = exits.enter_context(
+            Recorder(run, task, run_dir, began, state if before else None, bool(held), quiet)
+        )
 
         def evaluate() -> list[Row]:
             numbers = jax.device_get(judge(state.policy, start, seed, hyper))

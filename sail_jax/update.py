@@ -94,16 +94,18 @@ class Workload(NamedTuple):
     reference's are computed once for a batch."""
     compare: Callable[[Policy, Policy, Any, Any], Compared]
     """`(policy, reference, the reference's predict(), inputs) -> Compared`."""
-    auxiliary_loss: Callable[[Policy, Any, jax.Array], tuple[jax.Array, Metrics]]
-    """`(policy, inputs, steps) ->` a loss added to the surrogate's (a value function's, say): a sum
-    over the rows divided by the steps of the batch, or another number that all devices know."""
+    auxiliary_loss: Callable[[Policy, Any, jax.Array], tuple[jax.Array, Any]]
+    """`(policy, inputs, steps of the batch) ->` a loss added to the surrogate's, as a value
+    function's, and metrics; see `mesh`."""
     group_size: int
     """K."""
     refresh_updates: int | None
     """Updates after which the reference becomes the policy; None keeps it."""
     mesh: Mesh | None = None
-    """Where rows are split over its `data` axis and each device has the whole policy, so that the
-    gradient can be one all-reduce. None leaves that to the compiler."""
+    """Where rows are split over its `data` axis and each device has the whole policy: the gradient
+    is then one all-reduce. `compare` and `auxiliary_loss` see the rows of one device and treat each
+    by itself; loss and metrics, which are added up, are sums over rows divided by a count of the
+    whole batch, or an `objective.Mean`. None leaves devices to the compiler."""
 
 
 class Counts(NamedTuple):
@@ -217,7 +219,7 @@ def loss(
     Args:
       params: what is differentiated; the rest of `policy` is as it was when the batch was drawn.
       held: the reference's `Workload.predict`.
-      counts: of the whole batch; of a part of its rows, all that is returned is this part's share.
+      counts: of the whole batch; of a part of its rows (K > 2) all that is returned is its share.
     """
     policy = policy._replace(params=params)
     compared = workload.compare(policy, reference, held, batch.inputs)
@@ -232,7 +234,7 @@ def loss(
         batch.route,
         objective.Coefficients(hyper.beta, hyper.response_grad, hyper.label_grad),
         run.optimizer.clip,
-        None if K == 2 else counts.pairs,
+        counts.pairs,
     )
     lane_BxL = penalty_lanes(settings, batch.route, K, compared.logp.shape[1])
     if settings.estimator == 'sampled':
@@ -295,9 +297,9 @@ def gradient(
     """`loss`, its metrics, and its gradient.
 
     Where the workload has a mesh, each device goes through its own rows, and one vector with all
-    of their shares is added up: a collective takes its time for each array, and compilers make one
-    of each parameter's gradient. Groups of two, whose baseline is over all rows, and rows that do
-    not divide by the devices are left to the compiler.
+    of their shares is added up: a collective costs its time for each array that it is given, and
+    left to the compiler every parameter's gradient is one. Groups of two, whose baseline is over
+    all rows, and rows that do not divide by the devices are left to it.
     """
     fixed = params, state.policy, reference_of(state), counts, state.hyper
 
@@ -315,6 +317,7 @@ def gradient(
         found = own(*fixed, held, batch)
     else:
         everywhere, by_rows = PartitionSpec(), PartitionSpec('data')
+        # Unchecked: else autodiff adds the gradients up by itself, an array at a time.
         found = jax.shard_map(
             added,
             mesh=workload.mesh,

@@ -171,31 +171,42 @@ def communication() -> dict[str, Any]:
     }
 
 
+PENALTIES = (
+    {'states': 'policy', 'direction': 'ref_to_policy'},
+    {'states': 'reference', 'direction': 'ref_to_policy', 'estimator': 'sampled'},
+    {'states': 'policy', 'direction': 'policy_to_ref', 'reduction': 'sum', 'visitation_grad': True},
+    {'states': 'data', 'direction': 'ref_to_policy', 'reduction': 'sum'},
+)
+
+
 def gradients() -> dict[str, np.ndarray]:
     """Of a batch of all kinds of rows: added up over the devices, and as the compiler does it."""
-    settings = {
-        'value': {'terminal': 'learned'},
-        'objective': {'mixture': {'dpr': 0.4, 'dpp': 0.3, 'ddp': 0.1}},
-        'labeller': {'skip': 0.5},
-    }
-    run = ControlRun.model_validate(CONTROL.model_dump() | settings)
-    task = runs.make_task(run, env=Point())
-    state = trainer.initial_state(run, task, task.start(0))
+    found = {}
+    for index, penalty in enumerate(PENALTIES):
+        settings = {
+            'value': {'terminal': 'learned'},
+            'objective': {'mixture': {'dpr': 0.4, 'dpp': 0.2, 'ddp': 0.2}},
+            'labeller': {'skip': 0.5},
+            'divergence': {'coefficient': 0.1, **penalty},
+        }
+        run = ControlRun.model_validate(CONTROL.model_dump() | settings)
+        task = runs.make_task(run, env=Point())
+        state = trainer.initial_state(run, task, task.start(0))
 
-    def find(state: update.State, workload: update.Workload) -> Any:
-        batch = update.draw(workload, state).batch
-        held = workload.predict(state.reference, batch.inputs)
-        params = jax.tree.map(lambda x: x + 0.1, state.policy.params)
-        counts = update.count(batch, workload, run)
-        found = update.gradient(params, state, held, batch, counts, workload, run)
-        return found, batch.labels.weight_BxKxK.reshape(jax.device_count(), -1).sum(1)
+        def find(state: update.State, workload: update.Workload, run: ControlRun) -> Any:
+            batch = update.draw(workload, state).batch
+            held = workload.predict(state.reference, batch.inputs)
+            params = jax.tree.map(lambda x: x + 0.1, state.policy.params)
+            counts = update.count(batch, workload, run)
+            return update.gradient(params, state, held, batch, counts, workload, run), batch
 
-    split, whole = (
-        jax.jit(partial(find, workload=workload))(state)
-        for workload in (task.workload, task.workload._replace(mesh=None))
-    )
-    found = named({'split': split[0], 'whole': whole[0]})
-    return found | {'labels_of_a_device': np.asarray(whole[1])}
+        for kind, mesh in (('split', task.workload.mesh), ('whole', None)):
+            workload = task.workload._replace(mesh=mesh)
+            got, batch = jax.jit(partial(find, workload=workload, run=run))(state)
+            found |= named({index: {kind: got}})
+    labels_B, route = batch.labels.weight_BxKxK.sum((1, 2)), np.asarray(batch.route)
+    found['labels_of_a_device'] = np.asarray(labels_B).reshape(jax.device_count(), -1).sum(1)
+    return found | {'routes': np.unique(route, axis=1).T}
 
 
 def main(name: str, out: Path, theirs: Path | None = None) -> None:

@@ -405,7 +405,7 @@ def test_a_disk_that_is_full_when_a_run_goes_on_is_one_line(tmp_path, monkeypatc
     before = (path / 'metrics.jsonl').read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(trainer, 'Recorder', on_a_full_disk(trainer.Recorder, 10))
-        with pytest.raises(TrainingFailed, match=r'run: cannot be written .*File too large'):
+        with pytest.raises(TrainingFailed, match=r'metrics.jsonl: cannot be written .*too large'):
             train(path, run, resume=True)
     assert (path / 'metrics.jsonl').read_bytes() == before
     train(path, run, resume=True)

@@ -17,6 +17,7 @@ from sail_jax.cli import main
 from sail_jax.config import Objective
 from sail_jax.runs import load
 from tests.control.toy import SETTINGS
+from tests.test_metrics import disk_of
 
 PENDULUM = {
     **SETTINGS,
@@ -121,7 +122,11 @@ def test_export_is_readable_by_brax(runs, tmp_path, capsys, monkeypatch):
     assert main(['export', str(runs[0]), 'brax']) == 0
     ppo_checkpoint.load_policy(capsys.readouterr().out.strip())
     assert main(['export', str(runs[0]), str(tmp_path / 'brax')]) == 2
-    assert 'exists already' in one_line(capsys)
+    assert 'brax: exists' in one_line(capsys)
+    with disk_of(100):
+        assert main(['export', str(runs[0]), 'again']) == 1
+    assert 'again: cannot be written' in one_line(capsys)
+    assert main(['export', str(runs[0]), 'again']) == 0
 
 
 @pytest.mark.parametrize(

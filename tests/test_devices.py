@@ -123,8 +123,8 @@ def test_devices_tell_each_other_gradients_and_no_samples(run):
     assert (alone['devices'], eight['devices']) == (1, 8)
     assert list(alone['kinds']) == []
     assert set(eight['kinds']) == {'all-reduce'}
-    # The gradient once, and a few numbers: the loss, its metrics, the labels' count.
-    assert 0 <= eight['gradient_bytes'] - eight['parameter_bytes'] <= 128
+    # The gradient once, with a few numbers: the loss, its metrics and what they are means of.
+    assert 0 <= eight['gradient_bytes'] - eight['parameter_bytes'] <= 40
     assert eight['gradient_collectives'] == 1
     assert eight['other_bytes'] <= 256
 
@@ -132,10 +132,12 @@ def test_devices_tell_each_other_gradients_and_no_samples(run):
 def test_shares_of_eight_devices_add_up_to_the_gradient(run):
     found = dict(np.load(run('control', 8) / 'gradients.npz'))
     assert len(set(found.pop('labels_of_a_device'))) > 1
+    assert len(found.pop('routes')) == 4
     split, whole = (
-        {key.removeprefix(kind): x for key, x in found.items() if key.startswith(kind)}
+        {key.replace(kind, '', 1): x for key, x in found.items() if kind in key}
         for kind in ("['split']", "['whole']")
     )
     assert split.keys() == whole.keys()
+    assert len(split) + len(whole) == len(found) > 100
     for key, x in split.items():
-        np.testing.assert_allclose(x, whole[key], rtol=1e-5, atol=1e-7, err_msg=key)
+        np.testing.assert_allclose(x, whole[key], rtol=1e-5, atol=1e-6, err_msg=key)

@@ -22,7 +22,7 @@ SETTINGS = {
     'updates_per_dispatch': 1,
     'env': {'name': 'inverted_pendulum', 'episode_length': 32},
     'policy': {'hidden': [8]},
-    'rollout': {'contexts': 8, 'group_size': 2, 'segment_length': 4},
+    'rollout': {'contexts': 4, 'group_size': 4, 'segment_length': 4},
     'divergence': {'coefficient': 0.1},
     'evaluation': {'every_updates': 4, 'episodes': 4},
     'reference': {'refresh_env_steps': 192},

@@ -9,6 +9,7 @@ from brax.io import html
 from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 from brax.training.agents.ppo import networks as ppo_networks
 
+from sail_jax import files
 from sail_jax.control import envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
@@ -58,11 +59,10 @@ def export_brax(run: ControlRun, policy: Policy, path: Path) -> Path:
       The checkpoint's directory.
 
     Raises:
-      UserError: the directory exists or cannot be written.
+      UserError: the directory exists, or there can be none.
+      TrainingFailed: it cannot be written.
     """
     path = path.absolute()  # Orbax takes no other.
-    if path.exists():
-        raise UserError(f'{path}: exists already')
     env = envs.make(run.env)
     networks = control_policy.make_networks(env, run)
     value = policy.params.get('value') or networks.value_network.init(jax.random.key(0))
@@ -75,8 +75,7 @@ def export_brax(run: ControlRun, policy: Policy, path: Path) -> Path:
         network_factory=ppo_networks.make_ppo_networks,
     )
     settings.network_factory_kwargs = control_policy.network_factory(run)
-    try:
-        ppo_checkpoint.save(path, 0, (policy.fixed, policy.params['policy'], value), settings)
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}') from None
+    params = policy.fixed, policy.params['policy'], value
+    with files.writing(path), files.new_directory(path) as directory:
+        ppo_checkpoint.save(directory, 0, params, settings)
     return path / f'{0:012d}'

@@ -15,6 +15,7 @@ from sail_jax.cli import main
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.language.sft.config import SftRun
 from tests.language import small
+from tests.test_metrics import disk_of
 
 
 @pytest.fixture(scope='module')
@@ -162,6 +163,9 @@ def test_best_model_of_a_supervised_run_is_that_of_the_lowest_loss(trained, tmp_
     assert said['sft'] == said['sft/model']
     assert said['sft'] != said['checkpoint']
 
+    with disk_of(1000):
+        assert main(['export', str(trained / 'sft'), str(tmp_path / 'best'), '--best']) == 1
+    assert 'best: cannot be written' in capsys.readouterr().err
     assert main(['export', str(trained / 'sft'), str(tmp_path / 'best'), '--best']) == 0
     ours, theirs = (
         load_file(path / 'model.safetensors')

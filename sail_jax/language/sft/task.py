@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from sail_jax import devices, trainer
 from sail_jax.errors import UserError
-from sail_jax.files import writing
+from sail_jax.files import ROOM, writing
 from sail_jax.language import export, policy, reader, sharding, tokens
 from sail_jax.language.data import Example
 from sail_jax.language.export import Opened
@@ -38,9 +38,12 @@ def train(run: SftRun, run_dir: Path, resume: bool = False, quiet: bool = False)
     `trainer.train`."""
     result = trainer.train(run, make(run), run_dir, resume, quiet)
     models, path = policy.read(run.model, architecture=run.model.architecture), run_dir / MODEL
-    shutil.rmtree(path, ignore_errors=True)
-    with writing(path, trainer.ROOM):
+    before = path.with_name(f'{MODEL}.before')  # Of a resumed run; kept until there is another.
+    with writing(path, ROOM):
+        if path.exists():
+            path.rename(before)
         export.export(Opened(run, models, result.policy), path)
+    shutil.rmtree(before, ignore_errors=True)
     return result
 
 
