@@ -16,9 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks import ENVS
 from benchmarks.regressions import TOLERANCE, moved, read_baseline, read_rows
 
-ENVS = ('hopper', 'walker2d', 'halfcheetah', 'ant', 'humanoid')
 SHIPPED = tuple(f'configs/control/{env}.yaml' for env in ENVS)
 # Module, arguments, arguments of --quick (None leaves it out), what it needs.
 SUITE = (

@@ -29,6 +29,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from benchmarks import ENVS
 from benchmarks.control_contenders import PUBLISHED
 from benchmarks.machine import machine
 from benchmarks.rounds import rates, row, take_turns
@@ -56,7 +57,6 @@ LABELS = {
     'brax-ppo-published': 'Brax PPO, its published settings',
     'gymnasium': 'PyTorch + Gymnasium MuJoCo',
 }
-ENVS = ('hopper', 'walker2d', 'halfcheetah', 'ant', 'humanoid')
 # Of ours, of what, goal.
 RATIOS = (
     ('rollouts', 'steps', None),

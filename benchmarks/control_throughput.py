@@ -14,7 +14,6 @@ medians over rounds, the ratios medians of the ratios within a round.
 """
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -26,7 +25,7 @@ import jax
 import numpy as np
 
 import sail_jax
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write
 from benchmarks.rounds import row
 from sail_jax import devices, trainer, update
 from sail_jax.control import envs, rollout
@@ -176,11 +175,7 @@ def main() -> None:
                 file=sys.stderr,
             )
     results['rows'] = rows(results['configs'])
-    text = json.dumps(results, indent=2)
-    if options.out:
-        options.out.write_text(text + '\n')
-    else:
-        print(text)
+    write(results, options.out)
 
 
 if __name__ == '__main__':

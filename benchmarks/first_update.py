@@ -8,7 +8,6 @@ with an empty compilation cache, and with the one that this has left.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write
 from sail_jax import metrics
 from sail_jax.errors import UserError
 
@@ -24,7 +23,7 @@ from sail_jax.errors import UserError
 def seconds(config: str, run_dir: Path, cache: Path) -> float:
     """From the start of the command until its first update is logged."""
     command = [sys.executable, '-m', 'sail_jax.cli', 'train', config, '--run-dir', str(run_dir)]
-    env = os.environ | {'XDG_CACHE_HOME': str(cache)}
+    env = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(cache)}
     began = time.perf_counter()
     process = subprocess.Popen([*command, '--quiet'], env=env)
     try:
@@ -62,11 +61,7 @@ def main() -> None:
             }
         results['configs'][config] = found
         print(config, found, file=sys.stderr)
-    text = json.dumps(results, indent=1)
-    if options.out:
-        options.out.write_text(text + '\n')
-    else:
-        print(text)
+    write(results, options.out)
 
 
 if __name__ == '__main__':

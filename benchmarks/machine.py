@@ -1,5 +1,6 @@
-"""What figures were measured on."""
+"""What figures were measured on, and where they go."""
 
+import json
 import os
 import platform
 import shlex
@@ -25,6 +26,15 @@ def machine(module: str) -> dict[str, Any]:
         'date': time.strftime('%Y-%m-%d'),
         'command': shlex.join(['python', '-m', module, *sys.argv[1:]]),
     }
+
+
+def write(results: dict[str, Any], out: Path | None) -> None:
+    """As JSON into a file, or to standard output."""
+    text = json.dumps(results, indent=2)
+    if out:
+        out.write_text(text + '\n')
+    else:
+        print(text)
 
 
 def _processor() -> str:
