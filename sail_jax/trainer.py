@@ -35,6 +35,7 @@ FREE_ON_RESUME = (
     'checkpoints.keep_best',
 )
 
+
 Evaluate = Callable[[Policy, Policy, jax.Array, Hyper], Mapping[str, jax.typing.ArrayLike]]
 """`(policy, start policy, seed, settings) -> numbers`."""
 

@@ -398,8 +398,8 @@ def make_learn(
         held = workload.predict(reference_of(state), batch.inputs)
 
         split = lambda x: split_rows(x, minibatches)  # noqa: E731
-        batches, helds = jax.tree.map(split, (batch, held))
-        data = batches, helds, jax.vmap(lambda batch: count(batch, workload, run))(batches)
+        batches, of_reference = jax.tree.map(split, (batch, held))
+        counts = jax.vmap(lambda batch: count(batch, workload, run))(batches)
         # With the label budget spent there is nothing to learn from, and the policy stays.
         labelled = batch.labels.weight_BxKxK.any() | batch.route.policy_label_B.any()
 
@@ -407,7 +407,7 @@ def make_learn(
             return gradient_step(carry, minibatch, state, labelled)
 
         def epoch(carry, _):
-            return jax.lax.scan(step_fn, carry, data)
+            return jax.lax.scan(step_fn, carry, (batches, of_reference, counts))
 
         carry = (state.policy.params, state.optimizer, state.skipped, state.skipped_in_a_row)
         carry, metrics = jax.lax.scan(epoch, carry, length=epochs)
