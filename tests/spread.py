@@ -181,6 +181,14 @@ PENALTIES = (
 
 def gradients() -> dict[str, np.ndarray]:
     """Of a batch of all kinds of rows: added up over the devices, and as the compiler does it."""
+
+    def find(state: update.State, workload: update.Workload, run: ControlRun) -> Any:
+        batch = update.draw(workload, state).batch
+        held = workload.predict(state.reference, batch.inputs)
+        params = jax.tree.map(lambda x: x + 0.1, state.policy.params)
+        counts = update.count(batch, workload, run)
+        return update.gradient(params, state, held, batch, counts, workload, run), batch
+
     found = {}
     for index, penalty in enumerate(PENALTIES):
         settings = {
@@ -192,13 +200,6 @@ def gradients() -> dict[str, np.ndarray]:
         run = ControlRun.model_validate(CONTROL.model_dump() | settings)
         task = runs.make_task(run, env=Point())
         state = trainer.initial_state(run, task, task.start(0))
-
-        def find(state: update.State, workload: update.Workload, run: ControlRun) -> Any:
-            batch = update.draw(workload, state).batch
-            held = workload.predict(state.reference, batch.inputs)
-            params = jax.tree.map(lambda x: x + 0.1, state.policy.params)
-            counts = update.count(batch, workload, run)
-            return update.gradient(params, state, held, batch, counts, workload, run), batch
 
         for kind, mesh in (('split', task.workload.mesh), ('whole', None)):
             workload = task.workload._replace(mesh=mesh)

@@ -17,7 +17,7 @@ from sail_jax.control import envs
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import TrainingFailed, UserError
 from tests.control.toy import SETTINGS, Point
-from tests.test_metrics import disk_of
+from tests.test_metrics import on_a_full_disk
 from tests.test_trainer import damage, flip_bits, same
 
 KL = 'eval/kl_policy_to_ref'
@@ -378,14 +378,6 @@ def test_a_run_that_saved_nothing_ends_with_an_error(tmp_path, monkeypatch, clos
     assert caught.value.status == 1
     rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
     assert [row['step'] for row in rows] == [0, 1, 2, 3, 4]
-
-
-def on_a_full_disk(function, size):
-    def call(*args):
-        with disk_of(size):
-            return function(*args)
-
-    return call
 
 
 def test_a_disk_that_does_not_take_the_start_policy_is_one_line(tmp_path, monkeypatch):

@@ -31,6 +31,16 @@ def disk_of(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def on_a_full_disk(function, size):
+    """The function, with a disk of that size while it runs."""
+
+    def call(*args):
+        with disk_of(size):
+            return function(*args)
+
+    return call
+
+
 def test_a_full_disk_delays_rows_and_loses_none(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     writer = metrics.JsonLines(path, None)

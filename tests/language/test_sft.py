@@ -20,7 +20,7 @@ from sail_jax.language.sft import task as sft_task
 from sail_jax.language.sft.config import MODEL, Optimizer, SftRun
 from sail_jax.update import Policy
 from tests.language import tiny
-from tests.test_metrics import disk_of
+from tests.test_metrics import on_a_full_disk
 
 SIZES = {
     'family': 'qwen2',
@@ -162,14 +162,9 @@ def test_learns_the_distribution_and_leaves_a_checkpoint(text, tmp_path):
 
 
 def test_a_model_that_a_full_disk_does_not_take_is_left_by_a_resume(text, tmp_path, monkeypatch):
-    run, path, export = settings(text), tmp_path / 'run', sft_task.export.export
-
-    def on_a_full_disk(*args):
-        with disk_of(1000):
-            export(*args)
-
+    run, path = settings(text), tmp_path / 'run'
     with monkeypatch.context() as patch:
-        patch.setattr(sft_task.export, 'export', on_a_full_disk)
+        patch.setattr(sft_task.export, 'export', on_a_full_disk(sft_task.export.export, 1000))
         with pytest.raises(TrainingFailed, match=f'run/{MODEL}: cannot be written .*--resume'):
             runs.train(run, path, quiet=True)
     assert not (path / MODEL).exists()
