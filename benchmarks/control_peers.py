@@ -57,6 +57,8 @@ LABELS = {
     'brax-ppo-published': 'Brax PPO, its published settings',
     'gymnasium': 'PyTorch + Gymnasium MuJoCo',
 }
+MARKERS = 'osD^v<>PX'
+
 # Of ours, of what, goal.
 RATIOS = (
     ('rollouts', 'steps', None),
@@ -106,19 +108,25 @@ def rows(envs: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def draw(envs: dict[str, Any], path: Path) -> None:
-    """Bars of env steps per second, one group an environment."""
+    """Env steps per second, a row an environment and a mark a contender."""
     figure, axes = plt.subplots(figsize=(9, 3.6), layout='constrained')
-    width = 0.8 / len(CONTENDERS)
+    places = np.arange(len(envs))
     for i, name in enumerate(CONTENDERS):
         counted = 'live_steps_per_s' if name == 'gymnasium' else 'env_steps_per_s'
         values = [results.get(name, {}).get(counted, np.nan) for results in envs.values()]
         if np.isnan(values).all():
             continue
-        places = np.arange(len(envs)) + (i - (len(CONTENDERS) - 1) / 2) * width
-        axes.bar(places, values, width, label=LABELS[name], color=plt.cm.tab10(i))
-    axes.set(yscale='log', ylabel='env steps per second', xticks=np.arange(len(envs)))
-    axes.set_xticklabels(list(envs))
-    axes.grid(axis='y', which='both', alpha=0.2)
+        # Contenders that are equally fast lie side by side.
+        lift = ((len(CONTENDERS) - 1) / 2 - i) * 0.09
+        axes.plot(values, places - lift, MARKERS[i], label=LABELS[name], color=plt.cm.tab10(i))
+    # On a logarithmic axis a bar's length would mean nothing: there is no zero for it to start at.
+    axes.set(
+        xscale='log', xlabel='env steps per second', yticks=places, ylim=(len(envs) - 0.5, -0.5)
+    )
+    axes.set_yticklabels(list(envs))
+    axes.grid(axis='x', which='both', alpha=0.2)
+    for place in places[1:]:
+        axes.axhline(place - 0.5, color='0.85', linewidth=0.8)
     axes.spines[['top', 'right']].set_visible(False)
     figure.legend(loc='outside lower center', ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
