@@ -24,8 +24,19 @@ def machine(module: str) -> dict[str, Any]:
         'processor': _processor(),
         'versions': trainer.versions(),
         'date': time.strftime('%Y-%m-%d'),
-        'command': shlex.join(['python', '-m', module, *sys.argv[1:]]),
+        'command': shlex.join(['python', '-m', module, *map(_relative, sys.argv[1:])]),
     }
+
+
+def _relative(argument: str) -> str:
+    """An argument that names no place of this machine's own."""
+    option, equals, value = argument.rpartition('=')
+    if not Path(value).is_absolute():
+        return argument
+    path = Path(value)
+    here = Path.cwd()
+    value = str(path.relative_to(here)) if path.is_relative_to(here) else path.name
+    return f'{option}{equals}{value}'
 
 
 def write(results: dict[str, Any], out: Path | None) -> None:

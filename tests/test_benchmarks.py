@@ -1,12 +1,14 @@
 """How benchmarks take turns, and what is done with their ratios."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as suite
-from benchmarks import control_communication, regressions, rounds
+from benchmarks import control_communication, machine, regressions, rounds
 
 CONTENDER = """
 import sys
@@ -108,3 +110,31 @@ def test_weak_scaling_counts_every_gradient_step():
     # Among 4: 1 + 4 collectives of 2 latencies each, and 3/2 of 1000 + 4 * 500 bytes.
     assert control_communication.seconds(found, 4, link, 4) == pytest.approx(0.01 + 4.5e-3)
     assert control_communication.seconds(found, 4, link, 1) == 0
+
+
+RESULTS = Path(__file__).parents[1] / 'benchmarks' / 'results'
+ABSOLUTE = re.compile(r'(?<![\w.:/-])/[\w.-]+/[\w./-]+')
+
+
+@pytest.mark.parametrize(
+    'path',
+    [path for path in RESULTS.rglob('*') if path.suffix in ('.json', '.md')],
+    ids=lambda path: path.name,
+)
+def test_results_name_no_place_of_a_machine(path):
+    assert not ABSOLUTE.findall(path.read_text())
+
+
+def test_a_command_is_written_without_the_places_of_a_machine(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        '--out',
+        str(tmp_path / 'a' / 'b.json'),
+        '--runs=/elsewhere/x',
+        'c.yaml',
+        '--n',
+        '3',
+    ]
+    monkeypatch.setattr(sys, 'argv', ['program', *arguments])
+    command = machine.machine('benchmarks.some')['command']
+    assert command == 'python -m benchmarks.some --out a/b.json --runs=x c.yaml --n 3'
