@@ -1,8 +1,9 @@
 """Which member of the family learns control, and how surely: a study over seeds.
 
 Offline DPO, online DPO, SAIL and SAIL-RevKL (both directions of the KL, and with a refreshed
-reference) against Brax PPO on the true reward, which the others never see. All start from the same
-policies, run the same env steps and ask the same labels. Each method, PPO too, tries the same
+reference) against Brax PPO on the true reward. The others are told comparisons by a labeller that
+keeps a value of its own, fitted on the true reward (`value.terminal: learned`). All start from the
+same policies, run the same env steps and ask the same labels. Each method, PPO too, tries the same
 number of settings, on seeds other than those reported, and is reported with its best.
 
     python -m benchmarks.convergence --runs runs/convergence --out benchmarks/results/convergence

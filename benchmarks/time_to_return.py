@@ -1,9 +1,9 @@
-"""How long until the policy is any good? SAIL-RevKL from preferences, Brax's PPO on the reward.
+"""How long until the policy is any good? SAIL-RevKL from comparisons, Brax's PPO on the reward.
 
 Seconds of training until the stochastic policy's return (64 start states, true reward) is above
 some levels; compilation and evaluation do not count, compilation is given apart. SAIL-RevKL with
-`configs/quickstart.yaml`, PPO with the settings of `sail_jax.control.reference.train_ppo`; both
-with a device for each core, by turns over seeds.
+`configs/quickstart.yaml`, PPO with the settings that `benchmarks.convergence` chose for it on
+hopper; both with a device for each core, by turns over seeds.
 
     python -m benchmarks.time_to_return --out benchmarks/results/time_to_return_cpu.json
 """
@@ -27,6 +27,9 @@ from sail_jax.control.config import ControlRun
 from sail_jax.update import Hyper, Policy
 
 LEVELS = (100, 200, 300, 400)
+
+# benchmarks/results/convergence/table.json, "PPO on the reward", hopper.
+PPO_CHOSEN = {'learning_rate': 1e-3, 'num_updates_per_batch': 4}
 
 
 class Point(NamedTuple):
@@ -70,7 +73,7 @@ def ppo(run: ControlRun, seed: int, judge: Any, env: Any, networks: Any) -> tupl
         marks[0] = time.perf_counter()
 
     notes = run.dispatches * run.updates_per_dispatch // run.evaluation.every_updates
-    reference.train_ppo(env, run, run.total_env_steps, seed, note, notes)
+    reference.train_ppo(env, run, run.total_env_steps, seed, note, notes, **PPO_CHOSEN)
     lengths = np.asarray([point.seconds for point in points])
     compile_s = lengths[0] - np.median(lengths[1:])
     lengths[0] -= compile_s
