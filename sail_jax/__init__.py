@@ -1,9 +1,13 @@
 """SAIL-RevKL: online alignment of policies from preferences, in JAX."""
 
-from sail_jax.control import compat as compat  # Before anything else imports Brax.
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
-from sail_jax.runs import evaluate, load, open_run, train
-from sail_jax.trainer import Result
+
+if TYPE_CHECKING:
+    from sail_jax.runs import evaluate, load, open_run, train
+    from sail_jax.trainer import Result
 
 __all__ = [
     'Interrupted',
@@ -15,3 +19,11 @@ __all__ = [
     'open_run',
     'train',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The rest, once it is asked for: JAX and Brax take seconds, which a refusal need not cost."""
+    if name not in __all__:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    module = importlib.import_module('sail_jax.trainer' if name == 'Result' else 'sail_jax.runs')
+    return getattr(module, name)

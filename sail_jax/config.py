@@ -6,7 +6,7 @@ A docstring under a field is its documentation: it becomes the text of `--help`.
 import itertools
 import math
 import typing
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
@@ -153,6 +153,21 @@ class Logging(Section):
     """Write TensorBoard events to `RUN_DIR/tensorboard`."""
     wandb: str | None = None
     """Weights & Biases project to log to; none does not."""
+
+
+Size = Literal['auto'] | Annotated[int, Field(ge=1)]
+
+
+class Devices(Section):
+    """The mesh: how many devices lie along each axis. `auto` is what the other axes leave."""
+
+    data: Size = 'auto'
+    """Rows of a batch are split over it; every device has the whole model."""
+    fsdp: Size = 1
+    """Rows are split over it, and so are parameters, gradients and optimizer state, which are
+    gathered a layer at a time (ZeRO-3, arXiv 1910.02054)."""
+    tensor: Size = 1
+    """Attention heads, the width of the MLP and the vocabulary are split (arXiv 1909.08053)."""
 
 
 class Sweep(Section):

@@ -5,36 +5,22 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from pydantic import Field
 
-from sail_jax.config import Section
+from sail_jax.config import Devices
 from sail_jax.errors import TrainingFailed, UserError, one_line
 
 AXES = ('data', 'fsdp', 'tensor')
 ROWS = ('data', 'fsdp')
 """The axes that the rows of a batch are split over."""
 
-Size = Literal['auto'] | Annotated[int, Field(ge=1)]
 Rules = Sequence[tuple[str, PartitionSpec]]
 """Patterns of the last parts of an array's dotted name, and layouts; the first that fits counts,
 and what none fits is copied to every device."""
-
-
-class Devices(Section):
-    """The mesh: how many devices lie along each axis. `auto` is what the other axes leave."""
-
-    data: Size = 'auto'
-    """Rows of a batch are split over it; every device has the whole model."""
-    fsdp: Size = 1
-    """Rows are split over it, and so are parameters, gradients and optimizer state, which are
-    gathered a layer at a time (ZeRO-3, arXiv 1910.02054)."""
-    tensor: Size = 1
-    """Attention heads, the width of the MLP and the vocabulary are split (arXiv 1909.08053)."""
 
 
 def make_mesh(

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 from safetensors import SafetensorError
 
 from sail_jax.errors import TrainingFailed, UserError, one_line
@@ -72,6 +71,8 @@ def writing(path: Path, then: str = '') -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
+        import jax  # Takes a second, which commands that only read need not wait.
+
         if isinstance(error, TimeoutError) and jax.process_count() > 1:
             raise  # Another process is gone.
         reason = getattr(error, 'strerror', None) or one_line(error)

@@ -1,30 +1,34 @@
-"""From a configuration or a run directory to something that runs."""
+"""From a configuration or a run directory to something that runs.
 
+To read a configuration takes none of JAX, Brax and the like: they are imported by what needs them,
+so that a refusal, or `--help`, is there at once.
+"""
+
+from __future__ import annotations
+
+import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import numpy as np
-from brax.envs.base import Env
-
-from sail_jax import checkpoint, config, configfile, devices, trainer
+from sail_jax import config, configfile
 from sail_jax.bandit import config as bandit
-from sail_jax.bandit import study as bandit_study
-from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
-from sail_jax.control.workload import SegmentReward
 from sail_jax.errors import UserError
-from sail_jax.language import task as language_task
 from sail_jax.language.config import LanguageRun
-from sail_jax.language.quickstart import study as quickstart
 from sail_jax.language.quickstart.config import QuickstartRun
-from sail_jax.language.rewards import Judge, Reward
-from sail_jax.language.sft import task as sft_task
 from sail_jax.language.sft.config import SftRun
-from sail_jax.trainer import Result, Task
-from sail_jax.update import Policy
+
+if TYPE_CHECKING:
+    from brax.envs.base import Env
+
+    from sail_jax.bandit import study as bandit_study
+    from sail_jax.control.workload import SegmentReward
+    from sail_jax.language.quickstart import study as quickstart
+    from sail_jax.language.rewards import Judge, Reward
+    from sail_jax.trainer import Result, Task
+    from sail_jax.update import Policy
 
 CONFIGS: dict[str, Callable[[dict[str, Any], Path], type[config.Settings]]] = {
     'control': lambda data, path: ControlRun,
@@ -33,11 +37,12 @@ CONFIGS: dict[str, Callable[[dict[str, Any], Path], type[config.Settings]]] = {
     'language-quickstart': lambda data, path: QuickstartRun,
     'language': lambda data, path: LanguageRun,
 }
-TASKS: dict[type[config.Trained], Callable[..., Task]] = {
-    ControlRun: control_task.make,
-    LanguageRun: language_task.make,
-    SftRun: sft_task.make,
+TASKS: dict[type[config.Trained], str] = {
+    ControlRun: 'sail_jax.control.task',
+    LanguageRun: 'sail_jax.language.task',
+    SftRun: 'sail_jax.language.sft.task',
 }
+"""The modules that make the workloads' tasks."""
 
 
 def make_task(run: config.Trained, **given: Any) -> Task:
@@ -46,7 +51,7 @@ def make_task(run: config.Trained, **given: Any) -> Task:
     Raises:
       UserError: as of the workload's `make`; or something that this workload does not take.
     """
-    make = TASKS[type(run)]
+    make = importlib.import_module(TASKS[type(run)]).make
     given = {key: value for key, value in given.items() if value is not None}
     if foreign := sorted(given.keys() - inspect.signature(make).parameters.keys()):
         raise UserError(f'{foreign[0]}: not for a {run.workload} run')
@@ -116,6 +121,10 @@ def train(
       TrainingFailed: too many gradient steps in a row were not finite.
       Interrupted: a signal; the state was saved.
     """
+    import jax
+
+    from sail_jax import trainer
+
     name = 'run' if isinstance(run, config.Settings) else Path(run).stem
     run = run if isinstance(run, config.Settings) else load(run)
     run_dir = trainer.default_run_dir(name) if run_dir is None else Path(run_dir)
@@ -128,10 +137,16 @@ def train(
     if isinstance(run, bandit.Study):
         if resume:
             raise UserError(f'{run_dir}: a study has nothing to resume; run it again')
+        from sail_jax.bandit import study as bandit_study
+
         return bandit_study.run(run, run_dir)
     if isinstance(run, QuickstartRun):
+        from sail_jax.language.quickstart import study as quickstart
+
         return quickstart.run(run, run_dir, resume, quiet)
     if isinstance(run, SftRun):
+        from sail_jax.language.sft import task as sft_task
+
         return sft_task.train(run, run_dir, resume, quiet)
     given = {'env': env, 'segment_reward': segment_reward, 'reward': reward, 'judge': judge}
     if isinstance(run, LanguageRun):
@@ -164,6 +179,8 @@ def _open(
     run: config.Settings, run_dir: Path, best: bool, given: dict[str, Any]
 ) -> tuple[config.Trained, Task, Policy, Policy]:
     """A run with its task, and as `open_run` its policies."""
+    from sail_jax import checkpoint, trainer
+
     if type(run) not in TASKS:
         raise UserError(f'{run_dir}: a {run.workload} study; it leaves figures, and no policy')
     if found := config.members(run):
@@ -199,6 +216,11 @@ def evaluate(
             raise UserError(f'{run_dir}: --episodes is for control runs')
         evaluation = run.evaluation.model_copy(update={'episodes': episodes})
         run = run.model_copy(update={'evaluation': evaluation})
+    import jax
+    import numpy as np
+
+    from sail_jax import devices
+
     run, task, policy, start = _open(run, Path(run_dir), best, given)
     identity = np.uint32(run.seed), task.hyper(run)
     with devices.memory_named(task.smaller):

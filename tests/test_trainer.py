@@ -365,7 +365,7 @@ def test_tensorboard_keeps_what_came_before_a_resume(tmp_path):
 
 def test_the_step_neither_recompiles_nor_transfers(whole):
     run = make_run()
-    task = runs.TASKS[ControlRun](run, env=Point())
+    task = runs.make_task(run, env=Point())
     state = trainer.initial_state(run, task, task.start(run.seed))
     dispatch = update.make_dispatch(task.workload, run, 2, trainer.Layout.of(run, task).shardings)
     state, _ = dispatch(state)
@@ -443,7 +443,7 @@ def test_sigkill_at_25_random_moments(undisturbed, tmp_path):
 
 
 def same_ends(path, other):
-    task = runs.TASKS[ControlRun](make_run(), env=Point())
+    task = runs.make_task(make_run(), env=Point())
     abstract = trainer.Layout.of(make_run(), task).policy
     same(*[checkpoint.restore_policy(run / 'checkpoints', abstract) for run in (path, other)])
     lines = (path / 'metrics.jsonl').read_text().splitlines()
@@ -516,7 +516,7 @@ def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path):
     assert [row['step'] for row in rows] == [0, 1, 2, 3, 4]
     # With room again the run goes on from there to the same end.
     assert run_full(path, 240, 'resume').returncode == 0
-    task = runs.TASKS[ControlRun](make_run(policy={'hidden': [256, 256]}), env=Point())
+    task = runs.make_task(make_run(policy={'hidden': [256, 256]}), env=Point())
     abstract = trainer.Layout.of(make_run(policy={'hidden': [256, 256]}), task).policy
     same(*[checkpoint.restore_policy(run / 'checkpoints', abstract) for run in (path, whole)])
 
@@ -531,7 +531,7 @@ def last_step(path: Path) -> int:
 
 def test_the_state_survives_a_checkpoint_exactly(whole, tmp_path):
     run = make_run()
-    task = runs.TASKS[ControlRun](run, env=Point())
+    task = runs.make_task(run, env=Point())
     state = trainer.initial_state(run, task, task.start(run.seed))
     state = state._replace(labels=jnp.asarray(7, jnp.int32))
     checkpoint.save_start(tmp_path / 'checkpoints', state.reference)

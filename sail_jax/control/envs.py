@@ -2,6 +2,8 @@
 
 import difflib
 
+import sail_jax.control.compat  # noqa: F401
+
 from brax import envs
 from brax.envs.base import Env
 

@@ -1,5 +1,7 @@
 """Evaluation of a control policy: full episodes under the true reward, against a reference."""
 
+import sail_jax.control.compat  # noqa: F401
+
 import jax
 import jax.numpy as jnp
 from brax.envs.base import Env

@@ -6,6 +6,8 @@ Parameters are Brax's own, so that `(policy.fixed, policy.params['policy'])` is 
 
 from typing import Any
 
+import sail_jax.control.compat  # noqa: F401
+
 import jax
 import jax.numpy as jnp
 from brax.envs.base import Env

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import sail_jax.control.compat  # noqa: F401
+
 import jax
 import jax.numpy as jnp
 from brax.envs.base import Env

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import sail_jax.control.compat  # noqa: F401
+
 import jax
 import jax.numpy as jnp
 from brax.envs.base import PipelineEnv

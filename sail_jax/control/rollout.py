@@ -7,6 +7,8 @@ the simulator returns something that is not finite; what follows is masked.
 
 from typing import Any, NamedTuple
 
+import sail_jax.control.compat  # noqa: F401
+
 import jax
 import jax.numpy as jnp
 from brax.envs.base import Env, State

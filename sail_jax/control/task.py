@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import sail_jax.control.compat  # noqa: F401
+
 import jax
 from brax.envs.base import Env
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import sail_jax.control.compat  # noqa: F401
+
 import jax
 import jax.numpy as jnp
 from brax.envs.base import Env

@@ -6,14 +6,62 @@ from typing import Literal
 from pydantic import Field
 
 from sail_jax import config
-from sail_jax.config import Section, Teacher
-from sail_jax.devices import Devices
+from sail_jax.config import Devices, Section, Teacher
 from sail_jax.errors import UserError
-from sail_jax.language.data import Data
-from sail_jax.language.lora import Lora
-from sail_jax.language.sampler import Sampling
 
 DType = Literal['float32', 'bfloat16']
+Target = Literal['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
+
+
+class Data(Section):
+    """A data set, and what is asked of its rows."""
+
+    path: str
+    """A `.jsonl`, `.jsonl.gz`, `.parquet` or `.arrow` file, or a Hugging Face data set's
+    directory."""
+    split: str = 'train'
+    """Of a directory."""
+    format: Literal['trl', 'ultrafeedback', 'hh-rlhf', 'pku-safe-rlhf', 'pku-safe-rlhf-safer'] = (
+        'trl'
+    )
+    """What its columns are; `trl` is TRL's string and conversational forms. Of PKU-SafeRLHF's two
+    comparisons, the plain name takes the more helpful response, `-safer` the safer."""
+    on_bad_row: Literal['error', 'skip'] = 'error'
+    """Stop at a row that cannot be used, or leave it out and count it."""
+    max_prompt_tokens: int = Field(512, ge=1, le=2**20)
+    """A longer prompt is a bad row; nothing is cut."""
+    max_response_tokens: int = Field(512, ge=2, le=2**20)
+    """The same for a response, its end of sequence included."""
+
+
+class Lora(Section):
+    """Which maps get an adapter, and how large it is."""
+
+    rank: int = Field(64, ge=1, le=2**12)
+    """Of each adapter."""
+    alpha: float = Field(16.0, gt=0)
+    """The adapter's output is scaled by `alpha / rank`."""
+    targets: tuple[Target, ...] = Field(('q_proj', 'k_proj', 'v_proj', 'o_proj'), min_length=1)
+    """The linear maps of every layer that get one."""
+
+
+class Sampling(Section):
+    """How responses are drawn. Anything but temperature 1 without truncation samples from another
+    distribution than the policy, and is off-policy to that extent."""
+
+    max_tokens: int = Field(128, ge=1, le=2**20)
+    """A response's largest length, its end of sequence included."""
+    temperature: float = Field(1.0, gt=0)
+    """Logits are divided by it."""
+    top_k: int | None = Field(None, ge=1)
+    """Only the k most probable tokens."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Only the smallest set of most probable tokens that has this probability."""
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether samples are the policy's own."""
+        return self.temperature == 1 and self.top_k is None and self.top_p == 1
 
 
 class Model(Section):

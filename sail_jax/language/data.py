@@ -12,16 +12,15 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
-from pydantic import Field
 
-from sail_jax.config import Section
 from sail_jax.errors import UserError
 from sail_jax.language import rows, sources
+from sail_jax.language.config import Data
 from sail_jax.language.rows import Convert, Kind, Message, Row
 from sail_jax.language.tokens import Tokenizer
 
@@ -29,27 +28,6 @@ KEPT_MESSAGES = 10
 """Of skipped rows; all are counted."""
 
 log = logging.getLogger(__name__)
-
-
-class Data(Section):
-    """A data set, and what is asked of its rows."""
-
-    path: str
-    """A `.jsonl`, `.jsonl.gz`, `.parquet` or `.arrow` file, or a Hugging Face data set's
-    directory."""
-    split: str = 'train'
-    """Of a directory."""
-    format: Literal['trl', 'ultrafeedback', 'hh-rlhf', 'pku-safe-rlhf', 'pku-safe-rlhf-safer'] = (
-        'trl'
-    )
-    """What its columns are; `trl` is TRL's string and conversational forms. Of PKU-SafeRLHF's two
-    comparisons, the plain name takes the more helpful response, `-safer` the safer."""
-    on_bad_row: Literal['error', 'skip'] = 'error'
-    """Stop at a row that cannot be used, or leave it out and count it."""
-    max_prompt_tokens: int = Field(512, ge=1, le=2**20)
-    """A longer prompt is a bad row; nothing is cut."""
-    max_response_tokens: int = Field(512, ge=2, le=2**20)
-    """The same for a response, its end of sequence included."""
 
 
 class Example(NamedTuple):

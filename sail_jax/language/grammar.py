@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import tokenizers
-from pydantic import Field
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from sail_jax.config import Section
 from sail_jax.errors import UserError
+from sail_jax.language.quickstart.config import Reviews
 from sail_jax.language.weights import write_json
 
 REVIEWS, PAIRS = 'reviews.jsonl', 'pairs.jsonl'
@@ -96,17 +95,6 @@ VERDICTS = {
         'we want our money back.',
     ),
 }
-
-
-class Reviews(Section):
-    """How much text is made."""
-
-    reviews: int = Field(8192, ge=1)
-    """Reviews to learn from, half of them complaints, in `reviews.jsonl`."""
-    pairs: int = Field(256, ge=1)
-    """Pairs of one opening's praise (chosen) and complaint (rejected), in `pairs.jsonl`."""
-    vocab_size: int = Field(640, ge=257)
-    """Tokens, of which 256 are bytes."""
 
 
 class Review(NamedTuple):

@@ -10,24 +10,22 @@ The reference is the model with the adapter off: both are bound to one copy of t
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pydantic
 from flax import nnx
-from pydantic import Field
 from safetensors.numpy import save_file
 
 from sail_jax import files
-from sail_jax.config import Section
 from sail_jax.errors import UserError
 from sail_jax.language import architecture as architectures
 from sail_jax.language import weights
+from sail_jax.language.config import Lora
 from sail_jax.language.model import Decoder, Linear
 
-Target = Literal['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 # Variants of LoRA that change what the tensors mean, and their value where they are not in use.
 PLAIN = {
@@ -43,17 +41,6 @@ PLAIN = {
     'modules_to_save': None,
     'lora_bias': False,
 }
-
-
-class Lora(Section):
-    """Which maps get an adapter, and how large it is."""
-
-    rank: int = Field(64, ge=1, le=2**12)
-    """Of each adapter."""
-    alpha: float = Field(16.0, gt=0)
-    """The adapter's output is scaled by `alpha / rank`."""
-    targets: tuple[Target, ...] = Field(('q_proj', 'k_proj', 'v_proj', 'o_proj'), min_length=1)
-    """The linear maps of every layer that get one."""
 
 
 class Adapted(NamedTuple):

@@ -11,9 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import Field
 
-from sail_jax.config import Section
+from sail_jax.language.config import Sampling
 from sail_jax.language.logprobs import Prompts, last_hidden
 from sail_jax.language.model import (
     Decoder,
@@ -25,25 +24,6 @@ from sail_jax.language.model import (
 
 BLOCK = 128
 """Tokens that are drawn from together."""
-
-
-class Sampling(Section):
-    """How responses are drawn. Anything but temperature 1 without truncation samples from another
-    distribution than the policy, and is off-policy to that extent."""
-
-    max_tokens: int = Field(128, ge=1, le=2**20)
-    """A response's largest length, its end of sequence included."""
-    temperature: float = Field(1.0, gt=0)
-    """Logits are divided by it."""
-    top_k: int | None = Field(None, ge=1)
-    """Only the k most probable tokens."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Only the smallest set of most probable tokens that has this probability."""
-
-    @property
-    def on_policy(self) -> bool:
-        """Whether samples are the policy's own."""
-        return self.temperature == 1 and self.top_k is None and self.top_p == 1
 
 
 class Responses(NamedTuple):

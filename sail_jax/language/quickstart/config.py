@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
-from sail_jax.config import Settings
+from pydantic import Field
+
+from sail_jax.config import Section, Settings
 from sail_jax.errors import UserError
 from sail_jax.language import config as language_config
 from sail_jax.language.config import LanguageRun
-from sail_jax.language.grammar import Reviews
 from sail_jax.language.sft import config as sft_config
 from sail_jax.language.sft.config import SftRun
 
@@ -15,6 +16,17 @@ REVIEWS, SFT = 'reviews', 'sft'
 """Directories of the text and of the supervised stage in the run directory."""
 METHODS = {'online-dpo': 'online DPO', 'sail': 'SAIL', 'sail-revkl': 'SAIL-RevKL'}
 """Directories of the alignments in the run directory, and their titles."""
+
+
+class Reviews(Section):
+    """How much text is made."""
+
+    reviews: int = Field(8192, ge=1)
+    """Reviews to learn from, half of them complaints, in `reviews.jsonl`."""
+    pairs: int = Field(256, ge=1)
+    """Pairs of one opening's praise (chosen) and complaint (rejected), in `pairs.jsonl`."""
+    vocab_size: int = Field(640, ge=257)
+    """Tokens, of which 256 are bytes."""
 
 
 class QuickstartRun(Settings):

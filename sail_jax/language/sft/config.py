@@ -5,13 +5,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from sail_jax.config import Section, Trained
+from sail_jax.config import Devices, Section, Trained
 from sail_jax.configfile import differences
-from sail_jax.devices import Devices
 from sail_jax.errors import UserError
 from sail_jax.language import config
 from sail_jax.language.architecture import Architecture, from_hf, to_hf
-from sail_jax.language.data import Data
+from sail_jax.language.config import Data
 
 MODEL = 'model'
 """Of the run directory: the trained model as a Hugging Face directory."""
