@@ -7,6 +7,10 @@ class UserError(Exception):
     status = 2
 
 
+class NotJoined(UserError):
+    """The processes of a run did not find each other in time."""
+
+
 class TrainingFailed(Exception):
     """The run cannot go on: says why, where to look, and what is kept."""
 

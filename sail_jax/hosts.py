@@ -1,21 +1,34 @@
 """Several processes, one run: how they find each other, who writes, and how they agree."""
 
+import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from sail_jax.errors import UserError, one_line
+from sail_jax import terminal
+from sail_jax.errors import NotJoined, UserError, one_line
 
 HEARTBEAT_S = 30
 """A process that is silent for this long is lost, and the others end."""
 
 
+JOIN_S = 300
+"""How long the processes of a run wait for each other at the start."""
+PATIENCE_S = 5
+"""A process that waits for longer says for whom."""
+
+
 def start(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None
-) -> None:
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    timeout_s: float = JOIN_S,
+) -> int:
     """Joins the processes of a run, before JAX is used for anything else.
 
     With no arguments JAX asks the environment: SLURM, Cloud TPU pods, GKE, Open MPI.
@@ -24,26 +37,64 @@ def start(
       coordinator: `HOST:PORT` of process 0.
       processes: how many there are.
       process: this one's number, from 0.
+      timeout_s: how long to wait for the others.
+
+    Returns:
+      How many processes there are.
 
     Raises:
-      UserError: the environment says nothing, or the others do not answer.
+      UserError: the environment says nothing, or the coordinator is no HOST:PORT.
+      NotJoined: the others did not come in time; JAX goes on waiting for them, and is best left to
+        it by `os._exit`.
     """
+    if coordinator is not None and not re.fullmatch(r'\S+:[0-9]{1,5}', coordinator):
+        raise UserError(f'--coordinator: HOST:PORT of process 0, got {coordinator!r:.80}')
     # JAX's preemption service would swallow a SIGTERM that comes before training has its own
     # handler, and afterwards see none; `any_process` says what it would.
     jax.config.update('jax_enable_preemption_service', False)
-    try:
-        jax.distributed.initialize(
-            coordinator,
-            processes,
-            process,
-            heartbeat_timeout_seconds=HEARTBEAT_S,
-            shutdown_timeout_seconds=HEARTBEAT_S,
+    failed: list[Exception] = []
+
+    def join() -> None:
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                processes,
+                process,
+                # Beyond ours: what JAX does at the end of its own is to abort the process.
+                initialization_timeout=int(timeout_s) + 3600,
+                heartbeat_timeout_seconds=HEARTBEAT_S,
+                shutdown_timeout_seconds=HEARTBEAT_S,
+            )
+        except Exception as error:
+            failed.append(error)
+
+    joining = threading.Thread(target=join, daemon=True)
+    joining.start()
+    joining.join(min(PATIENCE_S, timeout_s))
+    if joining.is_alive():
+        terminal.say(f'waiting for {_others()}, for {timeout_s:g} s at most')
+        joining.join(max(timeout_s - PATIENCE_S, 0))
+    if joining.is_alive():
+        raise NotJoined(
+            f'--distributed: {_others()} did not come within {timeout_s:g} s '
+            '(--join-timeout); is it running, is that its address, and is the port open to here?'
         )
-    except (RuntimeError, ValueError) as error:
+    if failed:
         raise UserError(
-            f'--distributed: {one_line(error)}; outside SLURM, Cloud TPU, GKE '
+            f'--distributed: {one_line(failed[0])}; outside SLURM, Cloud TPU, GKE '
             'and Open MPI give --coordinator HOST:PORT --num-processes N --process-id I'
-        ) from None
+        )
+    return distributed.global_state.num_processes or 1
+
+
+def _others() -> str:
+    """Who a process waits for at the start."""
+    # What JAX was told or has found out; nothing public says it.
+    known = distributed.global_state
+    address = known.coordinator_address or 'an address that the environment gives'
+    if known.process_id == 0:
+        return f'the other processes at process 0, {address}'
+    return f'process 0 at {address}'
 
 
 def is_main() -> bool:

@@ -9,31 +9,18 @@ import math
 import os
 import socket
 import struct
-import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from typing import Any, Protocol
 
 from sail_jax import config
 from sail_jax.errors import UserError
 from sail_jax.files import ROOM, writing
+from sail_jax.terminal import console as console
+from sail_jax.terminal import say
 
 Row = dict[str, float]
-
-console = Console(file=sys.stderr)
 
 
 class Writer(Protocol):
@@ -76,15 +63,13 @@ class JsonLines:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
         except OSError as error:
             if not self._failed:
-                console.print(
-                    f'{self._file.name}: {error.strerror}; its rows are kept until there is room'
-                )
+                say(f'{self._file.name}: {error.strerror}; its rows are kept until there is room')
             self._failed = True
 
     def close(self) -> None:
         if self._unwritten:
             lost = self._unwritten.count(b'\n')
-            console.print(f'{self._file.name}: {lost} rows could not be written')
+            say(f'{self._file.name}: {lost} rows could not be written')
         self._file.close()
 
 
@@ -128,12 +113,9 @@ class TensorBoard:
         try:
             yield
         except OSError as error:
-            console.print(
+            say(
                 f'{self._directory}: {error.strerror}; no more events are written there; '
-                'all numbers go to metrics.jsonl',
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
+                'all numbers go to metrics.jsonl'
             )
             file, self._file = self._file, None
             with contextlib.suppress(OSError):
@@ -222,69 +204,3 @@ def read_rows(path: Path) -> list[Row]:
         except json.JSONDecodeError:
             continue
     return rows
-
-
-class ProgressBar:
-    """Updates done, ETA, and the numbers to watch; plain lines where there is no tty."""
-
-    def __init__(
-        self, total_updates: int, done: int, names: dict[str, str], unit: str, quiet: bool
-    ):
-        """`names` maps metric keys to their short titles; `quiet` shows nothing."""
-        self._names, self._unit = names, unit
-        self._last: Row = {}
-        self._quiet = quiet
-        self._progress = Progress(
-            TextColumn('[bold]{task.description}'),
-            BarColumn(bar_width=20),
-            TaskProgressColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn('eta'),
-            TimeRemainingColumn(),
-            TextColumn('{task.fields[numbers]}'),
-            console=console,
-            disable=quiet or not console.is_terminal,
-        )
-        self._task = self._progress.add_task(
-            'update', total=total_updates, completed=done, numbers=''
-        )
-
-    def start(self) -> None:
-        self._progress.start()
-
-    def stop(self) -> None:
-        self._progress.stop()
-
-    def show(self, row: Row) -> None:
-        """Moves the bar to a row's update; prints a line after an evaluation."""
-        self._last |= {key: row[key] for key in self._names if key in row}
-        numbers = '  '.join(
-            f'{title} {_short(self._last[key])}'
-            for key, title in self._names.items()
-            if key in self._last
-        )
-        self._progress.update(self._task, completed=row['step'], numbers=numbers)
-        if not self._quiet and any(key.startswith('eval/') for key in row):
-            unit = self._unit.replace('_', ' ')
-            console.print(f'{int(row[self._unit]):>12,} {unit}  {numbers}', highlight=False)
-
-
-def _short(value: float) -> str:
-    return f'{value / 1000:.1f}k' if abs(value) >= 10_000 else f'{value:.3g}'
-
-
-def print_table(
-    title: str,
-    columns: Iterable[str],
-    rows: Iterable[Iterable[str]],
-    justify: Literal['left', 'right'] = 'right',
-) -> None:
-    """A table on standard output; `justify` is of all columns but the first."""
-    names = list(columns)
-    table = Table(title=title, title_justify='left', title_style='bold')
-    for index, name in enumerate(names):
-        table.add_column(name, justify='left' if index == 0 else justify)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)

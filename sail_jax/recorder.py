@@ -11,6 +11,7 @@ from sail_jax import config, configfile, hosts, metrics
 from sail_jax.errors import TrainingFailed, one_line
 from sail_jax.files import ROOM, writing
 from sail_jax.metrics import Row
+from sail_jax.progress import ProgressBar
 from sail_jax.update import State
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Recorder:
         began: float,
         resumed: State | None,
         held: bool,
-        quiet: bool,
+        bar: ProgressBar,
     ):
         # A row that waited for its evaluation is written now, perhaps for the second time.
         step = None if resumed is None else int(np.max(resumed.step)) - held
@@ -52,8 +53,7 @@ class Recorder:
                 self._open(one, directory, directory != run_dir, step)
                 for one, directory in zip(runs, self._directories, strict=True)
             ]
-        quiet = quiet or not hosts.is_main()
-        self._bar = metrics.ProgressBar(task.updates, step or 0, task.watch, task.unit, quiet)
+        self._bar = bar
 
     def _open(
         self, run: config.Run, directory: Path, member: bool, step: int | None
@@ -66,11 +66,9 @@ class Recorder:
         return metrics.open_writers(run, directory, step, self._task.unit, at)
 
     def __enter__(self) -> 'Recorder':
-        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
         for writers in self._writers:
             for writer in writers:
                 writer.close()
@@ -95,6 +93,7 @@ class Recorder:
     def compile(self, dispatch: Any, state: State) -> Any:
         """The compiled program, which cannot recompile; its time goes into the next row."""
         began = time.perf_counter()
+        self._bar.stage('compiling the update')
         compiled = dispatch.lower(state).compile()
         self._compile_s = time.perf_counter() - began
         self.restart_clock()
@@ -156,17 +155,16 @@ class Recorder:
                 '/checkpoints'
             )
         for m in failed - self._failed:
-            metrics.console.print(f'{where(m)}; the others go on')
+            metrics.say(f'{where(m)}; the others go on')
         self._failed |= failed
 
     def note_failed_save(self, step: int, error: Exception) -> None:
         """Says that a checkpoint could not be written."""
         self.saves_failed += 1
         reason = one_line(error)
-        metrics.console.print(
+        metrics.say(
             f'the checkpoint of update {step} could not be written ({reason}); the run goes on, '
-            f'{self.saves_failed} failed so far',
-            highlight=False,
+            f'{self.saves_failed} failed so far'
         )
 
     def write(self, rows: list[list[Row]]) -> None:

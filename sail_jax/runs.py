@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,11 @@ TASKS: dict[type[config.Trained], str] = {
     SftRun: 'sail_jax.language.sft.task',
 }
 """The modules that make the workloads' tasks."""
+
+
+def default_run_dir(name: str) -> Path:
+    """`runs/NAME-DATE-TIME`."""
+    return Path('runs') / f'{name}-{time.strftime("%Y%m%d-%H%M%S")}'
 
 
 def make_task(run: config.Trained, **given: Any) -> Task:
@@ -127,7 +133,7 @@ def train(
 
     name = 'run' if isinstance(run, config.Settings) else Path(run).stem
     run = run if isinstance(run, config.Settings) else load(run)
-    run_dir = trainer.default_run_dir(name) if run_dir is None else Path(run_dir)
+    run_dir = default_run_dir(name) if run_dir is None else Path(run_dir)
     if not isinstance(run, ControlRun) and jax.process_count() > 1:
         # Each of them would write the same directory.
         raise UserError(
@@ -135,11 +141,9 @@ def train(
             'use the devices of one host'
         )
     if isinstance(run, bandit.Study):
-        if resume:
-            raise UserError(f'{run_dir}: a study has nothing to resume; run it again')
         from sail_jax.bandit import study as bandit_study
 
-        return bandit_study.run(run, run_dir)
+        return bandit_study.run(run, run_dir, resume, quiet)
     if isinstance(run, QuickstartRun):
         from sail_jax.language.quickstart import study as quickstart
 

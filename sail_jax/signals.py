@@ -1,14 +1,94 @@
-"""SIGINT and SIGTERM end a run at the next safe point, with a checkpoint."""
+"""SIGINT and SIGTERM end a run: at the next safe point, with a checkpoint, once it has something to
+save; before that, and after its last save, at once. 130 for Ctrl-C, 75 for SIGTERM."""
 
 import contextlib
+import os
 import shlex
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sail_jax import metrics
 from sail_jax.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_run_dir: Path | None = None
+
+
+def status(number: int) -> int:
+    """What a process that a signal stopped ends with."""
+    return 130 if number == signal.SIGINT else 75
+
+
+@contextlib.contextmanager
+def ending_the_process() -> Iterator[None]:
+    """A signal ends the process with one line, whatever it is busy with: an import, a compilation,
+    a reference that is trained. Where there is a run, --resume goes on with it as after SIGKILL."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before: dict[int, Any] = {}
+    try:
+        for number in SIGNALS:
+            before[number] = signal.signal(number, _nothing)
+        wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    except ValueError:  # Not the main thread: signals are the caller's.
+        os.close(read)
+        os.close(write)
+        yield
+        return
+    # The main thread may be in compiled code for minutes, and sees no signal before it is out.
+    threading.Thread(target=_wait, args=(read,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(write)  # Which ends the thread.
+        name_run(None)
+
+
+def _nothing(_number: int, _frame: Any) -> None:
+    pass
+
+
+def _wait(read: int) -> None:
+    while caught := os.read(read, 1):
+        if caught[0] in SIGNALS:
+            _end(caught[0])
+    os.close(read)
+
+
+def _end(number: int) -> None:
+    text = f'\nsail-jax: {_how_to_go_on()}\n'
+    if sys.stderr is not None and sys.stderr.isatty():
+        text = '\r\x1b[?25h' + text  # A progress bar hides the cursor.
+    with contextlib.suppress(OSError):  # No lock, no buffer: whoever has them may be in the way.
+        os.write(2, text.encode())
+    os._exit(status(number))
+
+
+def _how_to_go_on() -> str:
+    if _run_dir is None or not os.path.exists(_run_dir / 'config.yaml'):
+        return 'stopped before anything was begun'
+    from sail_jax import terminal
+
+    return terminal.one_line(f'stopped; {resume(_run_dir)}')
+
+
+def name_run(run_dir: Path | None) -> None:
+    """Says which run a signal stops from here on."""
+    global _run_dir
+    _run_dir = run_dir
+
+
+def resume(run_dir: Path) -> str:
+    """What goes on with a run."""
+    where = shlex.quote(str(run_dir))
+    return f'go on with: sail-jax train {where}/config.yaml --run-dir {where} --resume'
 
 
 @contextlib.contextmanager
@@ -18,28 +98,30 @@ def collected() -> Iterator[list[int]]:
     before: dict[int, Any] = {}
 
     def note(number: int, _frame: Any) -> None:
+        from sail_jax import terminal
+
         caught.append(number)
-        signal.signal(number, before[number])
-        metrics.console.print('stopping at the next safe point; once more to stop at once')
+        usual()
+        terminal.say('stopping at the next safe point; once more to stop at once')
+
+    def usual() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             before[number] = signal.signal(number, note)
+        wakeup = signal.set_wakeup_fd(-1)
     except ValueError:  # Not the main thread: signals are the caller's.
         yield caught
         return
     try:
         yield caught
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        usual()
 
 
 def interrupted(number: int, where_at: str, run_dir: Path) -> Interrupted:
-    """What the run ends with after its save: status 75, or 130 for Ctrl-C."""
-    where = shlex.quote(str(run_dir))
-    return Interrupted(
-        f'stopped and saved at {where_at}; go on with: '
-        f'sail-jax train {where}/config.yaml --run-dir {where} --resume',
-        status=130 if number == signal.SIGINT else 75,
-    )
+    """What the run ends with after its save."""
+    return Interrupted(f'stopped and saved at {where_at}; {resume(run_dir)}', status(number))

@@ -20,6 +20,7 @@ from sail_jax import checkpoint, config, configfile, devices, hosts, metrics, si
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.files import ROOM, leads_out, writing
 from sail_jax.metrics import Row
+from sail_jax.progress import ProgressBar
 from sail_jax.recorder import Recorder, directories
 from sail_jax.saver import Saver
 from sail_jax.update import Hyper, Metrics, Policy, State, Workload
@@ -79,6 +80,10 @@ class Task(NamedTuple):
     """`State.hyper` of a configuration."""
 
 
+_TOLD = ('eval/return', 'eval/reward', 'eval/loss', 'eval/win_rate', 'eval/kl_policy_to_ref')
+"""What of the evaluations a `Result` shows."""
+
+
 class Result(NamedTuple):
     """What a finished run gives back."""
 
@@ -96,10 +101,15 @@ class Result(NamedTuple):
     wall_s: float
     """Of this process, compilation included."""
 
-
-def default_run_dir(name: str) -> Path:
-    """`runs/NAME-DATE-TIME`."""
-    return Path('runs') / f'{name}-{time.strftime("%Y%m%d-%H%M%S")}'
+    def __repr__(self) -> str:
+        """Without the parameters, which are pages of numbers."""
+        parts = [f'{self.length:,} {self.unit}', f'{self.labels:,} labels', f'{self.wall_s:.0f} s']
+        parts += [
+            f'{key} {before:.4g} -> {self.after[key]:.4g}'
+            for key in _TOLD
+            if (before := self.before.get(key)) is not None and self.after.get(key) is not None
+        ]
+        return f'Result({", ".join(parts)})'
 
 
 def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
@@ -264,20 +274,24 @@ def train(
     devices.require_memory(devices.size(layout.state), 'the training state of this configuration')
     hosts.on_main(lambda: claim_run_dir(run, run_dir, resume))
     directory = run_dir / 'checkpoints'
-    try:
-        # Killed before anything was saved, a run begins again.
-        start = None if resume and checkpoint.has_begun(directory) else start_policy(run, task)
-    except UserError:
-        if not resume and hosts.is_main():  # The directory is free for the corrected run.
-            (run_dir / 'config.yaml').unlink()
-        raise
-    frozen = task.frozen() if start is None else start.frozen
     found, (seed, hyper) = config.members(run), _identity(run, task)
     judge = task.evaluate
     if found:
         judge = jax.jit(jax.vmap(judge, spmd_axis_name='seed'))
     saved = f'checkpoints so far are in {directory}'
     with contextlib.ExitStack() as exits:
+        bar = exits.enter_context(
+            ProgressBar(task.updates, task.watch, task.unit, quiet or not hosts.is_main())
+        )
+        bar.stage('making or loading the start policy')
+        try:
+            # Killed before anything was saved, a run begins again.
+            start = None if resume and checkpoint.has_begun(directory) else start_policy(run, task)
+        except UserError:
+            if not resume and hosts.is_main():  # The directory is free for the corrected run.
+                (run_dir / 'config.yaml').unlink()
+            raise
+        frozen = task.frozen() if start is None else start.frozen
         exits.enter_context(devices.memory_named(f'{task.smaller}; {saved}'))
         with writing(directory, ROOM):
             manager = checkpoint.open_manager(directory, run.checkpoints)
@@ -294,13 +308,14 @@ def train(
             state = with_frozen(state, frozen)
             before, held, began = meta['before'], meta['held'], began - meta['wall_s']
         else:
+            bar.stage('compiling the start')
             state = initial_state(run, task, start._replace(frozen=frozen))
             before, held = [], []
         if resume and hosts.is_main():
             configfile.write(run, run_dir / 'config.yaml')
         step, size = int(np.max(state.step)), task.updates_per_dispatch
         recorder = exits.enter_context(
-            Recorder(run, task, run_dir, began, state if before else None, bool(held), quiet)
+            Recorder(run, task, run_dir, began, state if before else None, bool(held), bar)
         )
 
         def evaluate() -> list[Row]:
@@ -333,6 +348,7 @@ def train(
             raise type(error)(f'{error}; {where}') from error
 
         if not before:
+            bar.stage('compiling the evaluation, and evaluating the start policy')
             before = evaluate()
             recorder.write([[{**recorder.position(0, 0), **row}] for row in before])
             score = _score(run, task, before)
@@ -345,11 +361,14 @@ def train(
             recorder.write([[row | numbers] for row, numbers in zip(rows, after, strict=True)])
             held = []
         last = step >= task.updates or recorder.budget_spent()
+        if last and resume and hosts.is_main() and not quiet:
+            metrics.say(f'nothing is left to train: the run is at its end, {recorder.at(step)}')
         dispatch = task.dispatch
         if not last and dispatch is None:
             dispatch = recorder.compile(
                 update.make_dispatch(task.workload, run, size, layout.shardings, bool(found)), state
             )
+        bar.training()
         while not last:
             try:
                 with devices.memory_named(task.smaller):
@@ -392,7 +411,7 @@ def train(
         scores = checkpoint.scores(manager)
         best = max(scores, key=scores.get, default=step)
         if best != step and hosts.is_main() and not quiet:
-            metrics.console.print(
+            metrics.say(
                 f'the best evaluation was at {recorder.at(best)}; --best takes its checkpoint'
             )
         after = after or evaluate()
@@ -477,7 +496,14 @@ def _origin(run: config.Trained) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """What a checkpoint was written with."""
     names = ('sail-jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'brax')
-    return {'python': platform.python_version(), **{name: metadata.version(name) for name in names}}
+    return {'python': platform.python_version(), **{name: _version(name) for name in names}}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # A clone that is on the path, and not installed.
+        return 'not installed'
 
 
 def _due(step: int, size: int, every: int) -> bool:

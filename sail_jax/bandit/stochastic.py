@@ -1,5 +1,6 @@
 """Sample complexity: stochastic ascent with the estimator of training, against the exact J*."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -82,8 +83,10 @@ def ascend(
     return means
 
 
-def measure(problems: Problem, run: SampleComplexity) -> Curves:
-    """Runs all seeds of all problems, one program for each objective."""
+def measure(
+    problems: Problem, run: SampleComplexity, begin: Callable[[str], None] = lambda name: None
+) -> Curves:
+    """Runs all seeds of all problems, one program for each objective, which `begin` is told of."""
     count, dimension = len(problems.reward_XxY), problems.features_XxYxD.shape[-1]
     rng = generator(run)
     start_PxSxD = landscape.ball(rng, count * run.seeds, dimension, run.radius).reshape(
@@ -113,6 +116,7 @@ def measure(problems: Problem, run: SampleComplexity) -> Curves:
 
     objectives, gaps = make_objectives(run.beta, run.coefficient), []
     for index, name in enumerate(OBJECTIVES):
+        begin(name)
         coefficient = 0.0 if name == 'sail' else run.coefficient
         direction = 'ref_to_policy' if name == 'sail' else name
         settings = workload.settings(run.seed, run.beta, coefficient, direction, run.radius)

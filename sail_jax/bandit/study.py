@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from sail_jax import configfile, metrics, trainer
+from sail_jax import configfile, metrics, terminal, trainer
 from sail_jax.bandit import landscape, measure, stochastic
 from sail_jax.bandit.config import Landscape, SampleComplexity, Study
 from sail_jax.bandit.measure import OBJECTIVES, Measured, Swept
 from sail_jax.bandit.problem import Problem
+from sail_jax.errors import UserError
+from sail_jax.progress import Stages
 
 Table = list[dict[str, Any]]
 
@@ -44,29 +46,38 @@ COLUMNS = {
 }
 
 
-def run(study: Study, run_dir: Path) -> Table:
+def run(study: Study, run_dir: Path, resume: bool = False, quiet: bool = False) -> Table:
     """Runs the study in float64.
+
+    Args:
+      resume: run it again where it was stopped: a study keeps nothing on the way.
+      quiet: say nothing on the way.
 
     Returns:
       The table, one row for each problem and objective.
 
     Raises:
-      UserError: the user's problem is not right, or the run directory is taken.
+      UserError: the user's problem is not right, or the run directory is taken or finished.
     """
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), Stages(quiet) as stages:
         problems = measure.make_problems(study)
-        trainer.claim_run_dir(study, run_dir, resume=False)
+        if resume and (run_dir / 'metrics.jsonl').exists():  # Which is written last.
+            raise UserError(f'{run_dir}: this study is finished; nothing is left to do')
+        trainer.claim_run_dir(study, run_dir, resume)
         configfile.write(study, run_dir / 'config.yaml')
         if isinstance(study, Landscape):
-            return _landscape(problems, study, run_dir)
-        return _samples(problems, study, run_dir)
+            return _landscape(problems, study, run_dir, stages)
+        return _samples(problems, study, run_dir, stages)
 
 
-def _landscape(problems: Problem, run: Landscape, run_dir: Path) -> Table:
+def _landscape(problems: Problem, run: Landscape, run_dir: Path, stages: Stages) -> Table:
     from sail_jax.bandit import figures
 
+    stages.stage('compiling the landscape, then measuring it')
     measured, points_NxD = measure.measure(problems, run)
+    stages.stage('compiling the sweep, then searching its maxima')
     swept = measure.sweep(problems, run)
+    stages.stage('compiling the slice through the maxima, then drawing')
     plane = measure.slice_through_maxima(problems, measured, run)
     table = landscape_table(measured, run)
     figures.landscape(measured, points_NxD, plane, swept, run, run_dir)
@@ -169,10 +180,11 @@ def sweep_numbers(swept: Swept, run: Landscape) -> dict[str, Table]:
     return {'thresholds': thresholds, 'grid': rows}
 
 
-def _samples(problems: Problem, run: SampleComplexity, run_dir: Path) -> Table:
+def _samples(problems: Problem, run: SampleComplexity, run_dir: Path, stages: Stages) -> Table:
     from sail_jax.bandit import figures
 
-    curves = stochastic.measure(problems, run)
+    curves = stochastic.measure(problems, run, lambda name: stages.stage(_doing(name)))
+    stages.stage('drawing')
     table = []
     for o, name in enumerate(OBJECTIVES):
         each = [(p, curves.gap[o, p : p + 1]) for p in range(curves.gap.shape[1])]
@@ -203,6 +215,11 @@ def _samples(problems: Problem, run: SampleComplexity, run_dir: Path) -> Table:
         run_dir,
     )
     return table
+
+
+def _doing(name: str) -> str:
+    number = OBJECTIVES.index(name) + 1
+    return f'{TITLES[name]} ({number} of {len(OBJECTIVES)}): compiling, then ascending'
 
 
 def report(table: Table) -> list[list[str]]:
@@ -243,7 +260,7 @@ def markdown(lines: list[list[str]]) -> str:
 def print_table(table: Table) -> None:
     """The numbers over all problems, on standard output."""
     heading, *lines = report(table)
-    metrics.print_table('', heading, lines)
+    terminal.print_table('', heading, lines)
 
 
 def write_table(table: Table, run_dir: Path, **more: Any) -> None:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from sail_jax import configfile, metrics, trainer
+from sail_jax import configfile, terminal, trainer
 from sail_jax.errors import Interrupted
 from sail_jax.language import export, grammar
 from sail_jax.language import task as language_task
@@ -85,7 +85,7 @@ def _train(run: QuickstartRun, run_dir: Path, quiet: bool) -> Result:
     first = sft_task.train(supervised(run, run_dir), directory, _begun(directory), quiet)
     for name, title in METHODS.items():
         if not quiet:
-            metrics.console.print(title)
+            terminal.say(title)
         directory, settings = run_dir / name, alignment(run, run_dir, name)
         task = language_task.make(settings, run_dir=directory)
         trainer.train(settings, task, directory, _begun(directory), quiet)
@@ -116,7 +116,7 @@ def samples(run: QuickstartRun, run_dir: Path) -> list[Sample]:
 
 def report(outcome: Outcome) -> None:
     """Prints the samples, and where each method ended."""
-    metrics.print_table(
+    terminal.print_table(
         f'Samples; held-out loss {outcome.loss:.2f} nats per response, entropy of the grammar '
         f'{outcome.entropy:.2f}',
         ('prompt', 'before', 'after SAIL-RevKL'),
@@ -125,7 +125,7 @@ def report(outcome: Outcome) -> None:
     )
     start = next(iter(outcome.curves.values()))[0]
     rows = [('before', start), *((name, curve[-1]) for name, curve in outcome.curves.items())]
-    metrics.print_table(
+    terminal.print_table(
         'Responses to held-out prompts',
         ('', 'sentiment', 'win rate', 'KL to before, nats', 'tokens'),
         [

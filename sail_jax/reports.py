@@ -1,0 +1,93 @@
+"""The tables that commands print."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sail_jax import config, terminal
+
+if TYPE_CHECKING:
+    from sail_jax.metrics import Row
+    from sail_jax.trainer import Result
+
+# The rows of the final table: title, metric, and the metric of its standard error.
+TABLE = (
+    ('return, stochastic', 'return', 'return_se'),
+    ('return, deterministic', 'deterministic_return', 'deterministic_return_se'),
+    ('median return, stochastic', 'return_q50', None),
+    ('episode length', 'length', None),
+    ('KL(policy || reference) per step', 'kl_policy_to_ref', None),
+    ('KL(reference || policy) per step', 'kl_ref_to_policy', None),
+    ('win rate against the reference', 'win_rate', None),
+    ('label accuracy, whole episodes', 'label_accuracy', None),
+)
+LANGUAGE_TABLE = (
+    ('reward', 'reward', 'reward_se'),
+    ('win rate against the reference', 'win_rate', None),
+    ('KL(policy || reference) per response', 'response_kl_policy_to_ref', None),
+    ('KL(reference || policy) per response', 'response_kl_ref_to_policy', None),
+    ('accuracy on held-out pairs', 'pair_accuracy', None),
+    ('margin on held-out pairs', 'pair_margin', 'pair_margin_se'),
+    ('response length, tokens', 'response_length', None),
+    ('responses that ended', 'ended', None),
+    ('loss on held-out responses, nats per token', 'loss', None),
+    ('perplexity on held-out responses', 'perplexity', None),
+)
+
+
+def print_result(result: Result) -> None:
+    """What a finished run came to."""
+    print_comparison(
+        f'{result.length:,} {result.unit.replace("_", " ")}, {result.labels:,} labels, '
+        f'{result.wall_s:.0f} s',
+        _strip(result.before),
+        _strip(result.after),
+    )
+
+
+def print_sweep(run: config.Run, results: list[Result]) -> None:
+    """The members of a sweep, each by the name of its directory."""
+    names = [member.name for member in config.members(run)]
+    keys = TABLE[:2] + TABLE[4:5]
+    rows = []
+    for name, result in zip(names, results, strict=True):
+        before, after = _strip(result.before), _strip(result.after)
+        cells = [_cell(row, *key) for _, *key in keys for row in (before, after)]
+        rows.append((name, *cells))
+    columns = [f'{title}: {who}' for title, *_ in keys for who in ('reference', 'trained')]
+    title = f'{results[0].length:,} steps each, {results[0].wall_s:.0f} s'
+    terminal.print_table(title, ('', *columns), rows)
+
+
+def print_comparison(title: str, before: Row, after: Row) -> None:
+    """The table of reference against trained policy."""
+    table = TABLE if TABLE[0][1] in after else LANGUAGE_TABLE
+    table = [row for row in table if row[1] in after]
+    rows = [(name, _cell(before, *keys), _cell(after, *keys)) for name, *keys in table]
+    terminal.print_table(title, ('', 'reference', 'trained policy'), rows)
+
+
+def _strip(row: Row) -> Row:
+    return {key.removeprefix('eval/'): value for key, value in row.items()}
+
+
+def _cell(numbers: Row, key: str, error: str | None) -> str:
+    value = number(numbers[key])
+    if f'{key}_low' in numbers:  # A 95 % interval.
+        return f'{value} ({numbers[f"{key}_low"]:.2f} to {numbers[f"{key}_high"]:.2f})'
+    return f'{value} ± {_short(numbers[error])}' if error else value
+
+
+def number(value: float) -> str:
+    """A number as people read it: three decimals or one, thousands apart, the small by their
+    power of ten."""
+    size = abs(value)
+    if size >= 10_000:
+        return f'{value:,.0f}'
+    if size >= 10:
+        return f'{value:.1f}'
+    return f'{value:.2g}' if 0 < size < 5e-4 else f'{value:.3f}'
+
+
+def _short(value: float) -> str:
+    return f'{value:,.0f}' if abs(value) >= 99.5 else f'{value:.2g}'

@@ -1,0 +1,112 @@
+"""What is printed. Whatever others wrote, in files, names, options or a model's responses, reaches
+the terminal as text: it sets no title, moves no cursor, hides nothing, and is no markup."""
+
+import contextlib
+import logging
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from rich.console import Console as RichConsole
+from rich.table import Table
+from rich.text import Text
+
+MAX_LINE = 2000
+"""Characters of an error; what is quoted in one may be of any length."""
+JOINERS = '\u200c\u200d'
+"""Of letters and emoji: of all invisible characters those that text needs."""
+
+
+def escaped(text: str, keep: str = '') -> str:
+    """Text in which nothing acts on a terminal or hides: control characters, bidirectional
+    overrides, invisible characters and lone surrogates are written as Python escapes them.
+
+    Args:
+      keep: of those, what is left as it is.
+    """
+
+    def of(character: str) -> str:
+        if character.isprintable() or character in keep or character in JOINERS:
+            return character
+        if unicodedata.category(character) == 'Zs':  # A space of another width.
+            return character
+        return character.encode('unicode_escape').decode()
+
+    return ''.join(map(of, text))
+
+
+def one_line(text: str) -> str:
+    """Escaped, on one line, and of bounded length."""
+    line = escaped(' '.join(text.split()))
+    return line if len(line) <= MAX_LINE else f'{line[: MAX_LINE - 300]} ... {line[-300:]}'
+
+
+def error(text: str) -> None:
+    """An error, on one line of stderr. That it cannot be written is no error of its own."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f'sail-jax: {one_line(text)}', file=sys.stderr, flush=True)
+
+
+def out(text: str) -> None:
+    """What a command is asked for, on stdout; lines and tabs are its own."""
+    print(escaped(text, '\n\t').encode(_encoding(), 'backslashreplace').decode(_encoding()))
+
+
+def _encoding() -> str:
+    return getattr(sys.stdout, 'encoding', None) or 'utf-8'
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record))
+
+
+def log_to_stderr() -> None:
+    """Warnings of ours as errors are printed; of Orbax, which says in many lines what we say in
+    one, nothing."""
+    for name in ('absl', 'asyncio'):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine('sail-jax: %(message)s'))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+class Console(RichConsole):
+    """Rich's, which reads markup and emoji codes out of nothing and escapes every string."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        settings |= {'markup': False, 'emoji': False, 'highlight': False}
+        return super().render_str(escaped(text, '\n'), **settings)
+
+
+console = Console(file=sys.stderr)
+"""Of what is said beside the results."""
+
+
+def say(text: str) -> None:
+    """A message on stderr, above the progress bar where there is one."""
+    console.print(text, soft_wrap=True)
+
+
+def print_table(
+    title: str,
+    columns: Iterable[str],
+    rows: Iterable[Iterable[str]],
+    justify: Literal['left', 'right'] = 'right',
+) -> None:
+    """A table on standard output; `justify` is of all columns but the first. Nothing is cut: what
+    is too wide for a terminal goes on below, and a file has no width."""
+    table = Table(title=title, title_justify='left', title_style='bold')
+    for index, name in enumerate(columns):
+        table.add_column(name, justify='left' if index == 0 else justify, overflow='fold')
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal and 'COLUMNS' not in os.environ:
+        console = Console(width=console.measure(table).maximum)
+    console.print(table)
