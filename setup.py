@@ -36,6 +36,7 @@ setup(
         'parity': ['torch>=2.6', 'transformers>=5', 'peft>=0.18'],
         'benchmarks': ['gymnasium[mujoco]>=1.4', 'torch>=2.6', 'transformers>=5', 'trl>=1.16'],
         'playground': ['playground>=0.2'],
+        'tensorboard': ['tensorboard>=2.18'],
         'wandb': ['wandb>=0.19'],
     },
     entry_points={'console_scripts': ['sail-jax = sail_jax.cli:main']},

@@ -283,8 +283,9 @@ def main() -> None:
         size = size._replace(env_steps=options.env_steps, tuning_env_steps=tuning)
     # What divides the members of a tuning sweep, the reported seeds and the contexts.
     devices.use_cores(math.gcd(8, size.seeds, BASE['rollout']['contexts']))
-    cache = Path.home() / '.cache' / 'sail_jax'
-    jax.config.update('jax_compilation_cache_dir', str(cache))
+    if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR may say where.
+        cache = Path.home() / '.cache' / 'sail_jax'
+        jax.config.update('jax_compilation_cache_dir', str(cache))
     options.out.mkdir(parents=True, exist_ok=True)
     raw = reported(options.out / 'raw.json', size)
     for env in size.envs:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sail_jax import config, configfile, reports, runs, signals, terminal
+from sail_jax import alarms, config, configfile, reports, runs, signals, terminal
 from sail_jax.bandit import config as bandit
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
@@ -196,7 +196,8 @@ def _train(arguments: list[str]) -> int:
         raise UserError('train: several processes need the same --run-dir, on a shared disk')
     run_dir = options.run_dir or runs.default_run_dir(Path(path).stem)
     signals.name_run(run_dir)
-    result = runs.train(run, run_dir, resume=options.resume, quiet=options.quiet)
+    with alarms.kept_off():
+        result = runs.train(run, run_dir, resume=options.resume, quiet=options.quiet)
     from sail_jax import hosts
 
     if hosts.is_main():

@@ -150,7 +150,8 @@ class Logging(Section):
     """Where metrics go besides `metrics.jsonl`."""
 
     tensorboard: bool = True
-    """Write TensorBoard events to `RUN_DIR/tensorboard`."""
+    """Write TensorBoard events to `RUN_DIR/tensorboard`; to look at them,
+    `pip install 'sail-jax[tensorboard]'` and `tensorboard --logdir RUN_DIR`."""
     wandb: str | None = None
     """Weights & Biases project to log to; none does not."""
 

@@ -12,7 +12,7 @@ import tyro
 import yaml
 from pydantic import BaseModel
 
-from sail_jax import files
+from sail_jax import files, terminal
 from sail_jax.config import RunT, Settings, optional
 from sail_jax.errors import UserError
 
@@ -97,6 +97,8 @@ def override(run: RunT, arguments: list[str], prog: str, description: str) -> Ru
     Raises:
       UserError: an unknown key, a value of the wrong type or out of bounds.
     """
+    if wants_help(arguments):  # Which shows the file's values; tyro prints them as they are.
+        run = type(run).model_validate(_printable(run.model_dump()))
     printed = io.StringIO()
     with contextlib.nullcontext() if wants_help(arguments) else contextlib.redirect_stderr(printed):
         try:
@@ -112,6 +114,17 @@ def override(run: RunT, arguments: list[str], prog: str, description: str) -> Ru
             if not stop.code:
                 raise
     raise UserError(_first_line(type(run), printed.getvalue()))
+
+
+def _printable(value: Any) -> Any:
+    match value:
+        case str() | Path():
+            return type(value)(terminal.escaped(str(value)))
+        case dict():
+            return {key: _printable(inner) for key, inner in value.items()}
+        case tuple() | list():
+            return type(value)(map(_printable, value))
+    return value
 
 
 def to_yaml(run: Settings) -> str:

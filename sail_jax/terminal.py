@@ -84,7 +84,7 @@ class Console(RichConsole):
         return super().render_str(escaped(text, '\n'), **settings)
 
 
-console = Console(file=sys.stderr)
+console = Console(stderr=True)
 """Of what is said beside the results."""
 
 

@@ -1,12 +1,14 @@
 """Answers to held-out prompts, and the table that shows them."""
 
+import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from sail_jax import metrics
+from sail_jax import terminal
 from sail_jax.language.rows import Prompt
 
 
@@ -48,15 +50,14 @@ def write_table(path: Path, prompts: Sequence[Prompt], reference: Answers, polic
         path.parent.mkdir(exist_ok=True)
         path.write_text(''.join(f'| {" | ".join(line)} |\n' for line in lines))
     except OSError as error:
-        metrics.console.print(
-            f'{path}: {error.strerror}; the run goes on without this table',
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        terminal.say(f'{path}: {error.strerror}; the run goes on without this table')
+
+
+MARKUP = re.compile(r'[\\`*_~\[|$]|:(?=//)|(?<=www)\.')
+"""What Markdown would read, and what it would make a link of."""
 
 
 def _cell(text: str) -> str:
-    """On one line, and without what ends a cell."""
-    escaped = text.replace('\\', '\\\\').replace('|', '\\|').replace('<', '&lt;')
-    return '<br>'.join(escaped.splitlines())
+    """On one line, and as it is: no markup, no link or image, nothing that ends a cell."""
+    lines = (terminal.escaped(line) for line in text.splitlines())
+    return '<br>'.join(MARKUP.sub(r'\\\g<0>', html.escape(line, quote=False)) for line in lines)

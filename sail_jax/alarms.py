@@ -1,0 +1,82 @@
+"""XLA's alarm about a compilation of minutes, which is nothing to be done about: kept off the
+terminal, that and nothing else.
+
+XLA writes it from C++ to the file descriptor, and has no setting for it. So what goes there passes
+through a process of its own, which also delivers the last words of a process that aborts.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+
+SOURCE, WORDS, RULE = b'slow_operation_alarm.cc', b'Very slow compile?', b'*' * 32
+MOST = 6
+"""Lines of an alarm, at most: where it is from, perhaps what it took, and two rules about it."""
+
+
+def without(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines but for those of alarms."""
+    held: list[bytes] = []
+    for line in lines:
+        if not held and SOURCE not in line:
+            yield line
+            continue
+        if SOURCE in line:  # Another one begins.
+            yield from _other(held)
+            held = []
+        held.append(line)
+        if sum(map(_is_rule, held)) == 2 or len(held) == MOST:
+            yield from _other(held)
+            held = []
+    yield from _other(held)
+
+
+def _is_rule(line: bytes) -> bool:
+    return line.strip() == RULE
+
+
+def _other(held: list[bytes]) -> list[bytes]:
+    return [] if any(WORDS in line for line in held) else held
+
+
+@contextlib.contextmanager
+def kept_off() -> Iterator[None]:
+    """Until its end alarms are left out of what compiled code writes to stderr; what Python writes
+    goes there as before."""
+    if sys.stderr is None or sys.stderr is not sys.__stderr__:
+        yield  # Somebody else's already.
+        return
+    before, there = sys.stderr, os.dup(2)
+    filtering = subprocess.Popen(
+        [sys.executable, '-I', '-S', __file__],
+        stdin=subprocess.PIPE,
+        stdout=there,
+        start_new_session=True,  # Ctrl-C is for us.
+    )
+    before.flush()
+    sys.stderr = open(  # noqa: SIM115
+        there, 'w', 1, encoding=before.encoding, errors='backslashreplace', closefd=False
+    )
+    os.dup2(filtering.stdin.fileno(), 2)
+    filtering.stdin.close()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+        sys.stderr = before
+        os.dup2(there, 2)
+        os.close(there)
+        filtering.wait()
+
+
+def _deliver() -> None:
+    for line in without(iter(sys.stdin.buffer.readline, b'')):
+        with contextlib.suppress(OSError):  # A terminal that is gone; who writes must not feel it.
+            os.write(1, line)
+
+
+if __name__ == '__main__':
+    _deliver()
