@@ -5,6 +5,7 @@ What takes long to import, JAX above all, each of them imports once its input is
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -187,8 +188,9 @@ def _train(arguments: list[str]) -> int:
         raise UserError('train: --resume needs the --run-dir of the run to go on with')
     if options.run_dir is not None:
         signals.name_run(options.run_dir)
-    if not options.quiet and options.process_id in (None, 0):
-        terminal.say(f'{path}: loading JAX and what else this run needs')
+    runs.check(run)
+    if not options.quiet and 'jax' not in sys.modules and options.process_id in (None, 0):
+        terminal.say(f'{path}: loading JAX and what else the run needs')
     several = _start_hosts(options)
     if not several:
         _use_cores(run)

@@ -19,8 +19,8 @@ from rich.progress import (
 
 from sail_jax.terminal import console, say
 
-AGAIN_S = 30
-"""Where there is no terminal, a stage that takes longer is named again after so many seconds."""
+FIRST_S, AGAIN_S = 1, 30
+"""Where there is no terminal, a stage is named after so many seconds, and then every so many."""
 
 
 class Stages:
@@ -60,7 +60,6 @@ class Stages:
         self._progress.update(self._task, description=what)
         if self._plain:
             self._done = threading.Event()
-            self._say(what)
             threading.Thread(target=self._repeat, args=(what, self._done), daemon=True).start()
 
     def _end(self) -> None:
@@ -68,8 +67,10 @@ class Stages:
             self._done.set()
 
     def _repeat(self, what: str, done: threading.Event) -> None:
-        while not done.wait(AGAIN_S):
-            self._say(f'still {what}')
+        if not done.wait(FIRST_S):
+            self._say(what)
+            while not done.wait(AGAIN_S):
+                self._say(f'still {what}')
 
     def _say(self, text: str) -> None:
         say(f'{time.monotonic() - self._began:5.0f} s  {text}')

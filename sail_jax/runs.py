@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from sail_jax import config, configfile
 from sail_jax.bandit import config as bandit
+from sail_jax.control import config as control
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
+from sail_jax.language import config as language
 from sail_jax.language.config import LanguageRun
+from sail_jax.language.quickstart import config as quickstart_config
 from sail_jax.language.quickstart.config import QuickstartRun
+from sail_jax.language.sft import config as sft
 from sail_jax.language.sft.config import SftRun
 
 if TYPE_CHECKING:
@@ -44,6 +48,22 @@ TASKS: dict[type[config.Trained], str] = {
     SftRun: 'sail_jax.language.sft.task',
 }
 """The modules that make the workloads' tasks."""
+CHECKS: dict[type[config.Settings], Callable[[Any], None]] = {
+    ControlRun: control.check,
+    LanguageRun: language.check,
+    SftRun: sft.check,
+    QuickstartRun: quickstart_config.check,
+}
+
+
+def check(run: config.Settings) -> None:
+    """Refuses settings that are each fine but do not go together; `train` does so too.
+
+    Raises:
+      UserError: naming the keys.
+    """
+    if type(run) in CHECKS:
+        CHECKS[type(run)](run)
 
 
 def default_run_dir(name: str) -> Path:

@@ -108,5 +108,5 @@ def print_table(
         table.add_row(*row)
     console = Console()
     if not console.is_terminal and 'COLUMNS' not in os.environ:
-        console = Console(width=console.measure(table).maximum)
+        console = Console(width=Console(width=2**16).measure(table).maximum)
     console.print(table)

@@ -1,0 +1,218 @@
+"""What others wrote reaches the terminal as text, and what is refused is refused at once."""
+
+import json
+import logging
+import subprocess
+import sys
+import unicodedata
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sail_jax import config, metrics, reports, terminal
+from sail_jax.cli import main
+from sail_jax.control.config import ControlRun
+from sail_jax.trainer import Result
+
+TITLE, RED, BACK = '\x1b]0;title\x07', '\x1b[31m', '\u202e'
+"""Sets the title of a window, turns it red, and turns the text after it round."""
+HOSTILE = f'a{TITLE}{RED}{BACK}\x9b1m\u2066\u200b\udcff'
+MARKUP = '[red]a[/red] [/] [link=x] :smile: $a$'
+
+
+def acts(text):
+    """Characters that do something else than to be seen."""
+    return [c for c in text if unicodedata.category(c) in ('Cc', 'Cf', 'Cs') and c not in '\n\t']
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=60))
+def test_nothing_in_escaped_text_acts(text):
+    escaped = terminal.escaped(text)
+    assert not set(acts(escaped)) - set(terminal.JOINERS)
+    assert not set(escaped) & set('\n\t\r')
+    escaped.encode()
+    if text.isprintable():
+        assert escaped == text
+
+
+def test_escaped_text_says_what_was_there():
+    assert terminal.escaped('a\x1b[0mb\u202ec\udcffd\n') == 'a\\x1b[0mb\\u202ec\\udcffd\\n'
+    family = '\U0001f468\u200d\U0001f469'
+    assert terminal.escaped(f'é　ü {family}') == f'é　ü {family}'
+
+
+def test_a_line_is_of_bounded_length():
+    line = terminal.one_line('begin ' + 'x' * 10**6 + ' end')
+    assert len(line) < 2100
+    assert line.startswith('begin xxx')
+    assert line.endswith('xxx end')
+
+
+HOSTILE_YAML = [
+    {HOSTILE.replace('\udcff', ''): 1},
+    {'objective': {HOSTILE.replace('\udcff', ''): 1}},
+    {'env': {'name': f'x{TITLE}{MARKUP}'}},
+    {'workload': f'{TITLE}{MARKUP}'},
+    {'objective': {'beta': f'{RED}{MARKUP}'}},
+    {'workload': 'language', 'model': {'path': f'/none/{TITLE}'}, 'data': {'path': RED}},
+    {'reference': {'source': 'run', 'path': f'/none/{TITLE}{MARKUP}'}},
+]
+
+
+@pytest.mark.parametrize('settings', HOSTILE_YAML, ids=range(len(HOSTILE_YAML)))
+def test_configurations(tmp_path, capsys, settings):
+    path = tmp_path / 'bad.yaml'
+    path.write_text(yaml.safe_dump(settings))
+    assert main(['train', str(path), '--run-dir', str(tmp_path / 'run'), '--quiet']) == 2
+    printed = capsys.readouterr()
+    assert not acts(printed.out + printed.err)
+    assert printed.err.count('\n') == 1
+    assert '\\x1b' in printed.err
+    assert MARKUP not in yaml.safe_dump(settings, width=999) or MARKUP in printed.err
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        [HOSTILE],
+        ['train', f'{HOSTILE}.yaml'],
+        ['train', 'CONFIG', f'--{HOSTILE}', '1'],
+        ['train', 'CONFIG', '--env.name', HOSTILE],
+        ['train', 'CONFIG', '--objective.beta', HOSTILE],
+        ['evaluate', HOSTILE],
+        ['evaluate', 'none', '--episodes', HOSTILE],
+        ['plot', HOSTILE],
+        ['render', HOSTILE],
+        ['export', HOSTILE, 'out'],
+        ['generate', HOSTILE, 'prompt'],
+        ['doctor', '--coordinator', HOSTILE],
+    ],
+)
+def test_options(tmp_path, capsys, arguments):
+    path = tmp_path / 'good.yaml'
+    path.write_text('workload: control\n')
+    assert main([str(path) if part == 'CONFIG' else part for part in arguments]) == 2
+    printed = capsys.readouterr()
+    assert not acts(printed.out + printed.err)
+    assert printed.err.startswith('sail-jax: ')
+    assert printed.err.count('\n') == 1
+
+
+def test_help_shows_the_values_of_a_file(tmp_path, capsys):
+    path = tmp_path / 'run.yaml'
+    path.write_text(yaml.safe_dump({'env': {'name': f'x{TITLE}'}, 'reference': {'path': RED}}))
+    with pytest.raises(SystemExit):
+        main(['train', str(path), '--help'])
+    printed = capsys.readouterr().out
+    assert not acts(printed)
+    assert 'x\\x1b]0;title' in printed
+
+
+def test_results(capsys):
+    terminal.out(f'one\n\ttwo {HOSTILE}')
+    terminal.print_table(HOSTILE, ('', MARKUP), [(HOSTILE, MARKUP)])
+    terminal.error(f'{HOSTILE} {MARKUP}')
+    terminal.log_to_stderr()
+    logging.getLogger('sail_jax').warning('row of %s', HOSTILE)
+    metrics.console.print(f'{HOSTILE} {MARKUP}', soft_wrap=True)
+    printed = capsys.readouterr()
+    assert not acts(printed.out + printed.err)
+    assert printed.out.startswith('one\n\ttwo a\\x1b]0;title\\x07')
+    assert printed.out.count(MARKUP) == 2
+    assert printed.err.count(MARKUP) == 2
+    assert printed.err.count('\\x1b]0;title\\x07') == 3
+
+
+def test_a_terminal_of_another_encoding(tmp_path):
+    code = "from sail_jax import terminal; terminal.out('± é'); terminal.error('± é')"
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        env={'PYTHONIOENCODING': 'ascii', 'PYTHONPATH': ':'.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, '\\xb1 \\xe9\n')
+    assert done.stderr == 'sail-jax: \\xb1 \\xe9\n'
+
+
+SWEEP = ControlRun.model_validate(
+    {'seeds': [3, 12], 'sweep': {'coefficient': [0.001, 0.01], 'learning_rate': [3e-4, 1e-5]}}
+)
+
+
+def result(value):
+    keys = ('return', 'return_se', 'deterministic_return', 'deterministic_return_se')
+    row = {f'eval/{key}': value for key in (*keys, 'kl_policy_to_ref')}
+    return Result((), (), row, row, 1_000_000, 'env_steps', 100, 12.0)
+
+
+@pytest.mark.parametrize('columns', [None, '80', '60'])
+def test_members_of_a_sweep_can_be_told_apart(capsys, monkeypatch, columns):
+    monkeypatch.delenv('COLUMNS', raising=False)
+    if columns:
+        monkeypatch.setenv('COLUMNS', columns)
+    members = config.members(SWEEP)
+    reports.print_sweep(SWEEP, [result(-123.4)] * len(members))
+    printed = capsys.readouterr().out
+    assert '…' not in printed
+    rows = [line.split('│')[1].strip() for line in printed.splitlines() if line.startswith('│')]
+    found = ''.join(rows)
+    for member in members:
+        assert member.name in found
+    if columns:
+        assert max(map(len, printed.splitlines())) <= int(columns)
+    else:  # A file has no width.
+        assert all(member.name in rows for member in members)
+
+
+@pytest.mark.parametrize(
+    ('value', 'shown'),
+    [
+        (0.0, '0.000'),
+        (0.71349, '0.713'),
+        (-3.14159, '-3.142'),
+        (480.04, '480.0'),
+        (1234.56, '1234.6'),
+        (1234567.8, '1,234,568'),
+        (4.2e-5, '4.2e-05'),
+        (float('nan'), 'nan'),
+    ],
+)
+def test_numbers_of_the_tables(value, shown):
+    assert reports.number(value) == shown
+
+
+def test_a_result_is_a_line():
+    shown = repr(result(0.5))
+    assert len(shown) < 200
+    assert 'eval/return 0.5 -> 0.5' in shown
+    assert '1,000,000 env_steps' in shown
+
+
+def test_a_refusal_imports_none_of_what_takes_long(tmp_path):
+    (tmp_path / 'bad.yaml').write_text('objective: {bta: 1}\n')
+    code = """
+import json, sys
+from sail_jax.cli import main
+done = []
+for arguments in (['train', 'bad.yaml'], ['evaluate', 'none'], ['fly'], ['train', 'bad.yaml', '--help']):
+    try:
+        done.append(main(arguments))
+    except SystemExit as stop:
+        done.append(stop.code)
+print(json.dumps([done, sorted({name.partition('.')[0] for name in sys.modules})]))
+"""  # noqa: E501
+    ran = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=tmp_path,
+        env={'PYTHONPATH': ':'.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    statuses, modules = json.loads(ran.stdout.splitlines()[-1])
+    assert statuses == [2, 2, 2, 0]
+    heavy = {'jax', 'brax', 'flax', 'orbax', 'tensorflow_datasets', 'grain', 'pyarrow', 'mujoco'}
+    assert not heavy & set(modules)
