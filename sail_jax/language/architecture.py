@@ -6,7 +6,7 @@ What these share is one network; a family is a set of switches of `Architecture`
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
@@ -14,8 +14,8 @@ from pydantic import Field
 from sail_jax import files
 from sail_jax.config import Section
 from sail_jax.errors import UserError
+from sail_jax.language import hf_config
 
-FAMILIES = ('llama', 'mistral', 'qwen2', 'qwen3')
 MAX_JSON = 2**24
 """Bytes of a JSON file that describes others."""
 
@@ -23,14 +23,23 @@ MAX_JSON = 2**24
 class Rope(Section):
     """Rotary position embedding (arXiv 2104.09864) and how its frequencies are stretched."""
 
-    theta: float = Field(10_000.0, gt=0)
+    theta: float = Field(10_000.0, gt=0, le=1e30)
     """Base of the wavelengths."""
     kind: Literal['default', 'linear', 'llama3'] = 'default'
     """`linear` divides every frequency by `factor`, `llama3` only the low ones (Llama 3.1)."""
-    factor: float = Field(1.0, gt=0)
-    low_freq_factor: float = Field(1.0, gt=0)
-    high_freq_factor: float = Field(4.0, gt=0)
-    original_max_position_embeddings: int = Field(8192, ge=1)
+    factor: float = Field(1.0, gt=0, le=1e30)
+    low_freq_factor: float = Field(1.0, gt=0, le=1e30)
+    high_freq_factor: float = Field(4.0, gt=0, le=1e30)
+    original_max_position_embeddings: int = Field(8192, ge=1, le=2**30)
+
+    @pydantic.model_validator(mode='after')
+    def _ordered(self) -> 'Rope':
+        if self.kind == 'llama3' and self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f'high_freq_factor {self.high_freq_factor:g} is not above '
+                f'low_freq_factor {self.low_freq_factor:g}'
+            )
+        return self
 
 
 class Architecture(Section):
@@ -62,10 +71,10 @@ class Architecture(Section):
     mlp_bias: bool = False
     qk_norm: bool = False
     """Queries and keys are normalised; `qwen3` does."""
-    windows: tuple[int, ...] = ()
+    windows: tuple[Annotated[int, Field(ge=0, le=2**30)], ...] = ()
     """Positions that each layer looks back on, itself included, 0 for all; empty: all layers
     look back on all."""
-    max_positions: int = Field(4096, ge=1)
+    max_positions: int = Field(4096, ge=1, le=2**30)
     """Tokens of prompt and response together."""
 
     @pydantic.model_validator(mode='after')
@@ -73,6 +82,10 @@ class Architecture(Section):
         if self.heads % self.kv_heads:
             raise ValueError(
                 f'{self.heads} attention heads do not divide by {self.kv_heads} key-value heads'
+            )
+        if self.family == 'llama' and self.hidden_size % self.heads:
+            raise ValueError(
+                f'hidden_size {self.hidden_size} does not divide by {self.heads} attention heads'
             )
         if self.windows and len(self.windows) != self.layers:
             raise ValueError(f'{len(self.windows)} layer_types for {self.layers} layers')
@@ -86,6 +99,8 @@ RENAMED = {
     'intermediate_size': 'intermediate_size',
     'layers': 'num_hidden_layers',
     'heads': 'num_attention_heads',
+    'kv_heads': 'num_key_value_heads',
+    'head_dim': 'head_dim',
     'norm_eps': 'rms_norm_eps',
     'tied': 'tie_word_embeddings',
     'max_positions': 'max_position_embeddings',
@@ -93,46 +108,18 @@ RENAMED = {
 
 
 def from_hf(data: dict[str, Any], where: str = 'config.json') -> Architecture:
-    """Reads the mapping of a `config.json`, as transformers 4 or 5 writes it.
+    """Reads the mapping of a `config.json`, written by transformers 4 or 5, as 5 reads it.
 
     Args:
       data: the file's content.
       where: what errors call it.
 
     Raises:
-      UserError: a family, activation or RoPE type that is not supported; a size that is missing,
-        of the wrong type or absurd.
+      UserError: a family, activation, RoPE type or other setting that is not supported; one that
+        is missing, contradicts another, or is of the wrong type or absurd.
     """
-    family = data.get('model_type')
-    if family not in FAMILIES:
-        raise UserError(f'{where}: model_type: {family!r}; supported: {", ".join(FAMILIES)}')
-    if (activation := data.get('hidden_act', 'silu')) != 'silu':
-        raise UserError(f'{where}: hidden_act: {activation!r}; supported: silu')
-    fields = {
-        ours: data[theirs] for ours, theirs in RENAMED.items() if data.get(theirs) is not None
-    }
-    fields |= {'family': family, 'rope': _rope(data, where), 'windows': _windows(data)}
-    fields['kv_heads'] = data.get('num_key_value_heads') or (
-        8 if family == 'mistral' else fields.get('heads')
-    )
-    fields['head_dim'] = data.get('head_dim') or _default_head_dim(data)
-    bias = bool(data.get('attention_bias', False))
-    match family:
-        case 'llama':
-            fields |= {'qkv_bias': bias, 'out_bias': bias, 'mlp_bias': data.get('mlp_bias', False)}
-        case 'qwen2':
-            fields |= {'qkv_bias': True}
-        case 'qwen3':
-            fields |= {'qkv_bias': bias, 'out_bias': bias, 'qk_norm': True}
-    try:
-        return Architecture.model_validate(fields)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        ours = '.'.join(str(part) for part in first['loc'])
-        key = f'{RENAMED.get(ours, ours)}: ' if ours else ''
-        value = '' if isinstance(first['input'], dict) else f', got {first["input"]!r:.80}'
-        message = first['msg'].removeprefix('Value error, ').removeprefix('Input ')
-        raise UserError(f'{where}: {key}{message}{value}') from None
+    names = RENAMED | {'windows': 'sliding_window', 'theta': 'rope_theta'}
+    return hf_config.validated(Architecture, hf_config.fields(data, where), where, names)
 
 
 def read(path: Path) -> Architecture:
@@ -150,6 +137,12 @@ def _require_checkpoint(path: Path) -> None:
     """Refuses what is no checkpoint directory; of a run's, says where its model is."""
     if not path.is_dir():
         raise UserError(f'{path}: no such directory')
+    if (path / 'adapter_config.json').exists():
+        raise UserError(
+            f'{path}: an adapter of PEFT (adapter_config.json), which is not read as a model; save '
+            'the merged one (in PEFT, model.merge_and_unload()), or remove the file beside a '
+            "model's own weights"
+        )
     if (path / 'config.json').exists() or not (path / 'config.yaml').exists():
         return
     model = path / 'model'  # What a supervised run leaves.
@@ -184,8 +177,6 @@ def to_hf(architecture: Architecture) -> dict[str, Any]:
     data |= {
         'model_type': a.family,
         'architectures': [f'{a.family.title()}ForCausalLM'],
-        'num_key_value_heads': a.kv_heads,
-        'head_dim': a.head_dim,
         'hidden_act': 'silu',
         'rope_theta': a.rope.theta,
         'sliding_window': max(a.windows, default=0) or None,
@@ -198,58 +189,11 @@ def to_hf(architecture: Architecture) -> dict[str, Any]:
         data['attention_bias'] = a.qkv_bias
     if a.family == 'llama':
         data['mlp_bias'] = a.mlp_bias
-    if a.family.startswith('qwen') and any(a.windows):
+    qwen = a.family.startswith('qwen') and any(a.windows)
+    if qwen:
         data['use_sliding_window'] = True
+    if qwen or len(set(a.windows)) > 1:
         data['layer_types'] = [
             'sliding_attention' if window else 'full_attention' for window in a.windows
         ]
     return data
-
-
-def _default_head_dim(data: dict[str, Any]) -> int | None:
-    if data['model_type'] == 'qwen3':
-        return 128
-    hidden, heads = data.get('hidden_size'), data.get('num_attention_heads')
-    # Where these are wrong, their own fields say so.
-    return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else 2
-
-
-def _rope(data: dict[str, Any], where: str) -> dict[str, Any]:
-    """`rope_parameters` of transformers 5, else `rope_theta` and `rope_scaling`."""
-    parameters = data.get('rope_parameters') or data.get('rope_scaling') or {}
-    if not isinstance(parameters, dict):
-        raise UserError(f'{where}: rope_parameters: expected an object, got {parameters!r:.80}')
-    kind = parameters.get('rope_type', parameters.get('type', 'default'))
-    if kind not in ('default', 'linear', 'llama3'):
-        raise UserError(f'{where}: rope type: {kind!r}; supported: default, linear, llama3')
-    if parameters.get('partial_rotary_factor', data.get('partial_rotary_factor', 1.0)) != 1.0:
-        raise UserError(f'{where}: partial_rotary_factor: only 1.0 is supported')
-    theta = parameters.get('rope_theta', data.get('rope_theta'))
-    rope = {'kind': kind} | ({} if theta is None else {'theta': theta})
-    if kind == 'default':
-        return rope
-    keys = ['factor']
-    if kind == 'llama3':
-        keys += ['low_freq_factor', 'high_freq_factor']
-        rope['original_max_position_embeddings'] = parameters.get(
-            'original_max_position_embeddings', data.get('max_position_embeddings')
-        )
-    if missing := [key for key in keys if key not in parameters]:
-        raise UserError(f'{where}: rope type {kind} needs {", ".join(missing)}')
-    return rope | {key: parameters[key] for key in keys}
-
-
-def _windows(data: dict[str, Any]) -> tuple[int, ...]:
-    """Per layer; Mistral's holds for every layer, Qwen's from `max_window_layers` on."""
-    mistral = data['model_type'] == 'mistral'
-    window, layers = data.get('sliding_window', 4096), data.get('num_hidden_layers')
-    applies = mistral or (data['model_type'].startswith('qwen') and data.get('use_sliding_window'))
-    if not applies or not isinstance(window, int) or not isinstance(layers, int):
-        return ()
-    layers = min(layers, 2**10)
-    if mistral:
-        return (window,) * layers
-    if kinds := data.get('layer_types'):
-        return tuple(window if kind == 'sliding_attention' else 0 for kind in kinds)
-    full = data.get('max_window_layers', 28)
-    return tuple(window if layer >= full else 0 for layer in range(layers))

@@ -11,6 +11,13 @@ from sail_jax.language import architecture
 from tests.language.tiny import FAMILIES
 
 LLAMA = architecture.to_hf(FAMILIES['llama2'])
+LLAMA3 = {
+    'rope_type': 'llama3',
+    'factor': 8.0,
+    'low_freq_factor': 1.0,
+    'high_freq_factor': 4.0,
+    'original_max_position_embeddings': 64,
+}
 
 
 @pytest.mark.parametrize('name', FAMILIES)
@@ -45,6 +52,17 @@ def test_defaults_of_absent_keys_are_those_of_transformers():
     assert (ours.kv_heads, ours.head_dim, ours.rope.theta, ours.tied) == (4, 4, 10_000, False)
 
 
+def test_what_changes_nothing_is_read():
+    more = {'residual_multiplier': 1.0, 'is_causal': True, 'quantization_config': None}
+    more |= {'partial_rotary_factor': 1.0, 'sliding_window': None, 'unsloth_version': '2026.1'}
+    assert architecture.from_hf(LLAMA | more) == architecture.from_hf(LLAMA)
+
+
+def test_windows_by_layer_read_back_equal():
+    mistral = FAMILIES['mistral'].model_copy(update={'windows': (5, 0, 5)})
+    assert architecture.from_hf(architecture.to_hf(mistral)) == mistral
+
+
 def test_qwen_window_starts_at_max_window_layers_and_only_if_used():
     qwen = architecture.to_hf(FAMILIES['qwen2']) | {'sliding_window': 7, 'max_window_layers': 2}
     assert architecture.from_hf(qwen).windows == ()
@@ -65,7 +83,51 @@ def test_qwen_window_starts_at_max_window_layers_and_only_if_used():
         ({'head_dim': 5}, 'config.json: head_dim: .* multiple of 2, got 5'),
         ({'rope_scaling': {'type': 'yarn'}}, "rope type: 'yarn'; supported"),
         ({'rope_scaling': {'type': 'linear'}}, 'rope type linear needs factor'),
-        ({'rope_scaling': 3}, 'rope_parameters: expected an object, got 3'),
+        ({'rope_scaling': 3}, 'rope_scaling: expected an object, got 3'),
+        ({'rope_parameters': 3}, 'rope_parameters: expected an object, got 3'),
+        ({'rope_scaling': {'type': 'linear', 'factor': '4'}}, "rope_scaling: factor: .*, got '4'"),
+        ({'rope_scaling': {'type': 'linear', 'factor': 1e300}}, 'rope.factor: .* less than'),
+        ({'rope_scaling': {'factor': 4.0}}, 'rope_scaling.factor: not of rope type default'),
+        (
+            {'rope_parameters': {'full_attention': {'rope_theta': 1.0}}},
+            'rope_parameters: by type of layer .*full_attention',
+        ),
+        (
+            {'rope_scaling': LLAMA3 | {'low_freq_factor': 4.0}},
+            'rope: high_freq_factor 4 is not above low_freq_factor 4',
+        ),
+        (
+            {'rope_scaling': LLAMA3 | {'original_max_position_embeddings': 2**40}},
+            'rope.original_max_position_embeddings: .* less than',
+        ),
+        ({'partial_rotary_factor': 0.5}, 'partial_rotary_factor: .*, got 0.5'),
+        ({'rope_theta': '1e4'}, "rope_theta: .*, got '1e4'"),
+        ({'tie_word_embeddings': 'false'}, "tie_word_embeddings: .*, got 'false'"),
+        ({'attention_bias': 'false'}, "attention_bias: .*, got 'false'"),
+        ({'vocab_size': True}, 'vocab_size: .*, got True'),
+        ({'num_key_value_heads': 0}, 'num_key_value_heads: .*, got 0'),
+        ({'hidden_size': 18}, 'hidden_size 18 does not divide by 4 attention heads'),
+        ({'sliding_window': 64}, 'sliding_window: .*, got 64'),
+        ({'layer_types': 5}, 'layer_types: .*, got 5'),
+        ({'model_type': 'mistral', 'sliding_window': 0}, 'sliding_window: expected at least 1'),
+        ({'model_type': 'mistral', 'sliding_window': 2**40}, 'sliding_window.* less than'),
+        (
+            {'model_type': 'mistral', 'layer_types': ['full_attention']},
+            '1 layer_types for 3 layers',
+        ),
+        ({'model_type': 'qwen2', 'max_window_layers': 'x'}, "max_window_layers: .*, got 'x'"),
+        ({'model_type': 'qwen2', 'use_sliding_window': 'yes'}, "use_sliding_window: .*, got 'yes'"),
+        (
+            {'model_type': 'qwen2', 'sliding_window': 5, 'layer_types': ['sliding_attention'] * 3},
+            r'sliding_attention, but no sliding_window \(use_sliding_window is false\)',
+        ),
+        ({'final_logit_softcapping': 30.0}, 'final_logit_softcapping: 30.0: not of a llama'),
+        ({'is_causal': False}, 'is_causal: False: not of a llama'),
+        ({'residual_multiplier': 0.2}, 'residual_multiplier: 0.2: not of a llama'),
+        (
+            {'quantization_config': {'quant_method': 'fp8'}},
+            r"quantization_config \('fp8'\): quantised weights are not read",
+        ),
     ],
 )
 def test_bad_configuration_is_named_in_one_line(change, message):
