@@ -1,6 +1,7 @@
 """Files and directories from untrusted places: bounded, regular, and where they say they are."""
 
 import contextlib
+import hashlib
 import os
 import stat
 import tempfile
@@ -10,6 +11,11 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from sail_jax.errors import TrainingFailed, UserError, one_line
+
+HEAD = 512
+"""Bytes that tell what was saved in a file's place."""
+BLOCK, MAX_DIGESTED = 2**18, 2**25
+"""Bytes."""
 
 
 def read(path: Path, at_most: int) -> bytes:
@@ -23,10 +29,7 @@ def read(path: Path, at_most: int) -> bytes:
       UserError: it cannot be read, is larger, or is a device, pipe or directory.
     """
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            what = ', but a directory' if stat.S_ISDIR(found.st_mode) else ''
-            raise UserError(f'{path}: not a regular file{what}')
+        found = _regular(path)
         content = b''
         if found.st_size <= at_most:
             with path.open('rb') as file:
@@ -40,7 +43,66 @@ def read(path: Path, at_most: int) -> bytes:
         raise UserError(f'{path}: {error}') from None
     if max(found.st_size, len(content)) > at_most:
         raise UserError(f'{path}: over {at_most} bytes; at most that')
+    _refuse_stand_in(path, content[:HEAD])
     return content
+
+
+def check(path: Path) -> None:
+    """Refuses what a library should not open, which would wait for a pipe.
+
+    Raises:
+      UserError: it cannot be read, or is a device, pipe or directory; something else was saved in
+        its place.
+    """
+    try:
+        _regular(path)
+        with path.open('rb') as file:
+            head = file.read(HEAD)
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}') from None
+    except ValueError as error:
+        raise UserError(f'{path}: {error}') from None
+    _refuse_stand_in(path, head)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a regular file's size and content; of one over `MAX_DIGESTED` bytes, of blocks
+    spread evenly over it, its first and last bytes included.
+
+    Raises:
+      UserError: as of `check`.
+    """
+    check(path)
+    whole = hashlib.sha256()
+    try:
+        with path.open('rb') as file:
+            size = file.seek(0, os.SEEK_END)
+            whole.update(str(size).encode())
+            blocks = MAX_DIGESTED // BLOCK
+            step = BLOCK if size <= MAX_DIGESTED else (size - BLOCK) / (blocks - 1)
+            for i in range(blocks):
+                file.seek(int(i * step))
+                whole.update(file.read(BLOCK))
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}') from None
+    return whole.hexdigest()[:16]
+
+
+def _regular(path: Path) -> os.stat_result:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        what = ', but a directory' if stat.S_ISDIR(found.st_mode) else ''
+        raise UserError(f'{path}: not a regular file{what}')
+    return found
+
+
+def _refuse_stand_in(path: Path, head: bytes) -> None:
+    if head.startswith(b'version https://git-lfs.github.com/spec/'):
+        raise UserError(
+            f'{path}: a Git LFS pointer in the place of the file; `git lfs pull` fetches it'
+        )
+    if head.removeprefix(b'\xef\xbb\xbf').lstrip().lower().startswith((b'<!doctype', b'<html')):
+        raise UserError(f'{path}: an HTML page in the place of the file; download it again')
 
 
 def leads_out(path: Path, directory: Path) -> bool:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sail_jax import files
 from sail_jax.errors import UserError, one_line
-from sail_jax.files import leads_out
 from sail_jax.language.architecture import read_json
 
 MAX_LINE = 2**24
@@ -43,28 +43,26 @@ def find(path: str | Path, split: str) -> list[Path]:
       split: of a directory.
 
     Raises:
-      UserError: nothing there; not a format that is read; a name or link that leads out of the
-        directory; a directory too large to be a data set.
+      UserError: nothing there; not a format that is read, or no regular file; a name or link that
+        leads out of the directory; a directory too large to be a data set.
     """
     path = Path(path)
     try:
-        if not path.exists():
-            raise UserError(f'{path}: No such file or directory')
-        if path.is_file():
+        if not path.is_dir():
+            files.check(path)
             if path.name.endswith(SUFFIXES):
                 return [path]
             raise UserError(f'{path}: not a format that is read; supported: {", ".join(SUFFIXES)}')
-        files = _list(path, split)
-        for file in files:
-            if leads_out(file, path):
+        of_split = _list(path, split)
+        for file in of_split:
+            if files.leads_out(file, path):
                 raise UserError(f'{file}: leads out of {path}; copy the data set without links')
-            if not file.is_file():
-                raise UserError(f'{file}: not a file')
+            files.check(file)
     except (OSError, RuntimeError) as error:  # Links in a circle are a RuntimeError.
         raise UserError(f'{path}: {error}') from None
-    if not files:
+    if not of_split:
         raise UserError(f'{path}: no file of split {split!r} ({", ".join(SUFFIXES)})')
-    return files
+    return of_split
 
 
 def read(file: Path) -> Iterator[Located]:

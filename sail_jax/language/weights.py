@@ -29,6 +29,24 @@ DTYPES = {'F32': jnp.float32, 'BF16': jnp.bfloat16, 'F16': jnp.float16}
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 MAX_COMPANIONS = 2**30
 """Bytes that are copied beside configuration and weights."""
+# Files that speak of other weights than an export's.
+FOREIGN_COMPANIONS = (
+    'adapter_config.json',
+    'quantize_config.json',
+    'quant_config.json',
+    'quantization_config.json',
+    'hf_quant_config.json',
+)
+EMBEDDING, HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
+ROWS = 2**12
+"""Of the output matrix that are compared at once."""
+
+# How libraries of quantisation name what stands beside or in the place of a weight.
+QUANTISED = re.compile(
+    r'\.(qweight|qzeros|scales|g_idx|SCB|weight_(scale|packed|shape|zero_point)\w*'
+    r'|input_scale|weight\.(absmax|quant_|nested_)[\w.]*)$'
+)
+SMALL = ('F8', 'F6', 'F4', 'I8', 'U8')
 
 DecoderT = TypeVar('DecoderT', bound=Decoder)
 ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -117,8 +135,7 @@ def load(
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         sharding = lambda name, shape: device  # noqa: E731
     with ExitStack() as stack:
-        sources = _open(path, stack)
-        _check(decoder, sources, path)
+        sources = _matched(decoder, _open(path, stack), path)
         of_parameter: dict[str, list[Source]] = {}
         for name, place in places(decoder).items():
             of_parameter.setdefault(place.parameter, []).append(sources[name])
@@ -172,7 +189,8 @@ def _save(
     config = _copy_companions(decoder, source, to)
     values = parameters(decoder)
     kept = jnp.result_type(*values.values()) if dtype is None else jnp.dtype(dtype)
-    config['torch_dtype' if 'torch_dtype' in config else 'dtype'] = kept.name
+    for key in {'torch_dtype', 'dtype'} & config.keys() or {'dtype'}:
+        config[key] = kept.name
     write_json(to / 'config.json', config)
 
     shards, sizes = [[]], [0]
@@ -206,29 +224,40 @@ def check_tensors(
         or of no floating-point type.
     """
     missing, extra = expected.keys() - sources.keys(), sources.keys() - expected.keys()
-    for what, names in (('missing', missing), ('that the model does not have', extra)):
-        if names:
-            some = ', '.join(sorted(names)[:3]) + (', ...' if len(names) > 3 else '')
-            raise UserError(f'{path}: tensors {what}: {some} ({len(names)} in all)')
+    if quantised := sorted(name for name in extra if QUANTISED.search(name)):
+        raise UserError(
+            f'{path}: {quantised[0]:.80}: quantised weights are not read; save the dequantised '
+            'model (in transformers, model.dequantize())'
+        )
+    some = lambda names: ', '.join(sorted(names)[:3]) + (', ...' if len(names) > 3 else '')  # noqa: E731
+    if missing:
+        instead = f'; there is {some(extra)}' if extra else ''
+        raise UserError(
+            f'{path}: tensors missing: {some(missing)} ({len(missing)} in all){instead}'
+        )
+    if extra:
+        raise UserError(
+            f'{path}: tensors that the model does not have: {some(extra)} ({len(extra)} in all)'
+        )
     for name, shape in expected.items():
         file, view = sources[name]
         if (theirs := tuple(view.get_shape())) != shape:
             raise UserError(f'{file}: {name}: shape {theirs}; the configuration needs {shape}')
         if (dtype := view.get_dtype()) not in DTYPES:
-            raise UserError(f'{file}: {name}: type {dtype}; expected {", ".join(DTYPES)}')
+            why = '; quantised weights are not read' if dtype.startswith(SMALL) else ''
+            raise UserError(f'{file}: {name}: type {dtype}; expected {", ".join(DTYPES)}{why}')
 
 
 def open_safetensors(file: Path, stack: ExitStack) -> dict[str, Source]:
     """A mapped file's tensors by name; closed with the stack.
 
     Raises:
-      UserError: if it cannot be opened, or its header is damaged.
+      UserError: if it cannot be opened or is no regular file, or its header is damaged.
     """
+    files.check(file)
     try:
         handle = stack.enter_context(safe_open(file, framework='numpy'))
         return {name: Source(file, handle.get_slice(name)) for name in handle.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f'{file}: No such file or directory') from None
     except (SafetensorError, OSError) as error:
         raise UserError(f'{file}: not a readable safetensors file ({error})') from None
 
@@ -258,25 +287,58 @@ def _open(path: Path, stack: ExitStack) -> dict[str, Source]:
     return sources
 
 
-def _check(decoder: Decoder, sources: dict[str, Source], path: Path) -> None:
-    """Removes what is superfluous by design, and refuses a checkpoint that does not fit."""
+def _matched(decoder: Decoder, sources: dict[str, Source], path: Path) -> dict[str, Source]:
+    """The tensors by the names that `places` has, without what is superfluous by design.
+
+    Raises:
+      UserError: they do not fit.
+    """
+    # The base model alone, as `AutoModel` saves it, has its tensors without the prefix.
+    if EMBEDDING not in sources and EMBEDDING.removeprefix('model.') in sources:
+        apart = ('lm_head.', 'score.')
+        sources = {
+            name if name.startswith(apart) else f'model.{name}': source
+            for name, source in sources.items()
+        }
     expected, values = places(decoder), parameters(decoder)
-    extra = [name for name in sources if name not in expected]
-    for name in extra:
-        # Constants that old Llama checkpoints carry, and a tied matrix that was written twice.
-        twice = name == 'lm_head.weight' and _equal(name, 'model.embed_tokens.weight', sources)
-        if twice or name.endswith('.rotary_emb.inv_freq'):
-            del sources[name]
+    # Constants that old Llama checkpoints carry.
+    sources = {
+        name: source
+        for name, source in sources.items()
+        if name in expected or not name.endswith('.rotary_emb.inv_freq')
+    }
+    if HEAD in expected and HEAD not in sources and expected.keys() - {HEAD} == sources.keys():
+        raise UserError(
+            f'{path}: no {HEAD}, and config.json has tie_word_embeddings: false (where it is left '
+            'out, too); set it to true if the embedding is the output matrix as well'
+        )
+    if decoder.architecture.tied and HEAD in sources and EMBEDDING in sources:
+        _require_same_head(sources[EMBEDDING], sources.pop(HEAD))
     shapes = {name: place.shape(values[place.parameter].shape) for name, place in expected.items()}
     check_tensors(shapes, sources, path)
+    return sources
 
 
-def _equal(name: str, other: str, sources: dict[str, Source]) -> bool:
-    if other not in sources:
-        return False
-    a, b = sources[name].view, sources[other].view
-    same = a.get_shape() == b.get_shape() and a.get_dtype() == b.get_dtype()
-    return same and np.array_equal(a[:], b[:])
+def _require_same_head(embedding: Source, head: Source) -> None:
+    """A tied matrix may be written twice, but only with the same values."""
+    shapes = [tuple(source.view.get_shape()) for source in (embedding, head)]
+    types = {source.view.get_dtype() for source in (embedding, head)}
+    how = f'shapes {shapes[0]} and {shapes[1]}'
+    if len(shapes[0]) == 2 and shapes[0] == shapes[1] and types <= DTYPES.keys():
+        blocks = [slice(i, min(i + ROWS, shapes[0][0])) for i in range(0, shapes[0][0], ROWS)]
+        apart, largest = 0.0, 0.0
+        for rows in blocks:
+            a, b = (np.asarray(source.view[rows], np.float32) for source in (embedding, head))
+            if not np.array_equal(a, b):
+                apart = np.maximum(apart, np.abs(a - b).max())
+            largest = np.maximum(largest, np.abs(a).max())
+        if apart == 0:
+            return
+        how = f'apart by up to {apart / largest:.2g} of the largest entry'
+    raise UserError(
+        f'{head.file}: {HEAD} is not {EMBEDDING} ({how}), but config.json has '
+        'tie_word_embeddings: true; set it to false if the model has an output matrix of its own'
+    )
 
 
 def _read(
@@ -314,14 +376,20 @@ def _tensor(value: nnx.Param, place: Place, dtype: jnp.dtype | None) -> np.ndarr
 
 
 def _copy_companions(decoder: Decoder, source: str | Path | None, to: Path) -> dict[str, Any]:
-    """Copies tokeniser and chat template; returns the configuration to write."""
+    """Copies tokeniser and chat template; returns the configuration to write, without what is not
+    true of the export: the place of the model's own code, and a base model's class."""
     if source is None:
         return architectures.to_hf(decoder.architecture)
     source = Path(source)
     if architectures.read(source) != decoder.architecture:
         raise ValueError(f'the model is not of the architecture of {source}')
     copy_tokenizer(source, to)
-    return architectures.read_json(source / 'config.json')
+    config = architectures.read_json(source / 'config.json')
+    for key in ('auto_map', 'quantization_config', 'compression_config'):
+        config.pop(key, None)
+    if type(decoder) is Decoder:
+        config['architectures'] = architectures.to_hf(decoder.architecture)['architectures']
+    return config
 
 
 def copy_tokenizer(source: Path, to: Path) -> None:
@@ -341,7 +409,7 @@ def copy_tokenizer(source: Path, to: Path) -> None:
 
 
 def _is_companion(file: Path) -> bool:
-    apart = file.name == 'config.json' or file.name.endswith('.index.json')
+    apart = file.name in ('config.json', *FOREIGN_COMPANIONS) or file.name.endswith('.index.json')
     known = file.suffix in ('.json', '.jinja', '.model', '.txt')
     return known and not apart and file.is_file()  # Neither devices nor pipes, by link or itself.
 

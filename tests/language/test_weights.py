@@ -137,14 +137,36 @@ NAME = 'model.layers.1.mlp.up_proj.weight'
     ('change', 'message'),
     [
         (lambda x: x.pop(NAME), f'tensors missing: {NAME} \\(1 in all\\)'),
-        (lambda x: x.pop('lm_head.weight'), 'tensors missing: lm_head.weight'),
+        (
+            lambda x: x.pop('lm_head.weight'),
+            'no lm_head.weight, and config.json has tie_word_embeddings: false',
+        ),
+        (
+            lambda x: x.update({'score.weight': x.pop('lm_head.weight')}),
+            'tensors missing: lm_head.weight .*; there is score.weight',
+        ),
+        (
+            lambda x: x.update({NAME.replace('weight', 'qweight'): x.pop(NAME).astype(np.int32)}),
+            r'q?_?proj.qweight: quantised weights are not read',
+        ),
+        (
+            lambda x: x.update({f'{NAME}_scale_inv': x[NAME][:1, :1].copy()}),
+            'weight_scale_inv: quantised weights are not read',
+        ),
+        (
+            lambda x: x.update({f'{NAME}.absmax': x[NAME][:1, 0].copy()}),
+            'weight.absmax: quantised weights are not read',
+        ),
         (lambda x: x.update(score=x[NAME]), 'that the model does not have: score'),
         (
             lambda x: x.update({NAME: x[NAME][:-1].copy()}),
             f'{NAME}: shape \\(23, 16\\); .*\\(24, 16\\)',
         ),
         (lambda x: x.update({NAME: x[NAME].T.copy()}), f'{NAME}: shape \\(16, 24\\)'),
-        (lambda x: x.update({NAME: x[NAME].astype(np.int8)}), f'{NAME}: type I8; expected F32'),
+        (
+            lambda x: x.update({NAME: x[NAME].astype(np.int8)}),
+            f'{NAME}: type I8; expected F32.*; quantised',
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(saved, change, message):
@@ -157,14 +179,76 @@ def test_tied_checkpoint_may_repeat_the_matrix_but_not_with_other_values(tmp_pat
     add = lambda x: x.update({'lm_head.weight': x['model.embed_tokens.weight'].copy()})  # noqa: E731
     rewrite(path, add)
     weights.load(path)
-    rewrite(path, lambda x: x.update({'lm_head.weight': x['lm_head.weight'] + 1}))
-    refuse(path, 'that the model does not have: lm_head.weight')
+    config = json.loads((path / 'config.json').read_text())
+    for change, how in [
+        (lambda x: 1.001 * x, r'apart by up to 0\.001 of the largest entry'),
+        (lambda x: np.where(np.arange(x.size).reshape(x.shape) == 7, np.nan, x), 'apart by up to'),
+        (lambda x: x[:-1].copy(), r'shapes \(61, 16\) and \(60, 16\)'),
+    ]:
+        rewrite(path, add)
+        rewrite(path, lambda x: x.update({'lm_head.weight': change(x['lm_head.weight'])}))  # noqa: B023
+        refuse(path, f'lm_head.weight is not .*{how}.*tie_word_embeddings: true; set it to false')
+    rewrite(path, add)
+    rewrite(path, lambda x: x.update({'lm_head.weight': 2 * x['lm_head.weight']}))
+    (path / 'config.json').write_text(json.dumps(config | {'tie_word_embeddings': False}))
+    assert not weights.load(path).architecture.tied
+
+
+def test_base_model_without_prefix_is_the_model_if_its_head_is_the_embedding(tmp_path):
+    def without_prefix(x):
+        for name in list(x):
+            x[name.removeprefix('model.')] = x.pop(name)
+
+    tied = weights.save(tiny.decoder('qwen2'), tmp_path / 'tied')
+    whole = tensors(tied)
+    rewrite(tied, without_prefix)
+    config = json.loads((tied / 'config.json').read_text()) | {'architectures': ['Qwen2Model']}
+    (tied / 'config.json').write_text(json.dumps(config))
+    out = weights.save(weights.load(tied), tmp_path / 'out', source=tied)
+    assert_same_bits(tensors(out), whole)
+    assert json.loads((out / 'config.json').read_text())['architectures'] == ['Qwen2ForCausalLM']
+
+    untied = weights.save(tiny.decoder('llama3'), tmp_path / 'untied')
+    rewrite(untied, lambda x: without_prefix(x) or x.pop('lm_head.weight'))
+    refuse(untied, 'no lm_head.weight, and config.json has tie_word_embeddings: false')
 
 
 def test_constants_of_old_checkpoints_are_ignored(saved):
     name = 'model.layers.0.self_attn.rotary_emb.inv_freq'
     rewrite(saved, lambda x: x.update({name: np.ones(2, np.float32)}))
     weights.load(saved)
+
+
+@pytest.mark.parametrize(
+    ('content', 'said'),
+    [
+        (
+            b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n',
+            'a Git LFS pointer',
+        ),
+        (b'\xef\xbb\xbf \n<!DOCTYPE html><html>', 'an HTML page'),
+        (b'<html lang="en">', 'an HTML page'),
+    ],
+)
+@pytest.mark.parametrize('name', ['model.safetensors', 'config.json'])
+def test_what_was_saved_in_the_place_of_a_file_is_named(saved, name, content, said):
+    (saved / name).write_bytes(content)
+    refuse(saved, f'{name}: {said} in the place of the file')
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'model.safetensors.index.json'])
+def test_pipes_and_devices_are_not_opened(saved, name):
+    (saved / 'model.safetensors').unlink()
+    os.mkfifo(saved / name)
+    refuse(saved, f'{name}: not a regular file')
+    (saved / name).unlink()
+    (saved / name).symlink_to('/dev/zero')
+    refuse(saved, f'{name}: not a regular file')
+
+
+def test_directory_of_an_adapter_is_no_model(saved):
+    (saved / 'adapter_config.json').write_text('{}')
+    refuse(saved, 'an adapter of PEFT')
 
 
 @pytest.mark.parametrize(
@@ -242,6 +326,26 @@ def test_export_copies_tokeniser_and_chat_template_but_no_foreign_weights(saved,
         'model.safetensors',
         'tokenizer.json',
     ]
+
+
+def test_export_says_nothing_that_is_true_of_its_source_alone(saved, tmp_path):
+    config = json.loads((saved / 'config.json').read_text())
+    foreign = {'auto_map': {'AutoModel': 'own.Model'}, 'quantization_config': None}
+    foreign |= {'torch_dtype': 'bfloat16', 'dtype': 'bfloat16', 'kept': 1}
+    (saved / 'config.json').write_text(json.dumps(config | foreign))
+    (saved / 'quantize_config.json').write_text('{}')
+    decoder = weights.load(saved)
+    out = weights.save(decoder, tmp_path / 'out', source=saved)
+    assert not (out / 'quantize_config.json').exists()
+    written = json.loads((out / 'config.json').read_text())
+    assert not written.keys() & {'auto_map', 'quantization_config'}
+    assert (written['torch_dtype'], written['dtype'], written['kept']) == ('float32', 'float32', 1)
+    weights.load(out)
+    # Float tensors beside it: nobody knows which of the two is true.
+    changed = config | {'quantization_config': {'quant_method': 'bitsandbytes'}}
+    (saved / 'config.json').write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"quantization_config \('bitsandbytes'\)"):
+        weights.save(decoder, tmp_path / 'more', source=saved)
 
 
 def test_export_copies_neither_devices_nor_absurd_sizes(saved, tmp_path):
