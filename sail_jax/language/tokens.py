@@ -3,31 +3,45 @@
 Ids are made once, here; text made from ids is for people and labellers and is never encoded again.
 """
 
+import datetime
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
 import numpy as np
-import tokenizers
 
 from sail_jax import files
-from sail_jax.errors import UserError, one_line
+from sail_jax.errors import UserError
+from sail_jax.language import sandbox, special
 from sail_jax.language.architecture import read_json
 from sail_jax.language.rows import Message, Prompt
+from sail_jax.language.sandbox import Definition
 
 MAX_TEMPLATE = 2**20
 """Characters of a chat template."""
 MAX_TOKENIZER = 2**28
 """Bytes of a tokenizer.json."""
-SPECIAL = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
-COMPANIONS = ('tokenizer_config.json', 'special_tokens_map.json', 'generation_config.json')
-PROBE = (Message('user', 'a'),), 'b'
+COMPANIONS = (
+    'tokenizer_config.json',
+    'special_tokens_map.json',
+    'added_tokens.json',
+    'generation_config.json',
+    'config.json',
+)
+MORE_TEMPLATES = 'additional_chat_templates'
+"""A directory of named templates."""
+RESERVED = ('messages', 'add_generation_prompt', 'tools', 'documents')
+"""Variables of a template that are not settings."""
+FLAGS = (
+    'split_special_tokens',
+    'clean_up_tokenization_spaces',
+    'clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output',
+)
+PROBE = (Message('user', 'a'),), 'probe0'
 """A conversation that shows how the template ends a response."""
 
 
@@ -36,12 +50,16 @@ class Tokenizer:
     """Text to token ids; see `load`."""
 
     path: Path
-    backend: tokenizers.Tokenizer
-    template: jinja2.Template | None
+    definition: Definition
+    """Of the tokeniser and the template, which run in the process of `sandbox`."""
+    no_template: str | None
+    """Why there is no chat template; None, if there is one."""
     special: Mapping[str, str]
     """What templates know as `bos_token` and so on."""
     eos_ids: tuple[int, ...]
     """The ids that end a response. The first is put after a response that has none."""
+    ends: tuple[str, ...]
+    """Their texts."""
     vocab_size: int
     """Of the model. Ids lie below."""
     digest: str
@@ -56,11 +74,10 @@ class Tokenizer:
         Raises:
           UserError: no chat template, or one that does not take this conversation; no tokens.
         """
-        ids = (
-            self._with_start(prompt)
-            if isinstance(prompt, str)
-            else self._plain(self._render(prompt))
-        )
+        if isinstance(prompt, str):
+            [ids] = self._encode([prompt], 'start')
+        else:
+            [ids] = self._encode(self._render([(prompt, True)]))
         if not ids:
             raise UserError('prompt: no tokens')
         return self._checked(ids, 'prompt')
@@ -71,20 +88,19 @@ class Tokenizer:
         Raises:
           UserError: as of `prompt_ids`; or an end of sequence before the response's end.
         """
-        for token in map(self.backend.id_to_token, self.eos_ids):
+        for token in self.ends:
             if token in response.removesuffix(token):
                 raise UserError(f'response: holds {token!r} before its end')
         if isinstance(prompt, str):
             turn = response
-            before, whole = self._with_start(prompt), self._with_start(prompt + response)
+            before, whole = self._encode([prompt, prompt + response], 'start')
         else:
-            turn = self._turn(prompt, response)
-            text = self._render(prompt)
-            before, whole = self._plain(text), self._plain(text + turn)
+            text, turn = self._turn(prompt, response)
+            before, whole = self._encode([text, text + turn])
         # A response is what follows the prompt's ids. Where both together are split elsewhere than
         # at their border, it is split by itself.
         follows = whole[: len(before)] == before
-        ids = whole[len(before) :] if follows else self._plain(turn)
+        ids = whole[len(before) :] if follows else self._encode([turn])[0]
         # A template may go on after the turn's end, with a line break for example.
         end = next((n for n, i in enumerate(ids, 1) if i in self.eos_ids), None)
         return self._checked(ids[:end] + ([] if end else [self.eos_ids[0]]), 'response')
@@ -97,220 +113,301 @@ class Tokenizer:
           UserError: as of `prompt_ids`.
         """
         if isinstance(prompt, str):
-            return self._checked(self.backend.encode(prompt + response).ids, 'response')
-        whole = self._render((*prompt, Message('assistant', response)), generate=False)
-        return self._checked(self._plain(whole), 'response')
+            [ids] = self._encode([prompt + response], 'whole')
+        else:
+            whole = (*prompt, Message('assistant', response))
+            [ids] = self._encode(self._render([(whole, False)]))
+        if not ids:
+            raise UserError('response: no tokens')
+        return self._checked(ids, 'response')
 
     def text(self, ids: Sequence[int]) -> str:
-        """For people and labellers; without special tokens."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
+        """For people and labellers; without special tokens and ends of sequence.
+
+        Raises:
+          UserError: the tokeniser refuses.
+        """
+        return self._decode([list(ids)])[0]
 
     def texts(self, tokens_BxKxR: np.ndarray, lengths_BxK: np.ndarray) -> list[list[str]]:
         """`text` of groups of padded responses, [B][K]."""
-        groups = zip(tokens_BxKxR.tolist(), lengths_BxK.tolist(), strict=True)
-        return [
-            [self.text(ids[:n]) for ids, n in zip(group, lengths, strict=True)]
-            for group, lengths in groups
-        ]
+        rows, lengths = tokens_BxKxR.reshape(-1, tokens_BxKxR.shape[-1]), lengths_BxK.ravel()
+        pairs = zip(rows.tolist(), lengths.tolist(), strict=True)
+        texts = iter(self._decode([ids[:n] for ids, n in pairs]))
+        return [[next(texts) for _ in group] for group in lengths_BxK]
 
-    def _with_start(self, text: str) -> list[int]:
-        """With the special tokens before the text, without those after it, which would end the
-        response before it begins."""
-        encoding = self.backend.encode(text, add_special_tokens=True)
-        end = len(encoding)
-        while end and encoding.special_tokens_mask[end - 1]:
-            end -= 1
-        return encoding.ids[:end]
+    def _decode(self, groups: list[list[int]]) -> list[str]:
+        kept = [[i for i in ids if i not in self.eos_ids] for ids in groups]
+        return self._ask('decode', ids=kept)
 
-    def _plain(self, text: str) -> list[int]:
-        return self.backend.encode(text, add_special_tokens=False).ids
+    def _encode(self, texts: list[str], special: str = 'plain') -> list[list[int]]:
+        return self._ask('encode', texts=texts, special=special)
+
+    def _ask(self, what: str, **arguments: Any) -> Any:
+        try:
+            return sandbox.ask(self.definition, what, **arguments)
+        except sandbox.Failed as error:
+            raise UserError(f'{self.path / "tokenizer.json"}: {error}') from None
 
     def _checked(self, ids: list[int], what: str) -> list[int]:
         if (largest := max(ids)) >= self.vocab_size:
+            [token] = self._ask('tokens_of', ids=[largest])
             raise UserError(
-                f'{what}: {self.backend.id_to_token(largest)!r} has id {largest}, and the model '
-                f'only {self.vocab_size} ids'
+                f'{what}: {token!r} has id {largest}, and the model only {self.vocab_size} ids'
             )
         return ids
 
-    def _turn(self, prompt: tuple[Message, ...], response: str) -> str:
-        """What the template writes for the assistant's turn, after its beginning."""
-        before = self._render(prompt)
-        whole = self._render((*prompt, Message('assistant', response)), generate=False)
-        if not whole.startswith(before):
+    def _turn(self, prompt: tuple[Message, ...], response: str) -> tuple[str, str]:
+        """A conversation up to the beginning of the assistant's turn, and the turn."""
+        turn = (Message('assistant', response),)
+        before, whole = self._render([(prompt, True), (prompt + turn, False)])
+        if whole.startswith(before):
+            return before, whole[len(before) :]
+        turn = _after_thoughts(before, whole, response)
+        if turn is None:
             raise UserError(
                 f'{self.path}: chat template: adding a response changes the text before it'
             )
-        return whole[len(before) :]
+        return before, turn
 
-    def _render(self, messages: tuple[Message, ...], generate: bool = True) -> str:
-        if self.template is None:
-            raise UserError(
-                f'{self.path}: no chat template, which a conversation needs; '
-                'put a chat_template.jinja there'
-            )
+    def _render(self, calls: list[tuple[tuple[Message, ...], bool]]) -> list[str]:
+        """Conversations, each with the beginning of another turn of the assistant or without."""
+        if self.no_template is not None:
+            raise UserError(f'{self.path}: {self.no_template}')
+        # What a message does not have, templates must not find.
+        given = [
+            {
+                'messages': [
+                    {k: v for k, v in message._asdict().items() if v is not None}
+                    for message in messages
+                ],
+                'add_generation_prompt': generate,
+            }
+            for messages, generate in calls
+        ]
         try:
-            return self.template.render(
-                messages=[message._asdict() for message in messages],
-                add_generation_prompt=generate,
-                **self.special,
-            )
-        except Exception as error:  # A template is a program: it may raise anything.
-            reason = one_line(error)
-            raise UserError(f'{self.path}: chat template: {reason}') from None
+            return sandbox.ask(self.definition, 'render', calls=given)
+        except sandbox.Failed as error:
+            raise UserError(f'{self.path}: chat template: {error}') from None
 
 
-def load(path: str | Path) -> Tokenizer:
+def load(
+    path: str | Path,
+    *,
+    variables: Mapping[str, Any] | None = None,
+    date: datetime.date | None = None,
+) -> Tokenizer:
     """Reads `tokenizer.json` and its companions from a checkpoint's directory.
 
     A response ends with any of: the ids of `generation_config.json` (else `config.json`), the
-    tokeniser's own end of sequence, and the special token with which the chat template ends the
+    tokeniser's own end of sequence, and the added token with which the chat template ends the
     assistant's turn.
 
+    Args:
+      path: of the directory.
+      variables: for the chat template beside the conversation, `enable_thinking` for example.
+      date: what `strftime_now` tells the chat template; None is today.
+
     Raises:
-      UserError: a file that is missing, damaged or absurdly large; no end of sequence.
+      UserError: a file that is missing, damaged or absurdly large; a tokeniser that cannot be used;
+        a variable that the template does not have; no end of sequence.
     """
     path = Path(path)
     file = path / 'tokenizer.json'
     if not file.exists():
         raise UserError(f'{file}: No such file or directory; other formats are not read')
-    content = files.read(file, MAX_TOKENIZER)
     try:
-        backend = tokenizers.Tokenizer.from_buffer(content)
-    except Exception as error:  # The library raises nothing more precise.
-        raise UserError(f'{file}: not a tokenizer.json: {" ".join(str(error).split())}') from None
-    # The file may ask for both; nothing is cut or filled up in silence.
-    backend.no_truncation()
-    backend.no_padding()
+        content = files.read(file, MAX_TOKENIZER).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f'{file}: not a tokenizer.json: {error}') from None
+    config, special_map, added, generation, model = (_optional(path / name) for name in COMPANIONS)
+    declared = special.read(config, special_map, added, path)
+    source, no_template = _template(config, path)
+    flags = {name: _flag(config, name, path) for name in FLAGS}
+    named = {name: state['content'] for name, state in declared.named.items()}
+    given = {
+        'tokenizer': content,
+        'declared': declared._asdict(),
+        'split_special': flags['split_special_tokens'],
+        'clean_up': flags[FLAGS[1]],
+        'clean_up_bpe': flags[FLAGS[1]] and flags[FLAGS[2]],
+        'template': source,
+        'variables': named | dict(variables or {}),
+        'date': str(date or datetime.date.today()),
+    }
+    key = hashlib.sha256(json.dumps(given).encode()).hexdigest()
+    try:
+        definition, found = sandbox.load(key, **given)
+    except sandbox.Failed as error:
+        where = path if str(error).startswith('chat template: ') else file
+        raise UserError(f'{where}: {error}') from None
+    _check_variables(variables or {}, found['names'], path)
 
-    config, special_map, generation = (_optional(path / name) for name in COMPANIONS)
-    model = _optional(path / 'config.json')
-    special = _special(special_map | config, path)
-    source = _template_source(config, path)
-    ids = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-    vocab_size = model.get('vocab_size', ids)
+    vocab_size = model.get('vocab_size', found['ids'])
     if type(vocab_size) is not int or vocab_size < 1:
         raise UserError(f'{path / "config.json"}: vocab_size: {vocab_size!r:.80}')
     tokenizer = Tokenizer(
         path=path,
-        backend=backend,
-        template=None if source is None else _compile(source, path),
-        special=special,
-        eos_ids=tuple(_eos(backend, special, generation, model, path)),
+        definition=definition,
+        no_template=no_template,
+        special=named,
+        eos_ids=(),
+        ends=(),
         vocab_size=vocab_size,
         digest='',
     )
-    eos_ids = tuple(dict.fromkeys([*tokenizer.eos_ids, *_turn_end(tokenizer)]))
+    eos_ids = [*_eos(tokenizer, generation, model), *_turn_end(tokenizer)]
+    eos_ids = tuple(dict.fromkeys(eos_ids))
     if not eos_ids:
         raise UserError(f'{path}: no end of sequence: no eos_token in tokenizer_config.json')
-    parts = [backend.to_str(), source, sorted(special.items()), eos_ids, vocab_size]
-    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    return Tokenizer(**vars(tokenizer) | {'eos_ids': eos_ids, 'digest': digest})
+    dated = 'strftime_now' in (source or '')
+    parts = [
+        found['digest'],
+        source,
+        sorted(given['variables'].items()),
+        flags,
+        eos_ids,
+        vocab_size,
+        given['date'] if dated else None,
+    ]
+    return Tokenizer(
+        **vars(tokenizer)
+        | {
+            'eos_ids': eos_ids,
+            'ends': tuple(tokenizer._ask('tokens_of', ids=eos_ids)),
+            'digest': hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
+        }
+    )
 
 
 def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def _special(config: dict[str, Any], path: Path) -> dict[str, str]:
-    """The named tokens that are set; older files wrap each in an object."""
-    found = {}
-    for name in SPECIAL:
-        value = config.get(name)
-        if isinstance(value, dict):
-            value = value.get('content')
-        if value is None:
-            continue
-        if not isinstance(value, str):
-            raise UserError(f'{path}: {name}: expected text, got {value!r:.80}')
-        found[name] = value
-    return found
+def _flag(config: dict[str, Any], name: str, path: Path) -> bool:
+    value = config.get(name) or False
+    if type(value) is not bool:
+        where = path / 'tokenizer_config.json'
+        raise UserError(f'{where}: {name}: expected true or false, got {value!r:.80}')
+    return value
 
 
-def _eos(
-    backend: tokenizers.Tokenizer,
-    special: dict[str, str],
-    generation: dict[str, Any],
-    model: dict[str, Any],
-    path: Path,
-) -> list[int]:
-    found = []
-    if (token := special.get('eos_token')) is not None:
-        if (own := backend.token_to_id(token)) is None:
+def _check_variables(variables: Mapping[str, Any], names: Sequence[str] | None, path: Path) -> None:
+    for name in variables:
+        if name in RESERVED:
+            raise UserError(f'chat_template_kwargs: {name}: not a setting of a template')
+        if names is None or name not in names:
+            raise UserError(
+                f'chat_template_kwargs: {name}: the chat template of {path} has no such variable'
+            )
+
+
+def _eos(tokenizer: Tokenizer, generation: dict[str, Any], model: dict[str, Any]) -> list[int]:
+    found, path, vocab_size = [], tokenizer.path, tokenizer.vocab_size
+    if (token := tokenizer.special.get('eos_token')) is not None:
+        found = tokenizer._ask('ids_of', tokens=[token])
+        if found[0] is None:
             raise UserError(f'{path}: eos_token: {token!r:.80} is not in tokenizer.json')
-        found.append(own)
+        if found[0] >= vocab_size:
+            raise UserError(
+                f'{path}: eos_token: {token!r:.80} has id {found[0]}, and the model only '
+                f'{vocab_size} ids'
+            )
     value = generation.get('eos_token_id', model.get('eos_token_id'))
     listed = [] if value is None else value if isinstance(value, list) else [value]
     for i in listed:
-        if type(i) is not int or not 0 <= i < 2**31 or backend.id_to_token(i) is None:
+        if (
+            type(i) is not int
+            or not 0 <= i < min(2**31, vocab_size)
+            or tokenizer._ask('tokens_of', ids=[i]) == [None]
+        ):
             raise UserError(f'{path}: eos_token_id: {i!r:.80} is not in tokenizer.json')
     return found + listed
 
 
 def _turn_end(tokenizer: Tokenizer) -> list[int]:
-    """The special token that the chat template writes right after a response."""
-    if tokenizer.template is None:
+    """The added token that the chat template writes right after a response."""
+    if tokenizer.no_template is not None:
         return []
     try:
-        turn = tokenizer._turn(*PROBE)
+        _, turn = tokenizer._turn(*PROBE)
     except UserError:
         return []  # Said with the first conversation; plain text does not need the template.
-    after = tokenizer._plain(turn.rpartition(PROBE[1])[2])
-    added = tokenizer.backend.get_added_tokens_decoder()
-    return after[:1] if after and after[0] in added and added[after[0]].special else []
+    [after] = tokenizer._encode([turn.rpartition(PROBE[1])[2]])
+    # Some tokenisers have runs of blanks as added tokens.
+    added = {int(i): token.strip() for i, token in tokenizer._ask('added_of').items()}
+    return after[:1] if after and added.get(after[0]) and after[0] < tokenizer.vocab_size else []
 
 
-def _template_source(config: dict[str, Any], path: Path) -> str | None:
-    """`chat_template.jinja`; else the one in the tokeniser's configuration, which may be a list
-    of named ones."""
-    file = path / 'chat_template.jinja'
+def _after_thoughts(before: str, whole: str, response: str) -> str | None:
+    """The assistant's turn where `before` ends within it, behind thoughts or at their beginning.
+
+    Templates of models that think begin a turn with `<think>`, or with `<think></think>` where
+    they shall not; of turns that are over many show no thoughts. A response without thoughts then
+    ends them at once, as those templates do that show them.
+
+    Args:
+      before: a conversation with the beginning of the assistant's turn.
+      whole: the same with the turn.
+      response: what is said in the turn.
+
+    Returns:
+      What follows `before`; None if it cannot.
+    """
+    found = re.search(r'<([\w:]+)>\s*(</\1>\s*)?$', before)
+    if found is None or not whole.startswith(before[: found.start()]):
+        return None
+    rest = whole[found.start() :]
+    opening, closing = f'<{found[1]}>', f'</{found[1]}>'
+    if found[2]:  # No thoughts are wanted.
+        return None if opening in rest or closing in rest else rest
+    if rest.startswith(opening):
+        return rest.removeprefix(opening).lstrip('\n')
+    if closing not in response:
+        return f'\n{closing}\n\n{rest}'
+    if closing in rest:
+        return rest
+    thoughts, _, answer = response.rpartition(closing)
+    thoughts = thoughts.lstrip().removeprefix(opening).lstrip('\n')
+    blanks = answer[: len(answer) - len(answer.lstrip())]
+    return f'{thoughts}{closing}{blanks}{rest.lstrip()}'
+
+
+def _template(config: dict[str, Any], path: Path) -> tuple[str | None, str | None]:
+    """The chat template, or why there is none: `chat_template.jinja`, and beside it a directory of
+    named ones; else the one in the tokeniser's configuration, which may be named ones too."""
+    file, more = path / 'chat_template.jinja', path / MORE_TEMPLATES
+    named = {found.stem: found for found in sorted(more.glob('*.jinja'))}
     if file.exists():
-        content = files.read(file, 4 * MAX_TEMPLATE)  # A character has up to four bytes.
-        try:
-            source = content.decode().replace('\r\n', '\n')
-        except UnicodeDecodeError as error:
-            raise UserError(f'{file}: cannot be read: {error}') from None
+        named.setdefault('default', file)
+    if named:
+        source = {name: _read_template(f) if name == 'default' else '' for name, f in named.items()}
     else:
         source = config.get('chat_template')
     if isinstance(source, list):
-        named = [t for t in source if isinstance(t, dict) and t.get('name') == 'default']
-        source = named[0].get('template') if named else None
-    if source is not None and not isinstance(source, str):
+        if not all(isinstance(one, dict) and isinstance(one.get('name'), str) for one in source):
+            raise UserError(f'{path}: chat_template: expected text, or named templates')
+        source = {one['name']: one.get('template') for one in source}
+    if isinstance(source, dict) and 'default' not in source:
+        listed = ', '.join(sorted(source))
+        return None, (
+            f'no chat template is the default; there are {listed:.200}; put the one to be used '
+            f'there as {file.name}'
+        )
+    if isinstance(source, dict):
+        source = source['default']
+    if source is None:
+        return None, f'no chat template, which a conversation needs; put a {file.name} there'
+    if not isinstance(source, str):
         raise UserError(f'{path}: chat_template: expected text, got {type(source).__name__}')
-    if source is not None and len(source) > MAX_TEMPLATE:
+    if len(source) > MAX_TEMPLATE:
         raise UserError(f'{path}: chat_template: {len(source)} characters; at most {MAX_TEMPLATE}')
-    return source
+    return source, None
 
 
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's text for masks; here lengths tell it."""
-
-    tags = {'generation'}  # noqa: RUF012
-
-    def parse(self, parser):
-        next(parser.stream)
-        return parser.parse_statements(['name:endgeneration'], drop_needle=True)
-
-
-def _compile(source: str, path: Path) -> jinja2.Template:
-    """In the environment that chat templates are written for.
-
-    But for `strftime_now`: a prompt must not depend on the day; templates that look whether it is
-    there then write a date of their own.
-    """
-
-    def fail(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    def to_json(value: Any, ensure_ascii: bool = False, **kwargs: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **kwargs)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
-    )
-    environment.globals['raise_exception'] = fail
-    environment.filters['tojson'] = to_json  # Jinja's own escapes HTML.
+def _read_template(file: Path) -> str:
+    content = files.read(file, 4 * MAX_TEMPLATE)  # A character has up to four bytes.
     try:
-        return environment.from_string(source)
-    except (jinja2.TemplateError, RecursionError) as error:
-        raise UserError(f'{path}: chat template: {" ".join(str(error).split())}') from None
+        return content.decode().replace('\r\n', '\n')
+    except UnicodeDecodeError as error:
+        raise UserError(f'{file}: cannot be read: {error}') from None

@@ -1,11 +1,13 @@
 """Tokens: a checkpoint's own tokeniser and template, against transformers'."""
 
+import datetime
 import json
 import os
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from sail_jax.errors import UserError
 from sail_jax.language import tokens
@@ -21,6 +23,12 @@ from tests.language.tiny_tokenizer import (
     backend,
     write,
 )
+
+
+def native(tokenizer):
+    """The library's own tokeniser."""
+    return Tokenizer.from_file(str(tokenizer.path / 'tokenizer.json'))
+
 
 TURN = (Message('user', 'what a cat'),)
 DIALOGUE = (
@@ -38,7 +46,7 @@ def tokenizer(tmp_path_factory):
 
 def test_plain_prompt_has_what_goes_before_a_text_but_not_what_ends_it(tokenizer):
     ids = tokenizer.prompt_ids('the cat')
-    assert ids == [BEGIN, *tokenizer.backend.encode('the cat', add_special_tokens=False).ids]
+    assert ids == [BEGIN, *native(tokenizer).encode('the cat', add_special_tokens=False).ids]
     # A special token that the text itself ends with stays.
     assert tokenizer.prompt_ids('the cat<|im_end|>') == [*ids, IM_END]
 
@@ -48,16 +56,16 @@ def test_response_ends_with_the_end_of_sequence_once(tokenizer):
     assert ids[-1] == END
     assert ids.count(END) == 1
     assert tokenizer.response_ids('the cat', ' sat<|end|>') == ids
-    whole = tokenizer.backend.encode('the cat sat', add_special_tokens=False).ids
+    whole = native(tokenizer).encode('the cat sat', add_special_tokens=False).ids
     assert tokenizer.prompt_ids('the cat')[1:] + ids[:-1] == whole
 
 
 def test_response_that_merges_with_the_prompt_is_split_by_itself(tokenizer):
-    whole = tokenizer.backend.encode('the cat', add_special_tokens=False).ids
+    whole = native(tokenizer).encode('the cat', add_special_tokens=False).ids
     prompt = tokenizer.prompt_ids('the c')
     assert whole[: len(prompt) - 1] != prompt[1:]
     ids = tokenizer.response_ids('the c', 'at')
-    assert ids == [*tokenizer.backend.encode('at', add_special_tokens=False).ids, END]
+    assert ids == [*native(tokenizer).encode('at', add_special_tokens=False).ids, END]
 
 
 def test_chat_response_is_the_template_s_up_to_the_end_of_the_turn(tokenizer):
@@ -65,7 +73,7 @@ def test_chat_response_is_the_template_s_up_to_the_end_of_the_turn(tokenizer):
     prompt, ids = tokenizer.prompt_ids(TURN), tokenizer.response_ids(TURN, 'hello')
     assert ids[-1] == IM_END
     rendered = '<|im_start|>user\nwhat a cat<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>'
-    assert tokenizer.backend.encode(rendered, add_special_tokens=False).ids == prompt + ids
+    assert native(tokenizer).encode(rendered, add_special_tokens=False).ids == prompt + ids
     assert prompt[0] == IM_START
     assert tokenizer.text(prompt + ids) == 'user\nwhat a cat\nassistant\nhello'
 
@@ -117,10 +125,38 @@ def test_older_forms_of_the_files(tmp_path, tokenizer):
     assert tokens.load(old).special == tokenizer.special
 
 
-def test_prompt_does_not_depend_on_the_day(tmp_path):
-    template = '{{ strftime_now("%d") if strftime_now is defined else "26 Jul 2024" }}'
-    tokenizer = tokens.load(write(tmp_path, template=template))
-    assert tokenizer.text(tokenizer.prompt_ids(TURN)) == '26 Jul 2024'
+def test_prompt_depends_on_a_day_that_can_be_fixed(tmp_path):
+    template = '{{ strftime_now("%Y-%m-%d %H") if strftime_now is defined else "26 Jul 2024" }}'
+    directory = write(tmp_path, template=template)
+    day = datetime.date(2026, 2, 3)
+    tokenizer = tokens.load(directory, date=day)
+    assert tokenizer.text(tokenizer.prompt_ids(TURN)) == '2026-02-03 00'
+    assert tokens.load(directory, date=day).digest == tokenizer.digest
+    today = tokens.load(directory)
+    assert today.text(today.prompt_ids(TURN)).startswith(str(datetime.date.today()))
+    assert today.digest != tokenizer.digest
+    other = write(tmp_path / 'other')  # Where no day is written, prepared data stay what they are.
+    assert tokens.load(other).digest == tokens.load(other, date=day).digest
+
+
+def test_variables_that_transformers_gives_to_templates(tmp_path):
+    template = (
+        '{% if tools is defined and tools is none and documents is none %}yes{% endif %}'
+        '{{ image_token }}{% if enable_thinking is defined and not enable_thinking %}no{% endif %}'
+    )
+    directory = write(tmp_path, {'image_token': 'cat'}, template)
+    tokenizer = tokens.load(directory)
+    assert tokenizer.text(tokenizer.prompt_ids(TURN)) == 'yes'  # The marker is a special token.
+    assert tokenizer._render([(TURN, True)]) == ['yescat']
+    silent = tokens.load(directory, variables={'enable_thinking': False, 'image_token': 'a'})
+    assert silent.text(silent.prompt_ids(TURN)) == 'yesano'
+    assert silent.digest != tokenizer.digest
+    for name in ('enable_thinkng', 'messages', 'tools', 'add_generation_prompt'):
+        with pytest.raises(UserError, match=f'^chat_template_kwargs: {name}: ') as caught:
+            tokens.load(directory, variables={name: 1})
+        assert '\n' not in str(caught.value)
+    with pytest.raises(UserError, match=r'enable_thinking: .* has no such variable'):
+        tokens.load(write(tmp_path / 'without', template=None), variables={'enable_thinking': 1})
 
 
 @pytest.mark.parametrize(
@@ -153,7 +189,7 @@ def test_bad_template_is_one_line(tmp_path, template, message):
         ('tokenizer_config.json', '[]', 'expected a JSON object'),
         ('tokenizer_config.json', '{}', 'no end of sequence'),
         ('tokenizer_config.json', '{"eos_token": 3}', 'eos_token: expected text, got 3'),
-        ('tokenizer_config.json', '{"eos_token": "</s>"}', "'</s>' is not in tokenizer.json"),
+        ('tokenizer_config.json', '{"eos_token": ""}', "'' is not in tokenizer.json"),
         ('generation_config.json', '{"eos_token_id": 5000}', 'eos_token_id: 5000 is not in'),
         ('generation_config.json', '{"eos_token_id": ["a"]}', "eos_token_id: 'a' is not in"),
         ('config.json', '{"vocab_size": "x"}', "vocab_size: 'x'"),
@@ -205,7 +241,7 @@ def test_any_response_ends_once_or_is_refused(tokenizer, prompt, response, chat)
         return
     assert not inside
     assert [i in tokenizer.eos_ids for i in ids] == [False] * (len(ids) - 1) + [True]
-    text = tokenizer.backend.decode(ids[:-1], skip_special_tokens=False)
+    text = native(tokenizer).decode(ids[:-1], skip_special_tokens=False)
     response = response.strip() if chat else response
     for end in ('<|end|>', '<|im_end|>'):
         response = response.removesuffix(end)
@@ -268,3 +304,30 @@ def test_line_breaks_of_a_template_are_those_of_any_system(tmp_path, tokenizer):
     file = write(tmp_path) / 'chat_template.jinja'
     file.write_bytes(file.read_bytes().replace(b'\n', b'\r\n'))
     assert tokens.load(tmp_path).digest == tokenizer.digest
+
+
+def test_named_templates_without_a_default(tmp_path):
+    for files in ('directory', 'list', 'map'):
+        path = write(tmp_path / files, template=None)
+        named = {'rag': '{{ 1 }}', 'tool_use': '{{ 2 }}'}
+        if files == 'directory':
+            (path / 'additional_chat_templates').mkdir()
+            for name, source in named.items():
+                (path / 'additional_chat_templates' / f'{name}.jinja').write_text(source)
+        else:
+            listed = [{'name': k, 'template': v} for k, v in named.items()]
+            write(path, {'chat_template': listed if files == 'list' else named}, None)
+        tokenizer = tokens.load(path)
+        assert tokenizer.prompt_ids('the cat')
+        message = 'no chat template is the default; there are rag, tool_use; put the one to be used'
+        with pytest.raises(UserError, match=f'^{path}: {message} there as chat_template.jinja$'):
+            tokenizer.prompt_ids(TURN)
+
+
+def test_named_templates_with_a_default(tmp_path):
+    path = write(tmp_path, template='file')
+    (path / 'additional_chat_templates').mkdir()
+    (path / 'additional_chat_templates' / 'rag.jinja').write_text('rag')
+    assert tokens.load(path)._render([(TURN, True)]) == ['file']
+    (path / 'additional_chat_templates' / 'default.jinja').write_text('named')
+    assert tokens.load(path)._render([(TURN, True)]) == ['named']  # Transformers reads it last.
