@@ -11,17 +11,15 @@ import jax
 import jax.numpy as jnp
 from brax.envs.base import Env
 from brax.training import networks as brax_networks
-from brax.training.acme import running_statistics
-from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 from brax.training.agents.ppo import networks as ppo_networks
 from brax.training.agents.ppo import train as ppo
 from brax.training.agents.ppo.networks import PPONetworks
-from flax import linen
 
 from sail_jax import checkpoint, configfile
+from sail_jax.control import brax_checkpoint
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
-from sail_jax.errors import UserError, one_line
+from sail_jax.errors import UserError
 from sail_jax.update import START, Policy, stream
 
 PPO_ENVS = 256
@@ -51,7 +49,7 @@ def load(env: Env, networks: PPONetworks, run: ControlRun, seed: int) -> Policy:
         case 'run':
             fixed, policy = _from_run(env, run)
         case 'brax':
-            fixed, policy = _from_brax(run)
+            fixed, policy = _from_brax(env, run)
         case 'ppo':
             fixed, policy = train_ppo(env, run, run.reference.ppo_env_steps, seed)
     _check_shapes(fresh, fixed, policy, run.reference.path)
@@ -77,35 +75,13 @@ def _from_run(env: Env, run: ControlRun) -> tuple[Any, Any]:
     return restored.fixed, restored.params['policy']
 
 
-def _from_brax(run: ControlRun) -> tuple[Any, Any]:
+def _from_brax(env: Env, run: ControlRun) -> tuple[Any, Any]:
     path = run.reference.path
-    try:
-        settings = ppo_checkpoint.load_config(path)
-        fixed, policy = ppo_checkpoint.load(path)[:2]
-    except Exception as error:
-        # Brax and Orbax raise whatever the damage happens to hit.
-        reason = one_line(error)
-        raise UserError(
-            f'reference.path: {path}: no readable Brax PPO checkpoint ({reason})'
-        ) from None
-    kind = settings.network_factory_kwargs.get('distribution_type', 'tanh_normal')
-    if kind != 'tanh_normal' or not settings.normalize_observations:
-        raise UserError(
-            f'reference.path: {path}: needs a tanh_normal policy trained with '
-            f'normalize_observations; got {kind}, {settings.normalize_observations}'
-        )
-    names = {function: name for name, function in brax_networks.ACTIVATION.items()}
-    activation = names.get(settings.network_factory_kwargs.get('activation', linen.swish))
-    if activation == 'silu':
-        activation = 'swish'
-    _require_same(path, 'policy.activation', activation, run.policy.activation)
-    fixed = running_statistics.RunningStatisticsState(
-        count=fixed.count,
-        mean=jax.tree.map(jnp.asarray, fixed.mean),
-        summed_variance=jax.tree.map(jnp.asarray, fixed.summed_variance),
-        std=jax.tree.map(jnp.asarray, fixed.std),
-    )
-    return fixed, jax.tree.map(jnp.asarray, policy)
+    settings = brax_checkpoint.read_settings(path, control_policy.observation_shape(env))
+    functions = brax_networks.ACTIVATION  # Some have two names.
+    if functions.get(settings.activation) is not functions[run.policy.activation]:
+        _require_same(path, 'policy.activation', settings.activation, run.policy.activation)
+    return brax_checkpoint.read_policy(path)
 
 
 def train_ppo(
@@ -174,8 +150,10 @@ def _check_shapes(fresh: Policy, fixed: Any, policy: Any, path: Path | None) -> 
         jax.tree_util.keystr(key): jnp.shape(leaf)
         for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-    ours = shapes((fresh.params['policy'], fresh.fixed.mean))
-    theirs = shapes((policy, fixed.mean))
+    # Of the normaliser its mean, its standard deviation and what that is updated by.
+    normaliser = lambda fixed: (fixed.mean, fixed.std, fixed.summed_variance)  # noqa: E731
+    ours = shapes((fresh.params['policy'], *normaliser(fresh.fixed)))
+    theirs = shapes((policy, *normaliser(fixed)))
     if ours != theirs:
         key = next(key for key in sorted(ours | theirs) if ours.get(key) != theirs.get(key))
         raise UserError(

@@ -97,7 +97,7 @@ def test_another_activation_is_named(brax_checkpoint):
 def test_missing_brax_checkpoint(tmp_path):
     run = make_run(reference={'source': 'brax', 'path': str(tmp_path / 'none')})
     env = brax_envs.get_environment('fast')
-    with pytest.raises(UserError, match='no readable Brax PPO checkpoint'):
+    with pytest.raises(UserError, match='none: no such directory'):
         reference.load(env, policy.make_networks(env, run), run, 0)
 
 
