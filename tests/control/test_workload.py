@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_jax import devices, update
+from sail_jax import devices
 from sail_jax.control import policy as control_policy
 from sail_jax.control import task as control_task
 from sail_jax.control import workload
@@ -98,30 +98,6 @@ def test_a_segment_reward_that_raises_or_is_of_a_wrong_shape_is_one_line(functio
     with pytest.raises(UserError, match=f'segment_reward: {said}') as caught:
         make(segment_reward=function)
     assert '\n' not in str(caught.value)
-
-
-def test_terminal_value_is_learned_and_looks_past_the_segment():
-    settings = {
-        'value': {'terminal': 'learned', 'discount': 0.9},
-        'rollout': {'contexts': 64, 'group_size': 2, 'segment_length': 5},
-        'env': {'episode_length': 1000},
-        'optimizer': {'learning_rate': 3e-2, 'epochs': 8},
-        'objective': {'beta': 1e-6},
-    }
-    env = Point(spread=0.2)
-
-    # A constant reward of 1: the value of every state from which the point cannot leave soon is 10.
-    run, made, policy, _ = make(settings, segment_reward=lambda s: s.mask, env=env)
-    state = jax.jit(lambda policy: update.init(made, run, policy, policy))(policy)
-    state, numbers = update.make_dispatch(made, run, 40)(state)
-    assert numbers['value_loss'][-1] < 0.05 * numbers['value_loss'][0]
-    sampled = made.sample(
-        state.policy, state.reference, state.sampler, jax.random.key(0), state.labels
-    )
-    target = sampled.batch.inputs.value_target[..., 0]
-    survivors = sampled.batch.mask_BxLxT.all(-1)
-    assert abs(float(target[survivors].mean()) - 10) < 2
-    assert float(target[survivors].mean()) > 5  # five steps alone are worth 4.1
 
 
 def test_reference_lane_is_drawn_from_the_reference():
