@@ -1,11 +1,10 @@
 """Which random keys a function uses, and how: its program is gone through step by step.
 
-A key may be used once: for numbers, to be split, or with each of several numbers folded into it.
-Whatever is drawn from a key that was used before is not independent of what was drawn then.
+A key may be used in one way: for numbers, once; to be split; or to have numbers folded into it.
+What is drawn from a key that was used otherwise is not independent of what was drawn then.
 """
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -39,14 +38,20 @@ def uses(function: Callable[..., Any], *args: Any) -> list[Use]:
 
 
 def reused(found: Iterable[Use]) -> list[list[Use]]:
-    """The uses of keys that were used in more than one way, or twice in the same."""
+    """The uses of keys that gave numbers twice, or were used in more than one way.
+
+    To split a key as before, or fold the same into it, is the same way to the same keys: where
+    these give numbers twice, it is they that were used twice.
+    """
     by_key: dict[bytes, list[Use]] = {}
     for use in found:
         by_key.setdefault(use.key, []).append(use)
-    apart = lambda of_key: (  # noqa: E731
-        {use.what for use in of_key} == {'random_fold_in'} and max(Counter(of_key).values()) == 1
-    )
-    return [of_key for of_key in by_key.values() if len(of_key) > 1 and not apart(of_key)]
+    found = []
+    for of_key in by_key.values():
+        numbers = sum(use.what == 'random_bits' for use in of_key)
+        if numbers > 1 or len({use.what for use in of_key}) > 1:
+            found.append(of_key)
+    return found
 
 
 Value = Callable[[], Any]

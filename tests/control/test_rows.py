@@ -87,3 +87,44 @@ def test_the_labeller_is_asked_about_the_rows_it_labels(drawn, spent):
     np.testing.assert_array_equal(
         sampled.batch.labels.weight_BxKxK, paid_for(asks_B, BUDGET - spent)
     )
+
+
+def test_contexts_go_on_from_the_groups_lanes_and_not_the_references(drawn):
+    batch, _, sample = drawn
+    obs, raw_action, _, mask = batch.inputs
+    after = obs[:, :, -1] + 0.1 * np.tanh(raw_action[:, :, -1])
+    position = np.asarray(sample(jnp.int32(0)).sampler.env_state.pipeline_state)
+    went_on = mask.all((1, 2))
+    same = np.isclose(after, position[:, None], atol=1e-5).all(-1)
+    assert same[went_on, :K].any(1).all()
+    assert not same[:, K].any()
+    assert went_on.sum() > 18
+
+
+def test_a_myopic_labeller_goes_by_what_it_sees():
+    discount = 0.5
+    run = ControlRun.model_validate(
+        SETTINGS
+        | {
+            'rollout': {'contexts': 8, 'group_size': K, 'segment_length': 5},
+            'labeller': {'discount': discount},
+        }
+    )
+    env = Point(drift=0.05)
+    networks = control_policy.make_networks(env, run)
+    reward_of = lambda obs: np.sin(60 * obs)  # noqa: E731
+    reward = lambda segment: jnp.sin(60 * segment.obs[:, 0])  # noqa: E731
+    made = workload.make(env, networks, run, devices.make_mesh(8), reward)
+    policy = control_policy.init(jax.random.key(0), env, networks, run)
+    contexts = made.init(jax.random.key(2))
+    # Some are cut off by the episode's limit, where the end is near.
+    contexts = contexts._replace(clock_B=jnp.where(jnp.arange(8) % 2 == 0, 17, 0))
+    sample = jax.jit(made.sample)
+    batch = jax.device_get(sample(policy, policy, contexts, jax.random.key(3), jnp.int32(0)).batch)
+    steps, lengths = reward_of(batch.inputs.obs[..., 0]), batch.mask_BxLxT.sum(-1)
+    left = lengths[..., None] - 1 - np.arange(5)
+    seen = (steps * discount ** np.maximum(left, 0) * batch.mask_BxLxT).sum(-1)
+    order = lambda x: (1 + np.sign(x[:, :, None] - x[:, None, :])) / 2  # noqa: E731
+    np.testing.assert_array_equal(batch.labels.prob_BxKxK, order(seen))
+    assert (order(seen) != order((steps * batch.mask_BxLxT).sum(-1))).any()
+    assert len(np.unique(lengths)) > 1

@@ -48,9 +48,7 @@ def made():
 def sampled(made):
     _, _, made, policy, contexts = made
     zero = jnp.zeros((), jnp.int32)
-    return jax.device_get(
-        jax.jit(made.sample)(policy, policy, contexts, jax.random.key(7), zero)
-    )
+    return jax.device_get(jax.jit(made.sample)(policy, policy, contexts, jax.random.key(7), zero))
 
 
 def value_of(networks, policy, obs):
@@ -76,7 +74,8 @@ def test_labels_and_targets_are_discounted_returns_and_the_value_of_what_follows
     assert kinds >= {(True, True), (False, True), (False, False)}
     order = lambda x: (1 + np.sign(x[:, :, None] - x[:, None, :])) / 2  # noqa: E731
     np.testing.assert_array_equal(sampled.batch.labels.prob_BxKxK, order(first))
-    # Not what is to come after some steps (the first is the same in all lanes), nor the segment's own reward.
+    # Not what is to come after some steps (the first is the same in all lanes), nor the segment's
+    # own reward.
     own = (reward_of(obs[:, :K, :, 0]) * mask[:, :K]).sum(-1)
     for other in (target[:, :, -1], target[:, :, 2], own):
         assert (order(other) != order(first)).any()

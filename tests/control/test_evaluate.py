@@ -1,0 +1,78 @@
+"""The numbers of an evaluation, by hand; whose episodes they are of."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sail_jax import devices
+from sail_jax.control import evaluate
+from sail_jax.control import policy as control_policy
+from sail_jax.control.config import ControlRun
+from sail_jax.control.rollout import Episodes
+from sail_jax.update import Hyper
+from tests.control.toy import SETTINGS, Point
+
+N = 6
+
+
+def episodes(seed):
+    draw = np.random.default_rng(seed).normal
+    sums = [draw(size=(N, 3)).astype(np.float32) for _ in Episodes._fields]
+    length = np.random.default_rng(seed).integers(3, 9, (N, 3)).astype(np.float32)
+    return Episodes(*sums)._replace(length=length)
+
+
+def test_numbers_are_those_of_the_definitions():
+    ours, theirs, beta = episodes(0), episodes(1), 0.3
+    got = jax.device_get(evaluate.summarise(ours, theirs, beta))
+    returns, mode, other = ours.episode_return[:, :2], ours.episode_return[:, 2], theirs[0][:, :2]
+    wins = [a > b for n in range(N) for a in returns[n] for b in other[n]]
+    implicit = beta * (ours.logp - ours.reference_logp)
+    signed = [
+        (implicit[n, 0] - implicit[n, 1]) * np.sign(returns[n, 0] - returns[n, 1]) for n in range(N)
+    ]
+    wanted = {
+        'return': returns.mean(),
+        'return_std': returns.std(),
+        'return_se': returns.mean(1).std(ddof=1) / np.sqrt(N),
+        'return_q10': np.percentile(returns, 10),
+        'return_q90': np.percentile(returns, 90),
+        'length': ours.length[:, :2].mean(),
+        'deterministic_return': mode.mean(),
+        'deterministic_return_se': mode.std(ddof=1) / np.sqrt(N),
+        'deterministic_return_q50': np.median(mode),
+        'deterministic_length': ours.length[:, 2].mean(),
+        # Each over the states that the first distribution visits, per step.
+        'kl_policy_to_ref': ours.kl_policy_to_ref[:, :2].sum() / ours.length[:, :2].sum(),
+        'kl_ref_to_policy': theirs.kl_ref_to_policy[:, :2].sum() / theirs.length[:, :2].sum(),
+        'win_rate': np.mean(wins),
+        'margin': np.mean(signed),
+        'label_accuracy': np.mean(np.asarray(signed) > 0),
+    }
+    for name, value in wanted.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_policy_and_reference_are_not_mixed_up():
+    # The reference pushes to the right, and leaves the disc; the policy hardly moves.
+    run = ControlRun.model_validate(SETTINGS)
+    env = Point()
+    networks = control_policy.make_networks(env, run)
+    policy = control_policy.init(jax.random.key(0), env, networks, run)
+    still = jax.tree.map(jnp.zeros_like, policy.params)
+    last = {**still['policy']['params']}
+    name = sorted(last)[-1]
+    last[name] = {**last[name], 'bias': jnp.asarray([3.0, 0.0, -3.0, -3.0])}
+    right = {**still, 'policy': {'params': last}}
+    last = {**last, name: {**last[name], 'bias': jnp.asarray([0.0, 0.0, -3.0, -3.0])}}
+    still = {**still, 'policy': {'params': last}}
+    measure = evaluate.make(env, networks, run, devices.make_mesh(1))
+    ours, theirs = (policy._replace(params=params) for params in (still, right))
+    numbers = jax.device_get(measure(ours, theirs, jnp.uint32(0), Hyper.of(run)))
+    assert numbers['length'] == run.env.episode_length
+    assert numbers['return'] > 10
+    assert numbers['win_rate'] == 1
+    # A normal each, of the same size and 3 apart: a KL of 3^2 / (2 s^2) in either direction.
+    scale = np.log1p(np.exp(-3.0)) + 0.001
+    for direction in ('kl_policy_to_ref', 'kl_ref_to_policy'):
+        np.testing.assert_allclose(numbers[direction], 4.5 / scale**2, rtol=1e-4)
