@@ -67,6 +67,7 @@ def penalty(
     *,
     reduction: Literal['sum', 'mean'] = 'sum',
     visitation: bool = False,
+    clip: float | None = None,
     count: jax.Array | None = None,
 ) -> Penalty:
     """Exact per-step KL, accumulated over the steps of the lanes that count.
@@ -87,6 +88,8 @@ def penalty(
         steps, so that a coefficient carries over between lengths (and is not the trajectory KL).
       visitation: add the score-function part; only meaningful for the policy's own samples, and
         with `sum`.
+      clip: of the score-function part's ratio, as in `objective.score_term`: what is bounded is how
+        far one batch can lower the KL.
       count: the lanes of the batch that count, where these are the rows of one device of several:
         what is returned then adds up over the devices.
 
@@ -96,22 +99,17 @@ def penalty(
     if visitation and reduction == 'mean':
         raise ValueError('the score-function part is that of the sum over steps, not of the mean')
     weight_BxLx1 = lane_BxL[..., None].astype(kl_BxLxT.dtype)
-    mask_BxLxT = mask_BxLxT.astype(kl_BxLxT.dtype)
-    if reduction == 'mean':
-        mask_BxLxT = mask_BxLxT / jnp.maximum(mask_BxLxT.sum(-1, keepdims=True), 1)
-    kl_BxLxT = kl_BxLxT * mask_BxLxT
+    step_BxLxT = _step_weights(mask_BxLxT, weight_BxLx1, reduction)
+    kl_BxLxT = jnp.where(step_BxLxT > 0, kl_BxLxT, 0) * step_BxLxT
     count = jnp.maximum(lane_BxL.sum() if count is None else count, 1)
-    value = (kl_BxLxT * weight_BxLx1).sum() / count
+    value = kl_BxLxT.sum() / count
     if not visitation:
         return Penalty(value, value)
     to_come_BxLxT = jnp.flip(jnp.cumsum(jnp.flip(kl_BxLxT, -1), -1), -1) - kl_BxLxT
-    return Penalty(
-        value,
-        value
-        + _score_part(
-            to_come_BxLxT, logp_BxLxT, behaviour_logp_BxLxT, mask_BxLxT, weight_BxLx1, count
-        ),
+    score = _score_part(
+        to_come_BxLxT, logp_BxLxT, behaviour_logp_BxLxT, step_BxLxT, weight_BxLx1, clip
     )
+    return Penalty(value, value + score / count)
 
 
 def sampled_penalty(
@@ -122,6 +120,7 @@ def sampled_penalty(
     lane_BxL: jax.Array,
     direction: Direction,
     reduction: Literal['sum', 'mean'] = 'sum',
+    clip: float | None = None,
     count: jax.Array | None = None,
 ) -> Penalty:
     """KL from the drawn actions alone, without the distributions.
@@ -132,14 +131,11 @@ def sampled_penalty(
     alone would have expectation zero. Arguments as in `penalty`.
     """
     weight_BxLx1 = lane_BxL[..., None].astype(logp_BxLxT.dtype)
-    mask_BxLxT = mask_BxLxT.astype(logp_BxLxT.dtype)
-    if reduction == 'mean':
-        mask_BxLxT = mask_BxLxT / jnp.maximum(mask_BxLxT.sum(-1, keepdims=True), 1)
+    step_BxLxT = _step_weights(mask_BxLxT, weight_BxLx1, reduction)
     count = jnp.maximum(lane_BxL.sum() if count is None else count, 1)
-    # Masked steps may hold anything, infinities included.
-    log_ratio_BxLxT = jnp.where(mask_BxLxT > 0, reference_logp_BxLxT - logp_BxLxT, 0) * mask_BxLxT
+    log_ratio_BxLxT = jnp.where(step_BxLxT > 0, reference_logp_BxLxT - logp_BxLxT, 0) * step_BxLxT
     if direction == 'ref_to_policy':
-        value = (log_ratio_BxLxT * weight_BxLx1).sum() / count
+        value = log_ratio_BxLxT.sum() / count
         return Penalty(value, value)
     log_ratio_BxLxT = -log_ratio_BxLxT
     if reduction == 'sum':
@@ -147,25 +143,38 @@ def sampled_penalty(
     else:
         # Every step's share depends on the length, and so on all actions: nothing is in the past.
         cost_BxLxT = jnp.broadcast_to(log_ratio_BxLxT.sum(-1, keepdims=True), log_ratio_BxLxT.shape)
-    value = (log_ratio_BxLxT * weight_BxLx1).sum() / count
+    value = log_ratio_BxLxT.sum() / count
     score = _score_part(
-        cost_BxLxT, logp_BxLxT, behaviour_logp_BxLxT, mask_BxLxT, weight_BxLx1, count
+        cost_BxLxT, logp_BxLxT, behaviour_logp_BxLxT, step_BxLxT, weight_BxLx1, clip
     )
     # Under the sum, autodiff of the value has expectation zero and would only add noise.
-    return Penalty(value, score if reduction == 'sum' else score + value)
+    return Penalty(value, score / count if reduction == 'sum' else score / count + value)
+
+
+def _step_weights(
+    mask_BxLxT: jax.Array, weight_BxLx1: jax.Array, reduction: Literal['sum', 'mean']
+) -> jax.Array:
+    """What a step's KL counts. 0 where it is masked or its lane does not count: what stands there
+    may be anything, infinities included."""
+    mask_BxLxT = mask_BxLxT.astype(weight_BxLx1.dtype)
+    if reduction == 'mean':
+        mask_BxLxT = mask_BxLxT / jnp.maximum(mask_BxLxT.sum(-1, keepdims=True), 1)
+    return mask_BxLxT * weight_BxLx1
 
 
 def _score_part(
     cost_BxLxT: jax.Array,
     logp_BxLxT: jax.Array,
     behaviour_logp_BxLxT: jax.Array,
-    mask_BxLxT: jax.Array,
+    step_BxLxT: jax.Array,
     weight_BxLx1: jax.Array,
-    count: jax.Array,
+    clip: float | None,
 ) -> jax.Array:
+    """`sum log pi(a_t) cost_t` over the steps that count, the costs centred."""
     centred_BxLxT = cost_BxLxT - leave_one_out(cost_BxLxT, weight_BxLx1)
-    weight_BxLxT = centred_BxLxT * weight_BxLx1 * (mask_BxLxT > 0)
-    return objective.score_term(weight_BxLxT, logp_BxLxT, behaviour_logp_BxLxT).sum() / count
+    gain_BxLxT = -centred_BxLxT * (step_BxLxT > 0)
+    # A cost is lowered: PPO's bound is on what is raised.
+    return -objective.score_term(gain_BxLxT, logp_BxLxT, behaviour_logp_BxLxT, clip).sum()
 
 
 def project(params: optax.Params, radius: float | None) -> optax.Params:

@@ -46,8 +46,8 @@ class Mean(NamedTuple):
     count: jax.Array
 
     def value(self) -> jax.Array:
-        """0 of nothing."""
-        return self.total / jnp.maximum(self.count, 1)
+        """NaN of nothing."""
+        return self.total / self.count
 
 
 class Estimate(NamedTuple):
@@ -90,10 +90,13 @@ def score_term(
     Written with the ratio of the policy to the one that drew the sample. Where the two are equal
     the gradient is exactly that of the weighted log-probability. Afterwards each step's ratio is
     clipped as in PPO (arXiv 1707.06347, eq. 7), which bounds how far one batch can move the policy;
-    `clip=None` keeps the plain per-step importance weight. Masked steps must have weight 0.
+    `clip=None` keeps the plain per-step importance weight. Masked steps must have weight 0; what
+    their log-probabilities are is of no account, not finite ones and infinite ratios included.
     """
     weight_BxKxT = jax.lax.stop_gradient(weight_BxKxT)
-    ratio_BxKxT = jnp.exp(logp_BxKxT - jax.lax.stop_gradient(behaviour_logp_BxKxT))
+    log_ratio_BxKxT = logp_BxKxT - jax.lax.stop_gradient(behaviour_logp_BxKxT)
+    # Not afterwards: 0 * exp(inf) is NaN.
+    ratio_BxKxT = jnp.exp(jnp.where(weight_BxKxT == 0, 0, log_ratio_BxKxT))
     term_BxKxT = weight_BxKxT * ratio_BxKxT
     if clip is not None:
         clipped_BxKxT = jnp.clip(ratio_BxKxT, 1 - clip, 1 + clip)
@@ -107,27 +110,46 @@ def margins(logp_BxK: jax.Array, reference_logp_BxK: jax.Array, beta: float) -> 
     return h_BxK[:, :, None] - h_BxK[:, None, :]
 
 
-def advantages(f_BxKxK: jax.Array, weight_BxKxK: jax.Array) -> jax.Array:
-    """`A_k = 2/K (mean_{j != k} f_kj - b_k)` per row, shape [B, K], without gradient.
+def advantages(f_BxKxK: jax.Array, weight_BxKxK: jax.Array, axis: str | None = None) -> jax.Array:
+    """`A_k = 2/K (mean_{j != k} g_kj - mean_{i, j != k} g_ij)`, [B, K], without gradient.
 
-    `b_k` never depends on response k, so it moves no expectation. For K >= 3 it is the mean of f
-    over the pairs of the group without k; for K = 2, where no such pair exists, the mean over the
-    other rows of the batch, on whatever device they are (of a minibatch, where it is split). Pairs
-    without a label have no part in either; where the labeller skips pairs, the weights depend on
-    the responses and the estimator is one of a ratio, unbiased only as the batch grows. The scaling
-    is for a mean over the K(K-1)/2 pairs of the row.
+    `g = w (f - b)`, where w is 1 for pairs that have a label. The second mean, over the pairs of
+    the group without k, does not depend on response k, so it moves no expectation; for K = 2 there
+    is none. The baseline b is the ratio `sum wf / sum w` of the other rows of the batch (of a
+    minibatch, where it is split), and -log 2, which is f at a margin of 0, where none of them has
+    a label. Where every pair has one, and K >= 3, it cancels.
+
+    Where a labeller leaves pairs out by what they are, as `labellers.Teacher.skip` does, the
+    objective is the ratio `J = E[wf] / E[w]`, whose gradient is `E[w (f - J) score] / E[w]`: the
+    weights are part of what the responses are paid for, and b stands in for J. A row's own part of
+    the numerator is exact for every b that does not depend on the row; the estimate, a ratio of
+    sums, is biased by O(1/B). Where weights do not depend on the responses (all labelled, calls of
+    "equal", a budget that ends) it is unbiased.
+
+    The scaling is for a mean over the K(K-1)/2 pairs of the row.
+
+    Args:
+      f_BxKxK: of each pair, symmetric.
+      weight_BxKxK: 1 where it has a label; 0 also on the diagonal.
+      axis: of a mesh, where these are the rows of one device of several and b is to be over all;
+        None takes b over the rows given.
     """
     f_BxKxK = jax.lax.stop_gradient(f_BxKxK * weight_BxKxK)
     K = f_BxKxK.shape[-1]
-    own_f_BxK, own_weight_BxK = f_BxKxK.sum(-1), weight_BxKxK.sum(-1)
-    row_f_Bx1 = own_f_BxK.sum(-1, keepdims=True) / 2
-    row_weight_Bx1 = own_weight_BxK.sum(-1, keepdims=True) / 2
-    if K == 2:
-        other_f, other_weight = row_f_Bx1.sum() - row_f_Bx1, row_weight_Bx1.sum() - row_weight_Bx1
-    else:
-        other_f, other_weight = row_f_Bx1 - own_f_BxK, row_weight_Bx1 - own_weight_BxK
-    baseline_BxK = jnp.where(other_weight > 0, other_f / jnp.maximum(other_weight, 1), 0)
-    return (own_f_BxK - own_weight_BxK * baseline_BxK) * 2 / (K * (K - 1))
+    row_2xB = jnp.stack([f_BxKxK.sum((1, 2)), weight_BxKxK.sum((1, 2))])
+    total_2x1 = row_2xB.sum(1, keepdims=True)
+    if axis is not None:
+        total_2x1 = jax.lax.psum(total_2x1, axis)
+    other_f_B, other_weight_B = total_2x1 - row_2xB
+    baseline_B = jnp.where(
+        other_weight_B > 0, other_f_B / jnp.maximum(other_weight_B, 1), -jnp.log(2.0)
+    )
+    g_BxKxK = f_BxKxK - weight_BxKxK * baseline_B[:, None, None]
+    own_BxK = g_BxKxK.sum(-1)
+    if K > 2:
+        # (K-1)(K-2)/2 pairs are without k, K-1 with it.
+        own_BxK = own_BxK - (own_BxK.sum(-1, keepdims=True) / 2 - own_BxK) * 2 / (K - 2)
+    return own_BxK * 2 / (K * (K - 1))
 
 
 def pair_weights(labels: Preferences, route: Route) -> jax.Array:
@@ -151,6 +173,7 @@ def preference(
     coefficients: Coefficients,
     clip: float | None = None,
     count: jax.Array | None = None,
+    axis: str | None = None,
 ) -> Estimate:
     """J and the surrogate of its gradient: pathwise, response-score and label-score terms.
 
@@ -172,8 +195,8 @@ def preference(
       coefficients: beta, and the weights of the response- and label-score terms.
       clip: see `score_term`.
       count: the labelled pairs of the batch, where these are the rows of one device of several: all
-        that is returned then adds up over the devices. With K = 2, where baselines are over all
-        rows, these must be all.
+        that is returned then adds up over the devices.
+      axis: see `advantages`. K = 2 needs it there, and labellers that leave pairs out.
 
     Raises:
       ValueError: if K < 2.
@@ -206,7 +229,7 @@ def preference(
     count = jnp.maximum(count, 1)
     value = (f_BxKxK * weight_BxKxK).sum() / 2 / count
 
-    advantage_BxK = advantages(f_BxKxK, weight_BxKxK) * route.on_policy_B[:, None]
+    advantage_BxK = advantages(f_BxKxK, weight_BxKxK, axis) * route.on_policy_B[:, None]
     score_BxK = score_term(
         advantage_BxK[..., None] * mask_BxKxT, logp_BxKxT, behaviour_logp_BxKxT, clip
     )

@@ -101,6 +101,9 @@ class Workload(NamedTuple):
     """K."""
     refresh_updates: int | None
     """Updates after which the reference becomes the policy; None keeps it."""
+    abstains: bool = False
+    """Whether pairs are left without a label by what their responses are, see
+    `objective.advantages`."""
     mesh: Mesh | None = None
     """Where rows are split over its `data` axis and each device has the whole policy: the gradient
     is then one all-reduce. `compare` and `auxiliary_loss` see the rows of one device and treat each
@@ -213,13 +216,15 @@ def loss(
     hyper: Hyper,
     workload: Workload,
     run: config.Run,
+    axis: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array | Mean]]:
     """Minus the surrogate of `J - lambda * KL`, plus the workload's own loss.
 
     Args:
       params: what is differentiated; the rest of `policy` is as it was when the batch was drawn.
       held: the reference's `Workload.predict`.
-      counts: of the whole batch; of a part of its rows (K > 2) all that is returned is its share.
+      counts: of the whole batch; of a part of its rows all that is returned is its share.
+      axis: see `objective.advantages`.
     """
     policy = policy._replace(params=params)
     compared = workload.compare(policy, reference, held, batch.inputs)
@@ -235,6 +240,7 @@ def loss(
         objective.Coefficients(hyper.beta, hyper.response_grad, hyper.label_grad),
         run.optimizer.clip,
         counts.pairs,
+        axis,
     )
     lane_BxL = penalty_lanes(settings, batch.route, K, compared.logp.shape[1])
     if settings.estimator == 'sampled':
@@ -246,6 +252,7 @@ def loss(
             lane_BxL,
             settings.direction,
             settings.reduction,
+            run.optimizer.clip,
             counts.lanes,
         )
     else:
@@ -257,6 +264,7 @@ def loss(
             lane_BxL,
             reduction=settings.reduction,
             visitation=settings.visitation_grad,
+            clip=run.optimizer.clip,
             count=counts.lanes,
         )
     auxiliary, metrics = workload.auxiliary_loss(policy, batch.inputs, counts.steps)
@@ -293,27 +301,29 @@ def gradient(
     counts: Counts,
     workload: Workload,
     run: config.Run,
-) -> tuple[jax.Array, Metrics, Any]:
+) -> tuple[jax.Array, dict[str, jax.Array | Mean], Any]:
     """`loss`, its metrics, and its gradient.
 
     Where the workload has a mesh, each device goes through its own rows, and one vector with all
     of their shares is added up: a collective costs its time for each array that it is given, and
-    left to the compiler every parameter's gradient is one. Groups of two, whose baseline is over
-    all rows, and rows that do not divide by the devices are left to it.
+    left to the compiler every parameter's gradient is one. Where baselines are over all rows,
+    devices tell each other two numbers before. Rows that do not divide by the devices are left to
+    the compiler.
     """
     fixed = params, state.policy, reference_of(state), counts, state.hyper
+    across = 'data' if workload.group_size == 2 or workload.abstains else None
 
-    def own(params, policy, reference, counts, hyper, held, batch):
+    def own(params, policy, reference, counts, hyper, held, batch, axis=None):
         find = jax.value_and_grad(loss, has_aux=True)
-        return find(params, policy, reference, held, batch, counts, hyper, workload, run)
+        return find(params, policy, reference, held, batch, counts, hyper, workload, run, axis)
 
     def added(*args):
-        share, unravel = ravel_pytree(own(*args))
+        share, unravel = ravel_pytree(own(*args, across))
         return unravel(jax.lax.psum(share, 'data'))
 
     parts = 1 if workload.mesh is None else workload.mesh.shape['data']
     rows = batch.mask_BxLxT.shape[0]
-    if parts == 1 or rows % parts or workload.group_size == 2:
+    if parts == 1 or rows % parts:
         found = own(*fixed, held, batch)
     else:
         everywhere, by_rows = PartitionSpec(), PartitionSpec('data')
@@ -326,8 +336,7 @@ def gradient(
             check_vma=False,
         )(*fixed, held, batch)
     (value, metrics), grads = found
-    value_of = lambda x: x.value() if isinstance(x, Mean) else x  # noqa: E731
-    return value, {name: value_of(x) for name, x in metrics.items()}, grads
+    return value, metrics, grads
 
 
 def penalty_lanes(
@@ -435,16 +444,47 @@ def make_learn(
             skipped=skipped,
             skipped_in_a_row=in_a_row,
         )
-        # J, KL and margin of the batch as it was drawn: those of the first pass.
-        first = jax.tree.map(lambda x: x[0].mean(), metrics)
+        first = of_first_pass(metrics, counts.pairs, state.hyper.coefficient)
         return state, {
             **first,
+            'labelled': counts.pairs.sum() / count_all_pairs(batch),
             'grad_norm': metrics['grad_norm'].mean(),
             **sampled.metrics,
             'skipped': skipped,
         }
 
     return learn
+
+
+def of_first_pass(
+    metrics: dict[str, jax.Array | Mean], pairs_M: jax.Array, coefficient: jax.Array
+) -> Metrics:
+    """The numbers of a batch as it was drawn, from those of its minibatches, [epochs, M].
+
+    J, margin and accuracy are means over the pairs that they are of, in whatever minibatch, and NaN
+    where there are none: the host leaves them out.
+    """
+    metrics = jax.tree.map(lambda x: x[0], metrics)
+    numbers = {
+        name: Mean(x.total.sum(), x.count.sum()).value() if isinstance(x, Mean) else x.mean()
+        for name, x in metrics.items()
+    }
+    preference = (metrics['preference'] * pairs_M).sum() / pairs_M.sum()
+    return {
+        **numbers,
+        'preference': preference,
+        'objective': preference - coefficient * numbers['kl'],
+    }
+
+
+OF_PAIRS = ('preference', 'objective', 'margin', 'label_accuracy')
+"""Metrics that are NaN, and left out of the rows, where an update has no pairs for them."""
+
+
+def count_all_pairs(batch: Batch) -> int:
+    """Of a batch, with a label or without."""
+    B, K, _ = batch.labels.weight_BxKxK.shape
+    return B * K * (K - 1) // 2
 
 
 def make_update(

@@ -278,6 +278,75 @@ def test_only_the_lanes_that_count_have_influence(x64):
     np.testing.assert_allclose(value, kl.sum(-1)[lane > 0].mean(), atol=1e-12)
 
 
+NOTHING = [np.nan, np.inf, -np.inf, 1e4]
+
+
+@pytest.mark.parametrize('junk', NOTHING)
+@pytest.mark.parametrize('where', ['masked steps', 'lanes that do not count'])
+@pytest.mark.parametrize('reduction', ['sum', 'mean'])
+@pytest.mark.parametrize('estimator', ['exact', 'policy_to_ref', 'ref_to_policy'])
+def test_what_does_not_count_may_hold_anything(x64, estimator, reduction, where, junk):
+    # 1e4: a finite log-ratio whose ratio is infinite.
+    rng = np.random.default_rng(0)
+    kl, logp, reference, behaviour = rng.normal(size=(4, 2, 3, 4))
+    mask, lane = np.ones((2, 3, 4)), np.ones((2, 3))
+    if where == 'masked steps':
+        mask[0, :, 2:] = mask[1, 1, 1:] = 0
+        counts = mask > 0
+    else:
+        lane[0, 1] = lane[1, 2] = 0
+        counts = np.broadcast_to(lane[..., None] > 0, mask.shape)
+
+    def surrogate(kl, logp, reference, behaviour):
+        if estimator == 'exact':
+            return divergence.penalty(
+                kl, logp, behaviour, mask, lane, reduction=reduction, visitation=reduction == 'sum'
+            ).surrogate
+        return divergence.sampled_penalty(
+            logp, reference, behaviour, mask, lane, estimator, reduction
+        ).surrogate
+
+    results = jax.jit(jax.value_and_grad(surrogate, argnums=(0, 1)))
+    clean = [np.where(counts, x, 0.5) for x in (kl, logp, reference, behaviour)]
+    wanted = results(*clean)
+    for index in range(4):
+        spoilt = list(clean)
+        spoilt[index] = np.where(counts, clean[index], junk)
+        got = results(*spoilt)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), got, wanted)
+    assert np.abs(wanted[1][1]).max() > 1e-2 or estimator == 'exact'
+
+
+@pytest.mark.parametrize('estimator', ['exact', 'sampled'])
+@pytest.mark.parametrize(
+    ('log_ratio', 'flows'),
+    [
+        # Of one lane with a cost above the other's: it is made rarer, to the bound.
+        (-0.1, True),
+        (-0.5, False),
+        (0.5, True),
+    ],
+)
+def test_the_score_part_is_clipped_where_it_lowers_the_kl(x64, estimator, log_ratio, flows):
+    kl, mask = np.array([[[0.0, 3.0], [0.0, 1.0]]]), np.ones((1, 2, 2))
+    lane, behaviour = np.ones((1, 2)), np.zeros((1, 2, 2))
+    reference = np.array([[[-3.0, 0.0], [0.0, 0.0]]])
+
+    def first_step(x, clip):
+        logp = jnp.zeros((1, 2, 2)).at[0, 0, 0].set(x)
+        if estimator == 'exact':
+            return divergence.penalty(
+                kl, logp, behaviour, mask, lane, visitation=True, clip=clip
+            ).surrogate
+        return divergence.sampled_penalty(
+            logp, reference, behaviour, mask, lane, 'policy_to_ref', clip=clip
+        ).surrogate
+
+    clipped, free = (jax.grad(first_step)(log_ratio, clip) for clip in (0.2, None))
+    assert free > 0.1
+    np.testing.assert_allclose(clipped, free if flows else 0, atol=1e-12)
+
+
 def test_no_lane_is_no_penalty():
     zero = np.zeros((2, 3, 4), np.float32)
     got = divergence.penalty(zero + 3, zero, zero, zero + 1, zero[..., 0], visitation=True)

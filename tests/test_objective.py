@@ -40,8 +40,10 @@ def test_policy_equal_to_reference_gives_minus_log_2(x64, on_policy, policy_labe
     route = exact.route(B, on_policy, policy_label)
     got, _ = estimate_and_gradient(problem, INDEX, labels_of(problem, INDEX), route, THEORY)
     np.testing.assert_allclose(got.value, -np.log(2), atol=1e-15)
-    np.testing.assert_allclose(got.margin.value(), 0, atol=1e-15)
-    if not policy_label:  # There the label itself is 1/2, and no pair is decided.
+    if policy_label:  # The label itself is 1/2, and no pair is decided: these are of nothing.
+        assert np.isnan([got.margin.value(), got.accuracy.value()]).all()
+    else:
+        np.testing.assert_allclose(got.margin.value(), 0, atol=1e-15)
         np.testing.assert_allclose(got.accuracy.value(), 0.5, atol=1e-15)
 
 
@@ -194,6 +196,34 @@ def test_a_group_of_one_is_refused():
         objective.preference(
             one, one, one, one, all_labelled(one), exact.route(2, True, False), THEORY
         )
+
+
+@pytest.mark.parametrize('junk', [np.nan, np.inf, 1e4])
+@pytest.mark.parametrize('clip', [None, 0.2])
+def test_steps_and_rows_without_weight_may_hold_anything(x64, clip, junk):
+    # Masked steps, and the log-probabilities of data's responses under who drew them.
+    rng = np.random.default_rng(3)
+    logp, behaviour, reference = rng.normal(size=(3, 2, 3, 4))
+    mask, weight = np.ones((2, 3, 4)), np.ones((2, 3, 3))
+    mask[0, :, 2:] = 0
+    labels = Preferences(np.triu(np.ones((2, 3, 3)), 1) + np.eye(3) / 2, weight)
+    route = exact.route(2, True, False)._replace(on_policy_B=np.array([True, False]))
+
+    @jax.jit
+    def gradient(logp, behaviour, reference):
+        surrogate = lambda logp: (
+            objective.preference(  # noqa: E731
+                logp, behaviour, reference, mask, labels, route, THEORY, clip
+            ).surrogate
+        )
+        return jax.grad(surrogate)(logp)
+
+    wanted = gradient(logp, behaviour, reference)
+    off = np.where(np.array([False, True])[:, None, None], -abs(junk), behaviour)
+    np.testing.assert_array_equal(gradient(logp, off, reference), wanted)
+    spoilt = [np.where(mask > 0, x, junk) for x in (logp, behaviour, reference)]
+    np.testing.assert_array_equal(gradient(*spoilt), wanted)
+    assert np.abs(wanted).max() > 1e-2
 
 
 @pytest.mark.parametrize('clip', [None, 0.2])
