@@ -102,9 +102,10 @@ class Teacher(Section):
     mistake: float = Field(0.0, ge=0, le=0.5)
     """Probability that a label is turned round."""
     skip: float = Field(0.0, ge=0)
-    """No label where both returns are below this share of a typical return."""
+    """No label where neither return is above this share of the batch's mean return; where that is
+    not positive, nothing is skipped."""
     equal: float = Field(0.0, ge=0)
-    """"Equal" where returns differ by less than this share of a typical return."""
+    """"Equal" where returns differ by less than this share of the batch's mean absolute return."""
     max_labels: int | None = Field(None, ge=1, lt=2**31)
     """Budget of comparisons, skipped ones included; the run ends when it is spent."""
 
@@ -121,8 +122,8 @@ class Optimizer(Section):
     minibatches: int = Field(1, ge=1)
     """Gradient steps per pass, each on its share of the batch's rows."""
     clip: float | None = Field(0.2, gt=0, lt=1)
-    """PPO's bound on the importance ratio of the response-score term after a batch's first
-    gradient step; none leaves the ratio."""
+    """PPO's bound on the importance ratios of the score-function terms (the response score, and the
+    KL's where it has one) after a batch's first gradient step; none leaves the ratios."""
     param_bound: float | None = Field(None, gt=0)
     """Radius of the L2 ball that the policy's parameters are projected on after every gradient
     step; none leaves them free."""

@@ -12,6 +12,13 @@ Its six kinds are settings of one function:
 | skip       | `skip: e` - no label where both returns are low                    |
 | equal      | `equal: e` - "the same" where the returns are close                |
 
+Thresholds. B-Pref's code (`reward_model.py`, `get_label`) keeps a query where the larger return is
+above `e * R`, if `e * R > 0`, and calls returns equal that differ by less than `e * R`; R is the
+mean return of the last training episodes, scaled to a segment. Here R is the mean return of the
+batch. `skip` is B-Pref's rule with it: where R is not positive (a reward that is a cost) nothing is
+skipped, as "low" then has no scale. `equal` goes by the mean of `|return|`: that is R where returns
+are positive, and works where they are negative.
+
 The policy as its own labeller needs no code here: see `objective.Route.policy_label_B`.
 """
 
@@ -35,6 +42,7 @@ def compare(
     true_BxK: jax.Array,
     perceived_BxK: jax.Array,
     teacher: Teacher,
+    counted_BxK: jax.Array | None = None,
 ) -> Preferences:
     """Compares all pairs of each group.
 
@@ -43,8 +51,9 @@ def compare(
         thresholds below.
       true_BxK: returns, which decide what the teacher skips or calls equal.
       perceived_BxK: what the teacher goes by: the returns, or the myopic ones.
-      teacher: see the module's docstring. As in B-Pref the thresholds of `skip` and `equal` are in
-        units of a typical return, here the mean of `|return|` over the batch.
+      teacher: see the module's docstring. The thresholds of `skip` and `equal` are taken as given by
+        the objective's gradient, though they move with the batch.
+      counted_BxK: True for the returns that a typical one is the mean of; None is all.
 
     Returns:
       Hard labels (0, 1/2, 1), or with `teacher.soft` the probabilities themselves.
@@ -72,15 +81,32 @@ def compare(
     # No confident label out of a return that is not finite: the update is skipped and counted.
     prob_BxKxK = jnp.where(jnp.isfinite(difference_BxKxK), prob_BxKxK, jnp.nan)
 
-    typical = jnp.abs(true_BxK).mean()
+    if counted_BxK is None:
+        counted_BxK = jnp.ones(true_BxK.shape, bool)
+    counted = jnp.maximum(counted_BxK.sum(), 1)
+    typical = jnp.where(counted_BxK, true_BxK, 0).sum() / counted
+    typical_size = jnp.where(counted_BxK, jnp.abs(true_BxK), 0).sum() / counted
     true_difference_BxKxK = jnp.abs(true_BxK[:, :, None] - true_BxK[:, None, :])
     if teacher.equal > 0:
-        prob_BxKxK = jnp.where(true_difference_BxKxK < teacher.equal * typical, 0.5, prob_BxKxK)
+        close_BxKxK = true_difference_BxKxK < teacher.equal * typical_size
+        prob_BxKxK = jnp.where(close_BxKxK, 0.5, prob_BxKxK)
     weight_BxKxK = jnp.ones_like(prob_BxKxK) - jnp.eye(K)[None]
     if teacher.skip > 0:
         best_BxKxK = jnp.maximum(true_BxK[:, :, None], true_BxK[:, None, :])
-        weight_BxKxK = jnp.where(best_BxKxK < teacher.skip * typical, 0, weight_BxKxK)
+        low_BxKxK = (typical > 0) & (best_BxKxK <= teacher.skip * typical)
+        weight_BxKxK = jnp.where(low_BxKxK, 0, weight_BxKxK)
     return Preferences(prob_BxKxK, weight_BxKxK)
+
+
+def broken_loses(preferences: Preferences, broken_BxK: jax.Array) -> Preferences:
+    """What a segment collected until the simulator broke is no return: it loses to every sound one,
+    whatever a labeller made of it, and two of them are not compared."""
+    i_BxKxK, j_BxKxK = jnp.broadcast_arrays(broken_BxK[:, :, None], broken_BxK[:, None, :])
+    prob_BxKxK = jnp.where(i_BxKxK, 0, jnp.where(j_BxKxK, 1, preferences.prob_BxKxK))
+    both_BxKxK = i_BxKxK & j_BxKxK
+    return Preferences(
+        jnp.where(both_BxKxK, 0.5, prob_BxKxK), jnp.where(both_BxKxK, 0, preferences.weight_BxKxK)
+    )
 
 
 class Budget(NamedTuple):

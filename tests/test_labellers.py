@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from scipy.special import expit
 
@@ -115,11 +115,80 @@ def test_mistake_turns_labels_round_at_its_rate():
 def test_skip_drops_pairs_of_two_low_returns():
     R, perceived = 2 + returns(8), returns(9)
     got = compare(keys(0, 6), R, perceived, Teacher(skip=0.9))
-    threshold = 0.9 * np.abs(R).mean()
-    kept = np.maximum(R[:, :, None], R[:, None, :]) >= threshold
+    kept = np.maximum(R[:, :, None], R[:, None, :]) > 0.9 * R.mean()
     np.testing.assert_array_equal(pairs(got.weight_BxKxK), pairs(kept))
     assert 0 < pairs(kept).mean() < 1
     np.testing.assert_array_equal(got.prob_BxKxK, (np.sign(difference(perceived)) + 1) / 2)
+
+
+@pytest.mark.parametrize('low', [-1.0, -5.0])
+def test_nothing_is_skipped_where_the_mean_return_is_not_positive(low):
+    # A cost of each step; and returns of both signs whose mean is below 0.
+    R = low + 2 * returns(8)
+    assert R.mean() < 0
+    got = compare(keys(0, 6), R, R, Teacher(skip=0.9))
+    np.testing.assert_array_equal(pairs(got.weight_BxKxK), 1)
+    zero = compare(keys(0, 6), 0 * R, 0 * R, Teacher(skip=0.9))
+    np.testing.assert_array_equal(pairs(zero.weight_BxKxK), 1)
+
+
+def bpref(first, second, margin, skip, equal):
+    """A query's label by the text of B-Pref's `get_label`: None is skipped, -1 is equal."""
+    if skip * margin > 0 and not max(first, second) > skip * margin:
+        return None
+    return -1 if abs(first - second) < equal * margin else float(first > second)
+
+
+@given(hnp.arrays(np.float32, (2, 3), elements=st.floats(0, 8, width=16)))
+def test_labels_are_b_prefs_with_the_batch_as_its_last_episodes(R):
+    got, margin = compare(keys(0, 2), R, R, Teacher(skip=0.75, equal=0.125)), R.mean()
+    assume(np.abs(R - 0.75 * margin).min() > 1e-4 or margin == 0)
+    for row, (i, j) in itertools.product(range(2), itertools.combinations(range(3), 2)):
+        assume(abs(abs(R[row, i] - R[row, j]) - 0.125 * margin) > 1e-4 or margin == 0)
+        wanted = bpref(R[row, i], R[row, j], margin, 0.75, 0.125)
+        assert (got.weight_BxKxK[row, i, j] == 0) == (wanted is None)
+        if wanted is not None:
+            same = (
+                wanted == -1 or R[row, i] == R[row, j]
+            )  # Of equal ones B-Pref prefers the second.
+            assert got.prob_BxKxK[row, i, j] == (0.5 if same else wanted)
+
+
+def test_equal_goes_by_the_size_of_negative_returns():
+    R, teacher = 2 + returns(8), Teacher(equal=0.3)
+    up, down = (compare(keys(0, 6), sign * R, sign * R, teacher).prob_BxKxK for sign in (1, -1))
+    np.testing.assert_array_equal(up == 0.5, down == 0.5)
+    assert 0 < pairs(up == 0.5).mean() < 1
+
+
+def test_returns_that_are_not_known_have_no_part_in_a_typical_one():
+    R, counted = 2 + returns(8), np.ones((6, 4), bool)
+    counted[3:] = False
+    alone = compare(keys(0, 3), R[:3], R[:3], Teacher(skip=0.9, equal=0.3))
+    mixed = np.where(counted, R, 0)
+    got = compare(keys(0, 6), mixed, mixed, Teacher(skip=0.9, equal=0.3), counted)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:3], b), got, alone)
+    assert 0 < pairs(alone.weight_BxKxK).mean() < 1
+
+
+@pytest.mark.parametrize('judged', [None, np.nan])
+def test_what_broke_loses_to_everything_sound(judged):
+    # Rewards of -1 a step: two steps until the simulator broke are more than twelve sound ones.
+    R = np.array([[-2, -12, -11], [-2, -1, -12], [-2, -2, -2]], np.float32)
+    broken = np.array([[True, False, False], [True, True, False], [True, True, True]])
+    seen = R if judged is None else np.where(broken, judged, R).astype(np.float32)
+    said = compare(keys(0, 3), seen, seen, Teacher(mistake=0.5, equal=0.9), ~broken)
+    got = labellers.broken_loses(said, broken)
+    prob, weight = np.asarray(got.prob_BxKxK), np.asarray(got.weight_BxKxK)
+    np.testing.assert_array_equal(weight[0], 1 - np.eye(3))
+    np.testing.assert_array_equal(prob[0, 0, 1:], 0)
+    np.testing.assert_array_equal(prob[0, 1:, 0], 1)
+    np.testing.assert_array_equal(weight[1], [[0, 0, 1], [0, 0, 1], [1, 1, 0]])
+    np.testing.assert_array_equal(prob[1, :2, 2], 0)
+    np.testing.assert_array_equal(weight[2], 0)
+    assert np.isfinite(prob).all()
+    # What is sound is compared as ever.
+    np.testing.assert_array_equal(prob[0, 1:, 1:], said.prob_BxKxK[0, 1:, 1:])
 
 
 def test_equal_comes_after_mistakes_and_goes_by_true_returns():

@@ -201,8 +201,12 @@ def make(
             if run.labeller.discount < 1:
                 weights = labellers.myopic_weights(mask_BxKxT, run.labeller.discount)
                 perceived_BxK = (reward_BxKxT * weights).sum(-1)
+        broken_BxK = segments.not_finite[:, :K]
+        preferences = labellers.compare(
+            row_keys(label_key, B), true_BxK, perceived_BxK, run.labeller, ~broken_BxK
+        )
         preferences, asked = labellers.within_budget(
-            labellers.compare(row_keys(label_key, B), true_BxK, perceived_BxK, run.labeller),
+            labellers.broken_loses(preferences, broken_BxK),
             ~route.policy_label_B,
             labels,
             run.labeller.max_labels,
@@ -255,7 +259,17 @@ def make(
         loss = 0.5 * (error**2 * inputs.mask).sum() / jnp.maximum(steps, 1)
         return loss, {'value_loss': loss}
 
-    return Workload(init, sample, predict, compare, auxiliary_loss, K, run.refresh_updates, mesh)
+    return Workload(
+        init,
+        sample,
+        predict,
+        compare,
+        auxiliary_loss,
+        K,
+        run.refresh_updates,
+        abstains=run.labeller.skip > 0,
+        mesh=mesh,
+    )
 
 
 def in_parts(f: Callable[..., Any], size: int | None, shared: Any, *rows: Any) -> Any:

@@ -169,7 +169,10 @@ def labelled(
     if scores is not None:
         if not isinstance(scores, Preferences):
             key_B = row_keys(update_key(state), B).label
-            scores = labellers.compare(key_B, scores, scores, run.labeller)
+            # The others' rewards are not known.
+            asked_B = route.on_policy_B & ~route.policy_label_B
+            asked_BxK = jnp.broadcast_to(asked_B[:, None], scores.shape)
+            scores = labellers.compare(key_B, scores, scores, run.labeller, asked_BxK)
         if run.reads_pairs:
             on_policy_Bx1x1 = route.on_policy_B[:, None, None]
             scores = jax.tree.map(lambda a, b: jnp.where(on_policy_Bx1x1, a, b), scores, labels)
