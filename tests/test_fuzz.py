@@ -16,7 +16,7 @@ from sail_jax import cli, configfile, runs
 from sail_jax.control.config import ControlRun
 from sail_jax.control.config import check as check_control
 from sail_jax.errors import UserError
-from sail_jax.language import data, rows, sources
+from sail_jax.language import rows, sources
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.config import check as check_language
 from sail_jax.language.quickstart.config import QuickstartRun
@@ -179,7 +179,7 @@ def test_data_rows_with_changed_values_and_bytes(tmp_path_factory, seed):
 
     def read():
         for located in sources.read(path):
-            row = rows.check(data.converter(name)(located.load()), kind)
+            row = rows.check(rows.FORMATS[name].convert(located.load()), kind)
             assert row.prompt
             assert kind == 'prompt' or row.chosen
             assert kind != 'preference' or row.rejected != row.chosen

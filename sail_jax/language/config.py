@@ -17,8 +17,8 @@ class Data(Section):
     """A data set, and what is asked of its rows."""
 
     path: str
-    """A `.jsonl`, `.jsonl.gz`, `.parquet` or `.arrow` file, or a Hugging Face data set's
-    directory."""
+    """A `.jsonl`, `.json` (rows or an array of them; also `.gz`), `.parquet` or `.arrow` file, or a
+    Hugging Face data set's directory."""
     split: str = 'train'
     """Of a directory."""
     format: Literal['trl', 'ultrafeedback', 'hh-rlhf', 'pku-safe-rlhf', 'pku-safe-rlhf-safer'] = (
@@ -93,7 +93,8 @@ class RewardSource(Section):
     path: Path | None = None
     """A Hugging Face directory with one label, and with its own tokeniser and chat template."""
     max_tokens: int = Field(1024, ge=1)
-    """The reward model's limit for prompt and response together, in its own tokens."""
+    """The reward model's limit for prompt and response together, in its own tokens; of what is
+    longer the first tokens are scored, and the run says so once."""
     batch_size: int = Field(64, ge=1, le=2**20)
     """Responses that are scored at once."""
     timeout_s: float = Field(600.0, gt=0)

@@ -21,11 +21,13 @@ import tensorflow_datasets as tfds
 from sail_jax.errors import UserError
 from sail_jax.language import rows, sources
 from sail_jax.language.config import Data
-from sail_jax.language.rows import Convert, Kind, Message, Row
+from sail_jax.language.rows import Kind, Message, Row
 from sail_jax.language.tokens import Tokenizer
 
 KEPT_MESSAGES = 10
 """Of skipped rows; all are counted."""
+KEPT_NAMES = 40
+"""Of columns that are not read."""
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ class Dataset(NamedTuple):
     """Bad rows that were left out."""
     skipped_messages: tuple[str, ...]
     """What was wrong with the first of them."""
+    unread: tuple[str, ...]
+    """What rows say that nothing here reads, see `rows.unread`; the first few names."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -57,32 +61,17 @@ class Dataset(NamedTuple):
         return self.encode(_from_stored(self.source[int(index)]))
 
 
-def converter(name: str) -> Convert:
-    """The converter of `Data.format`."""
-    match name:
-        case 'trl':
-            return rows.trl
-        case 'ultrafeedback':
-            return rows.ultrafeedback
-        case 'hh-rlhf':
-            return rows.hh_rlhf
-        case 'pku-safe-rlhf':
-            return rows.pku_safe_rlhf
-        case 'pku-safe-rlhf-safer':
-            return functools.partial(rows.pku_safe_rlhf, label='safer')
-    raise ValueError(name)
-
-
 def has_pairs(data: Data) -> bool:
     """Whether the first row that can be read has a chosen and a rejected response.
 
     Raises:
       UserError: no such data.
     """
+    convert = rows.FORMATS[data.format].convert
     for file in sources.find(data.path, data.split):
         for located in sources.read(file):
             with contextlib.suppress(UserError):
-                return converter(data.format)(located.load()).rejected is not None
+                return convert(located.load()).rejected is not None
     return False
 
 
@@ -129,9 +118,14 @@ def prepare(data: Data, kind: Kind, tokenizer: Tokenizer, cache: str | Path) -> 
     files = sources.find(data.path, data.split)
     directory = Path(cache) / _digest(data, kind, tokenizer, files)
     encode_row = functools.partial(encode, data, tokenizer)
+    form = rows.FORMATS[data.format]
 
     def checked(raw: dict[str, Any]) -> Row:
-        row = rows.check(converter(data.format)(raw), kind)
+        try:
+            row = rows.check(form.convert(raw), kind)
+        except rows.Missing as error:
+            names = ', '.join(map(str, raw)) or 'none'
+            raise UserError(f'{error}; the columns are {names:.200}') from None
         encode_row(row)
         return row
 
@@ -141,6 +135,7 @@ def prepare(data: Data, kind: Kind, tokenizer: Tokenizer, cache: str | Path) -> 
             file_format='array_record',
             files=files,
             checked=checked,
+            unread=functools.partial(rows.unread, columns=form.columns),
             skip=data.on_bad_row == 'skip',
         )
 
@@ -158,7 +153,14 @@ def prepare(data: Data, kind: Kind, tokenizer: Tokenizer, cache: str | Path) -> 
         encode=encode_row,
         skipped=found.get('skipped', 0),
         skipped_messages=tuple(found.get('messages', ())),
+        unread=tuple(found.get('unread', ())),
     )
+    if dataset.unread:
+        log.warning(
+            '%s: not read: %s (columns of the data, and keys of their messages)',
+            data.path,
+            ', '.join(dataset.unread),
+        )
     if dataset.skipped:
         log.warning(
             '%s: %d bad rows skipped, %d kept; the first: %s',
@@ -195,16 +197,23 @@ class Preferences(tfds.core.GeneratorBasedBuilder):
     Args:
       files: of `sources.find`.
       checked: from a file's row to a usable one; raises `UserError`.
+      unread: names of what such a row says that `checked` does not read.
       skip: leave bad rows out instead of raising.
     """
 
     # To be raised when the same files give other rows.
-    VERSION = tfds.core.Version('1.0.0')
+    VERSION = tfds.core.Version('1.1.0')
 
     def __init__(
-        self, *, files: list[Path], checked: Callable[[dict], Row], skip: bool, **kwargs: Any
+        self,
+        *,
+        files: list[Path],
+        checked: Callable[[dict], Row],
+        unread: Callable[[dict], set[str]],
+        skip: bool,
+        **kwargs: Any,
     ):
-        self._files, self._checked, self._skip = files, checked, skip
+        self._files, self._checked, self._unread, self._skip = files, checked, unread, skip
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -227,11 +236,12 @@ class Preferences(tfds.core.GeneratorBasedBuilder):
         return {'train': self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        kept, skipped, messages = 0, 0, []
+        kept, skipped, messages, unread = 0, 0, [], set()
         for file in self._files:
             for located in sources.read(file):
                 try:
-                    row = self._checked(located.load())
+                    raw = located.load()
+                    row = self._checked(raw)
                 except UserError as error:
                     message = f'{located.where}: {error}'
                     if not self._skip:
@@ -239,12 +249,15 @@ class Preferences(tfds.core.GeneratorBasedBuilder):
                     skipped += 1
                     messages += [message] if len(messages) < KEPT_MESSAGES else []
                     continue
+                if len(unread) < KEPT_NAMES:
+                    unread |= self._unread(raw)
                 yield kept, _to_stored(row)
                 kept += 1
         if not kept:
             first = f'; the first bad one: {messages[0]}' if messages else ''
             raise UserError(f'{self._files[0]}: no usable row, {skipped} skipped{first}')
-        self.info.metadata.update(skipped=skipped, messages=messages)
+        names = [name[:80] for name in sorted(unread)[:KEPT_NAMES]]
+        self.info.metadata.update(skipped=skipped, messages=messages, unread=names)
 
 
 def _to_stored(row: Row) -> dict[str, Any]:

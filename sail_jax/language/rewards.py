@@ -4,7 +4,9 @@ All are functions of two lists of one length that give one number for each place
 from them on the host: `score` and `judge`.
 """
 
+import functools
 import itertools
+import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -26,6 +28,8 @@ from sail_jax.language.rows import Prompt
 from sail_jax.language.sampler import pad_prompts
 from sail_jax.language.tokens import Tokenizer
 from sail_jax.objective import Preferences
+
+log = logging.getLogger(__name__)
 
 Reward = Callable[[list[Prompt], list[str]], Sequence[float]]
 """`(prompts, responses) -> rewards`: a prompt stands before each of its responses, as in TRL's
@@ -134,8 +138,10 @@ def from_model(model: RewardModel, tokenizer: Tokenizer, max_tokens: int) -> Rew
     Args:
       model: runs where its parameters lie.
       tokenizer: the reward model's, not the policy's.
-      max_tokens: of prompt and response together; the function raises `UserError` for more.
+      max_tokens: of prompt and response together; of more the first are scored, as with
+        transformers' `truncation=True`, which is logged at the first time.
     """
+    warn_once = functools.cache(log.warning)
     graphdef, state = nnx.split(model)
 
     @jax.jit
@@ -144,8 +150,15 @@ def from_model(model: RewardModel, tokenizer: Tokenizer, max_tokens: int) -> Rew
 
     def reward(prompts: list[Prompt], responses: list[str]) -> np.ndarray:
         sequences = list(map(tokenizer.scored_ids, prompts, responses))
-        if (longest := max(map(len, sequences))) > max_tokens:
-            raise UserError(f'a prompt and response of {longest} tokens; at most {max_tokens}')
+        if any(len(ids) > max_tokens for ids in sequences):
+            warn_once(
+                '%s: prompts with responses of more than reward.max_tokens (%d) tokens: the reward '
+                'is of the first %d',
+                tokenizer.path,
+                max_tokens,
+                max_tokens,
+            )
+            sequences = [ids[:max_tokens] for ids in sequences]
         return np.asarray(rewards(state, pad_prompts(sequences)))
 
     reward.__qualname__ = str(tokenizer.path)  # What errors call it.

@@ -4,6 +4,7 @@ A converter is a pure function from a data set's own row, a mapping, to `Row`. A
 naming the field; who reads the file adds the place.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -39,20 +40,35 @@ class Row(NamedTuple):
 Raw = Mapping[str, Any]
 Convert = Callable[[Raw], Row]
 
+PROMPT_LIKE = (
+    'prompt', 'prompts', 'question', 'instruction', 'query', 'input', 'inputs', 'problem', 'context'
+)  # fmt: skip
+"""Columns that other forms keep the prompt in: leaving one out would change what is asked."""
+
+
+class Missing(UserError):
+    """A column that is needed and not there."""
+
 
 def trl(raw: Raw) -> Row:
     """TRL's forms: prompt-only, prompt-completion, and preference with or without a prompt of its
     own; strings or lists of messages (https://huggingface.co/docs/trl/dataset_formats).
 
     Without a prompt, it is what chosen and rejected begin with in common: whole messages, or
-    characters (less a final space), which is TRL's rule.
+    characters (less a final space), which is TRL's rule. A `system` text is the conversation's
+    first turn; with it a prompt of plain text is the user's.
     """
+    raw = _with_system(raw)
     if raw.get('tools'):
         raise UserError('tools: tool calls are not supported')
     if raw.get('completion') is not None and raw.get('label') is not None:
         raise UserError('label: unpaired preferences are not supported')
     prompt = raw.get('prompt')
     chosen = raw.get('chosen', raw.get('completion'))
+    if prompt is None:
+        for name in raw:
+            if str(name).strip().lower() in PROMPT_LIKE and _says(raw[name]):
+                raise UserError(f'{name}: call this column prompt')
     if chosen is None:
         return Row(_messages(prompt, 'prompt') if _is_list(prompt) else _text(raw, 'prompt'))
     answer = 'chosen' if 'chosen' in raw else 'completion'
@@ -68,8 +84,10 @@ def trl(raw: Raw) -> Row:
     turns = [_messages(chosen, answer)]
     if rejected is not None:
         turns.append(_messages(rejected, 'rejected'))
-    if prompt is None or (isinstance(prompt, str) and len(turns[0]) > 1):
+    if prompt is None:
         return _conversation(*turns)
+    if isinstance(prompt, str) and len(turns[0]) > 1:
+        return _repeated(prompt, _conversation(*turns))
     if isinstance(prompt, str):
         prompt = [{'role': 'user', 'content': prompt}]
     before = _messages(prompt, 'prompt')
@@ -79,9 +97,11 @@ def trl(raw: Raw) -> Row:
 def ultrafeedback(raw: Raw) -> Row:
     """UltraFeedback, binarised (HuggingFaceH4/ultrafeedback_binarized): whole conversations; its
     `prompt` column repeats the first turn."""
-    return _conversation(
+    raw = _with_system(raw)
+    row = _conversation(
         _messages(raw.get('chosen'), 'chosen'), _messages(raw.get('rejected'), 'rejected')
     )
+    return _repeated(raw['prompt'], row) if isinstance(raw.get('prompt'), str) else row
 
 
 def hh_rlhf(raw: Raw) -> Row:
@@ -102,6 +122,45 @@ def pku_safe_rlhf(raw: Raw, label: Literal['better', 'safer'] = 'better') -> Row
     responses = _text(raw, 'response_0'), _text(raw, 'response_1')
     prompt = (Message('user', _text(raw, 'prompt')),)
     return Row(prompt, responses[best], responses[1 - best])
+
+
+class Format(NamedTuple):
+    """A form that data sets come in."""
+
+    convert: Convert
+    columns: frozenset[str]
+    """Those that it reads."""
+
+
+_PKU = frozenset(('prompt', 'response_0', 'response_1', 'better_response_id', 'safer_response_id'))
+
+FORMATS = {
+    'trl': Format(
+        trl,
+        frozenset(('prompt', 'chosen', 'rejected', 'completion', 'system', 'tools', 'label')),
+    ),
+    'ultrafeedback': Format(ultrafeedback, frozenset(('prompt', 'chosen', 'rejected', 'system'))),
+    'hh-rlhf': Format(hh_rlhf, frozenset(('chosen', 'rejected'))),
+    'pku-safe-rlhf': Format(pku_safe_rlhf, _PKU),
+    'pku-safe-rlhf-safer': Format(functools.partial(pku_safe_rlhf, label='safer'), _PKU),
+}
+"""By the names of `data.format`."""
+
+
+def unread(raw: Raw, columns: frozenset[str]) -> set[str]:
+    """Names of what a row says and its converter does not read: columns, and keys of messages as
+    `chosen[].weight`. What is empty says nothing.
+
+    Args:
+      columns: of `Format`.
+    """
+    names = {str(name) for name, value in raw.items() if name not in columns and _says(value)}
+    for name in columns & raw.keys():
+        for message in raw[name] if _is_list(raw[name]) else ():
+            if isinstance(message, Mapping):
+                keys = message.keys() - {'role', 'content'}
+                names |= {f'{name}[].{key}' for key in keys if _says(message[key])}
+    return names
 
 
 def check(row: Row, kind: Kind) -> Row:
@@ -128,7 +187,7 @@ def check(row: Row, kind: Kind) -> Row:
     needed = ('chosen',) if kind == 'completion' else ('chosen', 'rejected')
     for name in needed:
         if (text := getattr(row, name)) is None:
-            raise UserError(f'{name}: missing')
+            raise Missing(f'{name}: missing')
         _check_text(text, name)
     if kind == 'completion':
         return Row(row.prompt, row.chosen)
@@ -153,10 +212,56 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
+def _says(value: Any) -> bool:
+    """Whether a value is more than an empty place of a table; False and 0 are values."""
+    return value is not None and value != '' and not (_is_list(value) and len(value) == 0)
+
+
+def _with_system(raw: Raw) -> Raw:
+    """The row with its `system` text as the first turn of its conversations."""
+    if not _says(raw.get('system')):
+        return raw
+    row = dict(raw)
+    answers = [name for name in ('chosen', 'completion', 'rejected') if raw.get(name) is not None]
+    whole = any(_is_list(raw[name]) and len(raw[name]) > 1 for name in answers)
+    if isinstance(raw.get('prompt'), str) and not whole:
+        row['prompt'] = [{'role': 'user', 'content': raw['prompt']}]
+        for name in answers:
+            if isinstance(raw[name], str):
+                row[name] = [{'role': 'assistant', 'content': raw[name]}]
+    for name in ['prompt'] if _is_list(row.get('prompt')) else answers:
+        row[name] = _begun_by(_text(raw, 'system'), row[name], name)
+    return row
+
+
+def _begun_by(system: str, messages: Any, name: str) -> list[Any]:
+    if not _is_list(messages):
+        raise UserError(f'system: {name} is no conversation that it could begin; give a prompt')
+    first = messages[0] if messages else None
+    if not isinstance(first, Mapping) or first.get('role') != 'system':
+        return [{'role': 'system', 'content': system}, *messages]
+    if first.get('content') != system:
+        raise UserError(f'system: another text than that of {name}[0]')
+    return list(messages)
+
+
+def _repeated(prompt: str, row: Row) -> Row:
+    """The row, where `prompt` says again what its conversation says.
+
+    Raises:
+      UserError: it says something else.
+    """
+    if prompt.strip() and prompt.strip() not in {
+        message.content.strip() for message in row.prompt if message.role != 'assistant'
+    }:
+        raise UserError('prompt: not what is asked in the conversation of chosen and rejected')
+    return row
+
+
 def _text(raw: Raw, name: str) -> str:
     value = raw.get(name)
     if value is None:
-        raise UserError(f'{name}: missing')
+        raise Missing(f'{name}: missing')
     if not isinstance(value, str):
         raise UserError(f'{name}: expected text, got {type(value).__name__}')
     return value
@@ -164,7 +269,7 @@ def _text(raw: Raw, name: str) -> str:
 
 def _messages(value: Any, name: str) -> tuple[Message, ...]:
     if value is None:
-        raise UserError(f'{name}: missing')
+        raise Missing(f'{name}: missing')
     if not _is_list(value):
         raise UserError(f'{name}: expected a list of messages, got {type(value).__name__}')
     messages = []
@@ -174,10 +279,27 @@ def _messages(value: Any, name: str) -> tuple[Message, ...]:
         if message.get('tool_calls'):
             raise UserError(f'{name}[{i}]: tool calls are not supported')
         try:
-            messages.append(Message(_text(message, 'role'), _text(message, 'content')))
+            messages.append(Message(_text(message, 'role'), _content(message)))
         except UserError as error:
             raise UserError(f'{name}[{i}].{error}') from None
     return tuple(messages)
+
+
+def _content(message: Raw) -> str:
+    """A turn's text; where it comes in parts, as for models that see, all of them are text."""
+    parts = message.get('content')
+    if not _is_list(parts):
+        return _text(message, 'content')
+    texts = []
+    for i, part in enumerate(parts):
+        kind = part.get('type') if isinstance(part, Mapping) else type(part).__name__
+        if kind != 'text':
+            raise UserError(f'content[{i}]: a part of type {kind!r:.40}; only text is read')
+        try:
+            texts.append(_text(part, 'text'))
+        except UserError as error:
+            raise UserError(f'content[{i}].{error}') from None
+    return ''.join(texts)
 
 
 def _transcript(raw: Raw, name: str) -> tuple[Message, ...]:

@@ -1,7 +1,8 @@
-"""Rows out of files: JSON lines, Parquet, and the directories that Hugging Face's tools write."""
+"""Rows out of files: JSON, Parquet, and the directories that Hugging Face's tools write."""
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 
 from sail_jax import files
 from sail_jax.errors import UserError, one_line
+from sail_jax.language import card
 from sail_jax.language.architecture import read_json
 
 MAX_LINE = 2**24
@@ -21,7 +23,13 @@ MAX_ROW_GROUP = 2**33
 """Bytes of a Parquet row group, which is read at once."""
 MAX_ENTRIES = 100_000
 """Of a directory, all levels together."""
-SUFFIXES = ('.jsonl', '.jsonl.gz', '.parquet', '.arrow')
+MAX_ARRAY = 2**28
+"""Bytes of a JSON array, which is read at once."""
+SUFFIXES = ('.jsonl', '.jsonl.gz', '.json', '.json.gz', '.parquet', '.arrow')
+NOT_ROWS = ('dataset_info.json', 'dataset_infos.json', 'dataset_dict.json', 'state.json')
+"""What Hugging Face's tools write beside the rows."""
+OTHER_SPLITS = ('test', 'testing', 'eval', 'evaluation', 'val', 'valid', 'validation', 'dev')
+BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 
 
 class Located(NamedTuple):
@@ -39,7 +47,8 @@ def find(path: str | Path, split: str) -> list[Path]:
     Args:
       path: a file; or a directory as `Dataset.save_to_disk` writes it, or as it lies on the hub,
         where a split's files are named after it (`train.jsonl`, `train-00000-of-00002.parquet`) or
-        lie in a directory of its name. Its subsets are taken together.
+        lie in a directory of its name, or its README.md names them. Files that are of no split are
+        of `train`. Its subsets are taken together.
       split: of a directory.
 
     Raises:
@@ -78,7 +87,7 @@ def read(file: Path) -> Iterator[Located]:
             yield from _arrow(file)
         else:
             with gzip.open(file) if file.suffix == '.gz' else file.open('rb') as stream:
-                yield from _lines(file, stream)
+                yield from _json_rows(file, stream)
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         reason = one_line(error)
         raise UserError(f'{file}: cannot be read: {reason}') from None
@@ -92,7 +101,15 @@ def _list(path: Path, split: str) -> list[Path]:
     entries = list(islice(path.rglob('*'), MAX_ENTRIES + 1))
     if len(entries) > MAX_ENTRIES:
         raise UserError(f"{path}: over {MAX_ENTRIES} files; name the data set's own directory")
-    return sorted(file for file in entries if _in_split(file.relative_to(path), split))
+    named = card.split_files(path, split)
+    if named is not None:
+        return named
+    rows = [file for file in entries if _holds_rows(file.relative_to(path))]
+    of_split = [file for file in rows if _in_split(file.relative_to(path), split)]
+    if split == 'train' and not of_split:
+        of_another = [file for file in rows if _of_another_split(file.relative_to(path))]
+        of_split = [] if of_another else rows
+    return sorted(of_split)
 
 
 def _saved(path: Path) -> list[Path]:
@@ -110,16 +127,43 @@ def _saved(path: Path) -> list[Path]:
     return [path / name for name in names]
 
 
+def _holds_rows(file: Path) -> bool:
+    hidden = any(part.startswith('.') for part in file.parts)
+    return file.name.endswith(SUFFIXES) and file.name not in NOT_ROWS and not hidden
+
+
 def _in_split(file: Path, split: str) -> bool:
-    if not file.name.endswith(SUFFIXES) or any(part.startswith('.') for part in file.parts):
-        return False
     return file.name.startswith((f'{split}.', f'{split}-')) or split in file.parts[:-1]
+
+
+def _of_another_split(file: Path) -> bool:
+    words = re.split(r'[^a-z]+', str(file).lower())
+    return any(word in OTHER_SPLITS for word in words) or file.name.startswith('train_')
+
+
+def _json_rows(file: Path, stream: Any) -> Iterator[Located]:
+    """Of JSON lines, or of one array, whatever the file is called."""
+    start = stream.peek(64)[:64].removeprefix(BYTE_ORDER_MARK).lstrip()
+    return _array(file, stream) if start.startswith(b'[') else _lines(file, stream)
+
+
+def _array(file: Path, stream: Any) -> Iterator[Located]:
+    content = stream.read(MAX_ARRAY + 1)
+    if len(content) > MAX_ARRAY:
+        raise UserError(f'{file}: an array of over {MAX_ARRAY} bytes; write a row a line instead')
+    try:
+        entries = _parsed(content)
+    except UserError as error:
+        raise UserError(f'{file}: {error}') from None
+    for number, entry in enumerate(entries, 1):
+        yield Located(f'{file}: row {number}', lambda entry=entry: _object(entry))
 
 
 def _lines(file: Path, stream: Any) -> Iterator[Located]:
     number = 0
     while line := stream.readline(MAX_LINE + 1):
         number += 1
+        line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
         rest = line
         while len(rest) > MAX_LINE and not rest.endswith(b'\n'):
             rest = stream.readline(MAX_LINE + 1)
@@ -130,17 +174,24 @@ def _lines(file: Path, stream: Any) -> Iterator[Located]:
 def _json(line: bytes) -> dict[str, Any]:
     if len(line) > MAX_LINE:
         raise UserError(f'over {MAX_LINE} bytes; at most that')
+    return _object(_parsed(line))
+
+
+def _object(row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise UserError(f'expected an object, got {type(row).__name__}')
+    return row
+
+
+def _parsed(text: bytes) -> Any:
     try:
-        row = json.loads(line.decode().strip())
+        return json.loads(text.removeprefix(BYTE_ORDER_MARK).decode().strip())
     except UnicodeDecodeError as error:
         raise UserError(f'not valid UTF-8 at byte {error.start}') from None
     except json.JSONDecodeError as error:
         raise UserError(f'not valid JSON: {error.msg} at character {error.pos}') from None
     except (ValueError, RecursionError) as error:  # Absurd numbers, absurd nesting.
         raise UserError(f'not valid JSON: {error}') from None
-    if not isinstance(row, dict):
-        raise UserError(f'expected an object, got {type(row).__name__}')
-    return row
 
 
 def _parquet(file: Path) -> Iterator[Located]:

@@ -19,7 +19,7 @@ from tests.language.tiny_tokenizer import END, IM_END, write
 PLAIN = {'prompt': 'the cat', 'chosen': ' sat', 'rejected': ' said'}
 STRANGE = ['\0', 'é\u2028', '👩‍🚀', '\r\nno', ' a ', '<|begin|>', '\ufeffa', 'a' * 100]
 BAD = {
-    b'{"prompt": "the cat", "chosen": " sat"}': 'rejected: missing',
+    b'{"prompt": "the cat", "chosen": " sat"}': 'rejected: missing; the columns are prompt, chosen',
     b'{"prompt": "the cat", "chosen": " sat", "rejected": 3}': 'rejected: expected text, got int',
     b'{"prompt": "the cat", "chosen": "", "rejected": " said"}': 'chosen: empty',
     b'{"prompt": "the cat", "chosen": "a", "rejected": "a"}': 'chosen and rejected are the same',
@@ -169,10 +169,43 @@ def test_nothing_is_printed(tmp_path, tokenizer, capfd):
 
 
 def test_every_format_has_its_converter():
-    names = Data.model_fields['format'].annotation.__args__
-    converters = [data.converter(name) for name in names]
-    assert converters[:4] == [rows.trl, rows.ultrafeedback, rows.hh_rlhf, rows.pku_safe_rlhf]
-    assert converters[4].keywords == {'label': 'safer'}
+    assert tuple(rows.FORMATS) == Data.model_fields['format'].annotation.__args__
+    safer = rows.FORMATS['pku-safe-rlhf-safer'].convert
+    assert safer.keywords == {'label': 'safer'}
+
+
+def test_what_is_not_read_is_named_once_also_from_the_cache(tmp_path, tokenizer, caplog):
+    file = tmp_path / 'x.jsonl'
+    said = [{'images': ['cat.png'], 'margin': 0.5}, {'history': [], 'images': None}, {'score': 0}]
+    file.write_text('\n'.join(json.dumps(PLAIN | more) for more in said))
+    for _ in range(2):
+        caplog.clear()
+        made = data.prepare(settings(file), 'preference', tokenizer, tmp_path / 'cache')
+        assert made.unread == ('images', 'margin', 'score')
+        (record,) = caplog.records
+        assert record.getMessage() == (
+            f'{file}: not read: images, margin, score (columns of the data, and keys of their '
+            'messages)'
+        )
+
+
+@pytest.mark.parametrize(
+    ('row', 'message'),
+    [
+        ({'a': 'b'}, 'prompt: missing; the columns are a'),
+        ({'prompt': 'b', 'response': 'c'}, 'chosen: missing; the columns are prompt, response'),
+        ({'text': 'b', 'question': 'c'}, 'question: call this column prompt'),
+        (
+            {'messages': [{'role': 'user', 'content': 'x'}]},
+            'prompt: missing; the columns are messa',
+        ),
+    ],
+)
+def test_a_missing_column_is_named_beside_those_that_there_are(tmp_path, tokenizer, row, message):
+    file = tmp_path / 'x.jsonl'
+    file.write_text(json.dumps(row))
+    with pytest.raises(UserError, match=re.escape(f'{file}:1: {message}')):
+        data.prepare(settings(file), 'completion', tokenizer, tmp_path / 'cache')
 
 
 SIZES = st.integers(1, 40)

@@ -25,6 +25,13 @@ PKU = {
 }
 
 
+BE = {'role': 'system', 'content': 'Be.'}
+TOLD = PAIR._replace(prompt=(Message('system', 'Be.'), *PROMPT))
+PLAIN = Row('It is', 'a', 'b')
+ANSWERS = {'chosen': 'Blue.', 'rejected': 'Red.'}
+PARTS = [{'type': 'text', 'text': 'Which '}, {'type': 'text', 'text': 'sky?'}]
+
+
 def safer(raw):
     return rows.pku_safe_rlhf(raw, 'safer')
 
@@ -59,6 +66,33 @@ def safer(raw):
             {'chosen': HH + 'Blue.', 'rejected': HH + 'Red.\n'},
             PAIR._replace(prompt=LONG),
         ),
+        (rows.trl, {'system': 'Be.', 'prompt': [USER], 'chosen': [BLUE], 'rejected': [RED]}, TOLD),
+        (rows.trl, {'system': 'Be.', 'prompt': 'Which sky?', **ANSWERS}, TOLD),
+        (
+            rows.trl,
+            {'system': 'Be.', 'prompt': 'Which sky?', 'chosen': [BLUE], 'rejected': [RED]},
+            TOLD,
+        ),
+        (rows.trl, {'system': 'Be.', 'chosen': [USER, BLUE], 'rejected': [USER, RED]}, TOLD),
+        (
+            rows.trl,
+            {'system': 'Be.', 'prompt': [BE, USER], 'chosen': [BLUE], 'rejected': [RED]},
+            TOLD,
+        ),
+        (rows.trl, {'system': 'Be.', 'prompt': 'Which sky?'}, Row(TOLD.prompt)),
+        (rows.trl, {'system': '', 'prompt': 'It is', 'chosen': 'a', 'rejected': 'b'}, PLAIN),
+        (rows.trl, {'system': None, 'prompt': 'It is', 'chosen': 'a', 'rejected': 'b'}, PLAIN),
+        (
+            rows.ultrafeedback,
+            {'system': 'Be.', 'chosen': [USER, BLUE], 'rejected': [USER, RED]},
+            TOLD,
+        ),
+        (
+            rows.trl,
+            {'prompt': ' Which sky?\n', 'chosen': [BE, USER, BLUE], 'rejected': [BE, USER, RED]},
+            TOLD,
+        ),
+        (rows.trl, {'prompt': [USER | {'content': PARTS}]}, Row(PROMPT)),
         (rows.pku_safe_rlhf, PKU, PAIR),
         (safer, PKU, Row(PROMPT, 'Red.', 'Blue.')),
     ],
@@ -115,6 +149,37 @@ def test_converter(convert, raw, row):
         (rows.trl, {'prompt': [USER | {'tool_calls': [1]}]}, r'prompt\[0\]: tool calls'),
         (rows.trl, {'prompt': 'a', 'tools': [1]}, 'tools: tool calls are not supported'),
         (rows.trl, {'prompt': 'a', 'completion': 'b', 'label': False}, 'label: unpaired'),
+        (
+            rows.trl,
+            {'prompt': 'No.', 'chosen': [USER, BLUE], 'rejected': [USER, RED]},
+            'prompt: not what is asked',
+        ),
+        (
+            rows.ultrafeedback,
+            {'prompt': 'No.', 'chosen': [USER, BLUE], 'rejected': [USER, RED]},
+            'prompt: not what is asked',
+        ),
+        (
+            rows.trl,
+            {'system': 'No.', 'prompt': [BE, USER], 'chosen': [BLUE], 'rejected': [RED]},
+            r'system: another text than that of prompt\[0\]',
+        ),
+        (rows.trl, {'system': 3, 'prompt': 'a'}, 'system: expected text, got int'),
+        (
+            rows.trl,
+            {'system': 'Be.', 'chosen': 'It is a', 'rejected': 'It is b'},
+            'system: chosen is no conversation that it could begin; give a prompt',
+        ),
+        *(
+            (rows.trl, {name: 'Which?', **ANSWERS}, f'{name}: call this column prompt')
+            for name in ('question', 'instruction', 'Query', 'Prompt')
+        ),
+        (
+            rows.trl,
+            {'prompt': [USER | {'content': [PARTS[0], {'type': 'image'}]}]},
+            r"prompt\[0\].content\[1\]: a part of type 'image'; only text is read",
+        ),
+        (rows.trl, {'prompt': [USER | {'content': ['a']}]}, r"content\[0\]: a part of type 'str'"),
         (rows.ultrafeedback, {'chosen': [USER, BLUE]}, 'rejected: missing'),
         (rows.ultrafeedback, {'chosen': 'a', 'rejected': 'b'}, 'chosen: expected a list of mess'),
         (rows.hh_rlhf, {'chosen': 'Human: a', 'rejected': HH}, 'chosen: expected a transcript'),
@@ -134,6 +199,21 @@ def test_bad_row_is_one_line_that_names_the_field(convert, raw, message):
     with pytest.raises(UserError, match=message) as caught:
         rows.check(convert(raw), kind)
     assert '\n' not in str(caught.value)
+
+
+def test_unread_names_what_says_something():
+    row = {
+        'prompt': [USER | {'name': 'Ann'}],
+        'chosen': [BLUE | {'reasoning_content': 'hm', 'tool_calls': []}],
+        'rejected': 'text',
+        'score': 0.0,
+        'history': [],
+        'id': '',
+        'images': ['a'],
+    }
+    columns = rows.FORMATS['trl'].columns
+    expected = {'prompt[].name', 'chosen[].reasoning_content', 'score', 'images'}
+    assert rows.unread(row, columns) == expected
 
 
 def test_kind_keeps_what_is_needed():

@@ -36,6 +36,107 @@ def test_json_lines_by_line_number(tmp_path):
     assert read(tmp_path / 'x.jsonl.gz')[1] == ROWS
 
 
+@pytest.mark.parametrize('name', ['x.json', 'x.jsonl', 'x.json.gz'])
+@pytest.mark.parametrize('mark', [b'', b'\xef\xbb\xbf'])
+@pytest.mark.parametrize('array', [False, True])
+@pytest.mark.parametrize('newline', [b'\n', b'\r\n'])
+def test_json_is_lines_or_an_array_whatever_its_name(tmp_path, name, mark, array, newline):
+    text = mark + (json.dumps(ROWS, indent=2).encode() if array else LINES)
+    text = text.replace(b'\n', newline)
+    file = tmp_path / name
+    file.write_bytes(gzip.compress(text) if name.endswith('.gz') else text)
+    where, found = read(file)
+    assert found == ROWS
+    assert where[0] == (f'{file}: row 1' if array else f'{file}:1')
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        (b'[{"prompt": "a"},', 'not valid JSON'),
+        (b'[{"prompt": "a"}]\n{"prompt": "b"}', 'not valid JSON: Extra data'),
+        (b'[' * 100_000, 'not valid JSON'),
+        (b'[3]', 'expected an object, got int'),
+        (b'[\xff]', 'not valid UTF-8 at byte 1'),
+    ],
+)
+def test_a_broken_array_is_one_line(tmp_path, text, message):
+    file = tmp_path / 'x.json'
+    file.write_bytes(text)
+    with pytest.raises(UserError, match=message):
+        read(file)
+
+
+def test_an_array_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, 'MAX_ARRAY', 20)
+    file = tmp_path / 'x.json'
+    file.write_text(json.dumps(ROWS))
+    with pytest.raises(UserError, match=f'{file}: an array of over 20 bytes; write a row a line'):
+        read(file)
+
+
+CARD = """---
+license: mit
+configs:
+- config_name: a
+  data_files:
+  - split: train
+    path: x/part-*.jsonl
+  - split: held
+    path: [y/0.jsonl, y/1.jsonl]
+- config_name: b
+  data_files: z.jsonl
+---
+# Rows
+"""
+
+
+def card_directory(path, card, names=('x/part-0.jsonl', 'x/part-1.jsonl', 'y/0.jsonl', 'z.jsonl')):
+    (path / 'README.md').write_text(card)
+    for name in names:
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text(json.dumps({'prompt': name}))
+    return path
+
+
+def test_a_readme_names_the_files_of_a_split(tmp_path):
+    card_directory(tmp_path, CARD)
+    prompts = [row['prompt'] for row in read(tmp_path)[1]]
+    assert prompts == ['x/part-0.jsonl', 'x/part-1.jsonl', 'z.jsonl']
+    assert [row['prompt'] for row in read(tmp_path, 'held')[1]] == ['y/0.jsonl']
+    with pytest.raises(UserError, match="no file of split 'test'"):
+        read(tmp_path, 'test')
+
+
+@pytest.mark.parametrize('card', ['# Rows\n', '---\nlicense: mit\n---\n', '---\nconfigs: 3\n---\n'])
+def test_a_readme_without_files_leaves_them_to_their_names(tmp_path, card):
+    card_directory(tmp_path, card, ['train.jsonl', 'other.jsonl'])
+    assert [row['prompt'] for row in read(tmp_path)[1]] == ['train.jsonl']
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'message'),
+    [
+        ('../x.jsonl', "'../x.jsonl': expected files of"),
+        ('/etc/*.json', 'expected files of'),
+        ('hf://datasets/a/b.jsonl', 'expected files of'),
+        ('a/**b', "no file of split 'train'|data_files"),
+    ],
+)
+def test_a_readme_names_files_of_its_own_directory(tmp_path, pattern, message):
+    card = f'---\nconfigs:\n- data_files: "{pattern}"\n---\n'
+    with pytest.raises(UserError, match=message):
+        read(card_directory(tmp_path, card))
+
+
+def test_files_of_no_split_are_of_train(tmp_path):
+    card_directory(tmp_path, '', ['b/0.jsonl', 'a.json', 'dataset_info.json'])
+    assert [row['prompt'] for row in read(tmp_path)[1]] == ['a.json', 'b/0.jsonl']
+    (tmp_path / 'b' / 'validation.jsonl').touch()
+    with pytest.raises(UserError, match="no file of split 'train'"):
+        read(tmp_path)
+
+
 def test_parquet_by_row_number(tmp_path):
     file = tmp_path / 'x.parquet'
     pq.write_table(pa.Table.from_pylist(ROWS), file, row_group_size=2)

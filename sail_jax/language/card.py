@@ -1,0 +1,65 @@
+"""The files that a data set's README names, as Hugging Face's `datasets` reads them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sail_jax import files
+from sail_jax.errors import UserError, one_line
+
+MAX_CARD = 2**20
+"""Bytes of a README.md."""
+
+
+def split_files(path: Path, split: str) -> list[Path] | None:
+    """What the metadata of `path/README.md` say is in a split: the files of all its subsets.
+
+    Returns:
+      None where there are no such metadata, so that the names of files decide.
+
+    Raises:
+      UserError: metadata that cannot be read; a pattern of another directory.
+    """
+    card = path / 'README.md'
+    if not card.is_file():
+        return None
+    text = files.read(card, MAX_CARD).decode(errors='replace').removeprefix('\ufeff')
+    front = re.match(r'---\r?\n(.*?\n)---\s*(\n|$)', text, re.DOTALL)
+    try:
+        metadata = yaml.safe_load(front[1]) if front else None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f'{card}: metadata that are not valid YAML: {one_line(error)}') from None
+    configs = metadata.get('configs') if isinstance(metadata, dict) else None
+    if not isinstance(configs, list):
+        return None
+    patterns = [
+        pattern
+        for config in configs
+        if isinstance(config, dict)
+        for pattern in _patterns(config.get('data_files'), split)
+    ]
+    for pattern in patterns:
+        if pattern.startswith('/') or '..' in Path(pattern).parts or '://' in pattern:
+            raise UserError(f'{card}: data_files: {pattern!r:.80}: expected files of {path}')
+    try:
+        found = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f'{card}: data_files: {one_line(error)}') from None
+    return sorted(found)
+
+
+def _patterns(data_files: Any, split: str) -> list[str]:
+    """`data_files` is a pattern or several, all of the split `train`; or says it for each split."""
+    entries = data_files if isinstance(data_files, list) else [data_files]
+    found: list[str] = []
+    for entry in entries:
+        if isinstance(entry, str):
+            paths = entry if split == 'train' else None
+        elif isinstance(entry, dict) and entry.get('split') == split:
+            paths = entry.get('path')
+        else:
+            continue
+        found += [p for p in (paths if isinstance(paths, list) else [paths]) if isinstance(p, str)]
+    return found
