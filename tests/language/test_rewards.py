@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.language import architecture, rewards, tokens, weights
 from sail_jax.language.rows import Message
+from sail_jax.language.sampler import pad_prompts
 from tests.language import tiny
 from tests.language.tiny import FAMILIES
 from tests.language.tiny_tokenizer import write
@@ -124,14 +125,22 @@ def test_parity_with_transformers(tmp_path, name):
     assert np.ptp(ours) > 0.1
 
 
-def test_over_long_response_is_refused_not_cut(tmp_path):
+def test_of_a_response_that_is_too_long_the_first_tokens_are_scored(tmp_path, caplog):
     tokenizer = tokens.load(write(tmp_path))
     a = FAMILIES['qwen2'].model_copy(update={'vocab_size': tokenizer.vocab_size})
-    model = nnx.eval_shape(lambda: rewards.RewardModel(a, rngs=nnx.Rngs(0)))
-    reward = rewards.from_model(model, tokenizer, max_tokens=8)
-    message = f'{tmp_path}: a prompt and response of 10 tokens; at most 8'
-    with pytest.raises(UserError, match=message):
-        rewards.score(reward, ['the cat'], [['cat' * 6]])
+    model = rewards.RewardModel(a, rngs=nnx.Rngs(0))
+    short, whole = (rewards.from_model(model, tokenizer, max_tokens=n) for n in (8, 64))
+    prompt, responses = 'the cat', ['cat' * 6, 'cat' * 9, ' sat']
+    fits = [len(tokenizer.scored_ids(prompt, response)) <= 8 for response in responses]
+    assert fits == [False, False, True]
+    first = tokenizer.scored_ids(prompt, responses[0])[:8]
+    expected = model.rewards(pad_prompts([first]))[0]
+    for _ in range(2):
+        scores = rewards.score(short, [prompt], [responses])[0]
+        np.testing.assert_allclose(scores[:2], expected, rtol=1e-5)
+        np.testing.assert_allclose(scores[2], rewards.score(whole, [prompt], [responses])[0, 2])
+    (record,) = caplog.records
+    assert 'more than reward.max_tokens (8) tokens' in record.getMessage()
 
 
 def test_other_checkpoints_are_no_reward_models(tmp_path):
