@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from sail_jax import config, configfile, hosts, metrics
+from sail_jax.compilation import Stopwatch
 from sail_jax.errors import TrainingFailed, one_line
 from sail_jax.files import ROOM, writing
 from sail_jax.metrics import Row
@@ -44,6 +45,7 @@ class Recorder:
         self._began, self._since = began, time.perf_counter()
         self._labels = np.zeros(len(runs), int) if resumed is None else np.ravel(resumed.labels)
         self._compile_s: float | None = None
+        self._compiling = Stopwatch()
         self._failed: set[int] = set()
         self.saves_failed = 0
         """Checkpoints that could not be written; the run goes on without them."""
@@ -69,6 +71,7 @@ class Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._compiling.stop()
         for writers in self._writers:
             for writer in writers:
                 writer.close()
@@ -102,6 +105,7 @@ class Recorder:
     def restart_clock(self) -> None:
         """Leaves what was done since the last rows out of the throughput."""
         self._since = time.perf_counter()
+        self._compiling.take()
 
     def rows(self, numbers: Any) -> list[list[Row]]:
         """One row for each update of a dispatch; waits for the device.
@@ -115,11 +119,13 @@ class Recorder:
         numbers = {
             key: np.reshape(value, (count, -1)) for key, value in jax.device_get(numbers).items()
         }
-        now = time.perf_counter()
+        now, compiled_s = time.perf_counter(), self._compiling.take()
         steps, labels = numbers.pop('step')[0], numbers.pop('labels')
         in_a_row = numbers.pop('skipped_in_a_row').max(1)
         units = steps.size * self._task.units_per_update * count
-        speed = {f'time/{self._task.unit}_per_s': round(units / (now - self._since), 1)}
+        # Where the host has a part in an update, its programs are compiled within the first ones.
+        per_s = units / max(now - self._since - compiled_s, 1e-6)
+        speed = {f'time/{self._task.unit}_per_s': float(f'{per_s:.4g}')}
         if self.saves_failed:
             speed['time/saves_failed'] = self.saves_failed
         self._since, self._labels = now, labels[:, -1]
@@ -134,10 +140,11 @@ class Recorder:
             ]
             for m in range(count)
         ]
-        if self._compile_s is not None:
+        compiled_s = round(self._compile_s or compiled_s, 3)
+        if compiled_s:
             for member in rows:
-                member[0]['time/compile_s'] = round(self._compile_s, 3)
-            self._compile_s = None
+                member[0]['time/compile_s'] = compiled_s
+        self._compile_s = None
         self._note_failures(rows, in_a_row, int(steps[-1]))
         return rows
 

@@ -63,6 +63,11 @@ def test_mean_reward_rises_clearly(aligned):
     assert [row['step'] for row in rows] == list(range(81))
     assert rows[-1]['prompts'] == 640
     assert rows[-1]['labels'] == 640 * 6
+    # The first update's programs are compiled within it, and its speed leaves that out.
+    took = rows[1]['wall_s'] - rows[0]['wall_s']
+    assert 0 < rows[1]['time/compile_s'] < took
+    assert rows[1]['time/prompts_per_s'] > 8 / took
+    assert 'time/compile_s' not in rows[-1]
     rewards = [row['train/reward'] for row in rows[1:]]
     assert np.mean(rewards[-10:]) > np.mean(rewards[:10]) + 0.1
 

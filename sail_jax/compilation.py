@@ -1,0 +1,37 @@
+"""How long JAX compiled, by its own account: for speeds that leave it out."""
+
+import time
+
+from jax import monitoring
+
+EVENTS = '/jax/core/compile/'
+"""Tracing, lowering and XLA's work; of a program that the cache on disk has, reading it."""
+
+
+class Stopwatch:
+    """Seconds of wall time in which something was compiled, from now on, in any thread."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[float, float]] = []
+        monitoring.register_event_duration_secs_listener(self._note)
+
+    def take(self) -> float:
+        """Seconds since the last call."""
+        seconds = sum(end - start for start, end in self._spans)
+        self._spans.clear()
+        return seconds
+
+    def stop(self) -> None:
+        monitoring.unregister_event_duration_listener(self._note)
+
+    def _note(self, event: str, duration: float, **_: object) -> None:
+        """A span ends now; those within it, of functions that it calls, count once."""
+        if not event.startswith(EVENTS):
+            return
+        end = time.perf_counter()
+        start = end - duration
+        while self._spans and self._spans[-1][0] >= start:
+            self._spans.pop()
+        if self._spans:
+            start = max(start, self._spans[-1][1])
+        self._spans.append((start, end))

@@ -1,0 +1,43 @@
+"""Seconds of compilation, as JAX reports them."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import monitoring
+
+from sail_jax.compilation import EVENTS, Stopwatch
+
+
+@pytest.fixture
+def stopwatch():
+    watch = Stopwatch()
+    yield watch
+    watch.stop()
+
+
+def test_what_is_compiled_within_something_counts_once(stopwatch, monkeypatch):
+    clock = iter([2.0, 3.0, 6.0, 9.0, 9.5])
+    monkeypatch.setattr(time, 'perf_counter', lambda: next(clock))
+    for duration in (0.5, 0.5, 5.0, 1.0):  # Of 1.5 to 2, 2.5 to 3, 1 to 6, 8 to 9.
+        monitoring.record_event_duration_secs(f'{EVENTS}part', duration)
+    monitoring.record_event_duration_secs('/elsewhere', 100.0)
+    assert stopwatch.take() == pytest.approx(6.0)
+    assert stopwatch.take() == 0
+
+
+def test_compiling_counts_and_running_does_not(stopwatch):
+    began = time.perf_counter()
+    function = jax.jit(lambda x: jnp.sin(x) + jax.jit(jnp.cos)(x))
+    function(jnp.ones(3)).block_until_ready()
+    assert 0 < stopwatch.take() <= time.perf_counter() - began
+    function(jnp.ones(3)).block_until_ready()
+    assert stopwatch.take() == 0
+
+
+def test_a_stopped_stopwatch_notes_nothing():
+    watch = Stopwatch()
+    watch.stop()
+    monitoring.record_event_duration_secs(f'{EVENTS}part', 1.0)
+    assert watch.take() == 0
