@@ -59,11 +59,11 @@ def find(path: str | Path, split: str) -> list[Path]:
     try:
         if not path.is_dir():
             files.check(path)
-            if path.name.endswith(SUFFIXES):
-                return [path]
-            raise UserError(f'{path}: not a format that is read; supported: {", ".join(SUFFIXES)}')
+            _check_format(path)
+            return [path]
         of_split = _list(path, split)
         for file in of_split:
+            _check_format(file)
             if files.leads_out(file, path):
                 raise UserError(f'{file}: leads out of {path}; copy the data set without links')
             files.check(file)
@@ -91,6 +91,11 @@ def read(file: Path) -> Iterator[Located]:
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         reason = one_line(error)
         raise UserError(f'{file}: cannot be read: {reason}') from None
+
+
+def _check_format(file: Path) -> None:
+    if not file.name.endswith(SUFFIXES):
+        raise UserError(f'{file}: not a format that is read; supported: {", ".join(SUFFIXES)}')
 
 
 def _list(path: Path, split: str) -> list[Path]:

@@ -121,12 +121,13 @@ def test_a_readme_without_files_leaves_them_to_their_names(tmp_path, card):
         ('/etc/*.json', 'expected files of'),
         ('hf://datasets/a/b.jsonl', 'expected files of'),
         ('a/**b', "no file of split 'train'|data_files"),
+        ('x/*.csv', 'x/part.csv: not a format that is read'),
     ],
 )
 def test_a_readme_names_files_of_its_own_directory(tmp_path, pattern, message):
     card = f'---\nconfigs:\n- data_files: "{pattern}"\n---\n'
     with pytest.raises(UserError, match=message):
-        read(card_directory(tmp_path, card))
+        read(card_directory(tmp_path, card, ['x/part.csv']))
 
 
 def test_files_of_no_split_are_of_train(tmp_path):
