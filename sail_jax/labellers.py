@@ -51,8 +51,8 @@ def compare(
         thresholds below.
       true_BxK: returns, which decide what the teacher skips or calls equal.
       perceived_BxK: what the teacher goes by: the returns, or the myopic ones.
-      teacher: see the module's docstring. The thresholds of `skip` and `equal` are taken as given by
-        the objective's gradient, though they move with the batch.
+      teacher: see the module's docstring. The objective's gradient takes the thresholds of `skip`
+        and `equal` as given, though they move with the batch.
       counted_BxK: True for the returns that a typical one is the mean of; None is all.
 
     Returns:

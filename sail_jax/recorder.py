@@ -12,8 +12,9 @@ from sail_jax.compilation import Stopwatch
 from sail_jax.errors import TrainingFailed, one_line
 from sail_jax.files import ROOM, writing
 from sail_jax.metrics import Row
+from sail_jax.notices import Notices
 from sail_jax.progress import ProgressBar
-from sail_jax.update import State
+from sail_jax.update import OF_PAIRS, State
 
 if TYPE_CHECKING:
     from sail_jax.trainer import Task
@@ -44,6 +45,7 @@ class Recorder:
         runs = [member.run for member in config.members(run)] or [run]
         self._began, self._since = began, time.perf_counter()
         self._labels = np.zeros(len(runs), int) if resumed is None else np.ravel(resumed.labels)
+        self._spent_at: int | None = None
         self._compile_s: float | None = None
         self._compiling = Stopwatch()
         self._failed: set[int] = set()
@@ -56,6 +58,8 @@ class Recorder:
                 for one, directory in zip(runs, self._directories, strict=True)
             ]
         self._bar = bar
+        names = [member.name for member in config.members(run)] or ['']
+        self._notices = Notices(run, names, self._say)
 
     def _open(
         self, run: config.Run, directory: Path, member: bool, step: int | None
@@ -70,7 +74,13 @@ class Recorder:
     def __enter__(self) -> 'Recorder':
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def _say(self, line: str) -> None:
+        if hosts.is_main():
+            metrics.say(line)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._notices.end()
         self._compiling.stop()
         for writers in self._writers:
             for writer in writers:
@@ -129,11 +139,18 @@ class Recorder:
         if self.saves_failed:
             speed['time/saves_failed'] = self.saves_failed
         self._since, self._labels = now, labels[:, -1]
+        if self._spent_at is None and self.budget_spent():
+            limit = self._task.max_labels
+            self._spent_at = int(steps[(labels >= limit).all(0).argmax()])
         rows = [
             [
                 {
                     **self.position(int(step), int(labels[m, i])),
-                    **{f'train/{name}': float(value[m, i]) for name, value in numbers.items()},
+                    **{
+                        f'train/{name}': float(value[m, i])
+                        for name, value in numbers.items()
+                        if not (name in OF_PAIRS and np.isnan(value[m, i]))
+                    },
                     **speed,
                 }
                 for i, step in enumerate(steps)
@@ -146,6 +163,7 @@ class Recorder:
                 member[0]['time/compile_s'] = compiled_s
         self._compile_s = None
         self._note_failures(rows, in_a_row, int(steps[-1]))
+        self._notices.updates(rows)
         return rows
 
     def _note_failures(self, rows: list[list[Row]], in_a_row: np.ndarray, step: int) -> None:
@@ -183,7 +201,24 @@ class Recorder:
         last = [member[-1] for member in rows if member]
         if not last:
             return
-        self._bar.show({key: float(np.mean([row[key] for row in last])) for key in last[0]})
+        broken = 'responses without a finite reward'
+        if self._task.unit == 'env_steps':
+            broken = 'episodes in which the simulator returned NaN or infinity'
+        self._notices.evaluation(last, broken)
+        shared = set.intersection(*map(set, last))
+        self._bar.show(
+            {key: float(np.mean([row[key] for row in last])) for key in last[0] if key in shared}
+        )
+
+    def note_spent_budget(self, step: int) -> None:
+        """Says that the labeller was asked no more, where that was before the end of the run."""
+        spent_at = step if self._spent_at is None else self._spent_at
+        if self.budget_spent() and spent_at < self._task.updates:
+            self._say(
+                f'labeller.max_labels: the budget of {self._task.max_labels:,} comparisons was '
+                f'spent at {self.at(spent_at)}, and no more is learned from the labeller; the run '
+                f'ends at {self.at(step)} of {self.at(self._task.updates)}'
+            )
 
     def budget_spent(self) -> bool:
         """Whether the label budget was used up by the last rows, by every member."""

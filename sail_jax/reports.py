@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from sail_jax import config, terminal
@@ -20,6 +21,7 @@ TABLE = (
     ('KL(reference || policy) per step', 'kl_ref_to_policy', None),
     ('win rate against the reference', 'win_rate', None),
     ('label accuracy, whole episodes', 'label_accuracy', None),
+    ('episodes that broke the simulator', 'not_finite', None),
 )
 LANGUAGE_TABLE = (
     ('reward', 'reward', 'reward_se'),
@@ -30,6 +32,7 @@ LANGUAGE_TABLE = (
     ('margin on held-out pairs', 'pair_margin', 'pair_margin_se'),
     ('response length, tokens', 'response_length', None),
     ('responses that ended', 'ended', None),
+    ('rewards and judgements that are no finite number', 'not_finite', None),
     ('loss on held-out responses, nats per token', 'loss', None),
     ('perplexity on held-out responses', 'perplexity', None),
 )
@@ -57,6 +60,8 @@ def print_sweep(run: config.Run, results: list[Result]) -> None:
     columns = [f'{title}: {who}' for title, *_ in keys for who in ('reference', 'trained')]
     title = f'{results[0].length:,} steps each, {results[0].wall_s:.0f} s'
     terminal.print_table(title, ('', *columns), rows)
+    for name, result in zip(names, results, strict=True):
+        _say_what_is_not_sound(name, _strip(result.after))
 
 
 def print_comparison(title: str, before: Row, after: Row) -> None:
@@ -65,6 +70,20 @@ def print_comparison(title: str, before: Row, after: Row) -> None:
     table = [row for row in table if row[1] in after]
     rows = [(name, _cell(before, *keys), _cell(after, *keys)) for name, *keys in table]
     terminal.print_table(title, ('', 'reference', 'trained policy'), rows)
+    for who, numbers in (('reference', before), ('trained policy', after)):
+        _say_what_is_not_sound(who, numbers)
+
+
+def _say_what_is_not_sound(who: str, numbers: Row) -> None:
+    """Of which episodes of a policy, or of its responses, there is nothing to go by."""
+    simulator = 'episodes is sound: the simulator returned NaN or infinity in all of them'
+    for key, what in (
+        ('return', f'stochastic {simulator}'),
+        ('deterministic_return', f'deterministic {simulator}'),
+        ('reward', 'responses has a reward that is a finite number'),
+    ):
+        if math.isnan(numbers.get(key, 0)):
+            terminal.out(f'{who}: none of its {what}')
 
 
 def _strip(row: Row) -> Row:
@@ -72,6 +91,10 @@ def _strip(row: Row) -> Row:
 
 
 def _cell(numbers: Row, key: str, error: str | None) -> str:
+    if math.isnan(numbers[key]):
+        return '-'
+    if key == 'not_finite':
+        return f'{numbers[key]:,.0f}'
     value = number(numbers[key])
     if f'{key}_low' in numbers:  # A 95 % interval.
         return f'{value} ({numbers[f"{key}_low"]:.2f} to {numbers[f"{key}_high"]:.2f})'

@@ -37,6 +37,10 @@ FREE_ON_RESUME = (
 )
 
 
+BROKEN = 1e12
+"""What a broken episode, or a response without a reward, takes from an evaluation's score: one with
+fewer of them is better, whatever its numbers are."""
+
 Evaluate = Callable[[Policy, Policy, jax.Array, Hyper], Mapping[str, jax.typing.ArrayLike]]
 """`(policy, start policy, seed, settings) -> numbers`."""
 
@@ -406,6 +410,7 @@ def train(
                 if saving or saver.is_among_best(score, run.checkpoints.keep_best):
                     save(score, wait=last)
                 recorder.restart_clock()
+        recorder.note_spent_budget(step)
         if recorder.saves_failed and not manager.all_steps():
             raise TrainingFailed(f'{directory}: no checkpoint could be written; see above')
         scores = checkpoint.scores(manager)
@@ -459,6 +464,7 @@ def _score(run: config.Trained, task: Task, evaluation: Sequence[Row]) -> float:
         value = row.get(name.removeprefix('-'))
         if value is not None:
             value = -value if name.startswith('-') else value
+            value -= BROKEN * row.get('eval/not_finite', 0)
             return value if math.isfinite(value) else -math.inf
     if given is None:
         return -math.inf

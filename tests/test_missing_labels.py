@@ -89,11 +89,10 @@ def gradient_of_batches(copies):
     def gradient(theta_Y, index_BxK, table):
         index = jnp.tile(index_BxK, (copies, 1))
         behaviour = jax.nn.log_softmax(theta_Y)
-        surrogate = lambda theta: (
-            preference(  # noqa: E731
-                theta, behaviour, index, looked_up(table, index)
-            ).surrogate
-        )
+
+        def surrogate(theta):
+            return preference(theta, behaviour, index, looked_up(table, index)).surrogate
+
         return jax.grad(surrogate)(theta_Y)
 
     return gradient
@@ -135,11 +134,10 @@ def test_a_rows_part_is_exact_for_the_baseline_that_it_meets(kind, K):
     @functools.partial(jax.vmap, in_axes=0)
     def each(index):
         labels = looked_up(said, index)
-        surrogate = lambda theta: (
-            preference(  # noqa: E731
-                theta, logp, index, labels, count=jnp.ones(())
-            ).surrogate
-        )
+
+        def surrogate(theta):
+            return preference(theta, logp, index, labels, count=jnp.ones(())).surrogate
+
         return jnp.exp(logp[index].sum()), jax.grad(surrogate)(theta_Y)
 
     p_N, gradients = each(samples)

@@ -211,11 +211,11 @@ def test_steps_and_rows_without_weight_may_hold_anything(x64, clip, junk):
 
     @jax.jit
     def gradient(logp, behaviour, reference):
-        surrogate = lambda logp: (
-            objective.preference(  # noqa: E731
+        def surrogate(logp):
+            return objective.preference(
                 logp, behaviour, reference, mask, labels, route, THEORY, clip
             ).surrogate
-        )
+
         return jax.grad(surrogate)(logp)
 
     wanted = gradient(logp, behaviour, reference)

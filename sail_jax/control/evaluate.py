@@ -71,31 +71,42 @@ def summarise(ours: Episodes, theirs: Episodes, beta: jax.Array) -> dict[str, ja
     """Numbers of an evaluation; KLs are in nats per env step, lengths in env steps.
 
     The standard error is over start states, whose two stochastic episodes are averaged first.
+
+    What an episode collected until the simulator broke is no return. Such episodes are counted,
+    `not_finite`. In returns each stands as the worst sound one of both policies, of its kind, so
+    that breaking the simulator is never better than the worst that can be done without; a sound
+    episode wins against it. Lengths, margin and label accuracy are of sound episodes. What there is
+    nothing for is NaN: the return of a policy none of whose episodes is sound.
     """
-    sampled, mode = ours.episode_return[:, :2], ours.episode_return[:, 2]
-    reference = theirs.episode_return[:, :2]
+    sampled = counted_return(ours, theirs, slice(0, 2))
+    mode = counted_return(ours, theirs, slice(2, 3))[:, 0]
     n = sampled.shape[0]
-    wins = jnp.sign(sampled[:, :, None] - reference[:, None, :])
+    win_rate = jax.vmap(share_won)(ranked(ours)[:, :2], ranked(theirs)[:, :2]).mean()
     implicit = beta * (ours.logp - ours.reference_logp)[:, :2]
-    label = jnp.sign(sampled[:, 0] - sampled[:, 1])
+    sound = ~ours.not_finite[:, :2].any(1)
+    label = jnp.sign(ours.episode_return[:, 0] - ours.episode_return[:, 1]) * sound
     margin = (implicit[:, 0] - implicit[:, 1]) * label
-    decided = jnp.maximum(jnp.abs(label).sum(), 1)
+    decided = jnp.abs(label).sum()
 
     def per_step(kl: jax.Array, episodes: Episodes) -> jax.Array:
         return kl[:, :2].sum() / episodes.length[:, :2].sum()
+
+    def length(lanes: slice) -> jax.Array:
+        return ours.length[:, lanes].mean(where=~ours.not_finite[:, lanes])
 
     numbers = {
         'return': sampled.mean(),
         'return_std': sampled.std(),
         'return_se': sampled.mean(1).std(ddof=1) / n**0.5,
-        'length': ours.length[:, :2].mean(),
+        'length': length(slice(0, 2)),
         'deterministic_return': mode.mean(),
         'deterministic_return_std': mode.std(),
         'deterministic_return_se': mode.std(ddof=1) / n**0.5,
-        'deterministic_length': ours.length[:, 2].mean(),
+        'deterministic_length': length(slice(2, 3)),
+        'not_finite': ours.not_finite.sum(),
         'kl_policy_to_ref': per_step(ours.kl_policy_to_ref, ours),
         'kl_ref_to_policy': per_step(theirs.kl_ref_to_policy, theirs),
-        'win_rate': (1 + wins.mean()) / 2,
+        'win_rate': win_rate,
         'margin': margin.sum() / decided,
         'label_accuracy': ((1 + jnp.sign(margin)) / 2 * jnp.abs(label)).sum() / decided,
     }
@@ -103,3 +114,26 @@ def summarise(ours: Episodes, theirs: Episodes, beta: jax.Array) -> dict[str, ja
         numbers[f'return_q{q}'] = jnp.percentile(sampled, q)
         numbers[f'deterministic_return_q{q}'] = jnp.percentile(mode, q)
     return numbers
+
+
+def ranked(episodes: Episodes) -> jax.Array:
+    """Returns, and below all of them what broke, [B, L]."""
+    return jnp.where(episodes.not_finite, -jnp.inf, episodes.episode_return)
+
+
+def counted_return(ours: Episodes, theirs: Episodes, lanes: slice) -> jax.Array:
+    """Our returns, what broke as the worst sound one of either; NaN where none of ours is sound."""
+    ours, theirs = (jax.tree.map(lambda x: x[:, lanes], x) for x in (ours, theirs))
+    worst = jnp.inf
+    for episodes in (ours, theirs):
+        sound = ~episodes.not_finite
+        worst = jnp.minimum(worst, episodes.episode_return.min(where=sound, initial=jnp.inf))
+    returns = jnp.where(ours.not_finite, worst, ours.episode_return)
+    return jnp.where(ours.not_finite.all(), jnp.nan, returns)
+
+
+def share_won(ours_L: jax.Array, theirs_L: jax.Array) -> jax.Array:
+    """Of all pairs of an episode of ours and one of theirs; equal ones, two broken ones among them,
+    count one half."""
+    ours, theirs = ours_L[:, None], theirs_L[None]
+    return ((ours > theirs) + 0.5 * (ours == theirs)).mean()

@@ -120,10 +120,7 @@ def segments(
         return (state, obs, happened_BxL & ~done_BxL & within_Bx1), record
 
     state = jax.tree.map(lambda x: jnp.repeat(x, lanes, axis=0), contexts.env_state)
-    obs = jax.tree.map(group, state.obs)
-    sound_BxL = all_finite(obs)
-    # A masked NaN would still reach whatever multiplies by the mask.
-    obs = select(sound_BxL, obs, jax.tree.map(jnp.zeros_like, obs))
+    obs, sound_BxL = sound_start(jax.tree.map(group, state.obs))
     start = (state, obs, sound_BxL)
     (state, last_obs, alive_BxL), record = jax.lax.scan(step, start, jnp.arange(segment_length))
     terminated, not_finite = record.pop('terminated'), record.pop('not_finite')
@@ -162,6 +159,9 @@ class Episodes(NamedTuple):
     reference_logp: jax.Array
     kl_policy_to_ref: jax.Array
     kl_ref_to_policy: jax.Array
+    not_finite: jax.Array
+    """The simulator returned NaN or infinity, also as the first observation, bool: the sums are of
+    the steps before, and not those of a whole episode."""
 
 
 def episodes(
@@ -175,6 +175,8 @@ def episodes(
 ) -> Episodes:
     """Full episodes from new random states, L from each; ends early when all have ended.
 
+    An episode in which the simulator breaks ends there, and says so.
+
     Args:
       policies: the policy and the reference that log-probabilities and KLs are of.
       actor: who acts: one of the two.
@@ -187,7 +189,7 @@ def episodes(
     reset_B, noise_B = jax.vmap(jax.random.split, out_axes=1)(key_B)
 
     def step(carry):
-        t, state, obs, alive_BxL, sums = carry
+        t, state, obs, alive_BxL, sums, broken_BxL = carry
         ours, theirs = (control_policy.actions(networks, p, obs) for p in (policy, reference))
         dist = control_policy.actions(networks, actor, obs)
         noise = jax.vmap(
@@ -197,8 +199,9 @@ def episodes(
         action = networks.parametric_action_distribution.postprocess(raw_action)
         state = jax.vmap(env.step)(state, action.reshape(B * L, -1))
         new_obs, reward, done_BxL = jax.tree.map(group, (state.obs, state.reward, state.done > 0))
-        happened_BxL = alive_BxL & jnp.isfinite(reward) & all_finite(new_obs)
-        step_sums = Episodes(
+        finite_BxL = jnp.isfinite(reward) & all_finite(new_obs)
+        happened_BxL = alive_BxL & finite_BxL
+        step_sums = (
             reward,
             1.0,
             control_policy.log_prob(ours, raw_action),
@@ -208,16 +211,27 @@ def episodes(
         )
         sums = jax.tree.map(lambda a, b: a + jnp.where(happened_BxL, b, 0), sums, step_sums)
         obs = select(happened_BxL, new_obs, obs)
-        return t + 1, state, obs, happened_BxL & ~done_BxL, sums
+        broken_BxL = broken_BxL | (alive_BxL & ~finite_BxL)
+        return t + 1, state, obs, happened_BxL & ~done_BxL, sums, broken_BxL
 
     def going_on(carry):
-        t, _, _, alive_BxL, _ = carry
+        t, _, _, alive_BxL, *_ = carry
         return (t < episode_length) & alive_BxL.any()
 
     state = jax.tree.map(lambda x: jnp.repeat(x, L, axis=0), reset(env, reset_B))
-    zeros = Episodes(*[jnp.zeros((B, L))] * 6)
-    start = (0, state, jax.tree.map(group, state.obs), jnp.ones((B, L), bool), zeros)
-    return jax.lax.while_loop(going_on, step, start)[-1]
+    obs, sound_BxL = sound_start(jax.tree.map(group, state.obs))
+    start = (0, state, obs, sound_BxL, (jnp.zeros((B, L)),) * 6, ~sound_BxL)
+    *_, sums, broken_BxL = jax.lax.while_loop(going_on, step, start)
+    return Episodes(*sums, broken_BxL | ~jnp.isfinite(sums[0]))  # Finite rewards can overflow.
+
+
+def sound_start(obs: Any) -> tuple[Any, jax.Array]:
+    """First observations, zeros where they are not finite, and where they are, [B, L].
+
+    A masked NaN would still reach whatever multiplies by the mask.
+    """
+    sound_BxL = all_finite(obs)
+    return select(sound_BxL, obs, jax.tree.map(jnp.zeros_like, obs)), sound_BxL
 
 
 def select(condition: jax.Array, a: Any, b: Any) -> Any:

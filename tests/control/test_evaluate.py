@@ -19,7 +19,7 @@ def episodes(seed):
     draw = np.random.default_rng(seed).normal
     sums = [draw(size=(N, 3)).astype(np.float32) for _ in Episodes._fields]
     length = np.random.default_rng(seed).integers(3, 9, (N, 3)).astype(np.float32)
-    return Episodes(*sums)._replace(length=length)
+    return Episodes(*sums)._replace(length=length, not_finite=np.zeros((N, 3), bool))
 
 
 def test_numbers_are_those_of_the_definitions():
