@@ -96,8 +96,7 @@ class Notices:
         """Looks at evaluations for `what` they count as `eval/not_finite`."""
         for m, row in enumerate(rows):
             if row.get('eval/not_finite', 0) > 0:
-                line = f'{row["eval/not_finite"]:.0f} {what} (eval/not_finite)'
-                self._once(m, what, f'{line}; each counts as the worst of the sound ones')
+                self._once(m, what, f'eval/not_finite: {row["eval/not_finite"]:.0f} {what}')
 
     def _once(self, m: int, what: str, line: str) -> None:
         if (m, what) not in self._said:

@@ -201,9 +201,15 @@ class Recorder:
         last = [member[-1] for member in rows if member]
         if not last:
             return
-        broken = 'responses without a finite reward'
+        broken = (
+            'rewards or judgements that are not a finite number; a response with such a reward '
+            'counts as the worst, such a judgement not at all'
+        )
         if self._task.unit == 'env_steps':
-            broken = 'episodes in which the simulator returned NaN or infinity'
+            broken = (
+                'episodes in which the simulator returned NaN or infinity; '
+                'each counts as the worst sound one'
+            )
         self._notices.evaluation(last, broken)
         shared = set.intersection(*map(set, last))
         self._bar.show(

@@ -94,7 +94,7 @@ def test_a_broken_evaluation_is_said_once():
     for count in (0, 3, 5):
         watch.evaluation([{'eval/not_finite': count, 'eval/return': 1.0}], 'episodes')
     watch.evaluation([{'train/margin': 1.0}], 'episodes')
-    assert lines == ['3 episodes (eval/not_finite); each counts as the worst of the sound ones']
+    assert lines == ['eval/not_finite: 3 episodes']
 
 
 def nothing_differs(segment):

@@ -105,8 +105,10 @@ def make(
         numbers = _lengths(ours) | _divergences(
             of((ours.tokens, ours.lengths)), ours, of((theirs.tokens, theirs.lengths)), theirs
         )
-        numbers |= _rewards(ours, theirs)
-        numbers |= _wins(labeller, prompts, ours, theirs)
+        rewards, wins = reward_numbers(ours, theirs), win_numbers(labeller, prompts, ours, theirs)
+        numbers |= rewards | wins
+        if 'not_finite' in rewards and 'not_finite' in wins:
+            numbers['not_finite'] = rewards['not_finite'] + wins['not_finite']
         if paired:
             pairs = reader.batch(held_out, run.data.max_response_tokens).pairs
             numbers |= _pairs(of(pairs), float(hyper.beta))
@@ -148,25 +150,43 @@ def _divergences(
     }
 
 
-def _rewards(ours: Answers, theirs: Answers) -> dict[str, float]:
-    """Mean over prompts, whose samples are averaged first."""
+def reward_numbers(ours: Answers, theirs: Answers) -> dict[str, float]:
+    """Mean over prompts, whose samples are averaged first.
+
+    A reward that is not a finite number is none: counted, `not_finite`, and in means the worst one
+    that either policy got, so that no response is better for it. NaN where there is none at all.
+    """
     if ours.rewards is None:
         return {}
     n = len(ours.rewards)
-    own, difference = ours.rewards.mean(1), (ours.rewards - theirs.rewards).mean(1)
+    counted = _counted(ours.rewards, theirs.rewards)
+    own, difference = counted.mean(1), (counted - _counted(theirs.rewards, ours.rewards)).mean(1)
     return {
         'reward': own.mean(),
         'reward_se': own.std(ddof=1) / n**0.5,
         'reward_gain': difference.mean(),
         'reward_gain_se': difference.std(ddof=1) / n**0.5,
+        'not_finite': (~np.isfinite(ours.rewards)).sum(),
     }
 
 
-def _wins(
+def _counted(rewards_NxS: np.ndarray, others_NxS: np.ndarray) -> np.ndarray:
+    known = np.isfinite(rewards_NxS)
+    if not known.any():
+        return np.full(rewards_NxS.shape, np.nan)
+    worst = min(rewards_NxS[known].min(), others_NxS[np.isfinite(others_NxS)].min(initial=np.inf))
+    return np.where(known, rewards_NxS, worst)
+
+
+def win_numbers(
     labeller: Labeller, prompts: Sequence, ours: Answers, theirs: Answers
 ) -> dict[str, float]:
     """Share of prompts on which the policy's response is preferred to the start policy's; equal
-    ones count one half. With Wilson's 95 % interval over prompts."""
+    ones count one half. With Wilson's 95 % interval over prompts.
+
+    A response whose reward is not a finite number loses to one that has one. Pairs of which a judge
+    says nothing (NaN) are left out, and counted, `not_finite`.
+    """
     if labeller.judge is not None:
         won_NxS = np.stack(
             [
@@ -176,13 +196,22 @@ def _wins(
             axis=1,
         )
     elif ours.rewards is not None:
-        won_NxS = (1 + np.sign(ours.rewards - theirs.rewards)) / 2
+        a, b = (np.where(np.isfinite(x.rewards), x.rewards, -np.inf) for x in (ours, theirs))
+        won_NxS = (a > b) + 0.5 * (a == b)
     else:
         return {}
-    n, rate = len(prompts), won_NxS.mean()
+    said_NxS = np.isfinite(won_NxS)
+    counts = {} if labeller.judge is None else {'not_finite': (~said_NxS).sum()}
+    if not said_NxS.any():
+        return dict.fromkeys(('win_rate', 'win_rate_low', 'win_rate_high'), np.nan) | counts
+    n, rate = said_NxS.any(1).sum(), won_NxS[said_NxS].mean()
     centre = (rate + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * (rate * (1 - rate) / n + Z95**2 / (4 * n**2)) ** 0.5
-    return {'win_rate': rate, 'win_rate_low': centre - half, 'win_rate_high': centre + half}
+    return {
+        'win_rate': rate,
+        'win_rate_low': centre - half,
+        'win_rate_high': centre + half,
+    } | counts
 
 
 def _columns(texts: list[list[str]]) -> list[tuple[str, ...]]:

@@ -1,0 +1,84 @@
+"""Numbers of an evaluation where a reward or a judge gives none."""
+
+import numpy as np
+import pytest
+
+from sail_jax import reports
+from sail_jax.language.evaluate import reward_numbers, win_numbers
+from sail_jax.language.labels import Labeller
+from sail_jax.language.samples import Answers
+from sail_jax.objective import Preferences
+
+NOTHING = [np.nan, np.inf, -np.inf]
+PROMPTS = ['a', 'b', 'c']
+REWARDED = Labeller(lambda *_: None, None)
+
+
+def answers(rewards=None):
+    """Of two samples for each of three prompts."""
+    rewards = None if rewards is None else np.asarray(rewards, np.float32)
+    one = np.ones((3, 2), int)
+    return Answers(one[..., None], one, one.astype(bool), [['x', 'y']] * 3, rewards)
+
+
+OURS = [[1.0, 2.0], [0.0, 4.0], [3.0, 2.0]]
+THEIRS = answers([[0.0, 3.0], [1.0, 4.0], [-2.0, 0.0]])
+
+
+@pytest.mark.parametrize('value', NOTHING)
+def test_a_reward_that_is_not_finite_counts_as_the_worst_and_loses(value):
+    rewards = np.array(OURS)
+    rewards[2, 0] = value
+    got = reward_numbers(answers(rewards), THEIRS) | win_numbers(
+        REWARDED, PROMPTS, answers(rewards), THEIRS
+    )
+    assert got['not_finite'] == 1
+    # The worst that either has is -2.
+    assert got['reward'] == pytest.approx(np.mean([1, 2, 0, 4, -2, 2]))
+    assert got['reward_gain'] == pytest.approx(got['reward'] - THEIRS.rewards.mean())
+    assert got['win_rate'] == pytest.approx((1 + 0 + 0 + 0.5 + 0 + 1) / 6)
+    assert got['win_rate_low'] < got['win_rate'] < got['win_rate_high']
+
+
+@pytest.mark.parametrize('value', NOTHING)
+def test_theirs_is_no_better_for_it(value):
+    rewards = THEIRS.rewards.copy()
+    rewards[0, 1] = value  # A 3, which beat our 2.
+    theirs, ours = answers(rewards), answers(OURS)
+    assert win_numbers(REWARDED, PROMPTS, ours, theirs)['win_rate'] == pytest.approx(4.5 / 6)
+    assert reward_numbers(ours, theirs)['not_finite'] == 0
+    gain = reward_numbers(ours, theirs)['reward_gain']
+    assert gain == pytest.approx(np.mean(OURS) - np.mean([0, -2, 1, 4, -2, 0]))
+
+
+def test_without_any_reward_there_is_no_number_and_that_is_said(capsys):
+    ours = answers(np.full((3, 2), np.nan))
+    got = reward_numbers(ours, THEIRS) | win_numbers(REWARDED, PROMPTS, ours, THEIRS)
+    assert np.isnan([got['reward'], got['reward_gain']]).all()
+    assert (got['win_rate'], got['not_finite']) == (0, 6)
+    both = win_numbers(REWARDED, PROMPTS, ours, ours)
+    assert both['win_rate'] == 0.5
+    sound = reward_numbers(THEIRS, THEIRS) | win_numbers(REWARDED, PROMPTS, THEIRS, THEIRS)
+    reports.print_comparison('', sound, got)
+    said = ' '.join(capsys.readouterr().out.split())
+    assert 'trained policy: none of its responses has a reward' in said
+    assert 'reference: none' not in said
+
+
+def test_pairs_that_a_judge_says_nothing_of_are_left_out_and_counted():
+    prob = iter([np.array([0.75, np.nan, 1.0]), np.array([0.5, np.nan, np.nan])])
+
+    def judge(prompts, pairs):
+        first = next(prob)
+        return Preferences(np.stack([np.stack([first, first], -1)] * 2, 1), None)
+
+    got = win_numbers(Labeller(None, judge), PROMPTS, answers(), answers())
+    assert got['win_rate'] == pytest.approx((0.75 + 1 + 0.5) / 3)
+    assert got['not_finite'] == 3
+    # Of two prompts something is known: the interval is that of two.
+    assert got['win_rate_high'] - got['win_rate_low'] > 0.6
+
+    nothing = lambda *_: Preferences(np.full((3, 2, 2), np.nan), None)  # noqa: E731
+    got = win_numbers(Labeller(None, nothing), PROMPTS, answers(), answers())
+    assert np.isnan(got['win_rate'])
+    assert got['not_finite'] == 6
