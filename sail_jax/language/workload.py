@@ -161,6 +161,12 @@ def labelled(
     """
     route = sampled.batch.route
     B = len(route.on_policy_B)
+
+    def within_budget(labels: Preferences) -> labellers.Budget:
+        return labellers.within_budget(
+            labels, ~route.policy_label_B, state.labels, run.labeller.max_labels
+        )
+
     # The chosen response stands first.
     labels = Preferences(
         jnp.broadcast_to(jnp.asarray([[0.5, 1.0], [0.0, 0.5]]), (B, 2, 2)),
@@ -170,16 +176,16 @@ def labelled(
         if not isinstance(scores, Preferences):
             key_B = row_keys(update_key(state), B).label
             # The others' rewards are not known.
-            asked_B = route.on_policy_B & ~route.policy_label_B
+            everywhere = jnp.ones((B, *[scores.shape[1]] * 2))
+            covered = within_budget(Preferences(everywhere, everywhere)).preferences
+            asked_B = route.on_policy_B & ~route.policy_label_B & covered.weight_BxKxK.any((1, 2))
             asked_BxK = jnp.broadcast_to(asked_B[:, None], scores.shape)
             scores = labellers.compare(key_B, scores, scores, run.labeller, asked_BxK)
         if run.reads_pairs:
             on_policy_Bx1x1 = route.on_policy_B[:, None, None]
             scores = jax.tree.map(lambda a, b: jnp.where(on_policy_Bx1x1, a, b), scores, labels)
         labels = scores
-    budget = labellers.within_budget(
-        labels, ~route.policy_label_B, state.labels, run.labeller.max_labels
-    )
+    budget = within_budget(labels)
     return sampled._replace(
         batch=sampled.batch._replace(labels=budget.preferences), labels_asked=budget.asked
     )

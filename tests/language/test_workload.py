@@ -99,6 +99,24 @@ def test_labels_are_the_labellers_and_the_datas(drawn):
     np.testing.assert_array_equal(judged.prob_BxKxK[:, 0, 1], np.where(route.on_policy_B, 0.5, 1.0))
 
 
+@pytest.mark.parametrize('max_labels', [None, 6])
+def test_a_typical_reward_is_that_of_the_rows_that_were_asked(drawn, max_labels):
+    run, _, state, sampled, _ = drawn
+    route = sampled.batch.route
+    asks_B = ~route.policy_label_B  # Those of the data cost a label, and get no reward.
+    covered_B = asks_B & (np.cumsum(asks_B) <= (max_labels or 16))
+    asked_B = covered_B & route.on_policy_B
+    assert 2 <= asked_B.sum() < 8
+    rewards = np.zeros((16, 2), np.float32)
+    rewards[asked_B] = 10 + np.arange(2 * asked_B.sum()).reshape(-1, 2)
+    teacher = run.labeller.model_copy(update={'skip': 1.0, 'max_labels': max_labels})
+    run = run.model_copy(update={'labeller': teacher})
+    weight = workload.labelled(run, state, sampled, rewards).batch.labels.weight_BxKxK[:, 0, 1]
+    kept_B = rewards.max(1) > rewards[asked_B].mean()
+    np.testing.assert_array_equal(weight[asked_B], kept_B[asked_B])
+    assert 0 < kept_B[asked_B].mean() < 1
+
+
 def test_trimming_keeps_what_is_in_the_response(drawn):
     sampled = drawn[3]
     longest = int(sampled.batch.mask_BxLxT.sum(-1).max())
