@@ -13,7 +13,7 @@ from sail_jax.control import task as control_task
 from sail_jax.control import workload
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
-from tests.control.toy import SETTINGS, Point
+from tests.control.toy import SETTINGS, Point, Poisoned
 
 
 def make(settings=None, segment_reward=None, env=None):
@@ -98,6 +98,26 @@ def test_a_segment_reward_that_raises_or_is_of_a_wrong_shape_is_one_line(functio
     with pytest.raises(UserError, match=f'segment_reward: {said}') as caught:
         make(segment_reward=function)
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('settings', [{}, {'value': {'terminal': 'learned'}}])
+def test_a_segment_that_broke_the_simulator_loses_to_every_sound_one(settings):
+    # At -1 a step, what ends early has the larger return.
+    rollout = {**SETTINGS['rollout'], 'contexts': 32}
+    env = Poisoned('obs', spread=0.35)
+    _, made, policy, other = make(
+        {**settings, 'rollout': rollout}, lambda segment: -segment.mask, env
+    )
+    sampled = sample(made, policy, other)
+    assert sampled.metrics['ended'] == 0  # What ends early broke.
+    broken = np.asarray(sampled.batch.mask_BxLxT.sum(-1) < SETTINGS['rollout']['segment_length'])
+    prob, weight = sampled.batch.labels
+    lost = broken[:, :, None] & ~broken[:, None]
+    assert lost.sum() > 5
+    np.testing.assert_array_equal(prob[lost], 0)
+    np.testing.assert_array_equal(prob.mT[lost], 1)
+    np.testing.assert_array_equal(weight[lost], 1)
+    np.testing.assert_array_equal(weight[broken[:, :, None] & broken[:, None]], 0)
 
 
 def test_reference_lane_is_drawn_from_the_reference():
