@@ -39,7 +39,7 @@ class Lora(Section):
 
     rank: int = Field(64, ge=1, le=2**12)
     """Of each adapter."""
-    alpha: float = Field(16.0, gt=0)
+    alpha: float = Field(16.0, gt=0, le=2**20)
     """The adapter's output is scaled by `alpha / rank`."""
     targets: tuple[Target, ...] = Field(('q_proj', 'k_proj', 'v_proj', 'o_proj'), min_length=1)
     """The linear maps of every layer that get one."""

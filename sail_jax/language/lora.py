@@ -22,12 +22,12 @@ from safetensors.numpy import save_file
 from sail_jax import files
 from sail_jax.errors import UserError
 from sail_jax.language import architecture as architectures
-from sail_jax.language import weights
+from sail_jax.language import hf_config, weights
 from sail_jax.language.config import Lora
 from sail_jax.language.model import Decoder, Linear
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
-# Variants of LoRA that change what the tensors mean, and their value where they are not in use.
+# Settings that other tools read too, and their value of plain LoRA.
 PLAIN = {
     'peft_type': 'LORA',
     'bias': 'none',
@@ -41,6 +41,16 @@ PLAIN = {
     'modules_to_save': None,
     'lora_bias': False,
 }
+# What an adapter does not depend on. Any other setting is a variant of LoRA, whether or not this
+# version knows it, and refused unless it is off.
+INERT = {
+    *('peft_version', 'task_type', 'base_model_name_or_path', 'revision', 'auto_mapping'),
+    *('inference_mode', 'lora_dropout', 'megatron_core', 'qalora_group_size', 'runtime_config'),
+    *('loftq_config', 'eva_config', 'corda_config', 'lora_ga_config'),  # Of `init_lora_weights`.
+}
+# Beginnings that leave the base model's weights alone; pissa, olora and others take their part out
+# of them, so that their tensors belong to another base.
+INITS = (True, False, None, 'gaussian', 'eva', 'orthogonal')
 
 
 class Adapted(NamedTuple):
@@ -133,8 +143,8 @@ def load(decoder: Decoder, path: str | Path) -> tuple[Decoder, Lora]:
     """The model with an adapter that PEFT, or `save`, wrote.
 
     Raises:
-      UserError: a file that is missing or damaged; a variant other than plain LoRA; a tensor that
-        is missing, left over, or of the wrong shape or type.
+      UserError: a file that is missing or damaged; a setting of another variant than plain LoRA; a
+        tensor that is missing, left over, or of the wrong shape or type.
     """
     path = Path(path)
     settings = _read_settings(path / CONFIG)
@@ -182,22 +192,34 @@ def _tensor_name(layer: int, linear: str, part: str) -> str:
     return f'base_model.model.model.layers.{layer}.{linear}.{part}.weight'
 
 
+class _Written(Lora):
+    """As a file has it: no text in the place of a number."""
+
+    model_config = pydantic.ConfigDict(strict=True)
+
+
 def _read_settings(file: Path) -> Lora:
-    data = architectures.read_json(file)
-    for key, plain in PLAIN.items():
-        value = data.get(key)
-        if value != plain and (value or plain):
-            raise UserError(f'{file}: {key}: {value!r:.80}; only {plain!r} is supported')
-    try:
-        return Lora.model_validate(
-            {
-                'rank': data.get('r'),
-                'alpha': data.get('lora_alpha'),
-                'targets': data.get('target_modules'),
-            }
+    data = {'bias': 'none'} | architectures.read_json(file)
+    if data.get('peft_type') != 'LORA':
+        raise UserError(f"{file}: peft_type: {data.get('peft_type')!r:.80}; only 'LORA' is read")
+    if (init := data.get('init_lora_weights', True)) not in INITS:
+        raise UserError(
+            f'{file}: init_lora_weights: {init!r:.80}: such an adapter belongs to a base model '
+            'that it has changed; save it as plain LoRA (in PEFT, save_pretrained with '
+            'path_initial_model_for_weight_conversion)'
         )
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        theirs = {'rank': 'r', 'alpha': 'lora_alpha', 'targets': 'target_modules'}
-        key = theirs[str(first['loc'][0])]
-        raise UserError(f'{file}: {key}: {first["msg"]}, got {first["input"]!r:.80}') from None
+    read = {'peft_type', 'init_lora_weights', 'r', 'lora_alpha', 'target_modules'}
+    for key in sorted(data.keys() - read - INERT):
+        value = data[key]
+        off = value is None or value is False or value in ({}, [], '')
+        if not off and (key not in PLAIN or value != PLAIN[key]):
+            only = f'only {PLAIN[key]!r} is' if key in PLAIN else 'a variant of LoRA that is not'
+            raise UserError(f'{file}: {key}: {value!r:.80}; {only} supported')
+    targets = data.get('target_modules')
+    fields = {
+        'rank': data.get('r'),
+        'alpha': data.get('lora_alpha'),
+        'targets': tuple(targets) if isinstance(targets, list) else targets,
+    }
+    names = {'rank': 'r', 'alpha': 'lora_alpha', 'targets': 'target_modules'}
+    return Lora(**hf_config.validated(_Written, fields, str(file), names).model_dump())

@@ -97,10 +97,27 @@ Q0 = 'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
     ('config', 'change', 'message'),
     [
         ({'peft_type': 'IA3'}, None, "peft_type: 'IA3'; only 'LORA'"),
+        ({'bias': 'all'}, None, "bias: 'all'; only 'none' is supported"),
+        ({'layers_to_transform': 0}, None, 'layers_to_transform: 0; only None'),
+        ({'init_lora_weights': 'pissa'}, None, "init_lora_weights: 'pissa': such an adapter"),
+        ({'init_lora_weights': 'pissa_niter_4'}, None, "init_lora_weights: 'pissa_niter_4'"),
+        ({'init_lora_weights': 'olora'}, None, "init_lora_weights: 'olora'"),
+        ({'init_lora_weights': 'corda'}, None, "init_lora_weights: 'corda'"),
+        ({'init_lora_weights': 'loftq'}, None, "init_lora_weights: 'loftq'"),
+        ({'init_lora_weights': ['x']}, None, r"init_lora_weights: \['x'\]"),
+        ({'alora_invocation_tokens': [4]}, None, r'alora_invocation_tokens: \[4\]; a variant'),
+        ({'use_qalora': True}, None, 'use_qalora: True; a variant'),
+        ({'target_parameters': ['x']}, None, 'target_parameters: .* a variant'),
+        ({'trainable_token_indices': [1]}, None, 'trainable_token_indices: .* a variant'),
+        ({'exclude_modules': ['q_proj']}, None, 'exclude_modules: .* a variant'),
+        ({'kasa_config': {'beta': 1.0}}, None, 'kasa_config: .* a variant'),
+        ({'of_a_later_peft': 1}, None, 'of_a_later_peft: 1; a variant of LoRA that is not'),
+        ({'r': '3'}, None, "r: .*got '3'"),
+        ({'lora_alpha': float('inf')}, None, 'lora_alpha: .*got inf'),
         ({'use_dora': True}, None, 'use_dora: True; only False'),
         ({'rank_pattern': {'q_proj': 4}}, None, 'rank_pattern: .* only {}'),
         ({'target_modules': 'all-linear'}, None, "target_modules: .*got 'all-linear'"),
-        ({'target_modules': ['lm_head']}, None, "target_modules: .*got 'lm_head'"),
+        ({'target_modules': ['lm_head']}, None, "target_modules.0: .*got 'lm_head'"),
         ({'r': 0}, None, 'r: .*got 0'),
         ({'r': 4}, None, 'shape \\(3, 24\\); the configuration needs \\(4, 24\\)'),
         ({'r': None}, None, 'r: .*got None'),
@@ -121,6 +138,66 @@ def test_adapter_that_does_not_fit_is_named(tmp_path, config, change, message):
         lora.load(tiny.decoder('qwen2'), path)
     assert '\n' not in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+def test_settings_that_are_off_or_inert_are_read(tmp_path):
+    decoder, settings = trained()
+    path = lora.save(decoder, settings, tmp_path / 'a')
+    config = json.loads((path / 'adapter_config.json').read_text())
+    config |= {'of_a_later_peft': None, 'use_qalora': False, 'qalora_group_size': 16}
+    config |= {'init_lora_weights': 'gaussian', 'loftq_config': {}, 'peft_version': '9'}
+    del config['bias']
+    (path / 'adapter_config.json').write_text(json.dumps(config))
+    assert lora.load(tiny.decoder('qwen2'), path)[1] == settings
+
+
+@pytest.mark.parametrize(
+    ('settings', 'plain'),
+    [
+        ({}, True),
+        ({'init_lora_weights': False}, True),
+        ({'init_lora_weights': 'gaussian'}, True),
+        ({'init_lora_weights': 'orthogonal'}, True),
+        ({'init_lora_weights': 'pissa'}, False),
+        ({'init_lora_weights': 'olora'}, False),
+        ({'use_rslora': True}, False),
+        ({'use_dora': True}, False),
+        ({'rank_pattern': {'q_proj': 2}}, False),
+        ({'alpha_pattern': {'q_proj': 2}}, False),
+        ({'layers_to_transform': 1}, False),
+        ({'bias': 'all'}, False),
+        ({'lora_bias': True}, False),
+        ({'modules_to_save': ['lm_head']}, False),
+        ({'trainable_token_indices': [1, 2]}, False),
+        ({'alora_invocation_tokens': [4]}, False),
+        ({'task_type': None}, True),
+    ],
+)
+def test_adapters_of_peft_are_read_as_peft_does_or_refused(tmp_path, settings, plain):
+    torch = pytest.importorskip('torch')
+    transformers = pytest.importorskip('transformers')
+    peft = pytest.importorskip('peft')
+    base = weights.save(tiny.decoder('llama3'), tmp_path / 'base')
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    config = {'r': 4, 'lora_alpha': 8, 'target_modules': ['q_proj', 'down_proj']}
+    config |= {'task_type': 'CAUSAL_LM'} | settings
+    model = peft.get_peft_model(load(base), peft.LoraConfig(**config))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if 'lora_' in name:
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(tmp_path / 'adapter')
+    try:
+        ours = lora.load(weights.load(base), tmp_path / 'adapter')[0]
+    except UserError:
+        assert not plain
+        return
+    assert plain
+    theirs = peft.PeftModel.from_pretrained(load(base), tmp_path / 'adapter').eval()
+    with torch.no_grad():
+        expected = theirs(torch.tensor(np.asarray(tiny.tokens(2, 9)))).logits.numpy()
+    np.testing.assert_allclose(logits(ours), expected, atol=1e-4, rtol=0)
 
 
 def test_peft_and_we_read_each_others_adapters(tmp_path):
