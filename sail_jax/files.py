@@ -16,6 +16,8 @@ HEAD = 512
 """Bytes that tell what was saved in a file's place."""
 BLOCK, MAX_DIGESTED = 2**18, 2**25
 """Bytes."""
+DIGITS = 16
+"""Hexadecimal, of a digest."""
 
 
 def read(path: Path, at_most: int) -> bytes:
@@ -65,27 +67,31 @@ def check(path: Path) -> None:
     _refuse_stand_in(path, head)
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a regular file's size and content; of one over `MAX_DIGESTED` bytes, of blocks
-    spread evenly over it, its first and last bytes included.
+def digest(path: Path, whole: bool = False) -> str:
+    """SHA-256 of a regular file; of one over `MAX_DIGESTED` bytes, of its size and of blocks that
+    are spread evenly over it, its first and last bytes included.
+
+    Args:
+      whole: read all of it whatever its size.
 
     Raises:
       UserError: as of `check`.
     """
     check(path)
-    whole = hashlib.sha256()
     try:
         with path.open('rb') as file:
             size = file.seek(0, os.SEEK_END)
-            whole.update(str(size).encode())
+            file.seek(0)
+            if whole or size <= MAX_DIGESTED:
+                return hashlib.file_digest(file, 'sha256').hexdigest()[:DIGITS]
+            sampled = hashlib.sha256(str(size).encode())
             blocks = MAX_DIGESTED // BLOCK
-            step = BLOCK if size <= MAX_DIGESTED else (size - BLOCK) / (blocks - 1)
             for i in range(blocks):
-                file.seek(int(i * step))
-                whole.update(file.read(BLOCK))
+                file.seek(i * (size - BLOCK) // (blocks - 1))
+                sampled.update(file.read(BLOCK))
+            return sampled.hexdigest()[:DIGITS]
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}') from None
-    return whole.hexdigest()[:16]
 
 
 def _regular(path: Path) -> os.stat_result:

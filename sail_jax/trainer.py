@@ -82,6 +82,8 @@ class Task(NamedTuple):
     """`(start policy, seed) -> state`: stands in for `update.init` where there is no reference."""
     hyper: Callable[[Any], Any] = Hyper.of
     """`State.hyper` of a configuration."""
+    digests: Callable[[], dict[str, str]] = dict
+    """Of the files that a run reads, by what errors call them; every checkpoint has them."""
 
 
 _TOLD = ('eval/return', 'eval/reward', 'eval/loss', 'eval/win_rate', 'eval/kl_policy_to_ref')
@@ -183,6 +185,15 @@ def _stopped_before_the_first_checkpoint(run: config.Trained, run_dir: Path, man
     return not manager.all_steps() and not updated
 
 
+def _require_same_files(run_dir: Path, before: dict[str, str], now: dict[str, str]) -> None:
+    if changed := [name for name in before.keys() & now.keys() if before[name] != now[name]]:
+        more = f' ({len(changed)} files changed)' if len(changed) > 1 else ''
+        raise UserError(
+            f'{run_dir}: {min(changed)} is not what the run has read so far{more}; put that back, '
+            'or begin a new run'
+        )
+
+
 class Layout(NamedTuple):
     """Shapes, types and shardings of what a run holds, without holding it."""
 
@@ -274,7 +285,7 @@ def train(
     began = time.perf_counter()
     metrics.check(run)
     devices.require_memory(task.batch_bytes(), 'a batch of this configuration')
-    layout = Layout.of(run, task)
+    layout, read = Layout.of(run, task), task.digests()
     devices.require_memory(devices.size(layout.state), 'the training state of this configuration')
     hosts.on_main(lambda: claim_run_dir(run, run_dir, resume))
     directory = run_dir / 'checkpoints'
@@ -311,6 +322,7 @@ def train(
             state, meta = checkpoint.restore(manager, layout.state)
             state = with_frozen(state, frozen)
             before, held, began = meta['before'], meta['held'], began - meta['wall_s']
+            _require_same_files(run_dir, meta.get('read', {}), read)
         else:
             bar.stage('compiling the start')
             state = initial_state(run, task, start._replace(frozen=frozen))
@@ -330,7 +342,7 @@ def train(
         saver = Saver(manager, recorder)
 
         def save(score: float, wait: bool = False) -> bool:
-            meta = {'before': before, 'held': held, 'wall_s': recorder.wall_s()}
+            meta = {'before': before, 'held': held, 'wall_s': recorder.wall_s(), 'read': read}
             return saver.save(step, state, meta | _origin(run), score, wait)
 
         def stop(score: float = -math.inf) -> NoReturn:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sail_jax import devices, update
-from sail_jax.language import evaluate, labels, policy, reader, sharding, tokens, workload
+from sail_jax.language import digests, evaluate, labels, policy, reader, sharding, tokens, workload
 from sail_jax.language.config import LanguageRun, check, check_lengths
 from sail_jax.language.data import Example
 from sail_jax.language.labels import Labeller
@@ -85,6 +85,7 @@ def make(
         smaller='lower prompts_per_update, group_size, sampling.max_tokens, evaluation.samples or '
         'reward.batch_size, or set model.remat: true',
         frozen=lambda: models.frozen(of_parameter),
+        digests=lambda: digests.of_run(run),
         dispatch=make_dispatch(run, made, data, tokenizer, labeller, mesh),
     )
 

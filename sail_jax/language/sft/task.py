@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from sail_jax import devices, trainer
 from sail_jax.errors import UserError
 from sail_jax.files import ROOM, writing
-from sail_jax.language import export, policy, reader, sharding, tokens
+from sail_jax.language import digests, export, policy, reader, sharding, tokens
 from sail_jax.language.data import Example
 from sail_jax.language.export import Opened
 from sail_jax.language.policy import Models
@@ -96,6 +96,7 @@ def make(run: SftRun) -> Task:
         smaller='raise optimizer.accumulation, lower prompts_per_update, or set model.remat: true',
         best=('-eval/loss',),
         frozen=lambda: models.frozen(of_parameter),
+        digests=lambda: digests.of_run(run),
         dispatch=make_dispatch(run, models, data, optimizer, mesh),
     )
 
