@@ -28,3 +28,8 @@ class Interrupted(Exception):
 def one_line(error: Exception) -> str:
     """What an error of somebody else's code says, for a message of ours."""
     return ' '.join(str(error).split())[:200]
+
+
+def shown(text: str, at_most: int = 80) -> str:
+    """What a file says, for a message of ours: on one line, and not a long one."""
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text[:at_most])

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from sail_jax.errors import UserError
+from sail_jax.errors import UserError, shown
 
 # Keys that are not of these families, and their value where they change nothing besides null. Those
 # that come with tensors of their own (experts, further norms) are told by their tensors.
@@ -250,9 +250,7 @@ def _rope(data: dict[str, Any], config: _Config, where: str) -> dict[str, Any]:
     known = {'rope_theta', 'partial_rotary_factor', *ROPE_KEYS[kind]}
     values = {name: value for name, value in given.items() if name not in ('type', 'rope_type')}
     if unknown := values.keys() - known:
-        raise UserError(
-            f'{where}: {key}.{min(unknown, key=str)}: not of rope type {kind}; remove it'
-        )
+        raise UserError(f'{where}: {key}.{shown(min(unknown))}: not of rope type {kind}; remove it')
     values = {'rope_theta': config.rope_theta} | values
     if kind == 'llama3':
         # One beside the object goes before one inside.

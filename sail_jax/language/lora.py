@@ -20,7 +20,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from sail_jax import files
-from sail_jax.errors import UserError
+from sail_jax.errors import UserError, shown
 from sail_jax.language import architecture as architectures
 from sail_jax.language import hf_config, weights
 from sail_jax.language.config import Lora
@@ -214,7 +214,7 @@ def _read_settings(file: Path) -> Lora:
         off = value is None or value is False or value in ({}, [], '')
         if not off and (key not in PLAIN or value != PLAIN[key]):
             only = f'only {PLAIN[key]!r} is' if key in PLAIN else 'a variant of LoRA that is not'
-            raise UserError(f'{file}: {key}: {value!r:.80}; {only} supported')
+            raise UserError(f'{file}: {shown(key)}: {value!r:.80}; {only} supported')
     targets = data.get('target_modules')
     fields = {
         'rank': data.get('r'),

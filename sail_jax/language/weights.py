@@ -6,7 +6,7 @@ of the transposed `model.layers.{i}.self_attn.q_proj.weight` [out, in].
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sail_jax import files
-from sail_jax.errors import UserError
+from sail_jax.errors import UserError, one_line, shown
 from sail_jax.language import architecture as architectures
 from sail_jax.language.model import Decoder
 from sail_jax.language.tokens import MAX_TOKENIZER
@@ -226,18 +226,17 @@ def check_tensors(
     missing, extra = expected.keys() - sources.keys(), sources.keys() - expected.keys()
     if quantised := sorted(name for name in extra if QUANTISED.search(name)):
         raise UserError(
-            f'{path}: {quantised[0]:.80}: quantised weights are not read; save the dequantised '
+            f'{path}: {shown(quantised[0])}: quantised weights are not read; save the dequantised '
             'model (in transformers, model.dequantize())'
         )
-    some = lambda names: ', '.join(sorted(names)[:3]) + (', ...' if len(names) > 3 else '')  # noqa: E731
     if missing:
-        instead = f'; there is {some(extra)}' if extra else ''
+        instead = f'; there is {_some(extra)}' if extra else ''
         raise UserError(
-            f'{path}: tensors missing: {some(missing)} ({len(missing)} in all){instead}'
+            f'{path}: tensors missing: {_some(missing)} ({len(missing)} in all){instead}'
         )
     if extra:
         raise UserError(
-            f'{path}: tensors that the model does not have: {some(extra)} ({len(extra)} in all)'
+            f'{path}: tensors that the model does not have: {_some(extra)} ({len(extra)} in all)'
         )
     for name, shape in expected.items():
         file, view = sources[name]
@@ -246,6 +245,10 @@ def check_tensors(
         if (dtype := view.get_dtype()) not in DTYPES:
             why = '; quantised weights are not read' if dtype.startswith(SMALL) else ''
             raise UserError(f'{file}: {name}: type {dtype}; expected {", ".join(DTYPES)}{why}')
+
+
+def _some(names: Collection[str]) -> str:
+    return ', '.join(map(shown, sorted(names)[:3])) + (', ...' if len(names) > 3 else '')
 
 
 def open_safetensors(file: Path, stack: ExitStack) -> dict[str, Source]:
@@ -259,7 +262,9 @@ def open_safetensors(file: Path, stack: ExitStack) -> dict[str, Source]:
         handle = stack.enter_context(safe_open(file, framework='numpy'))
         return {name: Source(file, handle.get_slice(name)) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f'{file}: not a readable safetensors file ({error})') from None
+        raise UserError(
+            f'{file}: not a readable safetensors file ({shown(one_line(error), 200)})'
+        ) from None
 
 
 def _open(path: Path, stack: ExitStack) -> dict[str, Source]:
@@ -277,12 +282,13 @@ def _open(path: Path, stack: ExitStack) -> dict[str, Source]:
         # A name alone: an index must not reach outside its directory.
         if not isinstance(file, str) or not re.fullmatch(r'[\w.-]+\.safetensors', file):
             raise UserError(
-                f'{index}: {name}: {file!r:.80}: expected a .safetensors file of this directory'
+                f'{index}: {shown(name)}: {file!r:.80}: expected a .safetensors file of this '
+                'directory'
             )
         if file not in opened:
             opened[file] = open_safetensors(path / file, stack)
         if name not in opened[file]:
-            raise UserError(f'{index}: {name}: not in {file}')
+            raise UserError(f'{index}: {shown(name)}: not in {file}')
         sources[name] = opened[file][name]
     return sources
 
