@@ -46,6 +46,33 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
     refuse('null', files.read, Path('a\0b'), 10)
 
 
+@pytest.mark.parametrize(
+    ('content', 'said'),
+    [
+        (
+            b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n',
+            'a Git LFS pointer',
+        ),
+        (b'\xef\xbb\xbf\n <!DOCTYPE html>\n<html>', 'an HTML page'),
+        (b'<HTML lang="en">', 'an HTML page'),
+    ],
+)
+@pytest.mark.parametrize('call', [files.check, lambda path: files.read(path, 2**20)])
+def test_what_was_saved_in_the_place_of_a_file_is_named(tmp_path, call, content, said):
+    (tmp_path / 'file').write_bytes(content)
+    refuse(f'file: {said} in the place of the file', call, tmp_path / 'file')
+
+
+def test_only_regular_files_are_left_to_libraries(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    (tmp_path / 'zero').symlink_to('/dev/zero')
+    for name in ('pipe', 'zero', '.'):
+        refuse('not a regular file', files.check, tmp_path / name)
+        refuse('not a regular file', files.digest, tmp_path / name)
+    refuse('No such file', files.check, tmp_path / 'none')
+    refuse('null', files.check, tmp_path / 'a\0b')
+
+
 def test_a_new_directory_is_there_whole_or_not_at_all(tmp_path):
     foreign = tmp_path / 'out.partial'
     foreign.mkdir()

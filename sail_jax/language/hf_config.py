@@ -42,6 +42,7 @@ FOREIGN = {
     'rotary_emb_base': None,
     'use_parallel_residual': False,
     'pruned_heads': {},
+    'text_config': None,
     'per_layer_config': None,
     'fusion_config': None,
     'transformers_weights': None,

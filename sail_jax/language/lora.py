@@ -25,6 +25,7 @@ from sail_jax.language import architecture as architectures
 from sail_jax.language import hf_config, weights
 from sail_jax.language.config import Lora
 from sail_jax.language.model import Decoder, Linear
+from sail_jax.language.tensors import check_tensors, open_safetensors
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 # Settings that other tools read too, and their value of plain LoRA.
@@ -151,7 +152,7 @@ def load(decoder: Decoder, path: str | Path) -> tuple[Decoder, Lora]:
     decoder = off(decoder)
     layers = range(decoder.architecture.layers)
     with ExitStack() as stack:
-        sources = weights.open_safetensors(path / WEIGHTS, stack)
+        sources = open_safetensors(path / WEIGHTS, stack)
         linears = dict(_targets(decoder, settings))
         shapes = {}
         for name, linear in linears.items():
@@ -159,7 +160,7 @@ def load(decoder: Decoder, path: str | Path) -> tuple[Decoder, Lora]:
                 a, b = (_tensor_name(layer, name, part) for part in ('lora_A', 'lora_B'))
                 shapes |= {a: (settings.rank, linear.in_features)}
                 shapes |= {b: (linear.out_features, settings.rank)}
-        weights.check_tensors(shapes, sources, path / WEIGHTS)
+        check_tensors(shapes, sources, path / WEIGHTS)
         for name, linear in linears.items():
             stacks = [
                 np.stack([sources[_tensor_name(layer, name, part)].view[:].T for layer in layers])

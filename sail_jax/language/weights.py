@@ -6,7 +6,7 @@ of the transposed `model.layers.{i}.self_attn.q_proj.weight` [out, in].
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,16 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sail_jax import files
-from sail_jax.errors import UserError, one_line, shown
+from sail_jax.errors import UserError, shown
 from sail_jax.language import architecture as architectures
 from sail_jax.language.model import Decoder
+from sail_jax.language.tensors import DTYPES, Source, check_tensors, open_safetensors
 from sail_jax.language.tokens import MAX_TOKENIZER
 
-DTYPES = {'F32': jnp.float32, 'BF16': jnp.bfloat16, 'F16': jnp.float16}
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 MAX_COMPANIONS = 2**30
 """Bytes that are copied beside configuration and weights."""
@@ -40,13 +39,6 @@ FOREIGN_COMPANIONS = (
 EMBEDDING, HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
 ROWS = 2**12
 """Of the output matrix that are compared at once."""
-
-# How libraries of quantisation name what stands beside or in the place of a weight.
-QUANTISED = re.compile(
-    r'\.(qweight|qzeros|scales|g_idx|SCB|weight_(scale|packed|shape|zero_point)\w*'
-    r'|input_scale|weight\.(absmax|quant_|nested_)[\w.]*)$'
-)
-SMALL = ('F8', 'F6', 'F4', 'I8', 'U8')
 
 DecoderT = TypeVar('DecoderT', bound=Decoder)
 ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -65,14 +57,6 @@ class Place(NamedTuple):
         """The tensor's, given the parameter's."""
         shape = parameter_shape if self.layer is None else parameter_shape[1:]
         return shape[::-1] if self.transposed else shape
-
-
-class Source(NamedTuple):
-    """A tensor in a mapped file."""
-
-    file: Path
-    view: Any
-    """Reads what it is indexed with."""
 
 
 def parameters(decoder: Decoder) -> dict[str, nnx.Param]:
@@ -214,59 +198,6 @@ def _save(
         write_json(to / INDEX, index)
 
 
-def check_tensors(
-    expected: dict[str, tuple[int, ...]], sources: dict[str, Source], path: Path
-) -> None:
-    """Holds tensors against the names and shapes that they should have.
-
-    Raises:
-      UserError: naming the first few that are missing or left over, or the first of another shape
-        or of no floating-point type.
-    """
-    missing, extra = expected.keys() - sources.keys(), sources.keys() - expected.keys()
-    if quantised := sorted(name for name in extra if QUANTISED.search(name)):
-        raise UserError(
-            f'{path}: {shown(quantised[0])}: quantised weights are not read; save the dequantised '
-            'model (in transformers, model.dequantize())'
-        )
-    if missing:
-        instead = f'; there is {_some(extra)}' if extra else ''
-        raise UserError(
-            f'{path}: tensors missing: {_some(missing)} ({len(missing)} in all){instead}'
-        )
-    if extra:
-        raise UserError(
-            f'{path}: tensors that the model does not have: {_some(extra)} ({len(extra)} in all)'
-        )
-    for name, shape in expected.items():
-        file, view = sources[name]
-        if (theirs := tuple(view.get_shape())) != shape:
-            raise UserError(f'{file}: {name}: shape {theirs}; the configuration needs {shape}')
-        if (dtype := view.get_dtype()) not in DTYPES:
-            why = '; quantised weights are not read' if dtype.startswith(SMALL) else ''
-            raise UserError(f'{file}: {name}: type {dtype}; expected {", ".join(DTYPES)}{why}')
-
-
-def _some(names: Collection[str]) -> str:
-    return ', '.join(map(shown, sorted(names)[:3])) + (', ...' if len(names) > 3 else '')
-
-
-def open_safetensors(file: Path, stack: ExitStack) -> dict[str, Source]:
-    """A mapped file's tensors by name; closed with the stack.
-
-    Raises:
-      UserError: if it cannot be opened or is no regular file, or its header is damaged.
-    """
-    files.check(file)
-    try:
-        handle = stack.enter_context(safe_open(file, framework='numpy'))
-        return {name: Source(file, handle.get_slice(name)) for name in handle.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f'{file}: not a readable safetensors file ({shown(one_line(error), 200)})'
-        ) from None
-
-
 def _open(path: Path, stack: ExitStack) -> dict[str, Source]:
     """Every tensor of a checkpoint by name."""
     if (path / SINGLE).exists():
@@ -399,7 +330,8 @@ def _copy_companions(decoder: Decoder, source: str | Path | None, to: Path) -> d
 
 
 def copy_tokenizer(source: Path, to: Path) -> None:
-    """Copies the files that lie in a checkpoint beside its configuration and weights.
+    """Copies the files that lie in a checkpoint beside its configuration and weights. A tokeniser's
+    `auto_map`, which names code that is not copied, is left out.
 
     Raises:
       UserError: they are absurdly large, or cannot be read.
@@ -412,6 +344,10 @@ def copy_tokenizer(source: Path, to: Path) -> None:
         )
     for file in companions:
         (to / file.name).write_bytes(files.read(file, MAX_TOKENIZER))
+    config = to / 'tokenizer_config.json'
+    if config.exists() and 'auto_map' in (data := architectures.read_json(config)):
+        del data['auto_map']
+        write_json(config, data)
 
 
 def _is_companion(file: Path) -> bool:

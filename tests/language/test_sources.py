@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -283,3 +284,22 @@ def test_mutated_bytes_are_rows_or_one_line(tmp_path_factory, data, line):
             assert row.prompt
         assert '\n' not in message
         assert len(message) < 300
+
+
+@pytest.mark.parametrize('suffix', sources.SUFFIXES)
+def test_pipes_devices_and_pointers_are_not_opened(tmp_path, suffix):
+    pointer = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n'
+    for directory in (False, True):
+        folder = tmp_path / f'd{directory}'
+        folder.mkdir()
+        file = folder / f'train{suffix}'
+        path = folder if directory else file
+        os.mkfifo(file)
+        with pytest.raises(UserError, match=f'{file}: not a regular file'):
+            sources.find(path, 'train')
+        file.unlink()
+        file.write_bytes(pointer)
+        with pytest.raises(UserError, match=f'{file}: a Git LFS pointer in the place of the file'):
+            sources.find(path, 'train')
+    with pytest.raises(UserError, match='/dev/zero: not a regular file'):
+        sources.find('/dev/zero', 'train')

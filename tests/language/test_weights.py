@@ -334,12 +334,15 @@ def test_export_says_nothing_that_is_true_of_its_source_alone(saved, tmp_path):
     foreign |= {'torch_dtype': 'bfloat16', 'dtype': 'bfloat16', 'kept': 1}
     (saved / 'config.json').write_text(json.dumps(config | foreign))
     (saved / 'quantize_config.json').write_text('{}')
+    own = {'auto_map': {'AutoTokenizer': ['own.Tokenizer', None]}, 'bos_token': 'é'}
+    (saved / 'tokenizer_config.json').write_text(json.dumps(own))
     decoder = weights.load(saved)
     out = weights.save(decoder, tmp_path / 'out', source=saved)
     assert not (out / 'quantize_config.json').exists()
     written = json.loads((out / 'config.json').read_text())
     assert not written.keys() & {'auto_map', 'quantization_config'}
     assert (written['torch_dtype'], written['dtype'], written['kept']) == ('float32', 'float32', 1)
+    assert json.loads((out / 'tokenizer_config.json').read_text()) == {'bos_token': 'é'}
     weights.load(out)
     # Float tensors beside it: nobody knows which of the two is true.
     changed = config | {'quantization_config': {'quant_method': 'bitsandbytes'}}
