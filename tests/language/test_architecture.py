@@ -52,6 +52,29 @@ def test_defaults_of_absent_keys_are_those_of_transformers():
     assert (ours.kv_heads, ours.head_dim, ours.rope.theta, ours.tied) == (4, 4, 10_000, False)
 
 
+def test_of_two_settings_the_one_that_transformers_takes():
+    linear = {'type': 'linear', 'factor': 4.0}
+    both = LLAMA | {'rope_theta': 25.0, 'rope_scaling': linear}
+    both |= {'rope_parameters': {'rope_type': 'default', 'rope_theta': 50.0}}
+    rope = architecture.from_hf(both).rope
+    assert (rope.kind, rope.factor, rope.theta) == ('linear', 4, 25)
+    rope = architecture.from_hf(both | {'rope_scaling': None}).rope
+    assert (rope.kind, rope.theta) == ('default', 50)
+
+    beside = LLAMA | {'rope_scaling': LLAMA3, 'original_max_position_embeddings': 32}
+    assert architecture.from_hf(beside).rope.original_max_position_embeddings == 32
+    inside = {k: v for k, v in LLAMA3.items() if k != 'original_max_position_embeddings'}
+    bare = LLAMA | {'rope_scaling': inside, 'max_position_embeddings': 128}
+    assert architecture.from_hf(bare).rope.original_max_position_embeddings == 128
+
+    layers = {'sliding_window': 5, 'layer_types': ['full_attention'] * 2 + ['sliding_attention']}
+    mistral = architecture.to_hf(FAMILIES['mistral']) | layers
+    assert architecture.from_hf(mistral).windows == (0, 0, 5)
+    qwen = architecture.to_hf(FAMILIES['qwen2']) | layers
+    qwen |= {'use_sliding_window': True, 'max_window_layers': 0}
+    assert architecture.from_hf(qwen).windows == (0, 0, 5)
+
+
 def test_what_changes_nothing_is_read():
     more = {'residual_multiplier': 1.0, 'is_causal': True, 'quantization_config': None}
     more |= {'partial_rotary_factor': 1.0, 'sliding_window': None, 'unsloth_version': '2026.1'}
