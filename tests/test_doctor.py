@@ -1,6 +1,11 @@
 """What a new host is told."""
 
+import contextlib
+import os
 import secrets
+import socket
+import subprocess
+import sys
 import tempfile
 
 import jax
@@ -62,3 +67,64 @@ def test_other_random_numbers_are_noticed():
 def test_several_processes_need_a_shared_directory(more, capsys):
     assert cli.main(['doctor', *more]) == 2
     assert capsys.readouterr().err.startswith('sail-jax: ')
+
+
+def process(*more, **env):
+    """`sail-jax doctor` of a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, '-m', 'sail_jax.cli', 'doctor', *more],
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_who_is_alone(tmp_path):
+    """Others that do not come are waited for as long as was said; one process needs none."""
+    slurm = {
+        'SLURM_JOB_ID': '1',
+        'SLURM_STEP_NODELIST': 'localhost',
+        'SLURM_NTASKS': '1',
+        'SLURM_PROCID': '0',
+        'SLURM_LOCALID': '0',
+    }
+    with contextlib.ExitStack() as free:
+        sockets = [free.enter_context(socket.socket()) for _ in range(2)]
+        for each in sockets:
+            each.bind(('localhost', 0))
+        ports = [each.getsockname()[1] for each in sockets]
+    two = ['--num-processes', '2', '--join-timeout', '2', '--dir', str(tmp_path)]
+    alone = [
+        process('--coordinator', f'localhost:{ports[0]}', '--process-id', '1', *two),
+        process('--coordinator', f'localhost:{ports[1]}', '--process-id', '0', *two),
+    ]
+    one = process('--distributed', **slurm)
+    for waiting, who in zip(alone, ('process 0 at', 'the other processes at'), strict=True):
+        out, said = waiting.communicate(timeout=100)
+        first, last = said.splitlines()
+        assert (waiting.returncode, out) == (2, '')
+        assert first.startswith(f'waiting for {who}')
+        assert last.startswith(f'sail-jax: --distributed: {who}')
+        assert f'localhost:{ports[alone.index(waiting)]}' in last
+        assert '2 s (--join-timeout)' in last
+    out, said = one.communicate(timeout=100)
+    assert (one.returncode, said) == (0, '')
+    assert 'ok      checkpoint' in out
+
+
+@pytest.mark.parametrize(
+    ('more', 'message'),
+    [
+        (['--coordinator', 'host'], "--coordinator: HOST:PORT of process 0, got 'host'"),
+        (['--join-timeout', '0'], "--join-timeout: 1 to 86400 seconds, got '0'"),
+        (['--join-timeout', 'nan'], '1 to 86400 seconds'),
+        (['--join-timeout', 'soon'], '1 to 86400 seconds'),
+    ],
+)
+def test_how_to_join_is_checked(more, message, capsys):
+    given = ['--num-processes', '2', '--process-id', '1', *more]
+    assert cli.main(['doctor', *given]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count('\n') == 1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from sail_jax import cli
+from sail_jax import cli, configfile, runs
 
 PROBLEMS = {'count': 2, 'contexts': 2, 'responses': 3, 'features': 2}
 LANDSCAPE = {
@@ -75,7 +75,7 @@ def test_landscape(tmp_path, capsys):
     assert yaml.safe_load((run_dir / 'config.yaml').read_text())['coefficient'] == 0.5
     assert '| --- |' in (run_dir / 'table.md').read_text()
 
-    # A study leaves no policy, and has nothing to resume.
+    # A study leaves no policy, and once it is finished has nothing to resume.
     again = ['train', config, '--run-dir', str(run_dir)]
     for arguments in (['evaluate', str(run_dir)], [*again, '--resume'], again):
         assert cli.main(arguments) == 2
@@ -87,7 +87,10 @@ def test_sample_complexity_of_a_users_problem(tmp_path):
     problem = {'features': rng.normal(size=(2, 3, 2)), 'reward': rng.normal(size=(2, 3))}
     np.savez(tmp_path / 'mine.npz', **problem)
     config = write(tmp_path, SAMPLES | {'problems': {'path': str(tmp_path / 'mine.npz')}})
-    assert cli.main(['train', config, '--run-dir', str(run_dir)]) == 0
+    # One that was stopped has its configuration and nothing else, and is run again.
+    run_dir.mkdir()
+    configfile.write(runs.load(config), run_dir / 'config.yaml')
+    assert cli.main(['train', config, '--run-dir', str(run_dir), '--resume']) == 0
     assert_figures(run_dir, 'sample_complexity')
     table, rows = read(run_dir)
     assert {row['problem'] for row in table['rows']} == {0, 'all'}
