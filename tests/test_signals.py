@@ -55,12 +55,26 @@ def test_before_anything_is_begun_and_while_the_reference_is_trained(tmp_path):
     assert said.strip().splitlines()[-1] == f'sail-jax: stopped; {again}'
     assert 'Traceback' not in said
 
-    # What docs/hosts.md queues again begins again.
-    training = start(tmp_path / 'b', '--resume')
-    until(training, 'start policy')
-    training.send_signal(signal.SIGINT)
-    assert 'Traceback' not in training.communicate(timeout=20)[1]
-    assert training.returncode == 130
+
+@pytest.mark.slow
+def test_what_was_stopped_before_its_start_begins_again(tmp_path):
+    """As docs/hosts.md queues it again."""
+    first = start(tmp_path)
+    until(first, 'start policy')
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=20)
+    assert first.returncode == 75
+    again = start(
+        tmp_path, '--resume', '--total-env-steps', '48', '--reference.ppo-env-steps', '48'
+    )
+    said = again.communicate(timeout=300)[1]
+    assert again.returncode == 2, 'another configuration'
+    assert 'reference.ppo_env_steps (10000000 -> 48)' in said
+    again = start(tmp_path, '--resume')
+    until(again, 'start policy')
+    again.send_signal(signal.SIGINT)
+    assert 'Traceback' not in again.communicate(timeout=20)[1]
+    assert again.returncode == 130
 
 
 def test_code_that_python_does_not_get_out_of():
