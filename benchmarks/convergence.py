@@ -256,6 +256,13 @@ def reported(path: Path, size: Size) -> dict[str, Any]:
     return {'size': of_size, 'envs': {}}
 
 
+def keep_compiled() -> None:
+    """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR says where."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path.home() / '.cache' / 'sail_jax'
+        jax.config.update('jax_compilation_cache_dir', str(cache))
+
+
 def slug(name: str) -> str:
     return name.lower().replace(',', '').replace(' ', '-')
 
@@ -283,9 +290,7 @@ def main() -> None:
         size = size._replace(env_steps=options.env_steps, tuning_env_steps=tuning)
     # What divides the members of a tuning sweep, the reported seeds and the contexts.
     devices.use_cores(math.gcd(8, size.seeds, BASE['rollout']['contexts']))
-    if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR may say where.
-        cache = Path.home() / '.cache' / 'sail_jax'
-        jax.config.update('jax_compilation_cache_dir', str(cache))
+    keep_compiled()
     options.out.mkdir(parents=True, exist_ok=True)
     raw = reported(options.out / 'raw.json', size)
     for env in size.envs:

@@ -298,7 +298,7 @@ def train(
         bar = exits.enter_context(
             ProgressBar(task.updates, task.watch, task.unit, quiet or not hosts.is_main())
         )
-        bar.stage('making or loading the start policy')
+        bar.stage('preparing the start policy')
         try:
             # Killed before anything was saved, a run begins again.
             start = None if resume and checkpoint.has_begun(directory) else start_policy(run, task)
@@ -364,7 +364,7 @@ def train(
             raise type(error)(f'{error}; {where}') from error
 
         if not before:
-            bar.stage('compiling the evaluation, and evaluating the start policy')
+            bar.stage('compiling and evaluating')
             before = evaluate()
             recorder.write([[{**recorder.position(0, 0), **row}] for row in before])
             score = _score(run, task, before)

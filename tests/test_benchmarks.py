@@ -5,10 +5,11 @@ import re
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from benchmarks import __main__ as suite
-from benchmarks import control_communication, machine, regressions, rounds
+from benchmarks import control_communication, convergence, machine, regressions, rounds
 
 CONTENDER = """
 import sys
@@ -138,3 +139,14 @@ def test_a_command_is_written_without_the_places_of_a_machine(monkeypatch, tmp_p
     monkeypatch.setattr(sys, 'argv', ['program', *arguments])
     command = machine.machine('benchmarks.some')['command']
     assert command == 'python -m benchmarks.some --out a/b.json --runs=x c.yaml --n 3'
+
+
+def test_a_users_compilation_cache_is_left_to_the_study():
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        for given, used in (('/theirs', '/theirs'), (None, str(Path.home() / '.cache/sail_jax'))):
+            jax.config.update('jax_compilation_cache_dir', given)
+            convergence.keep_compiled()
+            assert jax.config.jax_compilation_cache_dir == used
+    finally:
+        jax.config.update('jax_compilation_cache_dir', before)

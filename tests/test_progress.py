@@ -19,9 +19,9 @@ def test_a_run_says_what_it_is_busy_with_and_then_where_it_is(tmp_path, capsys, 
     said = capsys.readouterr().err.splitlines()
     stages = [match[1] for line in said if (match := re.fullmatch(r' *\d+ s  (.*)', line))]
     assert stages == [
-        'making or loading the start policy',
+        'preparing the start policy',
         'compiling the start',
-        'compiling the evaluation, and evaluating the start policy',
+        'compiling and evaluating',
         'compiling the update',
     ]
     assert any(re.match(r' +240 env steps  ', line) for line in said)

@@ -181,9 +181,10 @@ def test_a_supervised_run_that_left_no_model_yet_answers_from_its_checkpoint(
 ):
     shutil.copytree(trained / 'sft', tmp_path / 'sft', ignore=lambda *_: ['model'])
     for path in (trained / 'sft', tmp_path / 'sft'):
-        assert main(['generate', str(path), 'the cat', '--max-tokens', '6']) == 0
+        assert main(['generate', str(path), 'the \x1b[31mcat', '--max-tokens', '6']) == 0
     ours, theirs = capsys.readouterr().out.splitlines()
     assert ours == theirs
+    assert ours.startswith('the \\x1b[31mcat')
 
 
 def test_more_prompts_than_rows_are_said_once(trained, caplog):
