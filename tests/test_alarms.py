@@ -46,3 +46,16 @@ with alarms.kept_off():
     done = subprocess.run([sys.executable, '-c', code], capture_output=True)
     assert done.returncode == -6
     assert done.stderr == b'progress\nbefore\n' + ABORT
+
+
+def test_a_process_that_lives_on_is_not_waited_for():
+    code = """
+import subprocess, sys
+from sail_jax import alarms
+with alarms.kept_off():
+    other = subprocess.Popen(['sleep', '1000'])
+print('at the end')
+other.kill()
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b'at the end\n', b'')
