@@ -6,20 +6,39 @@ A docstring under a field is its documentation: it becomes the text of `--help`.
 import itertools
 import math
 import typing
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    NonNegativeFloat,
+    PositiveFloat,
+)
+from pydantic_core import CoreSchema
 
+from sail_jax import scalars
 from sail_jax.errors import UserError
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys refused."""
+    """A part of the configuration: immutable, unknown keys refused, and checked again whenever it
+    comes from Python."""
 
     model_config = ConfigDict(
-        frozen=True, extra='forbid', use_attribute_docstrings=True, allow_inf_nan=False
+        frozen=True,
+        extra='forbid',
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        revalidate_instances='always',
     )
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return scalars.guarded(handler(source))
 
     @pydantic.model_validator(mode='before')
     @classmethod
@@ -31,6 +50,14 @@ class Section(BaseModel):
             key: None if value == 'none' and optional(cls.model_fields.get(key)) else value
             for key, value in data.items()
         }
+
+    @pydantic.field_validator('*')
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        """A name of bytes that are no UTF-8 could neither be printed nor written to a file."""
+        if isinstance(value, str | Path) and not scalars.is_text(str(value)):
+            raise ValueError('should be UTF-8')
+        return value
 
 
 def optional(field: Any) -> bool:
@@ -117,9 +144,9 @@ class Optimizer(Section):
     """Adam's step size."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Clips the global norm of the gradient, a value function's included; none leaves it."""
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(1, ge=1, le=2**10)
     """Passes over a batch."""
-    minibatches: int = Field(1, ge=1)
+    minibatches: int = Field(1, ge=1, le=2**20)
     """Gradient steps per pass, each on its share of the batch's rows."""
     clip: float | None = Field(0.2, gt=0, lt=1)
     """PPO's bound on the importance ratios of the score-function terms (the response score, and the
@@ -185,10 +212,14 @@ class Sweep(Section):
     """Values of `optimizer.learning_rate`."""
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+MAX_MEMBERS = 2**12
+
+
 class Settings(Section):
     """What every configuration file has."""
 
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: Seed = 0
     """All randomness is a function of it, the update and the row."""
 
 
@@ -205,15 +236,12 @@ class Run(Trained):
     objective: Objective = Objective()
     divergence: Divergence = Divergence()
     optimizer: Optimizer = Optimizer()
-    seeds: int | tuple[int, ...] | None = None
+    seeds: Annotated[int, Field(ge=1, le=MAX_MEMBERS)] | tuple[Seed, ...] | None = None
     """Train several seeds at once, each as if alone: a number (from `seed` on), or the seeds."""
     sweep: Sweep = Sweep()
 
 
 RunT = TypeVar('RunT', bound=Settings)
-
-
-MAX_MEMBERS = 2**12
 
 
 class Member(NamedTuple):
@@ -238,6 +266,10 @@ def members(run: Trained) -> tuple[Member, ...]:
     count = number * math.prod(map(len, swept.values()))
     if count > MAX_MEMBERS:
         raise UserError(f'seeds, sweep: {count:,} runs side by side; at most {MAX_MEMBERS:,}')
+    if max(seeds, default=0) > scalars.INT_MAX:
+        raise UserError(
+            f'seeds: {run.seeds} from seed {run.seed} on; the largest is {scalars.INT_MAX}'
+        )
     found = []
     for combination in itertools.product(*swept.values(), seeds):
         *values, seed = combination

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import io
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,9 +16,29 @@ from pydantic import BaseModel
 from sail_jax import files, terminal
 from sail_jax.config import RunT, Settings, optional
 from sail_jax.errors import UserError
+from sail_jax.scalars import Dumper, Loader, parse
 
 # A section that may be missing is set by its keys like any other.
 TYRO = (tyro.conf.AvoidSubcommands,)
+
+NUMBERS = tyro.constructors.ConstructorRegistry()
+
+
+@NUMBERS.primitive_rule
+def _number(
+    field: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """Reads integers and numbers in the digits 0 to 9."""
+    if field.type not in (int, float):
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=field.type.__name__.upper(),
+        instance_from_str=lambda words: parse(field.type, words[0]),
+        is_instance=lambda value: type(value) in (int, field.type),
+        str_from_instance=lambda value: [str(value)],
+    )
+
 
 MAX_YAML = 2**20
 """Bytes of a configuration."""
@@ -33,7 +54,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     try:
         text = content.decode()
         _refuse_aliases(text)
-        data, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+        data, node = yaml.load(text, Loader), yaml.compose(text, Loader)
         _refuse_duplicates(node)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise UserError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
@@ -63,8 +84,13 @@ def _refuse_duplicates(node: yaml.Node | None) -> None:
             _refuse_duplicates(value)
 
 
-def validate(model: type[RunT], data: dict[str, Any], path: Path, node: yaml.Node | None) -> RunT:
-    """The typed configuration of a file's mapping.
+def validate(
+    model: type[RunT],
+    data: dict[str, Any] | RunT,
+    path: Path | None = None,
+    node: yaml.Node | None = None,
+) -> RunT:
+    """The typed configuration of a file's mapping, or of what comes from Python.
 
     Raises:
       UserError: the first problem, with file, line and key; of missing keys, all.
@@ -74,11 +100,58 @@ def validate(model: type[RunT], data: dict[str, Any], path: Path, node: yaml.Nod
     except pydantic.ValidationError as error:
         first, *_ = problems = error.errors()
         line = _line(node, first['loc'])
-        where = f'{path}:{line}' if line else str(path)
+        where = '' if path is None else f'{path}:{line}: ' if line else f'{path}: '
         missing = [_key(problem) for problem in problems if problem['type'] == 'missing']
         if first['type'] == 'missing':
-            raise UserError(f'{where}: missing: {", ".join(missing)}') from None
-        raise UserError(f'{where}: {_explain(model, first)}') from None
+            raise UserError(f'{where}missing: {", ".join(missing)}') from None
+        raise UserError(where + _explain(model, problems)) from None
+
+
+def checked(run: RunT) -> RunT:
+    """A configuration as Python gives it: `model_copy(update=...)` looks at nothing.
+
+    Raises:
+      UserError: as of `validate`; a dict in the place of a section, whose other keys are gone.
+    """
+    for key, value in _sections(run):
+        if isinstance(value, dict):
+            raise UserError(
+                f'{key}: a dict in the place of the section; set its keys when loading: '
+                f"sail_jax.load(path, **{{'{key}.KEY': value}})"
+            )
+    return validate(type(run), run)
+
+
+def _sections(section: BaseModel, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """What lies at every key, sections too."""
+    for key, value in vars(section).items():
+        yield f'{prefix}{key}', value
+        if isinstance(value, BaseModel):
+            yield from _sections(value, f'{prefix}{key}.')
+
+
+def update(run: RunT, overrides: Mapping[str, Any]) -> RunT:
+    """A configuration with other values, which are checked as the command line's are.
+
+    Args:
+      overrides: by dotted keys, `{'objective.beta': 0.2}`; a mapping sets the keys that it has.
+
+    Raises:
+      UserError: as of `validate`.
+    """
+    data = run.model_dump()
+    for key, value in overrides.items():
+        for part in reversed(str(key).split('.')):
+            value = {part: value}
+        data = _merge(data, value)
+    return validate(type(run), data)
+
+
+def _merge(old: Any, new: Any) -> Any:
+    if not isinstance(new, Mapping):
+        return new
+    old = old if isinstance(old, dict) else {}
+    return old | {key: _merge(old.get(key), value) for key, value in new.items()}
 
 
 def wants_help(arguments: list[str]) -> bool:
@@ -109,11 +182,13 @@ def override(run: RunT, arguments: list[str], prog: str, description: str) -> Ru
                 prog=prog,
                 description=description,
                 config=TYRO,
+                registry=NUMBERS,
             )
         except SystemExit as stop:
             if not stop.code:
                 raise
-    raise UserError(_first_line(type(run), printed.getvalue()))
+            refused = _refused(type(run), stop)
+    raise UserError(refused or _first_line(type(run), printed.getvalue()))
 
 
 def _printable(value: Any) -> Any:
@@ -129,7 +204,7 @@ def _printable(value: Any) -> Any:
 
 def to_yaml(run: Settings) -> str:
     """The resolved configuration; reading it back gives an equal one."""
-    return yaml.safe_dump(run.model_dump(mode='json'), sort_keys=False)
+    return yaml.dump(run.model_dump(mode='json'), Dumper=Dumper, sort_keys=False)
 
 
 def write(run: Settings, path: Path) -> None:
@@ -203,12 +278,27 @@ def _nearest(model: type[BaseModel], key: str) -> str:
     return f'; did you mean {close[0]}?' if close else '; see sail-jax train --help'
 
 
+def _first(problems: list[Any]) -> Any:
+    """The first problem; where a value could have been one of several things, with what it came
+    nearest to."""
+    loc = problems[0]['loc']
+    key = loc[: next((i for i, part in enumerate(loc) if _is_kind(part)), len(loc))]
+    return max((x for x in problems if x['loc'][: len(key)] == key), key=lambda x: len(x['loc']))
+
+
 def _key(problem: Any) -> str:
-    return '.'.join(str(part) for part in problem['loc'])
+    unknown = problem['type'] == 'extra_forbidden'
+    return '.'.join(str(part) for part in problem['loc'] if unknown or not _is_kind(part))
 
 
-def _explain(model: type[BaseModel], problem: Any) -> str:
-    key = _key(problem)
+def _is_kind(part: int | str) -> bool:
+    """Whether it is no key, but which of several things a value could have been."""
+    return '[' in str(part)
+
+
+def _explain(model: type[BaseModel], problems: list[Any], prefix: str = '') -> str:
+    problem = _first(problems)
+    key = prefix + _key(problem)
     if problem['type'] == 'extra_forbidden':
         return f'unknown key {key}{_nearest(model, key)}'
     text = problem['msg'].removeprefix('Input ').removeprefix('Value error, ')
@@ -233,6 +323,16 @@ def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int | None:
     return line
 
 
+def _refused(model: type[BaseModel], stop: SystemExit) -> str | None:
+    """What pydantic said of the values that tyro read, in one line."""
+    error, section = stop.__context__, ''
+    while error is not None and not isinstance(error, pydantic.ValidationError):
+        if isinstance(found := getattr(error, 'arg', None), str):
+            section = f'{found}.'
+        error = error.__context__
+    return error and _explain(model, error.errors(), section)
+
+
 def _first_line(model: type[BaseModel], printed: str) -> str:
     """One line out of what tyro prints: a box on a terminal, dashed text elsewhere."""
     text = ' '.join(re.sub(r'[│╭╮╰╯]|[─-]{3,}', ' ', printed).split())
@@ -241,15 +341,16 @@ def _first_line(model: type[BaseModel], printed: str) -> str:
         if key in _fields(model):
             return f'{key}: a section; set one of its keys, e.g. --{key}.KEY VALUE'
         return f'unknown key {key}{_nearest(model, key)}'
-    if invalid := re.search(
-        r'Error parsing (\S+): 1 validation error for \w+ (\S+) (?:Input )?(.*?) \[.*?'
-        r'input_value=(.*?),? input_type',
+    if wrong := re.search(
+        r'Error parsing --(\S+): no type matching (.*?) could be instantiated from (\[.*?\])\. Got',
         text,
     ):
-        section = '' if invalid[1] == model.__name__ else f'{invalid[1]}.'
-        return f'{section}{invalid[2]}: {invalid[3]}, got {invalid[4]}'
+        return f'{wrong[1].replace("-", "_")}: should be {wrong[2]}, got {wrong[3]:.80}'
+    if wrong := re.search(r'Error parsing --(\S+): Could not find .*?: (\[.*?\]) Argument', text):
+        return f'{wrong[1].replace("-", "_")}: cannot be {wrong[2]:.80}'
     if other := re.search(
-        r'(?:Error parsing --|(?=Missing value))(.*?) (?:Argument|For full)', text
+        r'(?:Error parsing --|(?=Missing value|Unrecognized options:))(.*?) (?:Argument|For full)',
+        text,
     ):
         return other[1]
     return text

@@ -78,6 +78,10 @@ def test_rows_that_no_memory_holds(tmp_path, monkeypatch):
         {'policy': {'hidden': [1] * 65}},
         {'evaluation': {'episodes': 2**40}},
         {'updates_per_dispatch': 2**40},
+        {'seeds': 10**400},
+        {'optimizer': {'epochs': 3 * 10**9}},
+        {'reference': {'refresh_env_steps': 1e18}},
+        {'total_env_steps': 10**400},
     ],
 )
 def test_absurd_numbers_are_out_of_bounds(settings):
@@ -86,11 +90,16 @@ def test_absurd_numbers_are_out_of_bounds(settings):
 
 
 @pytest.mark.parametrize(
-    'settings', [{'seeds': 10**400}, {'seeds': 64, 'sweep': {'beta': range(1, 99)}}]
+    ('settings', 'said'),
+    [
+        ({'seeds': 64, 'sweep': {'beta': range(1, 99)}}, '6,272 runs side by side; at most 4,096'),
+        ({'seed': 2**31 - 2, 'seeds': 3}, 'seeds: 3 from seed 2147483646 on; the largest is'),
+    ],
 )
-def test_more_runs_than_anyone_means(settings):
-    with pytest.raises(UserError, match=r'seeds, sweep: [\d,]+ runs side by side; at most 4,096'):
+def test_more_runs_than_there_can_be(settings, said):
+    with pytest.raises(UserError, match=said):
         config.members(ControlRun.model_validate(settings))
+    assert len(config.members(ControlRun.model_validate({'seed': 2**31 - 2, 'seeds': 2}))) == 2
 
 
 def test_lines_that_stand_for_more_than_they_say(tmp_path, capsys):

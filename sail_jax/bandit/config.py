@@ -70,7 +70,7 @@ class Landscape(Study):
     """Which study."""
     starts: int = Field(32, ge=2, le=2**12)
     """Starts of the ascent, uniform in the ball."""
-    iterations: int = Field(400, ge=10)
+    iterations: int = Field(400, ge=10, le=2**20)
     """Steps of projected gradient ascent."""
     points: int = Field(1024, ge=64, le=2**20, multiple_of=64)
     """Points of the ball at which curvature and PL ratio are taken, half of them on its surface."""

@@ -8,8 +8,12 @@ from pydantic import Field
 from sail_jax import config
 from sail_jax.config import Section, Teacher
 from sail_jax.errors import UserError
+from sail_jax.scalars import INT_MAX
 
 Width = Annotated[int, Field(ge=1, le=2**16)]
+
+MAX_ENV_STEPS = 2**40
+"""More than a run will see."""
 
 
 class Environment(Section):
@@ -77,9 +81,9 @@ class Reference(Section):
     """A run directory, or a Brax PPO checkpoint."""
     best: bool = False
     """With `source: run`, take its best checkpoint (`checkpoints.metric`), not its newest."""
-    ppo_env_steps: int = Field(500_000, ge=1)
+    ppo_env_steps: int = Field(500_000, ge=1, le=MAX_ENV_STEPS)
     """Env steps of PPO for `source: ppo`."""
-    refresh_env_steps: int | None = Field(None, ge=1)
+    refresh_env_steps: int | None = Field(None, ge=1, le=MAX_ENV_STEPS)
     """Replace the reference by the policy this often, rounded up to whole updates; none never
     does."""
 
@@ -98,7 +102,7 @@ class ControlRun(config.Run):
 
     workload: Literal['control'] = 'control'
     """What this file configures."""
-    total_env_steps: int = Field(1_000_000, ge=1)
+    total_env_steps: int = Field(1_000_000, ge=1, le=MAX_ENV_STEPS)
     """Length of the run, rounded up to whole dispatches."""
     updates_per_dispatch: int = Field(5, ge=1, le=2**16)
     """Updates that one call of the compiled program makes."""
@@ -125,7 +129,8 @@ class ControlRun(config.Run):
     def refresh_updates(self) -> int | None:
         """Updates between refreshes of the reference."""
         steps = self.reference.refresh_env_steps
-        return None if steps is None else -(-steps // self.env_steps_per_update)
+        # Updates are counted in int32, which no run comes to the end of.
+        return None if steps is None else min(-(-steps // self.env_steps_per_update), INT_MAX)
 
     @property
     def dispatches(self) -> int:

@@ -97,7 +97,7 @@ class RewardSource(Section):
     longer the first tokens are scored, and the run says so once."""
     batch_size: int = Field(64, ge=1, le=2**20)
     """Responses that are scored at once."""
-    timeout_s: float = Field(600.0, gt=0)
+    timeout_s: float = Field(600.0, gt=0, le=1e9)
     """Seconds after which a call that has not answered ends the run."""
 
 

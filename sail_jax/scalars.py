@@ -1,0 +1,140 @@
+"""Integers, numbers and switches of configurations: each is what it is written as, and what the
+devices compute with can hold it."""
+
+import contextlib
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import yaml
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+INT_MAX = 2**31 - 1
+"""Of a setting without a smaller or larger bound of its own: int32's largest."""
+FLOAT_MAX = float(np.finfo(np.float32).max)
+FLOAT_TINY = float(np.finfo(np.float32).tiny)
+"""Below it float32 is subnormal, which devices take for 0."""
+
+
+def guarded(schema: CoreSchema) -> CoreSchema:
+    """The schema of a section with its scalars guarded, in place; sections in it guard their own.
+
+    An integer or number is no text and no switch, a switch nothing else, an integer has a largest
+    value, and a number is neither infinite, nor 0, nor at its bound for being rounded to float32.
+    """
+    match schema.get('type'):
+        case 'int':
+            if not {'le', 'lt'} & schema.keys():
+                schema['le'] = INT_MAX
+            return core_schema.no_info_before_validator_function(
+                _refuse_other('int_type', 'Input should be a valid integer'), schema
+            )
+        case 'float':
+            return core_schema.no_info_after_validator_function(
+                _fits_float32(schema.get('lt')),
+                core_schema.no_info_before_validator_function(
+                    _refuse_other('float_type', 'Input should be a valid number'), schema
+                ),
+            )
+        case 'bool':
+            return core_schema.custom_error_schema(
+                schema | {'strict': True},
+                custom_error_type='switch_type',
+                custom_error_message='Input should be true or false',
+            )
+    for key in ('schema', 'choices', 'items_schema'):
+        match schema.get(key):
+            case dict() as inner:
+                schema[key] = guarded(inner)
+            case list() as inner:
+                schema[key] = [
+                    guarded(choice) if isinstance(choice, dict) else choice for choice in inner
+                ]
+    for field in schema.get('fields', {}).values():
+        field['schema'] = guarded(field['schema'])
+    return schema
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.2's core schema: `yes`, `12:30:45` and `2026-01-31` are text, `1e-5` is a number.
+
+    An integer may have underscores, `1_000`. `010`, 8 in YAML 1.1 and 10 in 1.2, is text.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict] = {}
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes text that readers of YAML 1.1 or of 1.2 would take for something else."""
+
+
+IMPLICIT = {
+    'null': ('~|null|Null|NULL|', ['~', 'n', 'N', '']),
+    'bool': ('true|True|TRUE|false|False|FALSE', 'tTfF'),
+    'int': (r'[-+]?(?:0|[1-9]\d*(?:_\d+)*)|0x[\da-fA-F]+|0o[0-7]+', '-+0123456789'),
+    'float': (
+        r'[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))'
+        r'|\.(?:nan|NaN|NAN)',
+        '-+.0123456789',
+    ),
+}
+"""What a scalar without quotes or tag can be, and the characters that it begins with."""
+
+for _tag, (_pattern, _first) in IMPLICIT.items():
+    for _kind in (Loader, Dumper):
+        _kind.add_implicit_resolver(
+            f'tag:yaml.org,2002:{_tag}', re.compile(rf'(?:{_pattern})\Z', re.ASCII), list(_first)
+        )
+Loader.add_constructor(
+    'tag:yaml.org,2002:int', lambda loader, node: int(loader.construct_scalar(node), 0)
+)
+
+
+def parse(kind: type[int] | type[float], text: str) -> int | float:
+    """A number of the command line, in the digits 0 to 9: Python reads other scripts' too.
+
+    Raises:
+      ValueError: it is none.
+    """
+    with contextlib.suppress(ValueError):
+        if text.isascii():
+            return kind(text)
+    what = 'an integer' if kind is int else 'a number'
+    raise ValueError(f'should be {what}, got {text!r:.80}')
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8. What arguments and file names have of other bytes Python
+    holds as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refuse_other(kind: str, message: str) -> Callable[[Any], Any]:
+    """Before pydantic makes `'3'` and `true` into numbers."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str | bytes):
+            raise PydanticCustomError(kind, f'{message}, not text')
+        if isinstance(value, bool | np.bool_):
+            raise PydanticCustomError(kind, f'{message}, not true or false')
+        return value
+
+    return check
+
+
+def _fits_float32(below: float | None) -> Callable[[float], float]:
+    def check(value: float) -> float:
+        if abs(value) > FLOAT_MAX:
+            raise ValueError(f'should be at most {FLOAT_MAX:.2g}, the largest of float32')
+        if 0 < abs(value) < FLOAT_TINY:
+            raise ValueError(f'should be 0 or at least {FLOAT_TINY:.3g}, the least of float32')
+        if below is not None and np.float32(value) >= below:
+            raise ValueError(f'should be less than {below:g}, as float32 rounds it too')
+        return value
+
+    return check
