@@ -129,9 +129,10 @@ def train(
       run: a configuration, or the path of one.
       run_dir: where to put metrics and checkpoints; `runs/NAME-DATE-TIME` by default.
       resume: go on with the run in `run_dir`, bit for bit.
-      env: any environment with Brax's interface instead of the configuration's.
+      env: any environment with Brax's interface instead of the configuration's, whose `config.yaml`
+        then has its class's name and `backend: python`; see `sail_jax.control.contract.sound`.
       segment_reward: what the labeller goes by instead of the environment's reward; see
-        `sail_jax.control.workload.SegmentReward`.
+        `sail_jax.control.workload.SegmentReward`. Its name is recorded.
       reward: of a language run, scores responses instead of the configuration's reward; see
         `sail_jax.language.rewards.Reward`.
       judge: of a language run, says which of two responses is better; see
@@ -181,8 +182,46 @@ def train(
                 f"reward: sail_jax.train('{run_dir}/config.yaml', '{run_dir}', reward=f, "
                 'resume=True)'
             )
+    if isinstance(run, ControlRun):
+        path = run_dir / 'config.yaml'
+        if resume and path.exists():
+            call = f"train('{path}', '{run_dir}', resume=True"
+            _require_given(load(path), run_dir, given, f'resume it from Python: sail_jax.{call}')
+        else:
+            _require_given(run, run_dir, given, 'train from Python: sail_jax.train(CONFIG')
+        run = control.recorded(run, env, segment_reward)
     task = make_task(run, **given)
     return trainer.train(run, task, run_dir, resume, quiet)
+
+
+def _require_given(
+    run: config.Settings,
+    run_dir: Path,
+    given: dict[str, Any],
+    call: str,
+    needed: tuple[str, ...] = ('env', 'segment_reward'),
+) -> None:
+    """Refuses a control run to which Python gave what is not given now.
+
+    Args:
+      call: what to do instead, up to the arguments in question.
+
+    Raises:
+      UserError: says what to call.
+    """
+    if not isinstance(run, ControlRun):
+        return
+    names = {
+        'env': run.env.name if run.env.backend == control.PYTHON else None,
+        'segment_reward': run.segment_reward,
+    }
+    was = {key: name for key, name in names.items() if name is not None and key in needed}
+    if any(given.get(key) is None for key in was):
+        what = ' and '.join(f'{key} {name}' for key, name in was.items())
+        they = ', '.join(f'{key}={key}' for key in was)
+        raise UserError(
+            f'{run_dir}: {what} came from Python, and is not found by its name; {call}, {they})'
+        )
 
 
 def open_run(run_dir: str | Path, best: bool = False, **given: Any) -> tuple[Any, Policy, Policy]:
@@ -193,9 +232,12 @@ def open_run(run_dir: str | Path, best: bool = False, **given: Any) -> tuple[Any
       **given: what `train` was given beside the configuration, as far as it matters.
 
     Raises:
-      UserError: no run there, or no readable checkpoint.
+      UserError: no run there, no readable checkpoint, or one of an environment that is not given.
     """
-    run, _, policy, start = _open(load(Path(run_dir) / 'config.yaml'), Path(run_dir), best, given)
+    run_dir, run = Path(run_dir), load(Path(run_dir) / 'config.yaml')
+    call = f"open it from Python: sail_jax.open_run('{run_dir}'"
+    _require_given(run, run_dir, given, call, ('env',))
+    run, _, policy, start = _open(run, run_dir, best, given)
     return run, policy, start
 
 
@@ -235,6 +277,8 @@ def evaluate(
       TrainingFailed: a device's memory was not enough.
     """
     run = load(Path(run_dir) / 'config.yaml')
+    call = f"evaluate it from Python: sail_jax.evaluate('{run_dir}'"
+    _require_given(run, Path(run_dir), given, call, ('env',))
     if episodes is not None:
         if not isinstance(run, ControlRun):
             raise UserError(f'{run_dir}: --episodes is for control runs')

@@ -1,7 +1,7 @@
 """Configuration of a control run."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,8 @@ from sail_jax.config import Section, Teacher
 from sail_jax.errors import UserError
 from sail_jax.scalars import INT_MAX
 
+PYTHON = 'python'
+"""`env.backend` of a run whose environment was given from Python."""
 Width = Annotated[int, Field(ge=1, le=2**16)]
 
 MAX_ENV_STEPS = 2**40
@@ -24,7 +26,8 @@ class Environment(Section):
     with backend `playground` any MuJoCo Playground environment."""
     backend: str = 'spring'
     """Physics: spring, positional, generalized or mjx - different physics, whose returns do not
-    compare (swimmer has generalized only) - or `playground`."""
+    compare (swimmer has generalized only) - or `playground`. `python` stands where an environment
+    was given from Python; `name` is then its class's."""
     episode_length: int = Field(1000, ge=1, le=2**20)
     """Env steps after which an episode is cut off."""
 
@@ -113,6 +116,9 @@ class ControlRun(config.Run):
     labeller: Teacher = Teacher()
     reference: Reference = Reference()
     evaluation: Evaluation = Evaluation()
+    segment_reward: str | None = None
+    """Name of the function that was given from Python as what the labeller goes by; none is the
+    environment's reward. Recorded, not for files: a name does not find the function."""
 
     @property
     def env_steps_per_update(self) -> int:
@@ -136,6 +142,17 @@ class ControlRun(config.Run):
     def dispatches(self) -> int:
         """Calls of the compiled program that make the whole run."""
         return -(-self.total_env_steps // (self.env_steps_per_update * self.updates_per_dispatch))
+
+
+def recorded(run: ControlRun, env: Any, segment_reward: Any) -> ControlRun:
+    """The configuration with the names of what Python gives beside it; None is not given."""
+    if env is not None:
+        given = {'name': type(env).__name__, 'backend': PYTHON}
+        run = run.model_copy(update={'env': run.env.model_copy(update=given)})
+    if segment_reward is not None:
+        name = getattr(segment_reward, '__name__', type(segment_reward).__name__)
+        run = run.model_copy(update={'segment_reward': name})
+    return run
 
 
 def check(run: ControlRun) -> None:

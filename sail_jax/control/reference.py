@@ -113,7 +113,7 @@ def train_ppo(
         )
 
     wrap = None
-    if run.env.backend == 'playground':
+    if any(base.__module__.startswith('mujoco_playground') for base in type(env).__mro__):
         from mujoco_playground import wrapper
 
         wrap = wrapper.wrap_for_brax_training

@@ -6,13 +6,13 @@ import sail_jax.control.compat  # noqa: F401
 
 import jax
 import jax.numpy as jnp
-from brax.envs.base import PipelineEnv
+from brax.envs.base import Env, PipelineEnv
 from brax.io import html
 from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 from brax.training.agents.ppo import networks as ppo_networks
 
 from sail_jax import files
-from sail_jax.control import envs
+from sail_jax.control import contract, envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
@@ -54,8 +54,11 @@ def render(run: ControlRun, policy: Policy, path: Path, seed: int, stochastic: b
     return float(reward[:length].sum())
 
 
-def export_brax(run: ControlRun, policy: Policy, path: Path) -> Path:
+def export_brax(run: ControlRun, policy: Policy, path: Path, env: Env | None = None) -> Path:
     """Writes the policy as a Brax PPO checkpoint, for `ppo.checkpoint.load_policy`.
+
+    Args:
+      env: the environment that `train` was given, if it was.
 
     Returns:
       The checkpoint's directory.
@@ -65,7 +68,7 @@ def export_brax(run: ControlRun, policy: Policy, path: Path) -> Path:
       TrainingFailed: it cannot be written.
     """
     path = path.absolute()  # Orbax takes no other.
-    env = envs.make(run.env)
+    env = envs.make(run.env) if env is None else contract.sound(env)
     networks = control_policy.make_networks(env, run)
     value = policy.params.get('value') or networks.value_network.init(jax.random.key(0))
 

@@ -8,7 +8,7 @@ import jax
 from brax.envs.base import Env
 
 from sail_jax import config, devices
-from sail_jax.control import envs, evaluate, reference, workload
+from sail_jax.control import contract, envs, evaluate, reference, workload
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun, check
 from sail_jax.control.workload import SegmentReward
@@ -39,12 +39,14 @@ def make(
 
     Args:
       run: the configuration.
-      env: any environment with Brax's interface, bare; replaces `env.name` and `env.backend`.
+      env: any environment with Brax's interface, bare, see `contract.sound`; replaces `env.name`
+        and `env.backend`.
       segment_reward: what the labeller goes by instead of the environment's reward: a JAX function
         of one segment that returns the reward of each step, or one number for the segment.
 
     Raises:
-      UserError: settings that do not go together, unknown names, a bad reference.
+      UserError: settings that do not go together, unknown names, an environment or a
+        `segment_reward` that is not what it should be.
     """
     check(run)
     members = config.members(run)
@@ -54,7 +56,7 @@ def make(
     else:
         apart = '' if run.rollout.contexts_at_once is None else ' / rollout.contexts_at_once'
         mesh = devices.make_mesh(run.rollout.parts, rows_key=f'rollout.contexts{apart}')
-    env = envs.make(run.env) if env is None else env
+    env = envs.make(run.env) if env is None else contract.sound(env)
     networks = control_policy.make_networks(env, run)
     return Task(
         workload=workload.make(env, networks, run, mesh, segment_reward),

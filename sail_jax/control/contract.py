@@ -1,0 +1,364 @@
+"""What an environment or a function from Python must be, tried on shapes before anything starts."""
+
+import sysconfig
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from brax.envs.base import Env, State
+
+from sail_jax.errors import UserError, one_line
+
+FIELDS = ('obs', 'reward', 'done')
+"""Of a state, what is read here; the rest is the environment's own."""
+EXPECTED = (
+    "expected an environment in JAX with Brax's interface (brax.envs.Env): action_size, and "
+    'reset(key) and step(state, action) that return a State'
+)
+LIBRARIES = {
+    'gymnasium': 'Gymnasium',
+    'gym': 'Gym',
+    'gymnax': 'Gymnax',
+    'jumanji': 'Jumanji',
+    'pettingzoo': 'PettingZoo',
+    'envpool': 'EnvPool',
+    'dm_env': 'dm_env',
+    'dm_control': 'dm_control',
+}
+"""Whose environments have other interfaces."""
+WRAPPERS = (
+    'VmapWrapper',
+    'DomainRandomizationVmapWrapper',
+    'BraxDomainRandomizationVmapWrapper',
+    'MadronaWrapper',
+    'EpisodeWrapper',
+    'AutoResetWrapper',
+    'BraxAutoResetWrapper',
+    'EvalWrapper',
+)
+"""Brax's and Playground's, that do what is done here: batch, cut and begin episodes."""
+MAX_ACTION_SIZE = 2**16
+ROUNDS = 8
+"""Types go from bool to int to float; a leaf that takes its type from others may take some."""
+
+_NOT_USERS = (
+    *(sysconfig.get_paths()[name] for name in ('purelib', 'platlib', 'stdlib')),
+    str(Path(__file__).parents[1]),
+    '<',
+)
+_UNKNOWN_VALUES = (
+    jax.errors.ConcretizationTypeError,  # Of a branch, too.
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+def tried(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Shapes and types of what a user's function returns.
+
+    Raises:
+      UserError: it raises: what, and where.
+    """
+    try:
+        return jax.eval_shape(function, *arguments)
+    except Exception as error:  # Whatever a user's function does.
+        raise UserError(f'{what}: raised {_explain(error)}') from error
+
+
+def _tried_on_one(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """`tried` under `vmap`, as every environment runs, and where values kept outside of the state
+    show; a batch of one."""
+    lead = lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype)  # noqa: E731
+    batch = tried(what, jax.vmap(function), *jax.tree.map(lead, arguments))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
+
+
+def _explain(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if not frame.filename.startswith(_NOT_USERS)]
+    where = f' ({Path(users[-1].filename).name}:{users[-1].lineno})' if users else ''
+    if isinstance(error, _UNKNOWN_VALUES):
+        reason = (
+            'a value that only the compiled program knows is needed in Python, to branch on or to '
+            'convert; use jnp.where, jax.lax.cond and functions of jnp'
+        )
+    elif isinstance(error, jax.errors.UnexpectedTracerError):
+        reason = 'a value was left outside of the state by an earlier call; put it into the state'
+    else:
+        reason = one_line(error)
+    return f'{type(error).__name__}: {reason}{where}'
+
+
+def sound(env: Any) -> Env:
+    """The environment, if it keeps to Brax's interface, tried on shapes alone.
+
+    What can be made right without harm is: leaves whose types differ between reset and step
+    (weak, bool, int and float) or in shape () and (1,); reward and done of another type or of
+    shape (1,); an observation of one number; a dict of observations without `state`, which gets
+    one: all of its leaves in the order of their keys, one after the other; keys of
+    `jax.random.key`, which no checkpoint takes. The environment's own state is then the
+    `pipeline_state`.
+
+    Raises:
+      UserError: what it is instead, or which leaf differs, and how.
+    """
+    _require_environment(env)
+    name = type(env).__name__
+    key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    action = jax.ShapeDtypeStruct((env.action_size,), jnp.float32)
+    start = _tried_on_one(f'env: {name}.reset', env.reset, key)
+    _require_state(f'env: {name}.reset', start)
+    types, first = start, None
+    for _ in range(ROUNDS):
+        try:
+            after = _tried_on_one(f'env: {name}.step', env.step, types, action)
+        except UserError:
+            if first is None:
+                raise
+            break  # Not with the types that would suit both.
+        _require_state(f'env: {name}.step', after)
+        first = after if first is None else first
+        before, types = types, _joined(name, types, after)
+        if _types(before) == _types(types):
+            kept = _types(start) == _types(first)
+            return env if kept and _is_plain(start) else _Sound(env, types)
+    raise UserError(f'env: {name}: {_difference(start, first)}')
+
+
+def _require_environment(env: Any) -> None:
+    """Refuses what is no bare environment, and says what it is."""
+    kind = type(env)
+    if isinstance(env, type):
+        raise UserError(f'env: the class {env.__name__}; give an instance of it, {env.__name__}()')
+    if isinstance(env, str):
+        raise UserError(
+            f'env: a name, {env!r:.80}; the setting env.name takes it, or give '
+            f'brax.envs.get_environment({env!r:.80})'
+        )
+    origins = {base.__module__.partition('.')[0] for base in kind.__mro__}
+    for origin, library in LIBRARIES.items():
+        if origin in origins:
+            raise UserError(f'env: {kind.__name__} is an environment of {library}; {EXPECTED}')
+    inner, seen = env, set()
+    while inner is not None and id(inner) not in seen:
+        found = [base.__name__ for base in type(inner).__mro__ if base.__name__ in WRAPPERS]
+        if found:
+            raise UserError(
+                f'env: wrapped in {found[0]}; give the bare environment '
+                '(brax.envs.get_environment, or env.unwrapped): states are batched, and episodes '
+                'begun and cut, by sail_jax itself (env.episode_length)'
+            )
+        seen.add(id(inner))
+        inner = getattr(inner, '__dict__', {}).get('env')
+    methods = ('reset', 'step')
+    missing = [key for key in methods if not callable(_attribute(env, key))]
+    size = _attribute(env, 'action_size')
+    if size is None or missing:
+        spaces = _attribute(env, 'action_space') is not None
+        like = ' (action_space is of Gym and Gymnax)' if spaces else ''
+        lacks = ', '.join([*missing, *(['action_size'] if size is None else [])])
+        raise UserError(f'env: {kind.__name__} has no {lacks}{like}; {EXPECTED}')
+    if callable(size):
+        raise UserError(f'env: {kind.__name__}.action_size is a method; make it a property')
+    if not isinstance(size, int | np.integer) or not 1 <= size <= MAX_ACTION_SIZE:
+        raise UserError(
+            f'env: {kind.__name__}.action_size: {size!r:.80}; '
+            f'expected a whole number from 1 to {MAX_ACTION_SIZE}'
+        )
+
+
+def _attribute(env: Any, key: str) -> Any:
+    """None where there is none."""
+    try:
+        return getattr(env, key, None)
+    except Exception as error:  # Of a user's property.
+        raise UserError(f'env: {type(env).__name__}.{key}: raised {_explain(error)}') from error
+
+
+def _require_state(where: str, state: Any) -> None:
+    lacks = [key for key in FIELDS if not hasattr(state, key)]
+    if lacks:
+        of = f' of {len(state)}' if isinstance(state, tuple | list) else ''
+        theirs = ', as Gymnax and Gym have it' if type(state) is tuple else ''
+        raise UserError(
+            f'{where}: returned a {type(state).__name__}{of}{theirs}, without {", ".join(lacks)}; '
+            "expected Brax's State (pipeline_state, obs, reward, done, metrics, info)"
+        )
+    for key in FIELDS[1:]:
+        leaf = getattr(state, key)
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            raise UserError(f'{where}: {key} is a {type(leaf).__name__}; expected one number')
+        batch = '; one environment is asked for, not a batch' if leaf.shape[:1] > (1,) else ''
+        if leaf.shape not in ((), (1,)) or not _is_real(leaf):
+            raise UserError(f'{where}: {key} is {_type(leaf)}; expected one number{batch}')
+    obs = state.obs
+    if not isinstance(obs, Mapping | jax.ShapeDtypeStruct):
+        raise UserError(
+            f'{where}: obs is a {type(obs).__name__}; expected an array [N], or a dict of them'
+        )
+    seen = {'obs': obs}
+    if isinstance(obs, Mapping):
+        seen = {"obs['state']": obs['state']} if 'state' in obs else _leaves(obs, 'obs')
+    for key, leaf in seen.items():
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            raise UserError(f'{where}: {key} is a {type(leaf).__name__}; expected an array [N]')
+        if leaf.ndim > 1:
+            raise UserError(
+                f'{where}: {key} is {_type(leaf)}; expected a vector [N] (the policy is an MLP): '
+                'flatten it'
+            )
+    if not sum(leaf.size for leaf in seen.values()):
+        raise UserError(f'{where}: obs is empty; expected at least one number')
+    for key, leaf in _leaves(obs, 'obs').items():
+        if not _is_real(leaf):
+            raise UserError(f'{where}: {key} is {_type(leaf)}; expected real numbers')
+
+
+def _joined(name: str, before: Any, after: Any) -> Any:
+    """The state's types that hold those of reset and of step.
+
+    Raises:
+      UserError: a leaf that only one of the two has, or that differs.
+    """
+    ours, theirs = _leaves(before), _leaves(after)
+    joined = [_join(ours[key], theirs[key]) for key in ours.keys() & theirs.keys()]
+    same = jax.tree.structure(before) == jax.tree.structure(after)
+    if not same or None in joined:
+        raise UserError(f'env: {name}: {_difference(before, after)}')
+    return jax.tree.map(_join, before, after)
+
+
+def _join(a: jax.ShapeDtypeStruct, b: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct | None:
+    """The type that holds both leaves; None where there is none."""
+    one_number = {a.shape, b.shape} == {(), (1,)}
+    if a.shape != b.shape and not one_number:
+        return None
+    if a.dtype == b.dtype:
+        return jax.ShapeDtypeStruct(b.shape, b.dtype)
+    if not (_is_real(a) and _is_real(b)):
+        return None
+    unsigned = [jnp.issubdtype(leaf.dtype, jnp.unsignedinteger) for leaf in (a, b)]
+    boolean = [leaf.dtype == bool for leaf in (a, b)]
+    if any(unsigned) and not all(unsigned) and not any(boolean):  # Bits of a key, perhaps.
+        return None
+    return jax.ShapeDtypeStruct(b.shape, jnp.promote_types(a.dtype, b.dtype))
+
+
+def _difference(before: Any, after: Any) -> str:
+    """The first leaf in which the states of reset and step differ, that no type suits if any."""
+    ours, theirs = _leaves(before), _leaves(after)
+    for key in (*ours, *theirs):
+        if key not in theirs:
+            return f'{key} is in the state that reset returns, and not in that of step'
+        if key not in ours:
+            return f"{key} is in the state that step returns; reset's must have it too"
+    differ = [key for key in ours if _type(ours[key]) != _type(theirs[key])]
+    for key in sorted(differ, key=lambda key: _join(ours[key], theirs[key]) is not None):
+        return (
+            f'{key} is {_type(ours[key])} in the state that reset returns, '
+            f'and {_type(theirs[key])} in that of step'
+        )
+    structures = [one_line(jax.tree.structure(state)) for state in (before, after)]
+    return f'the states that reset and step return are built otherwise: {" and ".join(structures)}'
+
+
+def _leaves(tree: Any, prefix: str = '') -> dict[str, jax.ShapeDtypeStruct]:
+    """By their names, as Python would write them."""
+    return {
+        (prefix + jax.tree_util.keystr(path)).removeprefix('.'): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _types(tree: Any) -> list[str]:
+    return [_type(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def _type(leaf: jax.ShapeDtypeStruct) -> str:
+    return f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
+
+
+def _is_real(leaf: jax.ShapeDtypeStruct) -> bool:
+    return any(jnp.issubdtype(leaf.dtype, kind) for kind in (bool, jnp.integer, jnp.floating))
+
+
+def _is_plain(state: Any) -> bool:
+    """Whether the state can be taken as it is."""
+    numbers = all(
+        leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.floating)
+        for leaf in (state.reward, state.done)
+    )
+    obs, leaves = state.obs, jax.tree.leaves(state)
+    vector = obs.get('state') if isinstance(obs, Mapping) else obs
+    plain = vector is not None and vector.ndim == 1
+    odd = any(leaf.dtype == bool for leaf in jax.tree.leaves(obs)) or any(map(_is_key, leaves))
+    return numbers and plain and not odd
+
+
+class _Sound(Env):
+    """An environment whose state is made right: the types of its leaves, what is read of it."""
+
+    def __init__(self, env: Env, types: Any):
+        self._env, self._types = env, types
+
+    def reset(self, rng: jax.Array) -> State:
+        return self._right(self._env.reset(rng))
+
+    def step(self, state: State, action: jax.Array) -> State:
+        theirs = jax.tree.map(_given, state.pipeline_state, self._types)
+        return self._right(self._env.step(theirs, action))
+
+    def _right(self, state: Any) -> State:
+        state = jax.tree.map(_stored, state, self._types)
+        number = lambda leaf: leaf.reshape(()).astype(jnp.float32)  # noqa: E731
+        return State(state, _observation(state.obs), number(state.reward), number(state.done))
+
+    @property
+    def observation_size(self) -> Any:
+        obs = _observation(jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), self._types.obs))
+        return jax.tree.map(jnp.shape, obs) if isinstance(obs, Mapping) else obs.size
+
+    @property
+    def action_size(self) -> int:
+        return self._env.action_size
+
+    @property
+    def backend(self) -> str:
+        return 'python'
+
+
+def _stored(leaf: Any, of: jax.ShapeDtypeStruct) -> jax.Array:
+    """Of the type that suits both, and a key as its bits."""
+    if _is_key(of):
+        return jax.random.key_data(leaf)
+    return jnp.asarray(leaf, of.dtype).reshape(of.shape)
+
+
+def _given(leaf: jax.Array, of: jax.ShapeDtypeStruct) -> jax.Array:
+    """What was stored, as the environment takes it."""
+    if not _is_key(of):
+        return leaf
+    return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(jnp.empty((), of.dtype)))
+
+
+def _is_key(leaf: jax.ShapeDtypeStruct) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _observation(obs: Any) -> Any:
+    """As the policy takes it: a vector, or a dict of arrays whose `state` is one."""
+    obs = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == bool else x, obs)
+    if not isinstance(obs, Mapping):
+        return obs.reshape(-1)
+    state = obs['state'] if 'state' in obs else _vector(obs)
+    return {**obs, 'state': state.reshape(-1)}
+
+
+def _vector(tree: Any) -> jax.Array:
+    leaves = [jnp.ravel(leaf).astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
+    return jnp.concatenate(leaves)
