@@ -9,6 +9,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_packages(include=['sail_jax', 'sail_jax.*']),
+    package_data={'sail_jax.control': ['viewer.html']},
     install_requires=[
         'jax>=0.10,<0.13',
         'flax>=0.12',

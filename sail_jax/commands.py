@@ -267,7 +267,16 @@ def _render(options: argparse.Namespace) -> None:
 
     run, policy, start = runs.open_run(options.run, options.best)
     policy = start if options.start else policy
-    episode_return = render.render(run, policy, options.out, options.seed, options.stochastic)
+    which = 'best checkpoint' if options.best else 'trained policy'
+    episode_return = render.render(
+        run,
+        policy,
+        options.out,
+        options.seed,
+        options.stochastic,
+        name=options.run.resolve().name,
+        whose='policy before training' if options.start else which,
+    )
     terminal.out(f'{options.out}: return {episode_return:.1f}')
 
 

@@ -1,13 +1,18 @@
-"""One episode as a web page (Brax's viewer), and policies for Brax."""
+"""One episode as a web page that needs nothing else, and policies for Brax."""
 
+import base64
+import json
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import sail_jax.control.compat  # noqa: F401
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from brax.base import System
 from brax.envs.base import Env, PipelineEnv
-from brax.io import html
 from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 from brax.training.agents.ppo import networks as ppo_networks
 
@@ -18,18 +23,49 @@ from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
 from sail_jax.update import Policy
 
+SHAPES = {
+    0: 'plane',
+    2: 'sphere',
+    3: 'capsule',
+    4: 'ellipsoid',
+    5: 'cylinder',
+    6: 'box',
+    7: 'mesh',
+}
+"""MuJoCo's kinds of geom that are drawn."""
+GREY, BROWN = (0.5, 0.5, 0.5, 1.0), (0.62, 0.47, 0.35, 1.0)
 
-def render(run: ControlRun, policy: Policy, path: Path, seed: int, stochastic: bool) -> float:
+
+def render(
+    run: ControlRun,
+    policy: Policy,
+    path: Path,
+    seed: int,
+    stochastic: bool,
+    *,
+    name: str = 'episode',
+    whose: str = 'policy',
+    env: Env | None = None,
+) -> float:
     """Writes an episode as HTML and returns its return under the true reward.
+
+    Args:
+      seed: of the start state and the noise.
+      name: of the run, for the page.
+      whose: which policy that is, for the page.
+      env: the environment that `train` was given, if it was.
 
     Raises:
       UserError: the environment is not one of Brax's, or the file cannot be written.
     """
-    env = envs.make(run.env)
+    env = envs.make(run.env) if env is None else env
     if not isinstance(env, PipelineEnv):
         raise UserError(f'render: only Brax environments have this viewer, not {run.env.backend}')
     networks = control_policy.make_networks(env, run)
     reset_key, noise_key = jax.random.split(jax.random.key(seed))
+
+    def pose(state):
+        return jnp.concatenate([state.pipeline_state.x.pos, state.pipeline_state.x.rot], -1)
 
     def step(carry, t):
         state, done = carry
@@ -37,21 +73,86 @@ def render(run: ControlRun, policy: Policy, path: Path, seed: int, stochastic: b
         noise = jax.random.normal(jax.random.fold_in(noise_key, t), dist.loc.shape)
         raw_action = dist.loc + dist.scale * noise * stochastic
         new = env.step(state, networks.parametric_action_distribution.postprocess(raw_action))
-        return (new, done | (new.done > 0)), (state.pipeline_state, new.reward, done)
+        return (new, done | (new.done > 0)), (pose(new), new.reward, done)
 
     @jax.jit
     def episode(key):
-        start = (env.reset(jax.random.key_data(key)), jnp.zeros((), bool))
-        return jax.lax.scan(step, start, jnp.arange(run.env.episode_length))[1]
+        state = env.reset(jax.random.key_data(key))
+        steps = jnp.arange(run.env.episode_length)
+        return pose(state), jax.lax.scan(step, (state, jnp.zeros((), bool)), steps)[1]
 
-    frames, reward, done = jax.device_get(episode(reset_key))
+    first, (poses, reward, done) = jax.device_get(episode(reset_key))
     length = int((~done).sum())
-    states = [jax.tree.map(lambda x, t=t: x[t], frames) for t in range(length)]
+    reward = reward[:length]
+    shown = {
+        'run': name,
+        'env': f'{run.env.name} ({run.env.backend})',
+        'policy': f'{whose}, {"sampled actions" if stochastic else "mode"}, seed {seed}',
+        'dt': float(env.dt),
+        'view': _view(first),
+        'links': len(first),
+        'geoms': geoms(env.sys),
+        'poses': _base64(np.concatenate([first[None], poses[:length]])),
+        'rewards': _base64(reward),
+    }
     try:
-        html.save(str(path), env.sys.tree_replace({'opt.timestep': env.dt}), states)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page(shown), encoding='utf-8')
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}') from None
-    return float(reward[:length].sum())
+    return float(reward.sum())
+
+
+def page(shown: dict[str, Any]) -> str:
+    """The web page of an episode, with all that it needs."""
+    template = resources.files('sail_jax.control').joinpath('viewer.html').read_text('utf-8')
+    data = json.dumps(shown).replace('<', '\\u003c')  # No text ends the script that it is in.
+    return template.replace('EPISODE', data, 1)
+
+
+def geoms(system: System) -> list[dict[str, Any]]:
+    """What is drawn of a simulated system: shapes, and the links that carry them (-1: the world).
+
+    Lengths in metres, rotations as (w, x, y, z), colours as red, green, blue and opacity.
+    """
+    found, model = [], system.mj_model
+    for i, kind in enumerate(model.geom_type):
+        if int(kind) not in SHAPES:
+            continue
+        color = model.geom_rgba[i].tolist()
+        if np.allclose(color, GREY):  # Nobody chose it.
+            color = BROWN
+        geom = {
+            'type': SHAPES[int(kind)],
+            'link': int(model.geom_bodyid[i]) - 1,
+            'pos': model.geom_pos[i].tolist(),
+            'rot': model.geom_quat[i].tolist(),
+            'size': model.geom_size[i].tolist(),
+            'color': color,
+        }
+        if geom['type'] == 'mesh':
+            geom |= _mesh(model, int(model.geom_dataid[i]))
+        found.append(geom)
+    return found
+
+
+def _mesh(model: Any, i: int) -> dict[str, Any]:
+    vert, face = model.mesh_vertadr[i], model.mesh_faceadr[i]
+    return {
+        'vert': model.mesh_vert[vert : vert + model.mesh_vertnum[i]].tolist(),
+        'face': model.mesh_face[face : face + model.mesh_facenum[i]].tolist(),
+    }
+
+
+def _view(pose: np.ndarray) -> list[float]:
+    """How far the camera is from what it looks at, and how high that is, in metres."""
+    pos = pose[:, :3]
+    size = float(np.linalg.norm(np.ptp(pos, axis=0))) if len(pos) else 0.0
+    return [3 + 1.5 * size, float(pos[:, 2].mean()) if len(pos) else 0.0]
+
+
+def _base64(x: np.ndarray) -> str:
+    return base64.b64encode(np.asarray(x, '<f4').tobytes()).decode('ascii')
 
 
 def export_brax(run: ControlRun, policy: Policy, path: Path, env: Env | None = None) -> Path:

@@ -1,0 +1,109 @@
+"""An episode as one file: what is in it, and that a browser draws it without a network."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import jax
+import numpy as np
+import pytest
+
+from sail_jax.control import envs, policy, render
+from sail_jax.control.config import ControlRun
+from sail_jax.errors import UserError
+from tests.control.toy import SETTINGS, Point
+
+RUN = ControlRun.model_validate(
+    SETTINGS | {'env': {'name': 'inverted_pendulum', 'episode_length': 30}}
+)
+NAME = 'a</script><script>document.title="taken"</script>&amp;'
+BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    """The page of an episode, and the return that was printed."""
+    path = tmp_path_factory.mktemp('pages') / 'new' / 'page.html'
+    env = envs.make(RUN.env)
+    fresh = policy.init(jax.random.key(0), env, policy.make_networks(env, RUN), RUN)
+    total = render.render(RUN, fresh, path, 0, True, name=NAME, whose='trained policy')
+    return path, total
+
+
+class Elements(HTMLParser):
+    """All that a browser would find."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.within = [], {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.within.setdefault(self.found[-1][1].get('id') if self.found else None, data)
+
+
+def test_the_page_needs_nothing_else(drawn):
+    text = drawn[0].read_text()
+    elements = Elements(text)
+    (policy,) = [a['content'] for tag, a in elements.found if a.get('http-equiv')]
+    assert "default-src 'none'" in policy
+    links = [a[key] for _, a in elements.found for key in ('src', 'href') if key in a]
+    assert all(link.startswith('data:') for link in links)
+    assert not re.search(r'https?:|url\(|import[ (]|fetch\(|XMLHttp', text)
+    assert len([tag for tag, _ in elements.found if tag == 'script']) == 2, 'of a name, no script'
+
+
+def test_what_the_page_shows_is_the_episode(drawn):
+    path, total = drawn
+    shown = json.loads(Elements(path.read_text()).within['episode'])
+    assert shown['run'] == NAME
+    assert shown['env'] == 'inverted_pendulum (spring)'
+    assert shown['policy'] == 'trained policy, sampled actions, seed 0'
+    poses, rewards = (
+        np.frombuffer(base64.b64decode(shown[k]), '<f4') for k in ('poses', 'rewards')
+    )
+    poses = poses.reshape(len(rewards) + 1, shown['links'], 7)
+    assert rewards.sum() == pytest.approx(total)
+    np.testing.assert_allclose(np.linalg.norm(poses[..., 3:], axis=-1), 1, rtol=1e-4)
+    assert np.ptp(poses[:, 0, 0]) > 1e-3, 'the cart moves'
+    env = envs.make(RUN.env)
+    assert len(shown['geoms']) == env.sys.ngeom
+    assert {geom['link'] for geom in shown['geoms']} <= {-1, *range(shown['links'])}
+
+
+@pytest.mark.skipif(BROWSER is None, reason='no chromium')
+def test_a_browser_draws_it(drawn, tmp_path):
+    page = drawn[0].as_uri() + '#3'
+    command = [BROWSER, '--headless=new', '--no-sandbox', '--disable-gpu', '--dump-dom']
+    command += [f'--user-data-dir={tmp_path}', '--virtual-time-budget=2000']
+    command += ['--host-resolver-rules=MAP * ~NOTFOUND', '--enable-logging=stderr', page]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert 'CONSOLE' not in done.stderr
+    within = Elements(done.stdout).within
+    assert re.fullmatch(r'3 of \d+', within['step'])
+    assert float(within['return']) == 3  # One a step.
+    assert float(within['total']) == pytest.approx(drawn[1], abs=0.05)
+    assert within['env'] == 'inverted_pendulum (spring)'
+
+
+@pytest.mark.parametrize('name', ['pusher', 'humanoid'])
+def test_every_geom_is_drawn(name):
+    env = envs.make(RUN.env.model_copy(update={'name': name}))
+    geoms = render.geoms(env.sys)
+    assert len(geoms) == env.sys.ngeom
+    assert {geom['type'] for geom in geoms} <= {'plane', 'sphere', 'capsule', 'cylinder', 'box'}
+    json.dumps(geoms)
+
+
+def test_what_cannot_be_drawn_or_written_is_one_line(tmp_path):
+    env = Point()
+    fresh = policy.init(jax.random.key(0), env, policy.make_networks(env, RUN), RUN)
+    with pytest.raises(UserError, match='only Brax environments have this viewer'):
+        render.render(RUN, fresh, tmp_path / 'page.html', 0, True, env=env)
+    assert not list(tmp_path.iterdir())
