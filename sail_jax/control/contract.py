@@ -186,15 +186,15 @@ def _require_state(where: str, state: Any) -> None:
         of = f' of {len(state)}' if isinstance(state, tuple | list) else ''
         theirs = ', as Gymnax and Gym have it' if type(state) is tuple else ''
         raise UserError(
-            f'{where}: returned a {type(state).__name__}{of}{theirs}, without {", ".join(lacks)}; '
+            f'{where}: returned a{_kind(state)}{of}{theirs}, without {", ".join(lacks)}; '
             "expected Brax's State (pipeline_state, obs, reward, done, metrics, info)"
         )
     for key in FIELDS[1:]:
         leaf = getattr(state, key)
         if not isinstance(leaf, jax.ShapeDtypeStruct):
-            raise UserError(f'{where}: {key} is a {type(leaf).__name__}; expected one number')
+            raise UserError(f'{where}: {key} is a{_kind(leaf)}; expected one number')
         batch = '; one environment is asked for, not a batch' if leaf.shape[:1] > (1,) else ''
-        if leaf.shape not in ((), (1,)) or not _is_real(leaf):
+        if leaf.shape not in ((), (1,)) or not is_real(leaf):
             raise UserError(f'{where}: {key} is {_type(leaf)}; expected one number{batch}')
     obs = state.obs
     if not isinstance(obs, Mapping | jax.ShapeDtypeStruct):
@@ -215,7 +215,7 @@ def _require_state(where: str, state: Any) -> None:
     if not sum(leaf.size for leaf in seen.values()):
         raise UserError(f'{where}: obs is empty; expected at least one number')
     for key, leaf in _leaves(obs, 'obs').items():
-        if not _is_real(leaf):
+        if not is_real(leaf):
             raise UserError(f'{where}: {key} is {_type(leaf)}; expected real numbers')
 
 
@@ -240,7 +240,7 @@ def _join(a: jax.ShapeDtypeStruct, b: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStr
         return None
     if a.dtype == b.dtype:
         return jax.ShapeDtypeStruct(b.shape, b.dtype)
-    if not (_is_real(a) and _is_real(b)):
+    if not (is_real(a) and is_real(b)):
         return None
     unsigned = [jnp.issubdtype(leaf.dtype, jnp.unsignedinteger) for leaf in (a, b)]
     boolean = [leaf.dtype == bool for leaf in (a, b)]
@@ -283,7 +283,12 @@ def _type(leaf: jax.ShapeDtypeStruct) -> str:
     return f'{leaf.dtype}[{",".join(map(str, leaf.shape))}]'
 
 
-def _is_real(leaf: jax.ShapeDtypeStruct) -> bool:
+def _kind(x: Any) -> str:
+    return 'n array' if isinstance(x, jax.ShapeDtypeStruct) else f' {type(x).__name__}'
+
+
+def is_real(leaf: jax.ShapeDtypeStruct) -> bool:
+    """Whether a leaf's type is bool, int or float."""
     return any(jnp.issubdtype(leaf.dtype, kind) for kind in (bool, jnp.integer, jnp.floating))
 
 

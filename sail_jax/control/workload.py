@@ -16,13 +16,14 @@ from jax.sharding import Mesh, PartitionSpec
 from sail_jax import labellers, objective
 from sail_jax.control import (
     compat,  # noqa: F401 - before Brax
+    contract,
     rollout,
 )
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Contexts, Segments
 from sail_jax.divergence import Gaussian, gaussian_kl
-from sail_jax.errors import UserError, one_line
+from sail_jax.errors import UserError
 from sail_jax.update import Batch, Compared, Metrics, Policy, Sampled, Workload
 
 
@@ -65,7 +66,7 @@ def judged_rewards(
 
     def judge(obs, raw_action, reward, mask):
         action = networks.parametric_action_distribution.postprocess(raw_action)
-        judged = segment_reward(Segment(obs, action, reward, mask))
+        judged = jnp.asarray(segment_reward(Segment(obs, action, reward, mask)), jnp.float32)
         if jnp.shape(judged) == ():
             return jnp.zeros(T).at[0].set(judged)
         return jnp.where(mask > 0, judged, 0)
@@ -79,25 +80,24 @@ def check_segment_reward(segment_reward: SegmentReward, env: Env, run: ControlRu
     """Tries a user's judgement on the shapes of a segment, before anything runs.
 
     Raises:
-      UserError: it raises; it returns neither [T] nor a number, or a number where the reward of
-        each step is needed.
+      UserError: it is no function; it raises; it returns neither [T] nor a number, or a number
+        where the reward of each step is needed.
     """
+    if not callable(segment_reward):
+        raise UserError(f'segment_reward: {segment_reward!r:.80}; expected a function of a Segment')
     T = run.rollout.segment_length
-    of_shape = lambda *shape: jax.ShapeDtypeStruct((T, *shape), jnp.float32)  # noqa: E731
-    obs = control_policy.observation_shape(env)
-    obs = jax.tree.map(lambda s: of_shape(*s), obs, is_leaf=lambda s: isinstance(s, tuple))
-    segment = Segment(obs, of_shape(env.action_size), of_shape(), of_shape())
-    try:
-        judged = jax.eval_shape(segment_reward, segment)
-    except Exception as error:
-        # Whatever a user's function does.
-        raise UserError(
-            f'segment_reward: raised {type(error).__name__}: {one_line(error)}'
-        ) from error
+    steps = lambda x: jax.ShapeDtypeStruct((T, *x.shape), x.dtype)  # noqa: E731
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    action = jax.ShapeDtypeStruct((env.action_size,), jnp.float32)
+    obs = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0))).obs
+    segment = jax.tree.map(steps, Segment(obs, action, number, number))
+    judged = contract.tried('segment_reward', segment_reward, segment)
     shape = getattr(judged, 'shape', None)
     if shape not in ((), (T,)):
         what = type(judged).__name__ if shape is None else f'shape {shape}'
         raise UserError(f'segment_reward: returned {what}; expected shape () or ({T},)')
+    if not contract.is_real(judged):
+        raise UserError(f'segment_reward: returned {judged.dtype}; expected real numbers')
     if shape == () and (run.value.terminal == 'learned' or run.labeller.discount < 1):
         raise UserError(
             'segment_reward: returned one number; value.terminal: learned and labeller.discount '

@@ -1,5 +1,7 @@
 """Policies go to Brax and come back."""
 
+import subprocess
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,6 +175,52 @@ def test_playground_environment():
     assert policy.observation_shape(env) == (17,)
     with pytest.raises(UserError, match='unknown Playground environment'):
         envs.make(Environment(name='CheetahRum', backend='playground'))
+
+
+@pytest.mark.parametrize(
+    ('whole', 'said'),
+    [
+        (
+            False,
+            r'raised CalledProcessError: .*\(mujoco_menagerie\) from the internet .* copy .*menagerie',
+        ),
+        (True, r'raised .*; if .*menagerie is not whole, delete it'),
+    ],
+)
+def test_playgrounds_robots_that_are_not_there_are_one_line(
+    whole, said, tmp_path, monkeypatch, capfd
+):
+    pytest.importorskip('mujoco_playground')
+    from mujoco_playground._src import mjx_env
+
+    def clone(*_):
+        print('Cloning into ...')
+        raise subprocess.CalledProcessError(128, ['git', 'clone'])
+
+    path = tmp_path / 'menagerie'
+    if whole:  # As far as Playground looks.
+        path.mkdir()
+    monkeypatch.setattr(mjx_env, 'EXTERNAL_DEPS_PATH', tmp_path)
+    monkeypatch.setattr(mjx_env, 'MENAGERIE_PATH', path)
+    monkeypatch.setattr(mjx_env, '_clone_with_progress', clone)
+    for name in ('Go1JoystickFlatTerrain', 'LeapCubeReorient'):
+        with pytest.raises(UserError, match=rf'env.name: {name}: Playground {said}') as caught:
+            envs.make(Environment(name=name, backend='playground'))
+        assert '\n' not in str(caught.value)
+    assert 'Cloning' not in ''.join(capfd.readouterr())
+
+
+def test_playground_without_a_choice_of_simulator(monkeypatch):
+    pytest.importorskip('mujoco_playground')
+    from mujoco_playground import registry
+
+    asked = []
+    monkeypatch.setattr(registry, 'get_default_config', lambda name: {})
+    monkeypatch.setattr(
+        registry, 'load', lambda name, config_overrides: asked.append(config_overrides)
+    )
+    envs.make(Environment(name='AeroCubeRotateZAxis', backend='playground'))
+    assert asked == [None], 'its locked configuration has no impl'
 
 
 @pytest.mark.slow

@@ -76,6 +76,17 @@ def test_segment_reward_replaces_the_environments():
     np.testing.assert_array_equal(batch.labels.prob_BxKxK, expected)
 
 
+@pytest.mark.parametrize(
+    'judge', [lambda s: s.obs[:, 0] > 0, lambda s: (s.obs[:, 0] > 0).astype(jnp.int32)]
+)
+def test_a_judgement_in_whole_numbers_is_one_in_numbers(judge):
+    learned = {'value': {'terminal': 'learned', 'hidden': [8]}}
+    whole = make(learned, segment_reward=judge)
+    same = make(learned, segment_reward=lambda s: judge(s).astype(jnp.float32))
+    targets = [sample(*made[1:]).batch.inputs.value_target for made in (whole, same)]
+    np.testing.assert_array_equal(*targets)
+
+
 def test_one_number_for_a_segment_equals_its_steps_sum():
     per_step = make(segment_reward=lambda s: -s.obs[:, 0] * s.mask)
     at_once = make(segment_reward=lambda s: -(s.obs[:, 0] * s.mask).sum())
@@ -92,6 +103,10 @@ def test_one_number_for_a_segment_equals_its_steps_sum():
         (lambda s: 1 if s.reward.sum() > 0 else 0, 'raised TracerBoolConversionError'),
         (lambda s: None, 'returned NoneType'),
         (lambda s: {'reward': s.reward}, 'returned dict'),
+        (lambda s: s.reward * 1j, 'returned complex64; expected real numbers'),
+        (lambda s: np.asarray(s.reward), r'raised TracerArrayConversionError: .* \(test_workload'),
+        (lambda: 0.0, 'raised TypeError: .* takes 0 positional arguments'),
+        ('energy', "'energy'; expected a function of a Segment"),
     ],
 )
 def test_a_segment_reward_that_raises_or_is_of_a_wrong_shape_is_one_line(function, said):

@@ -10,7 +10,7 @@ from brax.envs.wrappers import training
 from sail_jax.control import contract
 from sail_jax.errors import UserError
 
-CASES = 400
+CASES = 200
 REAL = ('bool', 'int32', 'uint8', 'float16', 'float32')
 ODD = (*REAL, 'uint32', 'complex64', 'key')
 SHAPES = ((), (1,), (2,), (3,), (0,), (2, 3))
@@ -168,4 +168,4 @@ def test_environments_that_are_broken_at_random_are_refused_in_one_line_or_are_r
         except Exception as error:
             pytest.fail(f'{seed}: {type(error).__name__}: {error}')
     assert refused > 100, 'broken enough'
-    assert taken > 20, 'not all of them'
+    assert taken > 15, 'not all of them'
