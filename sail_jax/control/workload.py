@@ -14,11 +14,7 @@ from brax.training.agents.ppo.networks import PPONetworks
 from jax.sharding import Mesh, PartitionSpec
 
 from sail_jax import labellers, objective
-from sail_jax.control import (
-    compat,  # noqa: F401 - before Brax
-    contract,
-    rollout,
-)
+from sail_jax.control import contract, rollout
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Contexts, Segments

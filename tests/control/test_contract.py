@@ -270,8 +270,7 @@ def test_wrappers_of_a_users_own_are_taken():
 
 
 def test_what_was_made_right_trains_and_goes_on_bit_for_bit(tmp_path):
-    settings = SETTINGS | {'value': {'terminal': 'learned', 'hidden': [8]}}
-    run = ControlRun.model_validate(settings)
+    run = ControlRun.model_validate(SETTINGS)
     longer = run.model_copy(update={'total_env_steps': 2 * run.total_env_steps})
 
     def env():
