@@ -1,9 +1,12 @@
 """Configuration of a language run."""
 
+import contextlib
+import datetime
+import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from sail_jax import config
 from sail_jax.config import Devices, Section, Teacher
@@ -64,6 +67,33 @@ class Sampling(Section):
         return self.temperature == 1 and self.top_k is None and self.top_p == 1
 
 
+DAY = datetime.date(2024, 7, 26)
+"""That templates are told where nobody says another: prompts do not depend on when they are made.
+It is the one that Llama 3.1's writes by itself."""
+
+
+def _day(value: Any) -> datetime.date:
+    """Pydantic reads any number as a time since 1970."""
+    with contextlib.suppress(ValueError):
+        if isinstance(value, str):
+            return datetime.date.fromisoformat(value)
+    if type(value) is not datetime.date:
+        raise ValueError('expected a day, 2024-07-26 for example')
+    return value
+
+
+def _variable(value: Any) -> bool | int | float | str:
+    """A template takes the text `false` for true."""
+    known = isinstance(value, bool | int | float | str)
+    if not known or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError('expected text, a number, true or false')
+    return {'true': True, 'false': False}.get(str(value).lower(), value)
+
+
+Day = Annotated[datetime.date, BeforeValidator(_day)]
+Variables = dict[str, Annotated[bool | int | float | str, BeforeValidator(_variable)]]
+
+
 class Model(Section):
     """The policy at the start, which is also the reference."""
 
@@ -81,6 +111,16 @@ class Model(Section):
     the model without it."""
     lora: Lora = Lora()
     """For `train: lora`."""
+    chat_template_kwargs: Variables = Field(default_factory=dict)
+    """Variables for the chat template, `{enable_thinking: false}` for example."""
+    chat_template_date: Day = DAY
+    """The day that `strftime_now` tells a chat template, the reward model's too: today's would
+    give every day other prompts."""
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """What `tokens.load` takes for the chat template."""
+        return {'variables': self.chat_template_kwargs, 'date': self.chat_template_date}
 
 
 class RewardSource(Section):
@@ -92,6 +132,8 @@ class RewardSource(Section):
     classification checkpoint at `path`."""
     path: Path | None = None
     """A Hugging Face directory with one label, and with its own tokeniser and chat template."""
+    chat_template_kwargs: Variables = Field(default_factory=dict)
+    """Variables for the reward model's chat template."""
     max_tokens: int = Field(1024, ge=1)
     """The reward model's limit for prompt and response together, in its own tokens; of what is
     longer the first tokens are scored, and the run says so once."""
@@ -207,6 +249,8 @@ def check(run: LanguageRun) -> None:
     if (reward.source == 'model') != (reward.path is not None):
         needed = 'needed for' if reward.path is None else 'not used by'
         raise UserError(f'reward.path: {needed} reward.source: {reward.source}')
+    if reward.chat_template_kwargs and reward.source != 'model':
+        raise UserError(f'reward.chat_template_kwargs: not used by reward.source: {reward.source}')
     if run.labeller.discount < 1:
         raise UserError('labeller.discount: a response has one reward, at its end; use 1')
     if run.labeller.skip + run.labeller.equal > 0 and mixture.dpr < 1:

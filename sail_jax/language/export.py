@@ -93,7 +93,7 @@ def load(path: Path, best: bool = False) -> tuple[Decoder, Tokenizer, Sampling]:
         if kind is SftRun and not best and (path / MODEL).exists():
             return load(path / MODEL)
         run = configfile.validate(kind, data, path / 'config.yaml', node)
-        tokenizer = tokens.load(run.model.path or run.model.tokenizer)
+        tokenizer = tokens.load(run.model.path or run.model.tokenizer, **run.model.template)
         sampling = run.sampling if kind is LanguageRun else Sampling()
         return open_run(path, run, best).decoder, tokenizer, sampling
     if best:

@@ -47,7 +47,12 @@ def make(
         case 'model':
             layout = sharding.of_parameter(mesh)
             model = rewards.load(source.path, dtype=run.model.dtype, sharding=layout, mesh=mesh)
-            reward = rewards.from_model(model, tokens.load(source.path), source.max_tokens)
+            tokenizer = tokens.load(
+                source.path,
+                variables=source.chat_template_kwargs,
+                date=run.model.chat_template_date,
+            )
+            reward = rewards.from_model(model, tokenizer, source.max_tokens)
     return Labeller(
         reward and (lambda prompts, groups: rewards.score(reward, prompts, groups, **limits)),
         judge and (lambda prompts, groups: rewards.judge(judge, prompts, groups, **limits)),

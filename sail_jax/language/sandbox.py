@@ -17,6 +17,20 @@ class Failed(Exception):
     """Says why a request has no answer; who asks knows what file it is about."""
 
 
+class Limits(NamedTuple):
+    """Of the process, a hundred times what sound tokenisers and templates take."""
+
+    memory: int = 2**32
+    """Bytes of address space."""
+    seconds: float = 5.0
+    """Of processor time for a request, so that a loaded machine does no harm..."""
+    bytes_per_second: float = 4e6
+    """...and one more for so many bytes of it."""
+
+
+LIMITS = Limits()
+
+
 class Definition(NamedTuple):
     """What is to be loaded before it is asked."""
 
@@ -49,7 +63,7 @@ class _Process:
             try:
                 self._child = subprocess.Popen(
                     # Without the directory of the file, whose modules have names of others.
-                    [sys.executable, '-P', sandboxed.__file__],
+                    [sys.executable, '-P', sandboxed.__file__, *map(str, LIMITS)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,  # A panic tells the terminal about itself.
@@ -89,8 +103,13 @@ def _forget() -> None:
     _process = _Process()
 
 
+def stop() -> None:
+    """Ends the process; the next request begins another."""
+    _process.stop()
+
+
 os.register_at_fork(after_in_child=_forget)
-atexit.register(lambda: _process.stop())
+atexit.register(stop)
 
 
 def load(key: str, **arguments: Any) -> tuple[Definition, dict[str, Any]]:
@@ -125,9 +144,10 @@ def _value(reply: dict[str, Any]) -> Any:
 
 def _ended(status: int, line: bytes) -> str:
     if status == -signal.SIGPROF:
-        return f'takes over {sandboxed.seconds(len(line)):.0f} s of processor time'
+        limit = LIMITS.seconds + len(line) / LIMITS.bytes_per_second
+        return f'takes over {limit:.0f} s of processor time'
     if status in (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS):
-        return f'crashes, or takes over {sandboxed.MAX_MEMORY // 2**30} GiB of memory'
+        return f'crashes, or takes over {LIMITS.memory / 2**30:g} GiB of memory'
     if status < 0:
         return f'its process was ended by {signal.Signals(-status).name}'
     return f'its process ended with status {status}'

@@ -25,19 +25,12 @@ import jinja2.nodes
 import jinja2.sandbox
 import tokenizers
 
-MAX_MEMORY = 2**32
-"""Bytes of address space."""
 MAX_RENDERED = 2**24
 """Characters that a template may write."""
 KEPT = 8
 """Tokenisers that are held at once."""
 SPACES = (' .', ' ?', ' !', ' ,', " ' ", " n't", " 'm", " 's", " 've", " 're")
 """What `clean_up_tokenization_spaces` takes the blanks out of."""
-
-
-def seconds(request_bytes: int) -> float:
-    """The processor time that a request may take; a hundred times what it does take."""
-    return 5 + request_bytes / 4e6
 
 
 class Loaded(NamedTuple):
@@ -159,6 +152,7 @@ def render(loaded: Loaded, calls: list[dict[str, Any]]) -> list[str]:
     for call in calls:
         given = {'tools': None, 'documents': None, **call, **loaded.variables}
         texts.append(loaded.template.render(**given))
+        texts[-1].encode()
         if len(texts[-1]) > MAX_RENDERED:
             raise ValueError(f'writes {len(texts[-1])} characters; at most {MAX_RENDERED}')
     return texts
@@ -259,7 +253,7 @@ def names(source: str) -> set[str]:
 def reason(error: BaseException) -> str:
     """What went wrong, for people."""
     if isinstance(error, MemoryError):
-        return f'takes over {MAX_MEMORY // 2**30} GiB of memory'
+        return 'takes too much memory'
     return str(error) or type(error).__name__
 
 
@@ -286,17 +280,24 @@ def answer(line: bytes, held: dict[str, Loaded]) -> dict[str, Any]:
         return {'error': reason(error)}
 
 
-def main() -> None:
-    """Answers until there are no more questions."""
+def main(memory: int, seconds: float, bytes_per_second: float) -> None:
+    """Answers until there are no more questions.
+
+    Args:
+      memory: bytes of address space that the process may take.
+      seconds: of processor time that a request may take, and as many more as it has bytes for.
+      bytes_per_second: how many that is.
+    """
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)  # The process that asks ends, and this one with it.
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
     with contextlib.suppress(ValueError, OSError):  # Not everywhere can it be bounded.
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     held: dict[str, Loaded] = {}
     for line in sys.stdin.buffer:
-        signal.setitimer(signal.ITIMER_PROF, seconds(len(line)))  # Its signal ends the process.
+        # Its signal ends the process.
+        signal.setitimer(signal.ITIMER_PROF, seconds + len(line) / bytes_per_second)
         reply = json.dumps(answer(line, held)).encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.buffer.write(reply + b'\n')
@@ -304,4 +305,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    main(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]))

@@ -55,7 +55,7 @@ def make(
     shardings = partial(devices.state_sharding, mesh, rules=sharding.RULES)
     models = policy.read(run.model, mesh)
     check_lengths(run, models.architecture.max_positions)
-    tokenizer = tokens.load(run.model.path)
+    tokenizer = tokens.load(run.model.path, **run.model.template)
     data = reader.prepare(run, tokenizer)
     labeller = labels.make(run, mesh, reward, judge)
     if run_dir is not None:

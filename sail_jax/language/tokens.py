@@ -18,6 +18,7 @@ from sail_jax import files
 from sail_jax.errors import UserError
 from sail_jax.language import sandbox, special
 from sail_jax.language.architecture import read_json
+from sail_jax.language.config import DAY
 from sail_jax.language.rows import Message, Prompt
 from sail_jax.language.sandbox import Definition
 
@@ -141,6 +142,11 @@ class Tokenizer:
         return self._ask('decode', ids=kept)
 
     def _encode(self, texts: list[str], special: str = 'plain') -> list[list[int]]:
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # Half of a surrogate pair.
+                raise UserError(f'not valid UTF-8 at character {error.start}') from None
         return self._ask('encode', texts=texts, special=special)
 
     def _ask(self, what: str, **arguments: Any) -> Any:
@@ -195,7 +201,7 @@ def load(
     path: str | Path,
     *,
     variables: Mapping[str, Any] | None = None,
-    date: datetime.date | None = None,
+    date: datetime.date = DAY,
 ) -> Tokenizer:
     """Reads `tokenizer.json` and its companions from a checkpoint's directory.
 
@@ -206,7 +212,7 @@ def load(
     Args:
       path: of the directory.
       variables: for the chat template beside the conversation, `enable_thinking` for example.
-      date: what `strftime_now` tells the chat template; None is today.
+      date: what `strftime_now` tells the chat template.
 
     Raises:
       UserError: a file that is missing, damaged or absurdly large; a tokeniser that cannot be used;
@@ -233,7 +239,7 @@ def load(
         'clean_up_bpe': flags[FLAGS[1]] and flags[FLAGS[2]],
         'template': source,
         'variables': named | dict(variables or {}),
-        'date': str(date or datetime.date.today()),
+        'date': str(date),
     }
     key = hashlib.sha256(json.dumps(given).encode()).hexdigest()
     try:

@@ -1,5 +1,6 @@
 """Settings of language runs: documented, read back, and refused in one line."""
 
+import datetime
 import re
 
 import pytest
@@ -46,6 +47,49 @@ def test_command_line_reaches_nested_sections():
     assert (run.model.train, run.model.lora.rank, run.reward.source) == ('lora', 3, 'positivity')
 
 
+@pytest.mark.parametrize('day', ['2026-02-03', '"2026-02-03"'])
+def test_what_a_chat_template_is_told(tmp_path, day):
+    file = tmp_path / 'config.yaml'
+    told = (
+        f'chat_template_kwargs: {{enable_thinking: false, n: 1, x: 0.5}}, chat_template_date: {day}'
+    )
+    file.write_text(f'workload: language\nmodel: {{path: a, {told}}}\ndata: {{path: b}}\n')
+    run = runs.load(file)
+    kwargs = {'enable_thinking': False, 'n': 1, 'x': 0.5}
+    assert repr(run.model.chat_template_kwargs) == repr(kwargs)
+    assert run.model.chat_template_date == datetime.date(2026, 2, 3)
+    configfile.write(run, file)
+    assert runs.load(file) == run
+    arguments = ['--model.chat-template-kwargs', 'enable_thinking', 'false', 'n', '1', 'x', '0.5']
+    same = configfile.override(
+        make(model={'chat_template_date': day.strip('"')}), arguments, '', ''
+    )
+    assert repr(same.model.template) == repr(run.model.template)
+
+
+@pytest.mark.parametrize(
+    ('told', 'message'),
+    [
+        ('chat_template_date: 5', 'chat_template_date: expected a day, 2024-07-26 for example'),
+        ('chat_template_date: x', 'chat_template_date: expected a day'),
+        ('chat_template_date: 2024-02-30 10:00:00', 'not valid YAML'),
+        ('chat_template_date: 2024-02-03 10:00:00', 'chat_template_date: expected a day'),
+        ('chat_template_kwargs: {a: [1]}', 'kwargs.a: expected text, a number, true or false'),
+        ('chat_template_kwargs: {a: .inf}', 'kwargs.a: expected text, a number, true or false'),
+        ('chat_template_kwargs: {a: .nan}', 'kwargs.a: expected text, a number, true or false'),
+        ('chat_template_kwargs: {a: null}', 'kwargs.a: expected text, a number, true or false'),
+        ('chat_template_kwargs: {1: 2}', 'should be a valid string'),
+        ('chat_template_kwargs: [1]', 'should be a valid dictionary'),
+    ],
+)
+def test_what_a_chat_template_cannot_be_told(tmp_path, told, message):
+    file = tmp_path / 'config.yaml'
+    file.write_text(f'workload: language\nmodel: {{path: a, {told}}}\ndata: {{path: b}}\n')
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        runs.load(file)
+    assert '\n' not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
@@ -55,6 +99,7 @@ def test_command_line_reaches_nested_sections():
         ({'objective': OFFLINE}, 'divergence.states: "policy" needs rows'),
         ({'reward': {'source': 'model'}}, 'reward.path: needed for reward.source: model'),
         ({'reward': {'path': 'x'}}, 'reward.path: not used by reward.source: none'),
+        ({'reward': {'chat_template_kwargs': {'a': 1}}}, 'reward.chat_template_kwargs: not used'),
         ({'labeller': {'discount': 0.9}}, 'labeller.discount: a response has one reward'),
         ({'labeller': {'skip': 0.1}, 'objective': {'mixture': {'dpr': 0.5}}}, 'labeller.skip'),
         ({'optimizer': {'decay': 'linear', 'warmup_updates': 4}}, 'warmup_updates: 4; the run has'),

@@ -1,13 +1,17 @@
 """Tokens that files beside tokenizer.json declare: ids and texts as transformers has them."""
 
+import itertools
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from sail_jax.errors import UserError
 from sail_jax.language import tokens
 from sail_jax.language.rows import Message
+from sail_jax.language.special import NAMES
 from tests.language.tiny_tokenizer import CHATML, TEXT
 
 START, STOP, BOS, EOS = '<|im_start|>', '<|im_end|>', '<s>', '</s>'
@@ -261,3 +265,63 @@ def test_dropout_is_refused(tmp_path):
     file.write_text(json.dumps(data))
     with pytest.raises(UserError, match=r'tokenizer.json: model.dropout: 0.1 makes the ids'):
         tokens.load(tmp_path)
+
+
+CONTENTS = st.sampled_from([BOS, EOS, START, STOP, '<pad>', '<unk>', 'cat', ' a', 'no'])
+FLAGS = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(
+        ('lstrip', 'rstrip', 'single_word', 'normalized', 'special'), st.booleans()
+    ),
+)
+OBJECTS = st.builds(lambda content, flags: {'content': content} | flags, CONTENTS, FLAGS)
+TYPED = OBJECTS.map(lambda token: {'__type': 'AddedToken'} | token)
+VALUES = st.none() | CONTENTS | TYPED
+LISTS = st.lists(CONTENTS | TYPED, max_size=3)
+NAMED = st.dictionaries(st.sampled_from([*NAMES, 'image_token', 'turn_token']), VALUES, max_size=4)
+LATE = st.dictionaries(st.sampled_from(NAMES), st.none() | CONTENTS | OBJECTS, max_size=3)
+
+
+@settings(max_examples=40)
+@given(
+    named=NAMED,
+    lists=st.dictionaries(
+        st.sampled_from(['additional_special_tokens', 'extra_special_tokens']), LISTS
+    ),
+    decoder=st.none() | st.lists(OBJECTS, max_size=4, unique_by=lambda token: token['content']),
+    special_map=st.none() | LATE,
+    own=st.lists(st.tuples(CONTENTS, FLAGS), max_size=3, unique_by=lambda pair: pair[0]),
+    affixes=st.booleans(),
+)
+def test_any_declarations_are_transformers(
+    tmp_path_factory, named, lists, decoder, special_map, own, affixes
+):
+    transformers = pytest.importorskip('transformers')
+    config = {'eos_token': EOS} | named | lists
+    path = tmp_path_factory.mktemp('declared')
+    files = {} if special_map is None else {'special_tokens_map': special_map}
+    own = [{'content': content} | given for content, given in own]
+    directory(path, config, own, affixes, **files)
+    if decoder is not None:
+        # Ids as they come to be: others are refused.
+        ids = Tokenizer.from_file(str(path / 'tokenizer.json'))
+        known = {token['content']: ids.token_to_id(token['content']) for token in decoder}
+        free = itertools.count(ids.get_vocab_size())
+        config['added_tokens_decoder'] = {
+            str(next(free) if known[t['content']] is None else known[t['content']]): t
+            for t in decoder
+        }
+        (path / 'tokenizer_config.json').write_text(json.dumps(config))
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(path)
+    try:
+        ours = tokens.load(path)
+    except UserError as error:
+        assert 'no end of sequence' in str(error)
+        assert theirs.eos_token is None
+        return
+    assert dict(ours.special) == theirs.special_tokens_map
+    for text in PLAIN:
+        expected = theirs(text)['input_ids']
+        assert ours.scored_ids(text, '') == expected
+        kept = [i for i in expected if i not in ours.eos_ids]
+        assert ours.text(expected) == theirs.decode(kept, skip_special_tokens=True)

@@ -54,8 +54,9 @@ def load_tokenizer(run: SftRun) -> Tokenizer:
       UserError: as of `tokens.load`; the new network has not the tokens.
     """
     if run.model.path is not None:
-        return tokens.load(run.model.path)
-    tokenizer, size = tokens.load(run.model.tokenizer), run.model.architecture.vocab_size
+        return tokens.load(run.model.path, **run.model.template)
+    tokenizer = tokens.load(run.model.tokenizer, **run.model.template)
+    size = run.model.architecture.vocab_size
     if tokenizer.vocab_size > size:
         raise UserError(
             f'model.architecture.vocab_size: {size}; '
