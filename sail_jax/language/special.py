@@ -120,4 +120,6 @@ def _state(value: Any, where: str, special: bool = True) -> State:
         given['content'].encode()
     except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair.
         raise UserError(f'{where}: not valid UTF-8 at character {error.start}') from None
+    if '__type' in given:  # Such an object says what is true.
+        special = False
     return {'content': given['content'], 'special': special} | flags

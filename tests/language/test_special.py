@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -313,12 +313,9 @@ def test_any_declarations_are_transformers(
         }
         (path / 'tokenizer_config.json').write_text(json.dumps(config))
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(path)
-    try:
-        ours = tokens.load(path)
-    except UserError as error:
-        assert 'no end of sequence' in str(error)
-        assert theirs.eos_token is None
-        return
+    if theirs.eos_token is None:  # The template may end turns with a marker.
+        assume(STOP in theirs.get_vocab())
+    ours = tokens.load(path)
     assert dict(ours.special) == theirs.special_tokens_map
     for text in PLAIN:
         expected = theirs(text)['input_ids']
