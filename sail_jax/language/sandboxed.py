@@ -85,9 +85,9 @@ def complete(tokenizer: tokenizers.Tokenizer, declared: dict[str, Any]) -> None:
     tokens = [added[i] for i in sorted(added)]
     contents = {token.content for token in own.values()} | set(by_content)
     for state in [*declared['named'].values(), *declared['extra']]:
-        if state['content'] not in contents:
-            contents.add(state['content'])
-            tokens.append(read(state))
+        token = read(state)
+        if token.content not in contents and token not in tokens:
+            tokens.append(token)
     named = {state['content'] for state in declared['named'].values()}
     for token in tokens:
         token.special = token.special or token.content in named

@@ -322,3 +322,40 @@ def test_any_declarations_are_transformers(
         assert ours.scored_ids(text, '') == expected
         kept = [i for i in expected if i not in ours.eos_ids]
         assert ours.text(expected) == theirs.decode(kept, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize('clean', [False, True])
+def test_blanks_of_words_are_cleaned_up_as_transformers_does(tmp_path, clean):
+    transformers = pytest.importorskip('transformers')
+    words = [
+        'it',
+        "'s",
+        ',',
+        'no',
+        "n't",
+        '.',
+        'what',
+        '?',
+        "'",
+        'a',
+        '!',
+        "'",
+        'I',
+        "'ve",
+        'they',
+        "'re",
+        'I',
+        "'m",
+    ]
+    vocab = {word: i for i, word in enumerate([EOS, '<unk>', *dict.fromkeys(words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token='<unk>'))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / 'tokenizer.json'))
+    config = {'eos_token': EOS, 'clean_up_tokenization_spaces': clean}
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    ours = tokens.load(tmp_path)
+    ids = ours.prompt_ids(' '.join(words))
+    assert ids == theirs(' '.join(words))['input_ids']
+    assert ours.text(ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert ("it's, non't." in ours.text(ids)) == clean
