@@ -8,6 +8,7 @@ imports nothing of the package. A request is a line of JSON and so is its answer
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -61,13 +62,13 @@ def load(request: dict[str, Any]) -> tuple[Loaded, dict[str, Any]]:
     attempt(tokenizer)
     source = request['template']
     template = None if source is None else compile_template(source, request['date'])
-    ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
     bpe = isinstance(tokenizer.model, tokenizers.models.BPE)
     loaded = Loaded(
         tokenizer, request['clean_up_bpe' if bpe else 'clean_up'], template, request['variables']
     )
     return loaded, {
-        'ids': max(ids, default=-1) + 1,
+        'ids': max(vocab.values(), default=-1) + 1,
         'digest': hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
         'names': None if source is None else sorted(names(source)),
     }
@@ -128,14 +129,16 @@ def literals(tokenizer: tokenizers.Tokenizer) -> Iterator[str]:
 def encode(loaded: Loaded, texts: list[str], special: str) -> list[list[int]]:
     """Ids of texts: `plain`, `whole` with the special tokens around a text, or `start` with those
     before it alone, as the others would end a response before it begins."""
-    results = []
-    for text in texts:
-        encoding = loaded.tokenizer.encode(text, add_special_tokens=special != 'plain')
-        end = len(encoding)
-        while special == 'start' and end and encoding.special_tokens_mask[end - 1]:
-            end -= 1
-        results.append(encoding.ids[:end])
-    return results
+    return [ids(loaded.tokenizer, text, special) for text in texts]
+
+
+@functools.lru_cache(4)  # A row's prompt is asked for with each of its responses.
+def ids(tokenizer: tokenizers.Tokenizer, text: str, special: str) -> list[int]:
+    encoding = tokenizer.encode(text, add_special_tokens=special != 'plain')
+    end = len(encoding)
+    while special == 'start' and end and encoding.special_tokens_mask[end - 1]:
+        end -= 1
+    return encoding.ids[:end]
 
 
 def decode(loaded: Loaded, ids: list[list[int]]) -> list[str]:
@@ -152,7 +155,10 @@ def render(loaded: Loaded, calls: list[dict[str, Any]]) -> list[str]:
     for call in calls:
         given = {'tools': None, 'documents': None, **call, **loaded.variables}
         texts.append(loaded.template.render(**given))
-        texts[-1].encode()
+        try:
+            texts[-1].encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f'writes what is not valid UTF-8 at character {error.start}') from None
         if len(texts[-1]) > MAX_RENDERED:
             raise ValueError(f'writes {len(texts[-1])} characters; at most {MAX_RENDERED}')
     return texts
