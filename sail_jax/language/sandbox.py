@@ -18,13 +18,13 @@ class Failed(Exception):
 
 
 class Limits(NamedTuple):
-    """Of the process, a hundred times what sound tokenisers and templates take."""
+    """Of the process, many times what sound tokenisers and templates take."""
 
     memory: int = 2**32
     """Bytes of address space."""
-    seconds: float = 5.0
+    seconds: float = 3.0
     """Of processor time for a request, so that a loaded machine does no harm..."""
-    bytes_per_second: float = 4e6
+    bytes_per_second: float = 2e6
     """...and one more for so many bytes of it."""
 
 
