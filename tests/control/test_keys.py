@@ -17,12 +17,14 @@ from tests.control.toy import SETTINGS, Point
 from tests.keys import reused, uses
 
 B, K, T = 2, 2, 3
-# All that draws is in use: four members of the family, a lane of the reference, labels by chance.
+# All that draws is in use: four members of the family, a lane of the reference, labels by chance,
+# two networks.
 EVERYTHING = {
     'rollout': {'contexts': B, 'group_size': K, 'segment_length': T},
     'objective': {'mixture': {'dpr': 0.4, 'dpp': 0.2, 'ddp': 0.2}},
     'divergence': {'coefficient': 1.0, 'states': 'reference'},
     'labeller': {'rationality': 1.0, 'mistake': 0.2},
+    'value': {'terminal': 'learned', 'hidden': [4]},
 }
 
 
