@@ -23,11 +23,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from sail_jax import config, hosts
+from sail_jax import config, hosts, quiet
 from sail_jax.errors import TrainingFailed, UserError, one_line
 from sail_jax.update import Policy, State
 
 SCHEMA = 4
+UNFINISHED = '.orbax-checkpoint-tmp'
+"""In the name of a save until it is whole."""
 
 T = TypeVar('T')
 
@@ -51,6 +53,7 @@ def open_manager(
     Args:
       settings: how many of the newest and of the best are kept; None only reads.
     """
+    quiet.silence_failed_saves()
     options = ocp.CheckpointManagerOptions(create=False)
     if settings is not None:
         by_score = lambda metrics: metrics['score']  # noqa: E731
@@ -68,9 +71,30 @@ def open_manager(
     return _Manager(directory.absolute(), options=options)
 
 
+def close(manager: ocp.CheckpointManager) -> None:
+    """Ends a manager's threads, whatever its last save has come to.
+
+    Each part of it raises once what it has kept, and keeps what comes after it from being closed.
+    """
+    for _ in range(5):
+        try:
+            manager.close()
+            return
+        except Exception:
+            if jax.process_count() > 1:
+                raise
+
+
+def drop_unfinished(directory: Path) -> None:
+    """Deletes what saves have left that failed or were killed; it takes room, and nobody reads it."""
+    for path in (directory, directory / 'references'):
+        for left in path.glob(f'*{UNFINISHED}*'):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def has_begun(directory: Path) -> bool:
     """Whether a run has saved anything there; the first thing is its start policy."""
-    return (directory / 'start').exists() or bool(_steps(directory))
+    return (directory / 'start').exists() or bool(saved_steps(directory))
 
 
 def scores(manager: ocp.CheckpointManager) -> dict[int, float]:
@@ -217,19 +241,19 @@ def _save_reference(directory: Path, state: State) -> None:
         _save_policy(path, state.reference)
 
 
-def _steps(directory: Path) -> list[int]:
+def saved_steps(directory: Path) -> list[int]:
     """Names of what was saved entirely; Orbax renames a directory once it is."""
-    found = directory.iterdir() if directory.exists() else []
+    found = directory.iterdir() if directory.is_dir() else []
     return [int(path.name) for path in found if path.name.isdecimal()]
 
 
 def _needed(directory: Path, step: int) -> int:
     """The reference of a checkpoint."""
-    return max((taken for taken in _steps(directory / 'references') if taken <= step), default=0)
+    return max((taken for taken in saved_steps(directory / 'references') if taken <= step), default=0)
 
 
 def _drop_references(directory: Path, current: str) -> None:
-    kept = {current, *(str(_needed(directory, step)) for step in _steps(directory))}
+    kept = {current, *(str(_needed(directory, step)) for step in saved_steps(directory))}
     for path in (directory / 'references').glob('*'):
         if path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)
@@ -250,7 +274,7 @@ def _set_aside(directory: Path, damaged: Sequence[int], reference: int) -> None:
 
 def _newest_first(manager: ocp.CheckpointManager) -> list[int]:
     """Also those that have lost their metadata, which Orbax passes over."""
-    return sorted({*manager.all_steps(), *_steps(Path(manager.directory))}, reverse=True)
+    return sorted({*manager.all_steps(), *saved_steps(Path(manager.directory))}, reverse=True)
 
 
 def _read(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> Any:

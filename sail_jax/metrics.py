@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sail_jax import config
-from sail_jax.errors import UserError
+from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.files import ROOM, writing
 from sail_jax.terminal import console as console
 from sail_jax.terminal import say
@@ -57,6 +57,27 @@ class JsonLines:
         # JSON has no NaN.
         clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
         self._unwritten += json.dumps(clean).encode() + b'\n'
+        self._flush()
+
+    def require_written(self) -> None:
+        """Tries a last time to write what there was no room for.
+
+        Raises:
+          TrainingFailed: there is still none.
+        """
+        self._flush()
+        if self._unwritten:
+            lost, self._unwritten = self._unwritten.count(b'\n'), b''
+            raise TrainingFailed(f'{self._file.name}: {lost} rows could not be written')
+
+    def close(self) -> None:
+        try:
+            self.require_written()
+        except TrainingFailed as error:  # Something else ends the run.
+            say(str(error))
+        self._file.close()
+
+    def _flush(self) -> None:
         try:
             while self._unwritten:
                 # A disk that is all but full takes a part.
@@ -65,12 +86,6 @@ class JsonLines:
             if not self._failed:
                 say(f'{self._file.name}: {error.strerror}; its rows are kept until there is room')
             self._failed = True
-
-    def close(self) -> None:
-        if self._unwritten:
-            lost = self._unwritten.count(b'\n')
-            say(f'{self._file.name}: {lost} rows could not be written')
-        self._file.close()
 
 
 class TensorBoard:

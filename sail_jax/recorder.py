@@ -66,7 +66,6 @@ class Recorder:
     ) -> list[metrics.Writer]:
         if member:
             with writing(directory, ROOM):
-                directory.mkdir(exist_ok=True)
                 configfile.write(run, directory / 'config.yaml')
         at = None if step is None else step * self._task.units_per_update
         return metrics.open_writers(run, directory, step, self._task.unit, at)
@@ -225,6 +224,13 @@ class Recorder:
                 f'spent at {self.at(spent_at)}, and no more is learned from the labeller; the run '
                 f'ends at {self.at(step)} of {self.at(self._task.updates)}'
             )
+
+    def require_written(self) -> None:
+        """Raises TrainingFailed where rows of `metrics.jsonl` have found no room."""
+        for writers in self._writers:
+            for writer in writers:
+                if isinstance(writer, metrics.JsonLines):
+                    writer.require_written()
 
     def budget_spent(self) -> bool:
         """Whether the label budget was used up by the last rows, by every member."""

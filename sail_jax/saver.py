@@ -1,23 +1,48 @@
 """What is done about a checkpoint that cannot be written: it costs no other, and not the run."""
 
+import contextlib
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from sail_jax import checkpoint
-from sail_jax.recorder import Recorder
+from sail_jax import checkpoint, config, hosts
 from sail_jax.update import State
 
 
 class Saver:
-    """Saves a run's states as it goes; failures are said and counted by the recorder."""
+    """Saves a run's states as it goes; failures are reported and survived."""
 
-    def __init__(self, manager: ocp.CheckpointManager, recorder: Recorder):
-        self._manager, self._recorder = manager, recorder
-        self._scores = checkpoint.scores(manager)
+    manager: ocp.CheckpointManager
+    """The one that saves: another one after each failure."""
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: config.Checkpoints,
+        report: Callable[[int, Exception], None],
+    ):
+        """Opens the directory, which no other process may write.
+
+        Args:
+          report: is told of each state that could not be saved: its step, and why.
+        """
+        self._directory, self._settings, self._report = directory, settings, report
+        if hosts.is_main():
+            checkpoint.drop_unfinished(directory)
+        self.manager = checkpoint.open_manager(directory, settings)
+        self._scores = checkpoint.scores(self.manager)
         self._step = 0
+
+    def __enter__(self) -> 'Saver':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finish()
+        checkpoint.close(self.manager)
 
     def save(
         self,
@@ -38,11 +63,15 @@ class Saver:
         self._finish()
         self._step, self._scores[step] = step, score
         try:
-            checkpoint.save(self._manager, step, state, meta, score)
+            checkpoint.save(self.manager, step, state, meta, score)
         except Exception as error:  # A full disk, say; Orbax raises what it hits.
             self._note(error)
             return False
         return self._finish() if wait else True
+
+    def has(self, step: int) -> bool:
+        """Whether the state after that many updates is on the disk."""
+        return step in checkpoint.saved_steps(self._directory)
 
     def is_among_best(self, score: float, count: int) -> bool:
         """Whether an evaluation is among the `count` best of those that were saved."""
@@ -51,7 +80,7 @@ class Saver:
 
     def _finish(self) -> bool:
         try:
-            self._manager.wait_until_finished()
+            self.manager.wait_until_finished()
         except Exception as error:
             self._note(error)
             return False
@@ -60,5 +89,11 @@ class Saver:
     def _note(self, error: Exception) -> None:
         if jax.process_count() > 1:  # The others are in the middle of theirs.
             raise error
-        self._scores.pop(self._step)
-        self._recorder.note_failed_save(self._step, error)
+        # A manager tells of one failure twice, of some of them when the next save is under way, and
+        # forgets the older checkpoints that the failed one was to replace: they would stay.
+        checkpoint.close(self.manager)
+        checkpoint.drop_unfinished(self._directory)
+        with contextlib.suppress(Exception):  # Without it the next save fails, and tries again.
+            self.manager = checkpoint.open_manager(self._directory, self._settings)
+        self._scores.pop(self._step, None)
+        self._report(self._step, error)

@@ -178,11 +178,13 @@ def _require_writable(run_dir: Path) -> None:
         raise UserError(f'{run_dir}: not writable')
 
 
-def _stopped_before_the_first_checkpoint(run: config.Trained, run_dir: Path, manager: Any) -> bool:
+def _stopped_before_the_first_checkpoint(
+    run: config.Trained, run_dir: Path, saver: Saver
+) -> bool:
     """Whether a run has its start policy and nothing else yet, so that it begins again from it."""
     path = directories(run, run_dir)[0] / 'metrics.jsonl'
     updated = path.exists() and any(row['step'] > 0 for row in metrics.read_rows(path))
-    return not manager.all_steps() and not updated
+    return not saver.manager.all_steps() and not updated
 
 
 def _require_same_files(run_dir: Path, before: dict[str, str], now: dict[str, str]) -> None:
@@ -309,8 +311,10 @@ def train(
         frozen = task.frozen() if start is None else start.frozen
         exits.enter_context(devices.memory_named(f'{task.smaller}; {saved}'))
         with writing(directory, ROOM):
-            manager = checkpoint.open_manager(directory, run.checkpoints)
-        exits.enter_context(manager)
+            saver = Saver(
+                directory, run.checkpoints, lambda *failure: recorder.note_failed_save(*failure)
+            )
+        exits.enter_context(saver)
         caught = exits.enter_context(signals.collected())
         if start is None:
             start = checkpoint.restore_start(directory, layout.policy)
@@ -318,8 +322,8 @@ def train(
             start = hosts.place(start._replace(frozen=()), layout.shardings.policy)
             with writing(directory / 'start', ROOM):
                 checkpoint.save_start(directory, start)
-        if resume and not _stopped_before_the_first_checkpoint(run, run_dir, manager):
-            state, meta = checkpoint.restore(manager, layout.state)
+        if resume and not _stopped_before_the_first_checkpoint(run, run_dir, saver):
+            state, meta = checkpoint.restore(saver.manager, layout.state)
             state = with_frozen(state, frozen)
             before, held, began = meta['before'], meta['held'], began - meta['wall_s']
             _require_same_files(run_dir, meta.get('read', {}), read)
@@ -338,8 +342,6 @@ def train(
             numbers = jax.device_get(judge(state.policy, start, seed, hyper))
             rows = split(numbers, len(found))
             return [{f'eval/{key}': float(value) for key, value in row.items()} for row in rows]
-
-        saver = Saver(manager, recorder)
 
         def save(score: float, wait: bool = False) -> bool:
             meta = {'before': before, 'held': held, 'wall_s': recorder.wall_s(), 'read': read}
@@ -423,9 +425,16 @@ def train(
                     save(score, wait=last)
                 recorder.restart_clock()
         recorder.note_spent_budget(step)
-        if recorder.saves_failed and not manager.all_steps():
-            raise TrainingFailed(f'{directory}: no checkpoint could be written; see above')
-        scores = checkpoint.scores(manager)
+        if not hosts.any_process(saver.has(step)):
+            newest = max(checkpoint.saved_steps(directory), default=None)
+            if newest is None:
+                raise TrainingFailed(f'{directory}: no checkpoint could be written; see above')
+            raise TrainingFailed(
+                f'{directory}: the last state, at {recorder.at(step)}, could not be written; see '
+                f'above; --resume goes on from {recorder.at(newest)}'
+            )
+        recorder.require_written()
+        scores = checkpoint.scores(saver.manager)
         best = max(scores, key=scores.get, default=step)
         if best != step and hosts.is_main() and not quiet:
             metrics.say(

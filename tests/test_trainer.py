@@ -509,8 +509,11 @@ def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path):
     assert run_full(path, 120).returncode == 0
     before = sorted(file for file in (path / 'checkpoints' / '2').rglob('*'))
     ended = run_full(path, 240, 'resume', 'full')
-    assert ended.returncode == 0, ended.stderr
-    assert 'the checkpoint of update 4 could not be written' in ended.stderr
+    assert ended.returncode == 1, ended.stderr
+    first, last = ended.stderr.splitlines()
+    assert 'the checkpoint of update 4 could not be written' in first
+    assert last.startswith(f'failed: {path}/checkpoints: the last state, at 240 env steps, could')
+    assert last.endswith('--resume goes on from 120 env steps')
     assert sorted(file for file in (path / 'checkpoints' / '2').rglob('*')) == before
     rows = metrics.read_rows(path / 'metrics.jsonl')
     assert [row['step'] for row in rows] == [0, 1, 2, 3, 4]

@@ -1,0 +1,38 @@
+"""What Orbax says on its own, beside what it raises: nothing of it reaches the terminal.
+
+A failed write ends the event loop that others of the same save still want to tell of their own end;
+each of those is a traceback. The failure itself is raised, and said in one line.
+"""
+
+import asyncio
+import functools
+import logging
+import sys
+import warnings
+from typing import Any
+
+
+@functools.cache
+def silence_failed_saves() -> None:
+    """Leaves out exactly those tracebacks, for the rest of the process: they can come late."""
+    said = sys.unraisablehook
+
+    def hook(what: Any, /) -> None:
+        if isinstance(what.exc_value, RuntimeError) and 'Event loop is closed' in str(
+            what.exc_value
+        ):
+            return
+        said(what)
+
+    sys.unraisablehook = hook
+    logging.getLogger(asyncio.__name__).addFilter(
+        lambda record: not _of_a_save(record.getMessage())
+    )
+    warnings.filterwarnings('ignore', "coroutine '.*' was never awaited", RuntimeWarning)
+    # It logs, with a traceback each, the errors that it raises.
+    logging.getLogger('absl').addFilter(lambda record: record.exc_info is None)
+
+
+def _of_a_save(message: str) -> bool:
+    """Whether asyncio speaks of a task that nobody waits for since another failed."""
+    return 'never retrieved' in message and ('orbax' in message or 'tensorstore' in message)
