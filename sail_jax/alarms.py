@@ -45,7 +45,10 @@ def _other(held: list[bytes]) -> list[bytes]:
 def kept_off() -> Iterator[None]:
     """Until its end alarms are left out of what compiled code writes to stderr; what Python writes
     goes there as before."""
-    if sys.stderr is None or sys.stderr is not sys.__stderr__:
+    from sail_jax.streams import Lasting  # Not for the process that filters.
+
+    own = sys.stderr.stream if isinstance(sys.stderr, Lasting) else sys.stderr
+    if own is None or own is not sys.__stderr__:
         yield  # Somebody else's already.
         return
     before, there = sys.stderr, os.dup(2)
@@ -56,8 +59,8 @@ def kept_off() -> Iterator[None]:
         start_new_session=True,  # Ctrl-C is for us.
     )
     before.flush()
-    sys.stderr = open(  # noqa: SIM115
-        there, 'w', 1, encoding=before.encoding, errors='backslashreplace', closefd=False
+    sys.stderr = Lasting(
+        open(there, 'w', 1, encoding=own.encoding, errors='backslashreplace', closefd=False)
     )
     os.dup2(filtering.stdin.fileno(), 2)
     filtering.stdin.close()

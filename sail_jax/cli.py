@@ -4,10 +4,11 @@ Nothing that takes long is imported before the signals of a training run are loo
 """
 
 import contextlib
+import errno
 import os
 import sys
 
-from sail_jax import signals
+from sail_jax import signals, streams
 from sail_jax.errors import Interrupted, NotJoined, TrainingFailed, UserError
 
 
@@ -15,6 +16,18 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     training = arguments[:1] == ['train']
+    with streams.lasting() as out:
+        status = _status(arguments, training)
+        out.flush()
+        lost = out.error
+        if lost is None or lost.errno == errno.EPIPE:  # `| head -1` has read what it wanted.
+            return status
+        print(f'sail-jax: standard output: {lost.strerror}', file=sys.stderr)
+    # A run is in its directory, whoever reads its table; other commands have nothing but it.
+    return status if training else status or 1
+
+
+def _status(arguments: list[str], training: bool) -> int:
     try:
         with signals.ending_the_process() if training else contextlib.nullcontext():
             return _main(arguments)
@@ -35,9 +48,6 @@ def _main(arguments: list[str]) -> int:
     except (UserError, TrainingFailed, Interrupted) as error:
         terminal.error(str(error))
         return error.status
-    except BrokenPipeError:  # `sail-jax train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         if 'jax' not in sys.modules:
             raise

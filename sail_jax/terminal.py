@@ -13,6 +13,8 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
+from sail_jax import streams
+
 MAX_LINE = 2000
 """Characters of an error; what is quoted in one may be of any length."""
 JOINERS = '\u200c\u200d'
@@ -74,10 +76,13 @@ def log_to_stderr() -> None:
 
 
 class Console(RichConsole):
-    """Rich's, which reads markup and emoji codes out of nothing and escapes every string."""
+    """Rich's, which reads markup and emoji codes out of nothing, escapes every string, and goes on
+    where its stream does not."""
 
     def __init__(self, **settings: Any):
         super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    file = property(lambda self: streams.of(RichConsole.file.fget(self)), RichConsole.file.fset)
 
     def render_str(self, text: str, **settings: Any) -> Text:
         settings |= {'markup': False, 'emoji': False, 'highlight': False}
