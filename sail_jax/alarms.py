@@ -60,7 +60,9 @@ def kept_off() -> Iterator[None]:
     )
     before.flush()
     sys.stderr = Lasting(
-        open(there, 'w', 1, encoding=own.encoding, errors='backslashreplace', closefd=False)
+        open(  # noqa: SIM115
+            there, 'w', 1, encoding=own.encoding, errors='backslashreplace', closefd=False
+        )
     )
     os.dup2(filtering.stdin.fileno(), 2)
     filtering.stdin.close()

@@ -86,7 +86,7 @@ def close(manager: ocp.CheckpointManager) -> None:
 
 
 def drop_unfinished(directory: Path) -> None:
-    """Deletes what saves have left that failed or were killed; it takes room, and nobody reads it."""
+    """Deletes what failed and killed saves have left, which takes room and is read by nobody."""
     for path in (directory, directory / 'references'):
         for left in path.glob(f'*{UNFINISHED}*'):
             shutil.rmtree(left, ignore_errors=True)
@@ -249,7 +249,8 @@ def saved_steps(directory: Path) -> list[int]:
 
 def _needed(directory: Path, step: int) -> int:
     """The reference of a checkpoint."""
-    return max((taken for taken in saved_steps(directory / 'references') if taken <= step), default=0)
+    references = saved_steps(directory / 'references')
+    return max((taken for taken in references if taken <= step), default=0)
 
 
 def _drop_references(directory: Path, current: str) -> None:

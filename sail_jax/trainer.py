@@ -7,7 +7,7 @@ import platform
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -16,7 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sail_jax import checkpoint, config, configfile, devices, hosts, metrics, signals, update
+from sail_jax import (
+    checkpoint,
+    config,
+    configfile,
+    devices,
+    hosts,
+    lock,
+    metrics,
+    signals,
+    update,
+)
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.files import ROOM, leads_out, writing
 from sail_jax.metrics import Row
@@ -118,6 +128,27 @@ class Result(NamedTuple):
         return f'Result({", ".join(parts)})'
 
 
+@contextlib.contextmanager
+def claimed(run: config.Settings, run_dir: Path, resume: bool) -> Iterator[None]:
+    """`claim_run_dir`, with a lock that keeps other processes from the directory meanwhile.
+
+    Raises:
+      UserError: as of `claim_run_dir`, in all processes of the run; another run is at work there.
+    """
+    with contextlib.ExitStack() as exits:
+
+        def claim() -> None:
+            if resume:
+                _require_a_run(run_dir)
+            else:
+                _make_directory(run_dir)
+            exits.enter_context(lock.held(run_dir))
+            claim_run_dir(run, run_dir, resume)
+
+        hosts.on_main(claim)
+        yield
+
+
 def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
     """Makes a directory with the configuration of a new run, or checks that a run can go on.
 
@@ -126,9 +157,7 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
         another configuration, or has a link that leads out of it.
     """
     if resume:
-        path = run_dir / 'config.yaml'
-        if not path.exists():
-            raise UserError(f'{run_dir}: no run to resume (no config.yaml)')
+        path = _require_a_run(run_dir)
         _refuse_links_out(run_dir)
         data, node = configfile.read_yaml(path)
         changed = configfile.differences(
@@ -138,17 +167,41 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
             raise UserError(f'{run_dir}: --resume with another configuration: {changed[0]}')
         _require_writable(run_dir)
         return
+    _make_directory(run_dir)
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
         # All that a run leaves which was killed before it had its configuration.
         part = run_dir / 'config.part'
-        if any(path != part for path in run_dir.iterdir()):
+        if any(path not in (part, run_dir / lock.NAME) for path in run_dir.iterdir()):
             raise UserError(f'{run_dir}: exists already; use --resume, or another --run-dir')
         _require_writable(run_dir)
         part.unlink(missing_ok=True)  # It may be a link, which a write would follow.
     except OSError as error:
         raise UserError(f'{run_dir}: {error.strerror}') from None
     configfile.write(run, run_dir / 'config.yaml')
+
+
+def _hold_members(
+    found: Sequence[config.Member], run_dir: Path, exits: contextlib.ExitStack
+) -> None:
+    """Each member's directory is that of a run, which could be resumed alone."""
+    for member in found:
+        _make_directory(run_dir / member.name)
+        exits.enter_context(lock.held(run_dir / member.name))
+
+
+def _require_a_run(run_dir: Path) -> Path:
+    """The configuration of the run that is there."""
+    path = run_dir / 'config.yaml'
+    if not path.exists():
+        raise UserError(f'{run_dir}: no run to resume (no config.yaml)')
+    return path
+
+
+def _make_directory(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'{run_dir}: {error.strerror}') from None
 
 
 def _refuse_links_out(run_dir: Path) -> None:
@@ -178,9 +231,7 @@ def _require_writable(run_dir: Path) -> None:
         raise UserError(f'{run_dir}: not writable')
 
 
-def _stopped_before_the_first_checkpoint(
-    run: config.Trained, run_dir: Path, saver: Saver
-) -> bool:
+def _stopped_before_the_first_checkpoint(run: config.Trained, run_dir: Path, saver: Saver) -> bool:
     """Whether a run has its start policy and nothing else yet, so that it begins again from it."""
     path = directories(run, run_dir)[0] / 'metrics.jsonl'
     updated = path.exists() and any(row['step'] > 0 for row in metrics.read_rows(path))
@@ -264,7 +315,12 @@ def with_frozen(state: State, frozen: Any) -> State:
 
 
 def train(
-    run: config.Trained, task: Task, run_dir: Path, resume: bool = False, quiet: bool = False
+    run: config.Trained,
+    task: Task,
+    run_dir: Path,
+    resume: bool = False,
+    quiet: bool = False,
+    finish: Callable[[Result], None] = lambda result: None,
 ) -> Result | list[Result]:
     """Trains to the end of the configuration, or of the label budget.
 
@@ -274,6 +330,7 @@ def train(
       run_dir: where everything goes; see `default_run_dir`.
       resume: go on from the newest checkpoint, bit for bit.
       quiet: no progress bar.
+      finish: done with the result of a run that is no sweep, while the directory is still its own.
 
     Returns:
       One result; of a sweep, a list of its members'.
@@ -289,7 +346,23 @@ def train(
     devices.require_memory(task.batch_bytes(), 'a batch of this configuration')
     layout, read = Layout.of(run, task), task.digests()
     devices.require_memory(devices.size(layout.state), 'the training state of this configuration')
-    hosts.on_main(lambda: claim_run_dir(run, run_dir, resume))
+    with claimed(run, run_dir, resume):
+        result = _train(run, task, layout, run_dir, resume, quiet, began)
+        if isinstance(result, Result):
+            finish(result)
+        return result
+
+
+def _train(
+    run: config.Trained,
+    task: Task,
+    layout: Layout,
+    run_dir: Path,
+    resume: bool,
+    quiet: bool,
+    began: float,
+) -> Result | list[Result]:
+    """`train`, once the directory is the run's; `began` is when, by `time.perf_counter`."""
     directory = run_dir / 'checkpoints'
     found, (seed, hyper) = config.members(run), _identity(run, task)
     judge = task.evaluate
@@ -334,6 +407,7 @@ def train(
         if resume and hosts.is_main():
             configfile.write(run, run_dir / 'config.yaml')
         step, size = int(np.max(state.step)), task.updates_per_dispatch
+        hosts.on_main(lambda: _hold_members(found, run_dir, exits))
         recorder = exits.enter_context(
             Recorder(run, task, run_dir, began, state if before else None, bool(held), bar)
         )

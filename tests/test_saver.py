@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sail_jax import checkpoint, config, quiet
+from sail_jax import config, quiet
 from sail_jax.control.config import ControlRun
 from sail_jax.saver import Saver
 from sail_jax.update import Hyper, Policy, State

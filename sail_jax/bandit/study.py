@@ -14,7 +14,7 @@ from sail_jax.bandit import landscape, measure, stochastic
 from sail_jax.bandit.config import Landscape, SampleComplexity, Study
 from sail_jax.bandit.measure import OBJECTIVES, Measured, Swept
 from sail_jax.bandit.problem import Problem
-from sail_jax.errors import UserError
+from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.progress import Stages
 
 Table = list[dict[str, Any]]
@@ -58,16 +58,19 @@ def run(study: Study, run_dir: Path, resume: bool = False, quiet: bool = False) 
 
     Raises:
       UserError: the user's problem is not right, or the run directory is taken or finished.
+      TrainingFailed: the results cannot be written.
     """
     with jax.enable_x64(True), Stages(quiet) as stages:
         problems = measure.make_problems(study)
         if resume and (run_dir / 'metrics.jsonl').exists():  # Which is written last.
             raise UserError(f'{run_dir}: this study is finished; nothing is left to do')
-        trainer.claim_run_dir(study, run_dir, resume)
-        configfile.write(study, run_dir / 'config.yaml')
-        if isinstance(study, Landscape):
-            return _landscape(problems, study, run_dir, stages)
-        return _samples(problems, study, run_dir, stages)
+        measure_all = _landscape if isinstance(study, Landscape) else _samples
+        with trainer.claimed(study, run_dir, resume):
+            configfile.write(study, run_dir / 'config.yaml')
+            try:
+                return measure_all(problems, study, run_dir, stages)
+            except OSError as error:  # A full disk: only the results are written.
+                raise TrainingFailed(f'{run_dir}: cannot be written ({error.strerror})') from error
 
 
 def _landscape(problems: Problem, run: Landscape, run_dir: Path, stages: Stages) -> Table:
@@ -278,7 +281,11 @@ def write_table(table: Table, run_dir: Path, **more: Any) -> None:
 
 def write_curves(rows: Iterable[metrics.Row], run_dir: Path) -> None:
     """`metrics.jsonl`."""
-    writer = metrics.JsonLines(run_dir / 'metrics.jsonl', None)
+    part = run_dir / 'metrics.part'
+    part.unlink(missing_ok=True)
+    writer = metrics.JsonLines(part, None)
     for row in rows:
         writer.write(row)
+    writer.require_written()
     writer.close()
+    part.replace(run_dir / 'metrics.jsonl')

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from sail_jax import configfile, terminal, trainer
 from sail_jax.errors import Interrupted
+from sail_jax.files import ROOM, writing
 from sail_jax.language import export, grammar
 from sail_jax.language import task as language_task
 from sail_jax.language.quickstart import frontier
@@ -56,27 +57,31 @@ def run(run: QuickstartRun, run_dir: Path, resume: bool = False, quiet: bool = F
       UserError, TrainingFailed, Interrupted: as of `trainer.train`.
     """
     check(run)
-    trainer.claim_run_dir(run, run_dir, resume)
-    configfile.write(run, run_dir / 'config.yaml')
-    if not (run_dir / REVIEWS).exists():
-        grammar.write(run.reviews, run.seed, run_dir / REVIEWS)
-    try:
-        first = _train(run, run_dir, quiet)
-    except Interrupted as stop:
-        where = shlex.quote(str(run_dir))
-        raise Interrupted(
-            'stopped and saved; go on with: '
-            f'sail-jax train {where}/config.yaml --run-dir {where} --resume',
-            status=stop.status,
-        ) from None
-    curves = {title: frontier.points(run_dir / name) for name, title in METHODS.items()}
-    frontier.write(curves, run_dir)
-    return Outcome(
-        loss=first.after['eval/response_loss'],
-        entropy=grammar.entropy(run.seed, run.reviews.reviews),
-        curves=curves,
-        samples=samples(run, run_dir),
-    )
+    with trainer.claimed(run, run_dir, resume):
+        configfile.write(run, run_dir / 'config.yaml')
+        if not (run_dir / REVIEWS).exists():
+            part = run_dir / f'{REVIEWS}.part'
+            with writing(run_dir / REVIEWS, ROOM):
+                grammar.write(run.reviews, run.seed, part)
+                part.replace(run_dir / REVIEWS)
+        try:
+            first = _train(run, run_dir, quiet)
+        except Interrupted as stop:
+            where = shlex.quote(str(run_dir))
+            raise Interrupted(
+                'stopped and saved; go on with: '
+                f'sail-jax train {where}/config.yaml --run-dir {where} --resume',
+                status=stop.status,
+            ) from None
+        curves = {title: frontier.points(run_dir / name) for name, title in METHODS.items()}
+        with writing(run_dir, ROOM):
+            frontier.write(curves, run_dir)
+        return Outcome(
+            loss=first.after['eval/response_loss'],
+            entropy=grammar.entropy(run.seed, run.reviews.reviews),
+            curves=curves,
+            samples=samples(run, run_dir),
+        )
 
 
 def _train(run: QuickstartRun, run_dir: Path, quiet: bool) -> Result:

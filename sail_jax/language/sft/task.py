@@ -36,15 +36,17 @@ WATCH = {
 def train(run: SftRun, run_dir: Path, resume: bool = False, quiet: bool = False) -> Result:
     """Trains, and leaves the model in `RUN_DIR/model`; arguments and errors as of
     `trainer.train`."""
-    result = trainer.train(run, make(run), run_dir, resume, quiet)
-    models, path = policy.read(run.model, architecture=run.model.architecture), run_dir / MODEL
-    before = path.with_name(f'{MODEL}.before')  # Of a resumed run; kept until there is another.
-    with writing(path, ROOM):
-        if path.exists():
-            path.rename(before)
-        export.export(Opened(run, models, result.policy), path)
-    shutil.rmtree(before, ignore_errors=True)
-    return result
+
+    def leave_model(result: Result) -> None:
+        models, path = policy.read(run.model, architecture=run.model.architecture), run_dir / MODEL
+        before = path.with_name(f'{MODEL}.before')  # Of a resumed run; kept until there is another.
+        with writing(path, ROOM):
+            if path.exists():
+                path.rename(before)
+            export.export(Opened(run, models, result.policy), path)
+        shutil.rmtree(before, ignore_errors=True)
+
+    return trainer.train(run, make(run), run_dir, resume, quiet, leave_model)
 
 
 def load_tokenizer(run: SftRun) -> Tokenizer:

@@ -1,0 +1,112 @@
+"""One process at a time writes a run directory.
+
+The lock is `flock` on a file in the directory: the system drops it with the process that holds it,
+however that ends, and on NFS the server has it, so that it holds between hosts. A process that is
+killed leaves the file behind: that it is there means nothing, and what it says is for a message.
+"""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from sail_jax.errors import UserError
+
+NAME = '.lock'
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without locks say."""
+
+log = logging.getLogger(__name__)
+_open: set[int] = set()
+
+
+@contextlib.contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Keeps every other process, and any other caller in this one, from writing a directory.
+
+    Where the file system has no locks that is said, and nobody is kept from anything.
+
+    Raises:
+      UserError: another holds it; the lock's file cannot be opened, or is none.
+    """
+    path = directory / NAME
+    file = _locked(path)
+    _open.add(file)
+    try:
+        yield
+    finally:
+        if file in _open:  # Not in a forked child.
+            _open.discard(file)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            os.close(file)
+
+
+def _locked(path: Path) -> int:
+    """The descriptor of the file, locked."""
+    while True:
+        try:
+            # Not through a link, and without waiting for the other end of a pipe.
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            raise UserError(f'{path}: {error.strerror}') from None
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise UserError(f'{path}: not a regular file')
+            _lock(file, path.parent)
+            if _is(path, file):
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # Whoever held it before has deleted it in the meantime.
+
+
+def _is(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: int, directory: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f'{directory}: in use by {_holder(file)}; wait for its end, or take another directory'
+        ) from None
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise UserError(f'{directory}: cannot be locked ({error.strerror})') from None
+        log.warning(
+            '%s: its file system has no locks; see to it that no other process writes there',
+            directory,
+        )
+    text = f'{os.getpid()} {socket.gethostname()} {time.strftime("%Y-%m-%d %H:%M:%S")}\n'
+    with contextlib.suppress(OSError):  # On a full disk the name is missing, not the lock.
+        os.ftruncate(file, 0)
+        os.pwrite(file, text.encode(), 0)
+
+
+def _holder(file: int) -> str:
+    """Who holds it, as far as its file says so."""
+    text = os.pread(file, 200, 0).decode(errors='replace')
+    found = re.fullmatch(r'(\d+) ([\w.-]+) ([\d :-]+)\n', text, re.ASCII)
+    return 'process {} on {} since {}'.format(*found.groups()) if found else 'another process'
+
+
+def _forget() -> None:
+    """In a forked child, which may live longer than its parent and must not keep what that held."""
+    while _open:
+        os.close(_open.pop())
+
+
+os.register_at_fork(after_in_child=_forget)
