@@ -43,6 +43,20 @@ def _number(
 MAX_YAML = 2**20
 """Bytes of a configuration."""
 
+MAX_DEPTH = 32
+"""Of its lists and mappings in one another."""
+
+# What `--resume` may change: a run can be prolonged, and logged or kept elsewhere.
+FREE_ON_RESUME = (
+    'total_env_steps',
+    'total_prompts',
+    'logging.tensorboard',
+    'logging.wandb',
+    'checkpoints.every_updates',
+    'checkpoints.keep',
+    'checkpoints.keep_best',
+)
+
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     """The file's mapping, and its node tree for line numbers.
@@ -52,10 +66,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     """
     content = files.read(path, MAX_YAML)
     try:
-        text = content.decode()
-        _refuse_aliases(text)
-        data, node = yaml.load(text, Loader), yaml.compose(text, Loader)
+        loader = _Loader(content.decode())
+        node = loader.get_single_node()
         _refuse_duplicates(node)
+        data = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise UserError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
     if data is None:
@@ -65,12 +79,23 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     return data, node
 
 
-def _refuse_aliases(text: str) -> None:
-    """A few lines of them can stand for more values than fit into memory."""
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+class _Loader(Loader):
+    """Without aliases, of which a few lines can stand for more values than fit into memory, and
+    without nesting that takes time with the cube of its depth."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
-            line = event.start_mark.line + 1
             raise ValueError(f'line {line}: *{event.anchor}: write the value out')
+        if self._depth == MAX_DEPTH:
+            raise ValueError(f'line {line}: nested over {MAX_DEPTH} deep')
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 def _refuse_duplicates(node: yaml.Node | None) -> None:
@@ -229,6 +254,19 @@ def differences(ours: Settings, theirs: Settings, ignore: tuple[str, ...] = ()) 
         for key in sorted(a | b)
         if a.get(key) != b.get(key) and key not in ignore
     ]
+
+
+def another_runs(saved: dict[str, Any], ours: dict[str, Any]) -> str | None:
+    """What tells the settings that a checkpoint was saved with from a run's, by dotted key; None
+    where it may be the run's own.
+
+    Another version has other keys, and `--resume` may change some.
+    """
+    theirs, ours = _flatten(saved), _flatten(ours)
+    for key in sorted(theirs.keys() & ours.keys() - set(FREE_ON_RESUME)):
+        if theirs[key] != ours[key]:
+            return f'{key} {theirs[key]!r:.80} instead of {ours[key]!r:.80}'
+    return None
 
 
 def flatten(run: Settings) -> dict[str, Any]:

@@ -18,6 +18,8 @@ BLOCK, MAX_DIGESTED = 2**18, 2**25
 """Bytes."""
 DIGITS = 16
 """Hexadecimal, of a digest."""
+MAX_LINES = 2**34
+"""Bytes of a file that is read line by line."""
 
 
 def read(path: Path, at_most: int) -> bytes:
@@ -47,6 +49,40 @@ def read(path: Path, at_most: int) -> bytes:
         raise UserError(f'{path}: over {at_most} bytes; at most that')
     _refuse_stand_in(path, content[:HEAD])
     return content
+
+
+def lines(path: Path, at_most: int) -> Iterator[bytes]:
+    """The lines of a regular file, with their ends.
+
+    Args:
+      path: of the file, or a link to it.
+      at_most: bytes of a line; of a longer one only its first `at_most + 1` are given.
+
+    Raises:
+      UserError: as of `read`; or of `MAX_LINES` bytes and more.
+    """
+    try:
+        if _regular(path).st_size > MAX_LINES:
+            raise UserError(f'{path}: over {MAX_LINES} bytes; at most that')
+        with path.open('rb') as file:
+            while line := file.readline(at_most + 1):
+                yield line
+                while not line.endswith(b'\n') and (line := file.readline(at_most + 1)):
+                    pass
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}') from None
+
+
+def require_regular(directory: Path) -> None:
+    """Refuses what is neither file nor directory, before somebody's code opens all that is there.
+
+    Raises:
+      UserError: a pipe or a device; to open it could wait for ever.
+    """
+    for parent, _, names in os.walk(directory):
+        for path in (Path(parent, name) for name in names):
+            if path.exists():
+                _regular(path)
 
 
 def check(path: Path) -> None:

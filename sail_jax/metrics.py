@@ -6,7 +6,6 @@ import importlib.util
 import io
 import json
 import math
-import os
 import socket
 import struct
 import time
@@ -17,10 +16,10 @@ from typing import Any, Protocol
 from sail_jax import config
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.files import ROOM, writing
+from sail_jax.rows import Row, scan
+from sail_jax.rows import read_rows as read_rows
 from sail_jax.terminal import console as console
 from sail_jax.terminal import say
-
-Row = dict[str, float]
 
 
 class Writer(Protocol):
@@ -38,17 +37,23 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, resume_step: int | None):
-        """Opens the file; lines after `resume_step`, and half lines, are dropped."""
+        """Opens the file; lines after `resume_step`, and a half line at the end, are dropped.
+
+        Where other lines are damaged, the file as it was is kept beside it.
+        """
         if path.exists():
-            kept = [
-                row
-                for row in read_rows(path)
-                if resume_step is not None and row['step'] <= resume_step
-            ]
+            found = scan(path, -1 if resume_step is None else resume_step)
             part = path.with_suffix('.part')
             with writing(path, ROOM):
-                part.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-                os.replace(part, path)
+                part.write_text(''.join(json.dumps(row) + '\n' for row in found.rows))
+                if found.damaged:
+                    aside = path.with_name(f'damaged-{time.time_ns()}-{path.name}')
+                    path.rename(aside)
+                    say(
+                        f'{path}:{found.damaged[0]}; {len(found.damaged)} such lines are left out, '
+                        f'the file as it was is {aside.name}'
+                    )
+                part.replace(path)
         with writing(path, ROOM):
             self._file = path.open('ab', buffering=0)
         self._unwritten, self._failed = b'', False
@@ -200,22 +205,3 @@ def open_writers(
     if run.logging.wandb:
         writers.append(WandB(run.logging.wandb, run_dir, run.model_dump(mode='json')))
     return writers
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Rows of a `metrics.jsonl`; a half-written last line is left out.
-
-    Raises:
-      UserError: if there is no such file.
-    """
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}') from None
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows

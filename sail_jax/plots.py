@@ -200,7 +200,8 @@ def draw(axis: plt.Axes, curves: list[Curve], x: str, y: str, color: str, name: 
     has the numbers."""
     lines = []
     for curve in curves:
-        points = [(row[x], row[y]) for row in curve.rows if row.get(y) is not None]
+        points = [(row.get(x), row.get(y)) for row in curve.rows]
+        points = [point for point in points if None not in point]
         if points:
             lines.append(np.asarray(points, float).T)
     if not lines:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import sail_jax
 from sail_jax import config, configfile, files, trainer
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
+from sail_jax.language import weights
 from tests.control.toy import SETTINGS, Point
 
 
@@ -42,6 +44,8 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
     (tmp_path / 'zero').symlink_to('/dev/zero')
     for path in (tmp_path / 'pipe', tmp_path / 'zero', tmp_path):
         refuse(f'^{path}: not a regular file', files.read, path, 10)
+    for path in (tmp_path / 'pipe', tmp_path / 'zero'):
+        refuse('not a regular file', weights.open_safetensors, path, ExitStack())
     refuse('No such file', files.read, tmp_path / 'none', 10)
     refuse('null', files.read, Path('a\0b'), 10)
 
@@ -71,6 +75,30 @@ def test_only_regular_files_are_left_to_libraries(tmp_path):
         refuse('not a regular file', files.digest, tmp_path / name)
     refuse('No such file', files.check, tmp_path / 'none')
     refuse('null', files.check, tmp_path / 'a\0b')
+
+
+def test_lines_are_of_bounded_length_and_of_a_regular_file(tmp_path, monkeypatch):
+    path = tmp_path / 'lines'
+    path.write_bytes(b'one\n' + b'x' * 50 + b'\n' + b'12345\n' + b'12345')
+    assert list(files.lines(path, 6)) == [b'one\n', b'x' * 7, b'12345\n', b'12345']
+    os.mkfifo(tmp_path / 'pipe')
+    for other in (tmp_path / 'pipe', tmp_path, Path('/dev/zero')):
+        refuse('not a regular file', list, files.lines(other, 6))
+    refuse('No such file', list, files.lines(tmp_path / 'none', 6))
+    os.truncate(path, 2**40)
+    refuse('over 17179869184 bytes', list, files.lines(path, 6))
+
+
+@pytest.mark.parametrize(
+    'deep',
+    ['[' * 1000, '{a: ' * 1000, 'a:\n- ' + '- ' * 1000 + '1', '? ' * 1000 + 'a', '[' * 10**6],
+)
+def test_deeply_nested_yaml_is_refused_before_it_takes_time(tmp_path, deep):
+    path = tmp_path / 'deep.yaml'
+    path.write_text(f'b: {deep}' if deep[0] in '[{' else deep)
+    refuse('deep.yaml: not valid YAML: line [12]: nested over 32 deep', configfile.read_yaml, path)
+    path.write_text(f'a: {"[" * 30}{"]" * 30}')
+    assert configfile.read_yaml(path)[0]['a']
 
 
 def test_a_new_directory_is_there_whole_or_not_at_all(tmp_path):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sail_jax import metrics
+from sail_jax.errors import UserError
 
 
 class Point(NamedTuple):
@@ -38,13 +39,18 @@ KEYS = (
 
 
 def points(run_dir: Path) -> list[Point]:
-    """A run's evaluations, in order."""
-    rows = metrics.read_rows(run_dir / 'metrics.jsonl')
-    return [
-        Point(*(row[key] if key == 'prompts' else row[f'eval/{key}'] for key in KEYS))
-        for row in rows
-        if 'eval/reward' in row
-    ]
+    """A run's evaluations, in order.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = run_dir / 'metrics.jsonl'
+    keys = [key if key == 'prompts' else f'eval/{key}' for key in KEYS]
+    rows = [[row.get(key) for key in keys] for row in metrics.read_rows(path)]
+    found = [Point(*row) for row in rows if None not in row]
+    if not found:
+        raise UserError(f'{path}: no evaluation in it')
+    return found
 
 
 def write(curves: Mapping[str, Sequence[Point]], directory: Path) -> None:
