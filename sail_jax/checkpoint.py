@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from sail_jax import config, hosts, quiet
+from sail_jax import config, configfile, files, hosts, quiet
 from sail_jax.errors import TrainingFailed, UserError, one_line
 from sail_jax.update import Policy, State
 
@@ -144,7 +144,9 @@ def save(
         raise TrainingFailed(f'{manager.directory}: update {step} was not saved')
 
 
-def restore(manager: ocp.CheckpointManager, abstract: State) -> tuple[State, dict[str, Any]]:
+def restore(
+    manager: ocp.CheckpointManager, abstract: State, settings: dict[str, Any] | None = None
+) -> tuple[State, dict[str, Any]]:
     """The newest readable checkpoint.
 
     Newer ones that cannot be read are named and set aside as `damaged-STEP`, so that their updates
@@ -152,13 +154,15 @@ def restore(manager: ocp.CheckpointManager, abstract: State) -> tuple[State, dic
 
     Args:
       abstract: shapes, types and shardings to restore to.
+      settings: of the run, as JSON has them.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is none; or the newest is another run's, and then nothing was touched.
     """
     directory = Path(manager.directory)
 
     def read(step: int) -> tuple[Any, Policy]:
+        files.require_regular(directory / str(step))
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = _verify_meta(manager.restore(step, args=args)['meta'])
         if meta['schema'] != SCHEMA:
@@ -166,6 +170,11 @@ def restore(manager: ocp.CheckpointManager, abstract: State) -> tuple[State, dic
                 f'{directory}/{step}: sail-jax {meta["versions"]["sail-jax"]} wrote it with schema '
                 f'{meta["schema"]}, this version resumes {SCHEMA}; resume it with that version, or '
                 'evaluate and export what it has'
+            )
+        if other := configfile.another_runs(meta.get('config', {}), settings or {}):
+            raise UserError(
+                f"{directory}/{step}: another run's checkpoint ({other}); move it out of "
+                f'{directory} to go on with this one'
             )
         args = ocp.args.Composite(
             policy=ocp.args.StandardRestore(abstract.policy),
@@ -200,20 +209,41 @@ def restore_policy(directory: Path, abstract: Policy, best: bool = False) -> Pol
     Raises:
       UserError: if there is none.
     """
-    with open_manager(directory) as manager:
-        steps = _newest_first(manager)
-        if best:
-            found = scores(manager)
-            steps = sorted(found, key=lambda step: (found[step], step), reverse=True)
-            if not steps:
-                raise UserError(
-                    f'{directory}: no checkpoint has a score; a run keeps its best with '
-                    'checkpoints.keep_best above 0, and a sweep keeps none'
+    args = ocp.args.Composite(
+        policy=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
+    )
+    while True:
+        with open_manager(directory) as manager:
+            steps = _newest_first(manager)
+            if best:
+                found = scores(manager)
+                steps = sorted(found, key=lambda step: (found[step], step), reverse=True)
+                if not steps:
+                    raise UserError(
+                        f'{directory}: no checkpoint has a score; a run keeps its best with '
+                        'checkpoints.keep_best above 0, and a sweep keeps none'
+                    )
+            try:
+                step, read = _first_readable(
+                    manager, steps, lambda step, m=manager: _read(m, step, args)
                 )
-        args = ocp.args.Composite(
-            policy=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-        )
-        return _first_readable(manager, steps, lambda step: _read(manager, step, args))[1]['policy']
+            except UserError:
+                if set(steps) <= set(saved_steps(directory)):
+                    raise
+                continue  # A run that is under way has put others in their place.
+        _warn_of_another_run(directory, step, read['meta'])
+        return read['policy']
+
+
+def _warn_of_another_run(directory: Path, step: int, meta: dict[str, Any]) -> None:
+    """Its settings may also have been edited; what is only read need not be refused."""
+    path = directory.parent / 'config.yaml'
+    if path.exists():
+        settings, _ = configfile.read_yaml(path)
+        if other := configfile.another_runs(meta.get('config', {}), settings):
+            log.warning(
+                "checkpoint %s is not of its directory's run: %s", directory / str(step), other
+            )
 
 
 def _training(state: State) -> dict[str, Any]:
@@ -279,6 +309,7 @@ def _newest_first(manager: ocp.CheckpointManager) -> list[int]:
 
 
 def _read(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> Any:
+    files.require_regular(Path(manager.directory) / str(step))
     restored = manager.restore(step, args=args)
     for item in _verify_meta(restored['meta'])['fingerprints']:
         if item in restored:
@@ -288,7 +319,7 @@ def _read(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -
 
 def _verify(meta: dict[str, Any], item: str, tree: Any) -> None:
     if fingerprint(tree) != meta['fingerprints'][item]:
-        raise ValueError(f'{item} is not what was saved: a bit was flipped on the disk')
+        raise ValueError(f'{item} is not what was saved: a flipped bit on the disk, or another one')
 
 
 def _checksum(meta: dict[str, Any]) -> int:
@@ -314,6 +345,8 @@ def _first_readable(
         except UserError:
             raise
         except Exception as error:
+            if not (Path(manager.directory) / str(step)).exists():
+                continue  # Its run has deleted it.
             # Orbax and TensorStore raise whatever the damage happens to hit.
             reason = one_line(error)
             log.warning('checkpoint %s cannot be read (%s)', manager.directory / str(step), reason)
@@ -369,6 +402,7 @@ def _save_policy(path: Path, policy: Policy) -> None:
 
 
 def _read_policy(path: Path, abstract: Policy) -> Policy:
+    files.require_regular(path)
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(path.absolute(), abstract)
 

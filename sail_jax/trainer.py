@@ -32,20 +32,9 @@ from sail_jax.files import ROOM, leads_out, writing
 from sail_jax.metrics import Row
 from sail_jax.progress import ProgressBar
 from sail_jax.recorder import Recorder, directories
+from sail_jax.rows import scan
 from sail_jax.saver import Saver
 from sail_jax.update import Hyper, Metrics, Policy, State, Workload
-
-# What `--resume` may change: a run can be prolonged, and logged or kept elsewhere.
-FREE_ON_RESUME = (
-    'total_env_steps',
-    'total_prompts',
-    'logging.tensorboard',
-    'logging.wandb',
-    'checkpoints.every_updates',
-    'checkpoints.keep',
-    'checkpoints.keep_best',
-)
-
 
 BROKEN = 1e12
 """What a broken episode, or a response without a reward, takes from an evaluation's score: one with
@@ -161,7 +150,7 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
         _refuse_links_out(run_dir)
         data, node = configfile.read_yaml(path)
         changed = configfile.differences(
-            run, configfile.validate(type(run), data, path, node), ignore=FREE_ON_RESUME
+            run, configfile.validate(type(run), data, path, node), ignore=configfile.FREE_ON_RESUME
         )
         if changed:
             raise UserError(f'{run_dir}: --resume with another configuration: {changed[0]}')
@@ -216,6 +205,8 @@ def _refuse_links_out(run_dir: Path) -> None:
                 out = entry.is_symlink() and leads_out(entry, run_dir)
             except (OSError, RuntimeError):  # Links in a circle.
                 out = True
+            if not (entry.is_symlink() or entry.is_dir() or entry.is_file()):
+                raise UserError(f'{entry}: not a regular file')
             if out:
                 raise UserError(
                     f'{entry}: a link that leads out of {run_dir}, where --resume must not write; '
@@ -234,7 +225,7 @@ def _require_writable(run_dir: Path) -> None:
 def _stopped_before_the_first_checkpoint(run: config.Trained, run_dir: Path, saver: Saver) -> bool:
     """Whether a run has its start policy and nothing else yet, so that it begins again from it."""
     path = directories(run, run_dir)[0] / 'metrics.jsonl'
-    updated = path.exists() and any(row['step'] > 0 for row in metrics.read_rows(path))
+    updated = path.exists() and any(row['step'] > 0 for row in scan(path).rows)
     return not saver.manager.all_steps() and not updated
 
 
@@ -244,6 +235,16 @@ def _require_same_files(run_dir: Path, before: dict[str, str], now: dict[str, st
         raise UserError(
             f'{run_dir}: {min(changed)} is not what the run has read so far{more}; put that back, '
             'or begin a new run'
+        )
+
+
+def _require_not_shortened(task: Task, step: int, run_dir: Path) -> None:
+    """A run has been where it is, whatever its length is said to be now."""
+    if step - task.updates_per_dispatch >= task.updates:
+        done = step * task.units_per_update
+        raise UserError(
+            f'{run_dir}: --resume with total_{task.unit} below the {done} that are done; '
+            'it prolongs a run, and does not shorten it'
         )
 
 
@@ -344,7 +345,7 @@ def train(
     began = time.perf_counter()
     metrics.check(run)
     devices.require_memory(task.batch_bytes(), 'a batch of this configuration')
-    layout, read = Layout.of(run, task), task.digests()
+    layout = Layout.of(run, task)
     devices.require_memory(devices.size(layout.state), 'the training state of this configuration')
     with claimed(run, run_dir, resume):
         result = _train(run, task, layout, run_dir, resume, quiet, began)
@@ -375,6 +376,7 @@ def _train(
         )
         bar.stage('preparing the start policy')
         try:
+            read = task.digests()
             # Killed before anything was saved, a run begins again.
             start = None if resume and checkpoint.has_begun(directory) else start_policy(run, task)
         except UserError:
@@ -396,7 +398,10 @@ def _train(
             with writing(directory / 'start', ROOM):
                 checkpoint.save_start(directory, start)
         if resume and not _stopped_before_the_first_checkpoint(run, run_dir, saver):
-            state, meta = checkpoint.restore(saver.manager, layout.state)
+            state, meta = checkpoint.restore(
+                saver.manager, layout.state, run.model_dump(mode='json')
+            )
+            _require_not_shortened(task, int(np.max(state.step)), run_dir)
             state = with_frozen(state, frozen)
             before, held, began = meta['before'], meta['held'], began - meta['wall_s']
             _require_same_files(run_dir, meta.get('read', {}), read)

@@ -416,3 +416,90 @@ def test_members_of_a_sweep_that_a_full_disk_does_not_take_are_left_by_a_resume(
     results = train(path, make_run(seeds=2), resume=True)
     for name, result in zip(('seed-0', 'seed-1'), results, strict=True):
         same(runs.open_run(path / name, env=Point())[1], result.policy)
+
+
+def everything(path):
+    return {file: file.is_dir() or file.read_bytes() for file in path.rglob('*')}
+
+
+@pytest.fixture(scope='module')
+def another(tmp_path_factory):
+    """As `refreshed`, with another seed."""
+    path = tmp_path_factory.mktemp('another') / 'run'
+    train(path, make_run(KEPT, **REFRESHED, seed=1))
+    return path
+
+
+@pytest.mark.parametrize('reference', [True, False])
+def test_another_runs_checkpoint_is_named_and_nothing_is_touched(
+    refreshed, another, tmp_path, caplog, reference
+):
+    path, run = tmp_path / 'run', make_run(KEPT, **REFRESHED)
+    shutil.copytree(refreshed[1], path)
+    for name in ['6'] + ['references/6'] * reference:
+        shutil.rmtree(path / 'checkpoints' / name)
+        shutil.copytree(another / 'checkpoints' / name, path / 'checkpoints' / name)
+    before = everything(path)
+    with pytest.raises(
+        UserError, match=r"/6: another run's checkpoint \(seed 1 instead of 0\); move it out"
+    ):
+        train(path, run, resume=True)
+    assert everything(path) == before
+    # What only reads it uses it, and says whose it is.
+    same(runs.open_run(path, env=Point())[1], runs.open_run(another, env=Point())[1])
+    assert "checkpoints/6 is not of its directory's run: seed 1 instead of 0" in caplog.text
+    shutil.move(path / 'checkpoints' / '6', tmp_path / 'aside')
+    if not reference:
+        same(train(path, run, resume=True).policy, refreshed[0].policy)
+
+
+def test_a_run_is_not_shortened(refreshed, tmp_path):
+    path, run = tmp_path / 'run', make_run(KEPT, **REFRESHED)
+    shutil.copytree(refreshed[1], path)
+    before = everything(path)
+    with pytest.raises(UserError, match='total_env_steps below the 360 that are done; it prolongs'):
+        train(path, updates(run, 5), resume=True)
+    assert everything(path) == before
+    # 301 env steps are 6 updates, too.
+    shorter = run.model_copy(update={'total_env_steps': 301})
+    train(path, shorter, resume=True)
+
+
+@pytest.mark.parametrize(
+    ('name', 'reads'),
+    [
+        ('config.part', False),
+        ('metrics.part', False),
+        ('metrics.jsonl', False),
+        ('checkpoints/4/meta/metadata', True),
+        ('checkpoints/4/policy/manifest.ocdbt', True),
+        ('checkpoints/start/_METADATA', True),
+    ],
+)
+def test_a_pipe_in_a_run_directory_is_not_waited_for(falling, tmp_path, name, reads):
+    shutil.copytree(falling[1], tmp_path / 'run')
+    path = tmp_path / 'run' / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=f'{path}: not a regular file'):
+        train(tmp_path / 'run', make_run({'metric': f'-{KL}'}), resume=True)
+    if reads:
+        with pytest.raises(UserError, match=f'{path}: (not a reg|cannot be read .*not a reg)'):
+            runs.open_run(tmp_path / 'run', env=Point())
+
+
+def test_what_a_run_deletes_while_it_is_read_is_read_anew(falling, tmp_path, monkeypatch, caplog):
+    """Its newest checkpoints of then, and another one now."""
+    shutil.copytree(falling[1], tmp_path / 'run')
+    directory, read = tmp_path / 'run' / 'checkpoints', checkpoint._read
+
+    def late(*args):
+        if not (directory / '6').exists():
+            shutil.copytree(directory / '4', directory / '6')
+            for step in ('0', '4'):
+                shutil.rmtree(directory / step)
+        return read(*args)
+
+    monkeypatch.setattr(checkpoint, '_read', late)
+    same(runs.open_run(tmp_path / 'run', env=Point())[1], falling[0].policy)
+    assert not caplog.text
