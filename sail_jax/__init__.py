@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sail_jax.errors import Interrupted, TrainingFailed, UserError
+from sail_jax.errors import Interrupted, TrainingFailed, UserError, for_python
 
 if TYPE_CHECKING:
     from sail_jax.runs import evaluate, load, open_run, train
@@ -25,5 +25,6 @@ def __getattr__(name: str) -> Any:
     """The rest, once it is asked for: JAX and Brax take seconds, which a refusal need not cost."""
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    module = importlib.import_module('sail_jax.trainer' if name == 'Result' else 'sail_jax.runs')
-    return getattr(module, name)
+    if name == 'Result':
+        return importlib.import_module('sail_jax.trainer').Result
+    return for_python(getattr(importlib.import_module('sail_jax.runs'), name))

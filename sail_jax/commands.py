@@ -196,7 +196,7 @@ def _train(arguments: list[str]) -> int:
         _use_cores(run)
     if several and options.run_dir is None:
         raise UserError('train: several processes need the same --run-dir, on a shared disk')
-    run_dir = options.run_dir or runs.default_run_dir(Path(path).stem)
+    run_dir = options.run_dir or runs.default_run_dir(runs.default_name(path, run))
     signals.name_run(run_dir)
     with alarms.kept_off():
         result = runs.train(run, run_dir, resume=options.resume, quiet=options.quiet)

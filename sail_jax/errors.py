@@ -1,5 +1,11 @@
 """What ends a run early. The command line prints the message, one line, and exits with `status`."""
 
+import functools
+import re
+import shlex
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 
 class UserError(Exception):
     """Bad input: says what is wrong, where, and what would be right."""
@@ -33,3 +39,46 @@ def one_line(error: Exception) -> str:
 def shown(text: str, at_most: int = 80) -> str:
     """What a file says, for a message of ours: on one line, and not a long one."""
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text[:at_most])
+
+
+ARGUMENTS = {
+    '--adapter': 'adapter=True',
+    '--best': 'best=True',
+    '--dtype': 'dtype',
+    '--episodes': 'episodes',
+    '--max-tokens': 'max_tokens',
+    '--quiet': 'quiet=True',
+    '--resume': 'resume=True',
+    '--run-dir': 'run_dir',
+    '--samples': 'samples',
+}
+"""Options of the command line, and what they are in Python."""
+
+Given = ParamSpec('Given')
+Returned = TypeVar('Returned')
+
+
+def for_python(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """The function, with errors that name arguments where the command line has options."""
+
+    @functools.wraps(function)
+    def call(*args: Given.args, **kwargs: Given.kwargs) -> Returned:
+        try:
+            return function(*args, **kwargs)
+        except (UserError, TrainingFailed, Interrupted) as error:
+            error.args = (in_python(str(error)),)
+            raise
+
+    return call
+
+
+def in_python(message: str) -> str:
+    """A message of the command line as Python's functions say it."""
+    command = r'sail-jax train (.+)/config\.yaml --run-dir \1 --resume'
+
+    def call(found: re.Match) -> str:
+        where = ''.join(shlex.split(found[1]))
+        return f'sail_jax.train({where + "/config.yaml"!r}, {where!r}, resume=True)'
+
+    message = re.sub(command, call, message)
+    return re.sub(r'--[a-z][a-z-]*', lambda found: ARGUMENTS.get(found[0], found[0]), message)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,15 +84,21 @@ def make_task(run: config.Trained, **given: Any) -> Task:
     return make(run, **given)
 
 
-def load(path: str | Path) -> config.Settings:
+def load(path: str | Path, /, **overrides: Any) -> config.Settings:
     """Reads a configuration file.
+
+    Args:
+      path: of the file.
+      **overrides: settings that win over the file's, checked as those of the command line:
+        `load(path, seed=3, **{'objective.beta': 0.2})` or `load(path, objective={'beta': 0.2})`.
 
     Raises:
       UserError: not readable, unknown keys, wrong types, values out of bounds.
     """
     path = Path(path)
     data, node = configfile.read_yaml(path)
-    return configfile.validate(_kind(data, path), data, path, node)
+    run = configfile.validate(_kind(data, path), data, path, node)
+    return configfile.update(run, overrides) if overrides else run
 
 
 def kind(path: str | Path) -> type[config.Settings]:
@@ -116,6 +122,7 @@ def train(
     run: config.Settings | str | Path,
     run_dir: str | Path | None = None,
     *,
+    overrides: Mapping[str, Any] | None = None,
     resume: bool = False,
     env: Env | None = None,
     segment_reward: SegmentReward | None = None,
@@ -128,6 +135,7 @@ def train(
     Args:
       run: a configuration, or the path of one.
       run_dir: where to put metrics and checkpoints; `runs/NAME-DATE-TIME` by default.
+      overrides: settings that win over the configuration's, `{'objective.beta': 0.2}`; see `load`.
       resume: go on with the run in `run_dir`, bit for bit.
       env: any environment with Brax's interface instead of the configuration's, whose `config.yaml`
         then has its class's name and `backend: python`; see `sail_jax.control.contract.sound`.
@@ -152,8 +160,9 @@ def train(
 
     from sail_jax import trainer
 
-    name = 'run' if isinstance(run, config.Settings) else Path(run).stem
-    run = run if isinstance(run, config.Settings) else load(run)
+    name, run = _given(run)
+    if overrides:
+        run = configfile.update(run, overrides)
     run_dir = default_run_dir(name) if run_dir is None else Path(run_dir)
     if not isinstance(run, ControlRun) and jax.process_count() > 1:
         # Each of them would write the same directory.
@@ -224,6 +233,27 @@ def _require_given(
         )
 
 
+def default_name(path: str | Path, run: config.Settings) -> str:
+    """What a run of a file is called: as the file, or as its workload where that says more, so
+    that the two quickstarts do not share a name."""
+    stem = Path(path).stem
+    return run.workload if run.workload.endswith(f'-{stem}') else stem
+
+
+def _given(run: Any) -> tuple[str, config.Settings]:
+    """Name and configuration of what `train` was given, checked.
+
+    Raises:
+      UserError: as of `load`; it is neither a configuration nor the path of one.
+    """
+    if isinstance(run, str | Path):
+        found = load(run)
+        return default_name(run, found), found
+    if not isinstance(run, (*TASKS, bandit.Study, QuickstartRun)):
+        raise UserError(f'run: a configuration or the path of one, got {type(run).__name__}')
+    return 'run', configfile.checked(run)
+
+
 def open_run(run_dir: str | Path, best: bool = False, **given: Any) -> tuple[Any, Policy, Policy]:
     """A run's configuration, its newest policy, and the policy it started from.
 
@@ -282,8 +312,7 @@ def evaluate(
     if episodes is not None:
         if not isinstance(run, ControlRun):
             raise UserError(f'{run_dir}: --episodes is for control runs')
-        evaluation = run.evaluation.model_copy(update={'episodes': episodes})
-        run = run.model_copy(update={'evaluation': evaluation})
+        run = configfile.update(run, {'evaluation.episodes': episodes})
     import jax
     import numpy as np
 

@@ -385,7 +385,7 @@ def test_a_disk_that_does_not_take_the_start_policy_is_one_line(tmp_path, monkey
     path = tmp_path / 'run'
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, 'save_start', on_a_full_disk(checkpoint.save_start, 100))
-        with pytest.raises(TrainingFailed, match=r'start: cannot be written .*--resume') as caught:
+        with pytest.raises(TrainingFailed, match=r'start: cannot be .*resume=True') as caught:
             train(path, make_run())
     assert '\n' not in str(caught.value)
     train(path, make_run(), resume=True)
@@ -411,7 +411,7 @@ def test_members_of_a_sweep_that_a_full_disk_does_not_take_are_left_by_a_resume(
     path = tmp_path / 'run'
     with monkeypatch.context() as patch:
         patch.setattr(trainer, '_make_a_run_of', on_a_full_disk(trainer._make_a_run_of, 100))
-        with pytest.raises(TrainingFailed, match=r'run/seed-0: cannot be written .*--resume'):
+        with pytest.raises(TrainingFailed, match=r'run/seed-0: cannot be written .*resume=True'):
             train(path, make_run(seeds=2))
     results = train(path, make_run(seeds=2), resume=True)
     for name, result in zip(('seed-0', 'seed-1'), results, strict=True):

@@ -83,7 +83,7 @@ def test_evaluate_repeats_the_runs_own_numbers(whole):
 
 def test_existing_directory_is_left_alone(whole):
     before = sorted(path.stat().st_mtime_ns for path in whole[1].rglob('*'))
-    with pytest.raises(UserError, match='exists already; use --resume'):
+    with pytest.raises(UserError, match='exists already; use resume=True, or another run_dir'):
         train(whole[1])
     assert before == sorted(path.stat().st_mtime_ns for path in whole[1].rglob('*'))
 
@@ -294,10 +294,10 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, numb
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Recorder, 'compile', compile_then_signal)
-        with pytest.raises(Interrupted, match=r'--resume') as caught:
+        with pytest.raises(Interrupted, match=r'resume=True') as caught:
             train(path)
     assert caught.value.status == status
-    assert f'--run-dir {path}' in str(caught.value)
+    assert f"sail_jax.train('{path}/config.yaml', '{path}', resume=True)" in str(caught.value)
     # Nothing is between the end of the dispatch and the save: the evaluation of update 2 waits.
     assert [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')] == [0, 1]
     assert (path / 'checkpoints' / '2').exists()

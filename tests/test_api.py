@@ -1,0 +1,156 @@
+"""From Python: what is given is checked as files and the command line are, and errors name
+arguments."""
+
+import shlex
+
+import numpy as np
+import pytest
+
+import sail_jax
+from sail_jax import configfile, errors
+from sail_jax.config import Divergence, Objective, Settings
+from sail_jax.control.config import ControlRun
+from sail_jax.errors import Interrupted, UserError
+from sail_jax.language.quickstart.config import QuickstartRun
+from tests.control.toy import SETTINGS, Point
+
+QUICKSTART = 'configs/quickstart.yaml'
+
+
+def refused(call, *arguments, **named):
+    """The error's text, which is one line."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **named)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def changes(**overrides):
+    """What `load` makes of overrides, by dotted keys."""
+    before, after = sail_jax.load(QUICKSTART), sail_jax.load(QUICKSTART, **overrides)
+    a, b = configfile.flatten(before), configfile.flatten(after)
+    return {key: value for key, value in b.items() if a.get(key) != value}
+
+
+def test_load_takes_overrides():
+    assert changes() == {}
+    assert changes(seed=3) == {'seed': 3}
+    assert changes(seed=np.int64(3), **{'objective.beta': np.float32(0.5)}) == {
+        'seed': 3,
+        'objective.beta': 0.5,
+    }
+    assert changes(**{'objective.mixture.dpr': 0.5}) == {'objective.mixture.dpr': 0.5}
+    # A mapping sets what it has; what the file says of the section's other keys stays.
+    assert changes(optimizer={'learning_rate': 1e-3}) == {'optimizer.learning_rate': 1e-3}
+    assert changes(**{'optimizer.clip': None}, value={'hidden': [8]}) == {
+        'optimizer.clip': None,
+        'value.hidden': [8],
+    }
+    assert changes(objective=Objective(beta=0.3)) == {'objective.beta': 0.3}
+
+
+BAD = {
+    'unknown': ({'sed': 3}, 'unknown key sed; did you mean seed?'),
+    'unknown deep': ({'objective.bta': 3}, 'unknown key objective.bta; did you mean objective.b'),
+    'below a setting': ({'seed.x': 3}, 'seed: should be a valid integer'),
+    'no key': ({'': 3}, 'unknown key'),
+    'out of bounds': ({'total_env_steps': -5}, 'total_env_steps: should be greater than or equal'),
+    'text': ({'seed': '3'}, "seed: should be a valid integer, not text, got '3'"),
+    'switch': ({'seed': True}, 'seed: should be a valid integer, not true or false, got True'),
+    'float32': ({'objective': {'beta': 1e308}}, 'objective.beta: should be at most 3.4e+38'),
+    'other section': ({'objective': Divergence()}, 'objective: should be a valid dictionary or'),
+    'no section': ({'objective': 3}, 'objective: should be a valid dictionary or instance of Obj'),
+    'other workload': ({'workload': 'bandit'}, "workload: should be 'control', got 'bandit'"),
+    'not UTF-8': ({'env.name': 'a\udcff'}, 'env.name: should be UTF-8'),
+}
+
+
+@pytest.mark.parametrize(('overrides', 'said'), BAD.values(), ids=BAD)
+def test_wrong_overrides_are_refused_wherever_they_come_in(tmp_path, overrides, said):
+    assert refused(sail_jax.load, QUICKSTART, **overrides).startswith(said)
+    for run in (QUICKSTART, sail_jax.load(QUICKSTART)):
+        text = refused(sail_jax.train, run, tmp_path / 'run', overrides=overrides)
+        assert text.startswith(said)
+    assert not (tmp_path / 'run').exists()
+
+
+def copies():
+    run = ControlRun.model_validate(SETTINGS)
+    change = lambda value, **update: value.model_copy(update=update)  # noqa: E731
+    mixture = change(run.objective.mixture, dpr=3)
+    return {
+        'unknown key': (change(run, sed=3), 'unknown key sed; did you mean seed?'),
+        'out of bounds': (change(run, total_env_steps=-5), 'total_env_steps: should be greater'),
+        'wrong type': (change(run, seed='1'), 'seed: should be a valid integer, not text'),
+        'dict': (change(run, objective={'beta': 0.2}), 'objective: a dict in the place of the sec'),
+        'deep dict': (
+            change(run, objective=change(run.objective, mixture={'dpr': 1})),
+            'objective.mixture: a dict in the place',
+        ),
+        'deep unknown': (
+            change(run, objective=change(run.objective, bta=1)),
+            'unknown key objective.bta',
+        ),
+        'deep bound': (
+            change(run, objective=change(run.objective, mixture=mixture)),
+            'objective.mixture.dpr: should be less than or equal to 1',
+        ),
+        'other section': (change(run, objective=run.divergence), 'objective: should be a valid di'),
+        'no section': (change(run, objective=None), 'objective: should be a valid dictionary'),
+        'no workload': (Settings(), 'run: a configuration or the path of one, got Settings'),
+        'a dict': ({'seed': 3}, 'run: a configuration or the path of one, got dict'),
+        'None': (None, 'run: a configuration or the path of one, got NoneType'),
+    }
+
+
+@pytest.mark.parametrize('case', copies())
+def test_a_configuration_that_python_made_wrong_is_refused_by_train(tmp_path, case):
+    run, said = copies()[case]
+    text = refused(sail_jax.train, run, tmp_path / 'run', env=Point(), quiet=True)
+    assert text.startswith(said)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_configuration_that_python_made_right_is_kept():
+    run = ControlRun.model_validate(SETTINGS)
+    copy = run.model_copy(update={'objective': run.objective.model_copy(update={'beta': 0.7})})
+    assert configfile.checked(copy) == copy
+    assert configfile.differences(configfile.checked(copy), run) == ['objective.beta (0.1 -> 0.7)']
+
+
+def test_episodes_of_evaluate_are_checked(tmp_path):
+    configfile.write(ControlRun(), tmp_path / 'config.yaml')
+    for episodes in (10**12, 0, -1, '8', True):
+        text = refused(sail_jax.evaluate, tmp_path, episodes)
+        assert text.startswith('evaluation.episodes: should be')
+
+
+def test_errors_name_arguments_in_python(tmp_path):
+    (tmp_path / 'taken').touch()
+    text = refused(sail_jax.train, ControlRun.model_validate(SETTINGS), tmp_path, env=Point())
+    assert text == f'{tmp_path}: exists already; use resume=True, or another run_dir'
+
+
+@pytest.mark.parametrize('where', ['runs/a', "runs/a 'b'", '/r/ä b'])
+def test_the_command_that_goes_on_becomes_a_call(where):
+    quoted = shlex.quote(where)
+    command = f'sail-jax train {quoted}/config.yaml --run-dir {quoted} --resume'
+
+    def stop():
+        raise Interrupted(f'stopped; go on with: {command}', 75)
+
+    with pytest.raises(Interrupted) as caught:
+        errors.for_python(stop)()
+    assert caught.value.status == 75
+    call = f'sail_jax.train({where + "/config.yaml"!r}, {where!r}, resume=True)'
+    assert str(caught.value) == f'stopped; go on with: {call}'
+
+
+def test_the_two_quickstarts_have_names_of_their_own():
+    named = {}
+    for path in (QUICKSTART, 'configs/language/quickstart.yaml', 'configs/language/sft.yaml'):
+        run = sail_jax.load(path)
+        named[type(run)] = sail_jax.runs.default_name(path, run)
+    assert named[ControlRun] == 'quickstart'
+    assert named[QuickstartRun] == 'language-quickstart'
+    assert 'sft' in named.values()
