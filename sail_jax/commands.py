@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sail_jax import alarms, config, configfile, reports, runs, signals, terminal
+from sail_jax import alarms, config, configfile, option_types, reports, runs, signals, terminal
 from sail_jax.bandit import config as bandit
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
@@ -61,6 +61,7 @@ def run(arguments: list[str]) -> int:
     Raises:
       UserError, TrainingFailed, Interrupted: what ends a command early.
     """
+    option_types.check(arguments)
     _use_compilation_cache()
     if arguments[:1] == ['train']:
         return _train(arguments[1:])
@@ -75,19 +76,25 @@ def run(arguments: list[str]) -> int:
 
     command = commands.add_parser('evaluate', help="evaluate a run's policy and its reference")
     command.add_argument('run', type=Path, help='a run directory')
-    command.add_argument('--episodes', type=int, help="start states; default: the run's setting")
+    command.add_argument(
+        '--episodes', type=option_types.integer(2, 2**20), help="start states; default: the run's"
+    )
     _add_best(command)
     command.set_defaults(do=_evaluate)
 
     command = commands.add_parser('plot', help='return or loss, and KL, of one or several runs')
     command.add_argument('run', type=Path, nargs='+', help='run directories; seeds become a band')
-    command.add_argument('--out', type=Path, default=Path('plot.png'), help='PNG, PDF or SVG')
+    command.add_argument(
+        '--out', type=option_types.file, default=Path('plot.png'), help='PNG, PDF or SVG'
+    )
     command.set_defaults(do=_plot)
 
     command = commands.add_parser('render', help='an episode as a web page')
     command.add_argument('run', type=Path, help='a run directory')
-    command.add_argument('--out', type=Path, default=Path('episode.html'))
-    command.add_argument('--seed', type=int, default=0, help='of the start state')
+    command.add_argument('--out', type=option_types.file, default=Path('episode.html'))
+    command.add_argument(
+        '--seed', type=option_types.integer(0), default=0, help='of the start state'
+    )
     command.add_argument('--stochastic', action='store_true', help='sample actions')
     command.add_argument('--start', action='store_true', help='the policy before training')
     _add_best(command)
@@ -97,7 +104,7 @@ def run(arguments: list[str]) -> int:
         'export', help='the policy as a Brax PPO checkpoint, or as a Hugging Face directory'
     )
     command.add_argument('run', type=Path, help='a run directory')
-    command.add_argument('out', type=Path, help='a new directory')
+    command.add_argument('out', type=option_types.path, help='a new directory')
     command.add_argument('--adapter', action='store_true', help='a LoRA adapter alone, for PEFT')
     command.add_argument(
         '--dtype', choices=('float32', 'bfloat16'), help="of a language model's tensors"
@@ -109,15 +116,23 @@ def run(arguments: list[str]) -> int:
     command.add_argument('model', type=Path, help='a run, or a Hugging Face directory')
     command.add_argument('prompt', nargs='+')
     command.add_argument('--chat', action='store_true', help="prompts are the user's turn")
-    command.add_argument('--samples', type=int, default=1, help='responses to each prompt')
-    command.add_argument('--max-tokens', type=int, help="of a response; default: the run's, 128")
-    command.add_argument('--temperature', type=float, help="default: the run's, 1")
-    command.add_argument('--seed', type=int, default=0)
+    command.add_argument(
+        '--samples', type=option_types.integer(1, 2**16), default=1, help='responses to each prompt'
+    )
+    command.add_argument(
+        '--max-tokens',
+        type=option_types.integer(1, 2**20),
+        help="of a response; default: the run's, 128",
+    )
+    command.add_argument('--temperature', type=option_types.number, help="default: the run's, 1")
+    command.add_argument('--seed', type=option_types.integer(0), default=0)
     _add_best(command)
     command.set_defaults(do=_generate)
 
     command = commands.add_parser('doctor', help='what this host has, and whether it works')
-    command.add_argument('--dir', type=Path, help='where to try a checkpoint; default: temporary')
+    command.add_argument(
+        '--dir', type=option_types.path, help='where to try a checkpoint; default: temporary'
+    )
     _add_hosts(command)
     command.set_defaults(do=_doctor)
 
@@ -136,21 +151,14 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
         '--distributed', action='store_true', help='several processes: SLURM, Cloud TPU, GKE, MPI'
     )
     parser.add_argument('--coordinator', help='HOST:PORT of process 0, elsewhere')
-    parser.add_argument('--num-processes', type=int)
-    parser.add_argument('--process-id', type=int)
+    parser.add_argument('--num-processes', type=option_types.integer(1, 2**16))
+    parser.add_argument('--process-id', type=option_types.integer(0, 2**16))
     parser.add_argument(
-        '--join-timeout', type=_seconds, default=300, help='seconds to wait for the others; 300'
+        '--join-timeout',
+        type=option_types.seconds,
+        default=300,
+        help='seconds to wait for the others; 300',
     )
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 1 <= value <= 86_400:
-        raise argparse.ArgumentTypeError(f'1 to 86400 seconds, got {text!r:.80}')
-    return value
 
 
 def _start_hosts(options: argparse.Namespace) -> bool:
@@ -168,7 +176,7 @@ def _train(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith('-'):
         path, *arguments = arguments
     parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument('--run-dir', type=Path)
+    parser.add_argument('--run-dir', type=option_types.path)
     parser.add_argument('--resume', action='store_true')
     parser.add_argument('--quiet', action='store_true')
     _add_hosts(parser)
@@ -233,8 +241,6 @@ def _kind(path: str) -> type[config.Settings]:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    if options.episodes is not None and options.episodes < 2:
-        raise UserError(f'--episodes: at least 2, got {options.episodes}')
     run = runs.load(options.run / 'config.yaml')
     _use_cores(run)
     before, after = runs.evaluate(options.run, options.episodes, options.best)
@@ -299,8 +305,6 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    if options.samples < 1:
-        raise UserError(f'--samples: at least 1, got {options.samples}')
     from sail_jax import devices
     from sail_jax.language import export
 

@@ -147,6 +147,18 @@ def _refuse_stand_in(path: Path, head: bytes) -> None:
         raise UserError(f'{path}: an HTML page in the place of the file; download it again')
 
 
+def exists(path: Path) -> bool:
+    """Whether there is something of that name.
+
+    Raises:
+      UserError: it is too long to be a name, or lies where we must not look.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}') from None
+
+
 def leads_out(path: Path, directory: Path) -> bool:
     """Whether a path within a directory leads outside of it, by links or `..`.
 

@@ -188,7 +188,8 @@ def plot(curves: list[Curve], out: Path) -> None:
     axes[0, 0].legend(handles=list(lines.values()), fontsize=7)
     figure.suptitle(', '.join(sorted({what.subject(curve.run) for curve in curves})))
     try:
-        figure.savefig(out, dpi=150)
+        # Told no format, Matplotlib writes to another file than `out` where it has no suffix.
+        figure.savefig(out, dpi=150, format=out.suffix[1:] or 'png')
     except (OSError, ValueError) as error:
         raise UserError(f'{out}: {error}') from None
     finally:

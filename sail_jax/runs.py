@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sail_jax import config, configfile
+from sail_jax import config, configfile, scalars
 from sail_jax.bandit import config as bandit
 from sail_jax.control import config as control
 from sail_jax.control.config import ControlRun
@@ -163,7 +163,7 @@ def train(
     name, run = _given(run)
     if overrides:
         run = configfile.update(run, overrides)
-    run_dir = default_run_dir(name) if run_dir is None else Path(run_dir)
+    run_dir = default_run_dir(name) if run_dir is None else _directory(run_dir)
     if not isinstance(run, ControlRun) and jax.process_count() > 1:
         # Each of them would write the same directory.
         raise UserError(
@@ -252,6 +252,13 @@ def _given(run: Any) -> tuple[str, config.Settings]:
     if not isinstance(run, (*TASKS, bandit.Study, QuickstartRun)):
         raise UserError(f'run: a configuration or the path of one, got {type(run).__name__}')
     return 'run', configfile.checked(run)
+
+
+def _directory(run_dir: str | Path) -> Path:
+    """Refuses what the system or a terminal could not take for a name."""
+    if not str(run_dir) or '\0' in str(run_dir) or not scalars.is_text(str(run_dir)):
+        raise UserError(f'run_dir: no name of a directory: {str(run_dir)!r:.80}')
+    return Path(run_dir)
 
 
 def open_run(run_dir: str | Path, best: bool = False, **given: Any) -> tuple[Any, Policy, Policy]:

@@ -21,6 +21,7 @@ from sail_jax import (
     config,
     configfile,
     devices,
+    files,
     hosts,
     lock,
     metrics,
@@ -181,7 +182,7 @@ def _hold_members(
 def _require_a_run(run_dir: Path) -> Path:
     """The configuration of the run that is there."""
     path = run_dir / 'config.yaml'
-    if not path.exists():
+    if not files.exists(path):
         raise UserError(f'{run_dir}: no run to resume (no config.yaml)')
     return path
 

@@ -135,7 +135,7 @@ def read(path: Path) -> Architecture:
 
 def _require_checkpoint(path: Path) -> None:
     """Refuses what is no checkpoint directory; of a run's, says where its model is."""
-    if not path.is_dir():
+    if not (files.exists(path) and path.is_dir()):
         raise UserError(f'{path}: no such directory')
     if (path / 'adapter_config.json').exists():
         raise UserError(

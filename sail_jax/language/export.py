@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sail_jax import checkpoint, configfile
+from sail_jax import checkpoint, configfile, files
 from sail_jax.errors import UserError
 from sail_jax.language import lora, sampler, tokens, weights
 from sail_jax.language import policy as language_policy
@@ -84,7 +84,7 @@ def load(path: Path, best: bool = False) -> tuple[Decoder, Tokenizer, Sampling]:
     Raises:
       UserError: neither of them is there, or it cannot be read.
     """
-    if (path / 'config.yaml').exists():
+    if files.exists(path / 'config.yaml'):
         data, node = configfile.read_yaml(path / 'config.yaml')
         kind = {'sft': SftRun, 'language': LanguageRun}.get(str(data.get('workload')))
         if kind is None:

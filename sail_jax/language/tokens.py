@@ -220,7 +220,7 @@ def load(
     """
     path = Path(path)
     file = path / 'tokenizer.json'
-    if not file.exists():
+    if not files.exists(file):
         raise UserError(f'{file}: No such file or directory; other formats are not read')
     try:
         content = files.read(file, MAX_TOKENIZER).decode()

@@ -1,0 +1,150 @@
+"""Options of all commands: numbers in bounds, names that are names; one line, nothing left behind."""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+import sail_jax
+from sail_jax import cli, files, plots
+from sail_jax.control.config import ControlRun
+from sail_jax.errors import UserError
+from tests.control.toy import SETTINGS, Point
+
+QUICKSTART = 'configs/quickstart.yaml'
+
+
+def said(capsys, *arguments):
+    """What a refused command prints, which is one line."""
+    assert cli.main(list(arguments)) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ''
+    assert printed.err.startswith('sail-jax: ')
+    assert printed.err.count('\n') == 1
+    return printed.err.removeprefix('sail-jax: ')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'what'),
+    [
+        (['evaluate', 'none', '--episodes', '1000000000000'], 'from 2 to 1048576'),
+        (['evaluate', 'none', '--episodes', '1'], 'from 2 to 1048576'),
+        (['evaluate', 'none', '--episodes', '1e3'], 'from 2 to 1048576'),
+        (['render', 'none', '--seed', '-1'], 'from 0 to 2147483647'),
+        (['render', 'none', '--seed', '2147483648'], 'from 0 to 2147483647'),
+        (['generate', 'none', 'x', '--seed', str(10**400)], 'from 0 to 2147483647'),
+        (['generate', 'none', 'x', '--seed', '٣'], "from 0 to 2147483647, got '٣'"),
+        (['generate', 'none', 'x', '--samples', '0'], 'from 1 to 65536'),
+        (['generate', 'none', 'x', '--samples', '1.5'], 'from 1 to 65536'),
+        (['generate', 'none', 'x', '--max-tokens', '9' * 30], 'from 1 to 1048576'),
+        (['generate', 'none', 'x', '--temperature', '٣'], "should be a number, got '٣'"),
+        (['doctor', '--num-processes', '0'], 'from 1 to 65536'),
+        (['doctor', '--process-id', '-1'], 'from 0 to 65536'),
+        (['train', QUICKSTART, '--num-processes', '9' * 20], 'from 1 to 65536'),
+        (['train', QUICKSTART, '--run-dir', ''], '--run-dir: is empty'),
+        (['export', 'none', ''], 'out: is empty'),
+        (['doctor', '--dir', ''], '--dir: is empty'),
+        (['plot', 'none', '--out', ''], '--out: is empty'),
+    ],
+)
+def test_options_out_of_bounds(capsys, arguments, what):
+    assert what in said(capsys, *arguments)
+
+
+@pytest.mark.parametrize('command', ['plot', 'render'])
+@pytest.mark.parametrize('name', ['there', 'there/', 'new/', 'new/.', '.', '..', '/'])
+def test_a_directory_is_no_file_to_write(tmp_path, monkeypatch, capsys, command, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'there').mkdir()
+    assert f"--out: '{name}' is a directory; name a file in it" in said(
+        capsys, command, 'none', '--out', name
+    )
+    assert [path.name for path in tmp_path.rglob('*')] == ['there']
+
+
+@pytest.mark.parametrize('name', ['plot', 'plot.', 'a.b/plot', 'plot.png', 'plot.svg', 'plot.PDF'])
+def test_a_plot_lies_where_it_was_asked_for(tmp_path, name):
+    out = tmp_path / name
+    out.parent.mkdir(exist_ok=True)
+    rows = [{'env_steps': x, 'labels': x, 'wall_s': x, 'eval/return': x} for x in (0.0, 1.0)]
+    plots.plot([plots.Curve('run', ControlRun(), rows)], out)
+    assert [path for path in tmp_path.rglob('*') if path.is_file()] == [out]
+    if out.suffix in ('', '.png'):
+        assert matplotlib.image.imread(out).shape[1] > 1000
+
+
+def test_a_plot_of_a_format_that_there_is_not(tmp_path):
+    rows = [{'env_steps': 0, 'labels': 0, 'wall_s': 0, 'eval/return': 0}]
+    with pytest.raises(UserError, match=r'plot\.xyz: .*not supported'):
+        plots.plot([plots.Curve('run', ControlRun(), rows)], tmp_path / 'plot.xyz')
+
+
+LONG, BYTES = 'n' * 300, 'a\udcffb'
+COMMANDS = [
+    ['train', '{}'],
+    ['train', QUICKSTART, '--env.name', '{}'],
+    ['train', QUICKSTART, '--env.backend', '{}'],
+    ['train', 'configs/bandit/landscape.yaml', '--problems.path', '{}'],
+    ['train', 'configs/language/sft.yaml', '--model.path', '{}'],
+    ['train', 'configs/language/qwen2.5-0.5b-ultrafeedback.yaml', '--model.path', '{}'],
+    ['evaluate', '{}'],
+    ['plot', '{}'],
+    ['render', '{}'],
+    ['export', '{}', 'out'],
+    ['generate', '{}', 'a prompt'],
+    ['{}'],
+]
+
+
+@pytest.mark.parametrize('command', COMMANDS, ids=' '.join)
+@pytest.mark.parametrize('name', [LONG, BYTES, 'x/' * 3000, '/proc/self/mem', 'a\nb'])
+def test_names_that_cannot_be(tmp_path, monkeypatch, capsys, command, name):
+    root = Path.cwd()
+    monkeypatch.chdir(tmp_path)
+    where = [str(root / x) if x.startswith('configs/') else x.format(name) for x in command]
+    if command[0] == 'train':
+        where += ['--run-dir', str(tmp_path / 'run')]
+    text = said(capsys, *where)
+    if name == BYTES:
+        assert text.startswith(r"not UTF-8: 'a\udcffb'")
+    assert not [path for path in tmp_path.rglob('*') if path.is_file()]
+
+
+def test_prompts_that_are_no_utf8(capsys):
+    assert said(capsys, 'generate', 'none', 'fine', BYTES).startswith("not UTF-8: 'a\\udcffb'")
+
+
+@pytest.mark.parametrize('name', ['', 'a\0b', BYTES, LONG])
+def test_run_directories_that_cannot_be(tmp_path, name):
+    run = ControlRun.model_validate(SETTINGS)
+    where = str(tmp_path / name) if name else ''
+    for resume in (False, True):
+        with pytest.raises(UserError) as caught:
+            sail_jax.train(run, where, env=Point(), resume=resume, quiet=True)
+        str(caught.value).encode()
+        assert '\n' not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_whether_there_is_something_is_not_asked_of_an_impossible_name(tmp_path):
+    assert files.exists(tmp_path)
+    assert not files.exists(tmp_path / 'none')
+    with pytest.raises(UserError, match='File name too long'):
+        files.exists(tmp_path / LONG)
+
+
+def test_every_number_among_the_options_has_bounds(monkeypatch):
+    # What argparse would hand to int or float itself takes other scripts' digits and any size.
+    types = []
+    add = argparse.ArgumentParser.add_argument
+
+    def note(parser, *names, **given):
+        types.append(given.get('type'))
+        return add(parser, *names, **given)
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'add_argument', note)
+    for arguments in (['fly'], ['train', 'none.yaml']):
+        cli.main(arguments)
+    assert len(types) > 20
+    assert not {int, float} & set(types)
