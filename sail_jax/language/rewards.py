@@ -24,20 +24,30 @@ from sail_jax.language import weights
 from sail_jax.language.architecture import Architecture
 from sail_jax.language.logprobs import Prompts, last_hidden
 from sail_jax.language.model import Decoder, Linear, prompt_positions
-from sail_jax.language.rows import Prompt
+from sail_jax.language.rows import Message, Prompt
 from sail_jax.language.sampler import pad_prompts
 from sail_jax.language.tokens import Tokenizer
 from sail_jax.objective import Preferences
 
 log = logging.getLogger(__name__)
 
-Reward = Callable[[list[Prompt], list[str]], Sequence[float]]
-"""`(prompts, responses) -> rewards`: a prompt stands before each of its responses, as in TRL's
-reward functions. NaN is no answer: the update is skipped and counted."""
+Asked = str | list[dict[str, str]]
+"""A prompt as TRL's reward functions get it: text, or a conversation of
+`{'role': 'user', 'content': '...'}` that awaits the assistant's turn."""
 
-Judge = Callable[[list[Prompt], list[tuple[str, str]]], Sequence[float]]
-"""`(prompts, pairs of responses) -> probabilities` that the first of the pair is preferred; NaN as
-of `Reward`."""
+Reward = Callable[[list[Asked], list[str]], Sequence[float]]
+"""`(prompts, responses) -> rewards`: a prompt stands before each of its responses, as in TRL's
+reward functions. A response is text, also to a conversation, where TRL has a message of the
+assistant's. NaN is no answer: the update is skipped and counted."""
+
+Judge = Callable[[list[Asked], list[tuple[str, str]]], Sequence[float]]
+"""`(prompts, pairs of responses) -> probabilities` that the first of the pair is preferred;
+prompts, responses and NaN as of `Reward`."""
+
+
+def asked(prompt: Prompt) -> Asked:
+    """A copy of the prompt's own, which the function may change."""
+    return prompt if isinstance(prompt, str) else [turn._asdict() for turn in prompt]
 
 
 def score(
@@ -59,7 +69,7 @@ def score(
       TrainingFailed: it took longer than it may.
     """
     K = len(responses_BxK[0])
-    prompts = [prompt for prompt in prompts_B for _ in range(K)]
+    prompts = [asked(prompt) for prompt in prompts_B for _ in range(K)]
     responses = [response for group in responses_BxK for response in group]
     return _in_batches(reward, prompts, responses, batch_size, timeout_s).reshape(-1, K)
 
@@ -83,7 +93,7 @@ def judge(
     pairs = list(itertools.combinations(range(K), 2))
     probability = _in_batches(
         judge,
-        [prompt for prompt in prompts_B for _ in pairs],
+        [asked(prompt) for prompt in prompts_B for _ in pairs],
         [(group[i], group[j]) for group in responses_BxK for i, j in pairs],
         batch_size,
         timeout_s,
@@ -148,8 +158,8 @@ def from_model(model: RewardModel, tokenizer: Tokenizer, max_tokens: int) -> Rew
     def rewards(state: nnx.State, sequences: Prompts) -> jax.Array:
         return nnx.merge(graphdef, state).rewards(sequences)
 
-    def reward(prompts: list[Prompt], responses: list[str]) -> np.ndarray:
-        sequences = list(map(tokenizer.scored_ids, prompts, responses))
+    def reward(prompts: list[Asked], responses: list[str]) -> np.ndarray:
+        sequences = list(map(tokenizer.scored_ids, map(_row, prompts), responses))
         if any(len(ids) > max_tokens for ids in sequences):
             warn_once(
                 '%s: prompts with responses of more than reward.max_tokens (%d) tokens: the reward '
@@ -165,13 +175,18 @@ def from_model(model: RewardModel, tokenizer: Tokenizer, max_tokens: int) -> Rew
     return reward
 
 
+def _row(prompt: Asked) -> Prompt:
+    """The prompt as rows have it."""
+    return prompt if isinstance(prompt, str) else tuple(Message(**turn) for turn in prompt)
+
+
 def _name(function: Any) -> str:
     return getattr(function, '__qualname__', type(function).__qualname__)
 
 
 def _in_batches(
     function: Callable[[list, list], Any],
-    prompts: list[Prompt],
+    prompts: list[Asked],
     items: list[Any],
     batch_size: int,
     timeout_s: float,

@@ -6,12 +6,12 @@ demonstrations and tests.
 
 from textblob.sentiments import PatternAnalyzer
 
-from sail_jax.language.rows import Prompt
+from sail_jax.language.rewards import Asked
 
 _ANALYZER = PatternAnalyzer()
 
 
-def positivity(prompts: list[Prompt], responses: list[str]) -> list[float]:
+def positivity(prompts: list[Asked], responses: list[str]) -> list[float]:
     """A `rewards.Reward`: each response's polarity by TextBlob's lexicon, from -1 to 1.
 
     The mean over the words that the lexicon has, after negation ("not good") and intensifiers

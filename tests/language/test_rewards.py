@@ -16,6 +16,7 @@ from tests.language.tiny import FAMILIES
 from tests.language.tiny_tokenizer import write
 
 PROMPTS = ['a', (Message('user', 'b'),), 'c']
+ASKED = ['a', [{'role': 'user', 'content': 'b'}], 'c']
 RESPONSES = [['1', '22'], ['333', ''], ['55555', '4444']]
 
 
@@ -25,7 +26,7 @@ def test_scores_are_of_their_prompt_and_response_whatever_the_batches():
     def reward(prompts, responses):
         sizes.append(len(responses))
         pairs = zip(prompts, responses, strict=True)
-        return [10 * PROMPTS.index(prompt) + len(response) for prompt, response in pairs]
+        return [10 * ASKED.index(prompt) + len(response) for prompt, response in pairs]
 
     for batch_size in (1, 4, 64):
         scores = rewards.score(reward, PROMPTS, RESPONSES, batch_size=batch_size)
@@ -71,11 +72,29 @@ def test_function_that_hangs_is_left():
     hanging.set()
 
 
+def test_a_conversation_is_a_list_of_dicts_that_the_function_may_change():
+    turns = (Message('system', 's'), Message('user', 'u'))
+    dicts = [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'u'}]
+    seen = []
+
+    def note(prompts, answers):
+        for prompt in prompts:
+            seen.append([dict(turn) for turn in prompt])
+            prompt[0]['content'] = 'changed'
+            prompt.append({'role': 'assistant', 'content': 'done'})
+        return [1] * len(answers)
+
+    rewards.score(note, [turns, turns], [['1', '2'], ['3', '4']], batch_size=3)
+    rewards.judge(note, [turns], [['1', '2', '3']])
+    assert seen == [dicts] * 7
+    assert turns == (('system', 's'), ('user', 'u'))
+
+
 def test_judge_is_asked_each_pair_once_and_turned_round():
     asked = []
 
     def longer(prompts, pairs):
-        asked.extend(zip(prompts, pairs, strict=True))
+        asked.extend(zip(map(str, prompts), pairs, strict=True))
         return [0.25 if len(a) < len(b) else 1.0 for a, b in pairs]
 
     groups = [['1', '22', '333'], ['1', '', '333']]
