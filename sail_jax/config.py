@@ -327,7 +327,8 @@ def check(run: Run) -> None:
         if divergence.states == 'policy' and from_policy == 0:
             raise UserError(
                 'divergence.states: "policy" needs rows with the policy\'s responses, but '
-                'objective.mixture has none; use "data" or "reference"'
+                'objective.mixture has none; give divergence.states "data", the states of the rows '
+                'that there are, or "reference"'
             )
         if divergence.states == 'data' and from_policy > 1 - 1e-6:
             raise UserError(

@@ -365,6 +365,27 @@ def test_settings_that_do(data):
     control_config.check(ControlRun.model_validate(data))
 
 
+MEMBERS = {
+    'SAIL-DPR': '',
+    'SAIL-DPP': '--objective.mixture.dpr 0 --objective.mixture.dpp 0.3',
+    'SAIL-DDP': '--objective.mixture.dpr 0 --objective.mixture.ddp 0.3 --divergence.states data',
+    'offline DPO': '--objective.mixture.dpr 0 --divergence.states data',
+    'online DPO': '--objective.response_grad 0',
+    'SAIL without the penalty': '--divergence.coefficient 0',
+}
+
+
+@pytest.mark.parametrize('path', ['configs/quickstart.yaml', 'configs/control/hopper.yaml'])
+@pytest.mark.parametrize('arguments', MEMBERS.values(), ids=MEMBERS)
+def test_members_of_the_family_are_a_few_options(path, arguments):
+    control_config.check(override(*arguments.split(), run=runs.load(path)))
+
+
+def test_offline_dpo_without_its_states_says_what_to_give():
+    run = override('--objective.mixture.dpr', '0')
+    assert 'give divergence.states "data"' in message(control_config.check, run)
+
+
 def test_env_steps_and_periods_are_rounded_up():
     run = ControlRun.model_validate(
         {

@@ -1,4 +1,4 @@
-"""Options of all commands: numbers in bounds, names that are names; one line, nothing left behind."""
+"""Options of all commands: numbers in bounds, names that can be; one line, nothing left behind."""
 
 import argparse
 from pathlib import Path
