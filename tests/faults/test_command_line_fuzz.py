@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from sail_jax import cli, configfile, runs
+from sail_jax import cli, commands, configfile, runs
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
 from tests.settings import ALL, Setting, settings
@@ -136,7 +136,7 @@ def test_options_of_commands(option, text):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(printed):
         # What the command would do with it.
         for each in OPTIONS:
-            patch.setattr(cli, f'_{each}', found.append)
+            patch.setattr(commands, f'_{each}', found.append)
         status = cli.main([command, *WORDS[command], f'{name}={text}'])
     if status == 0:
         (options,) = found
