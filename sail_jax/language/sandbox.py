@@ -17,6 +17,10 @@ class Failed(Exception):
     """Says why a request has no answer; who asks knows what file it is about."""
 
 
+class Exceeded(Failed):
+    """It took more than it may, or ended the process."""
+
+
 class Limits(NamedTuple):
     """Of the process, many times what sound tokenisers and templates take."""
 
@@ -55,7 +59,7 @@ class _Process:
                 self.stop()
                 raise
             if not reply.endswith(b'\n'):
-                raise Failed(_ended(self.stop(), line))
+                raise Exceeded(_ended(self.stop(), line))
             return json.loads(reply)
 
     def _exchange(self, line: bytes) -> bytes:

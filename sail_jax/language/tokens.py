@@ -46,6 +46,10 @@ PROBE = (Message('user', 'a'),), 'probe0'
 """A conversation that shows how the template ends a response."""
 
 
+class _Exceeded(UserError):
+    """A template that takes too much."""
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """Text to token ids; see `load`."""
@@ -194,7 +198,8 @@ class Tokenizer:
         try:
             return sandbox.ask(self.definition, 'render', calls=given)
         except sandbox.Failed as error:
-            raise UserError(f'{self.path}: chat template: {error}') from None
+            kind = _Exceeded if isinstance(error, sandbox.Exceeded) else UserError
+            raise kind(f'{self.path}: chat template: {error}') from None
 
 
 def load(
@@ -337,6 +342,8 @@ def _turn_end(tokenizer: Tokenizer) -> list[int]:
         return []
     try:
         _, turn = tokenizer._turn(*PROBE)
+    except _Exceeded:
+        raise  # It would again, with each conversation.
     except UserError:
         return []  # Said with the first conversation; plain text does not need the template.
     [after] = tokenizer._encode([turn.rpartition(PROBE[1])[2]])

@@ -184,3 +184,8 @@ def test_pieces_in_any_order(tmp_path):
         if n % 67 == 0:
             attempt(tmp_path, ''.join(pieces))
     assert attempt(tmp_path, SOUND) is None
+
+
+def test_template_that_takes_too_long_is_not_asked_twice(tmp_path):
+    with pytest.raises(UserError, match=r'chat template: takes over .* of processor time'):
+        tokens.load(write(tmp_path, template=BOMBS['nested loops']))
