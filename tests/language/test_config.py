@@ -72,7 +72,7 @@ def test_what_a_chat_template_is_told(tmp_path, day):
     [
         ('chat_template_date: 5', 'chat_template_date: expected a day, 2024-07-26 for example'),
         ('chat_template_date: x', 'chat_template_date: expected a day'),
-        ('chat_template_date: 2024-02-30 10:00:00', 'not valid YAML'),
+        ('chat_template_date: "2024-02-30"', 'chat_template_date: expected a day'),
         ('chat_template_date: 2024-02-03 10:00:00', 'chat_template_date: expected a day'),
         ('chat_template_kwargs: {a: [1]}', 'kwargs.a: expected text, a number, true or false'),
         ('chat_template_kwargs: {a: .inf}', 'kwargs.a: expected text, a number, true or false'),
