@@ -57,7 +57,10 @@ HOSTILE_YAML = [
     {'workload': f'{TITLE}{MARKUP}'},
     {'objective': {'beta': f'{RED}{MARKUP}'}},
     {'workload': 'language', 'model': {'path': f'/none/{TITLE}'}, 'data': {'path': RED}},
-    {'reference': {'source': 'run', 'path': f'/none/{TITLE}{MARKUP}'}},
+    {
+        'env': {'name': 'inverted_pendulum'},
+        'reference': {'source': 'run', 'path': f'/none/{TITLE}{MARKUP}'},
+    },
 ]
 
 
