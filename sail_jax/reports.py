@@ -23,6 +23,11 @@ TABLE = (
     ('label accuracy, whole episodes', 'label_accuracy', None),
     ('episodes that broke the simulator', 'not_finite', None),
 )
+SWEEP_TABLE = (
+    ('return', 'return', 'return_se'),
+    ('of the mode', 'deterministic_return', 'deterministic_return_se'),
+    ('KL per step', 'kl_policy_to_ref', None),
+)
 LANGUAGE_TABLE = (
     ('reward', 'reward', 'reward_se'),
     ('win rate against the reference', 'win_rate', None),
@@ -49,19 +54,15 @@ def print_result(result: Result) -> None:
 
 
 def print_sweep(run: config.Run, results: list[Result]) -> None:
-    """The members of a sweep, each by the name of its directory."""
+    """The members of a sweep, each by the name of its directory: reference, then trained."""
     names = [member.name for member in config.members(run)]
-    keys = TABLE[:2] + TABLE[4:5]
     rows = []
     for name, result in zip(names, results, strict=True):
         before, after = _strip(result.before), _strip(result.after)
-        cells = [_cell(row, *key) for _, *key in keys for row in (before, after)]
+        cells = [f'{_cell(before, *keys)} → {_cell(after, *keys)}' for _, *keys in SWEEP_TABLE]
         rows.append((name, *cells))
-    columns = [f'{title}: {who}' for title, *_ in keys for who in ('reference', 'trained')]
-    title = f'{results[0].length:,} steps each, {results[0].wall_s:.0f} s'
-    terminal.print_table(title, ('', *columns), rows)
-    for name, result in zip(names, results, strict=True):
-        _say_what_is_not_sound(name, _strip(result.after))
+    title = f'reference → trained, {results[0].length:,} steps each, {results[0].wall_s:.0f} s'
+    terminal.print_table(title, ('', *(name for name, *_ in SWEEP_TABLE)), rows)
 
 
 def print_comparison(title: str, before: Row, after: Row) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from sail_jax import streams
 
 MAX_LINE = 2000
 """Characters of an error; what is quoted in one may be of any length."""
+MAX_NAME = 26
+"""Characters in a line of the first column of a table that is wider than the terminal."""
 JOINERS = '\u200c\u200d'
 """Of letters and emoji: of all invisible characters those that text needs."""
 
@@ -106,12 +109,20 @@ def print_table(
 ) -> None:
     """A table on standard output; `justify` is of all columns but the first. Nothing is cut: what
     is too wide for a terminal goes on below, and a file has no width."""
-    table = Table(title=title, title_justify='left', title_style='bold')
-    for index, name in enumerate(columns):
-        table.add_column(name, justify='left' if index == 0 else justify, overflow='fold')
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
+    names, rows = list(columns), [list(row) for row in rows]
+
+    def table(name_width: int | None = None) -> Table:
+        made = Table(title=title, title_justify='left', title_style='bold')
+        made.add_column(names[0], justify='left', overflow='fold', no_wrap=name_width is not None)
+        for name in names[1:]:
+            made.add_column(name, justify=justify, overflow='fold')
+        for first, *others in rows:
+            if name_width:  # Of a directory: hyphens stand between its parts.
+                first = textwrap.fill(first, name_width)
+            made.add_row(first, *others)
+        return made
+
+    console, needed = Console(), Console(width=2**16).measure(table()).maximum
     if not console.is_terminal and 'COLUMNS' not in os.environ:
-        console = Console(width=Console(width=2**16).measure(table).maximum)
-    console.print(table)
+        console = Console(width=needed)
+    console.print(table(None if needed <= console.width else MAX_NAME))

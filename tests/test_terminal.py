@@ -164,6 +164,9 @@ def test_members_of_a_sweep_can_be_told_apart(capsys, monkeypatch, columns):
     found = ''.join(rows)
     for member in members:
         assert member.name in found
+    for line in printed.splitlines():
+        assert not line.startswith('│') or (line.endswith('│') and line.count('│') == 5)
+    assert printed.count('-123.4') == len(members) * 6
     if columns:
         assert max(map(len, printed.splitlines())) <= int(columns)
     else:  # A file has no width.
