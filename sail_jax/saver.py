@@ -36,6 +36,8 @@ class Saver:
         self.manager = checkpoint.open_manager(directory, settings)
         self._scores = checkpoint.scores(self.manager)
         self._step = 0
+        self._left = False
+        """Whether a failed save may have left something: its last writes come after its error."""
 
     def __enter__(self) -> 'Saver':
         return self
@@ -61,6 +63,9 @@ class Saver:
           False where it is known to have failed.
         """
         self._finish()
+        if self._left:
+            checkpoint.drop_unfinished(self._directory)
+            self._left = False
         self._step, self._scores[step] = step, score
         try:
             checkpoint.save(self.manager, step, state, meta, score)
@@ -95,5 +100,6 @@ class Saver:
         checkpoint.drop_unfinished(self._directory)
         with contextlib.suppress(Exception):  # Without it the next save fails, and tries again.
             self.manager = checkpoint.open_manager(self._directory, self._settings)
+        self._left = True
         self._scores.pop(self._step, None)
         self._report(self._step, error)

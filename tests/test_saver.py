@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sail_jax import config, quiet
+from sail_jax import checkpoint, config, quiet
 from sail_jax.control.config import ControlRun
 from sail_jax.saver import Saver
 from sail_jax.update import Hyper, Policy, State
@@ -50,7 +50,8 @@ def test_each_failure_is_told_once_and_the_next_save_is_sound(opened):
         for step in (2, 3, 4):
             saver.save(step, make_state(step), {}, score=1.0, wait=step == 4)
     assert [step for step, _ in told] == [2, 3, 4]
-    assert sorted(path.name for path in directory.iterdir()) == ['1'], 'nothing takes room'
+    # Nothing takes room but perhaps what the last one still wrote, until the next save.
+    assert {path.name for path in directory.iterdir()} <= {'1', '4.orbax-checkpoint-tmp'}
     assert saver.is_among_best(0.5, 1), 'what was not saved is not among the best'
     # The one that could not be replaced is not forgotten: with room again it goes.
     assert saver.save(5, make_state(5), {}, wait=True)
@@ -77,7 +78,7 @@ def test_a_save_that_fails_at_the_end_does_not_end_what_is_around_it(tmp_path):
         saver.save(1, make_state(1), {})  # Waited for when the saver is closed.
     limit.__exit__(None, None, None)
     assert [step for step, _ in told] == [1]
-    assert not list(tmp_path.iterdir())
+    assert not checkpoint.saved_steps(tmp_path)
 
 
 def test_what_a_killed_save_left_is_cleared_away(tmp_path):
