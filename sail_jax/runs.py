@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sail_jax import config, configfile, scalars
+from sail_jax import config, configfile, files, scalars
 from sail_jax.bandit import config as bandit
 from sail_jax.control import config as control
 from sail_jax.control.config import ControlRun
@@ -193,7 +193,7 @@ def train(
             )
     if isinstance(run, ControlRun):
         path = run_dir / 'config.yaml'
-        if resume and path.exists():
+        if resume and files.exists(path):
             call = f"train('{path}', '{run_dir}', resume=True"
             _require_given(load(path), run_dir, given, f'resume it from Python: sail_jax.{call}')
         else:

@@ -346,10 +346,10 @@ def train(
     began = time.perf_counter()
     metrics.check(run)
     devices.require_memory(task.batch_bytes(), 'a batch of this configuration')
-    layout = Layout.of(run, task)
+    layout, read = Layout.of(run, task), task.digests()
     devices.require_memory(devices.size(layout.state), 'the training state of this configuration')
     with claimed(run, run_dir, resume):
-        result = _train(run, task, layout, run_dir, resume, quiet, began)
+        result = _train(run, task, layout, read, run_dir, resume, quiet, began)
         if isinstance(result, Result):
             finish(result)
         return result
@@ -359,12 +359,18 @@ def _train(
     run: config.Trained,
     task: Task,
     layout: Layout,
+    read: dict[str, str],
     run_dir: Path,
     resume: bool,
     quiet: bool,
     began: float,
 ) -> Result | list[Result]:
-    """`train`, once the directory is the run's; `began` is when, by `time.perf_counter`."""
+    """`train`, once the directory is the run's.
+
+    Args:
+      read: `Task.digests`.
+      began: when, by `time.perf_counter`.
+    """
     directory = run_dir / 'checkpoints'
     found, (seed, hyper) = config.members(run), _identity(run, task)
     judge = task.evaluate
@@ -377,7 +383,6 @@ def _train(
         )
         bar.stage('preparing the start policy')
         try:
-            read = task.digests()
             # Killed before anything was saved, a run begins again.
             start = None if resume and checkpoint.has_begun(directory) else start_policy(run, task)
         except UserError:
