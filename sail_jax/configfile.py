@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_origin
 
 import pydantic
 import tyro
@@ -148,8 +148,10 @@ def checked(run: RunT) -> RunT:
 
 
 def _sections(section: BaseModel, prefix: str = '') -> Iterator[tuple[str, Any]]:
-    """What lies at every key, sections too."""
+    """What lies at every key, sections too; but for what is a dict by its type."""
     for key, value in vars(section).items():
+        if get_origin(type(section).model_fields[key].annotation) is dict:
+            continue
         yield f'{prefix}{key}', value
         if isinstance(value, BaseModel):
             yield from _sections(value, f'{prefix}{key}.')
