@@ -132,11 +132,14 @@ def test_a_second_run_is_one_line_and_changes_nothing(tmp_path, resume):
         assert everything(tmp_path) == before
 
 
-def test_a_member_of_a_sweep_that_is_resumed_alone_is_not_the_sweeps(tmp_path):
+def test_a_member_of_a_sweep_that_is_resumed_alone_is_not_the_sweeps(tmp_path, monkeypatch):
     run = ControlRun.model_validate(SETTINGS | {'seeds': 2})
-    member = tmp_path / 'run' / 'seed-1'
-    member.mkdir(parents=True)
-    (tmp_path / 'run' / 'config.yaml').write_text(configfile.to_yaml(run))
+    member, write = tmp_path / 'run' / 'seed-1', configfile.write
+    monkeypatch.setattr(configfile, 'write', lambda *args: write(*args) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # Killed as soon as it has its configuration.
+        sail_jax.train(run, tmp_path / 'run', env=Point(), quiet=True)
+    monkeypatch.undo()
+    member.mkdir()
     with lock.held(member), pytest.raises(UserError, match=f'^{member}: in use by process'):
         sail_jax.train(run, tmp_path / 'run', env=Point(), resume=True, quiet=True)
 
