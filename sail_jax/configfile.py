@@ -148,9 +148,11 @@ def checked(run: RunT) -> RunT:
 
 
 def _sections(section: BaseModel, prefix: str = '') -> Iterator[tuple[str, Any]]:
-    """What lies at every key, sections too; but for what is a dict by its type."""
+    """What lies at every key, sections too; but for what is a dict by its type. Keys that there are
+    not, which only `model_copy` sets, are left to pydantic."""
     for key, value in vars(section).items():
-        if get_origin(type(section).model_fields[key].annotation) is dict:
+        field = type(section).model_fields.get(key)
+        if field is None or get_origin(field.annotation) is dict:
             continue
         yield f'{prefix}{key}', value
         if isinstance(value, BaseModel):
