@@ -236,7 +236,11 @@ class Run(Trained):
     objective: Objective = Objective()
     divergence: Divergence = Divergence()
     optimizer: Optimizer = Optimizer()
-    seeds: Annotated[int, Field(ge=1, le=MAX_MEMBERS)] | tuple[Seed, ...] | None = None
+    seeds: (
+        Annotated[int, Field(ge=1, le=MAX_MEMBERS)]
+        | Annotated[tuple[Seed, ...], Field(min_length=1)]
+        | None
+    ) = None
     """Train several seeds at once, each as if alone: a number (from `seed` on), or the seeds."""
     sweep: Sweep = Sweep()
 
@@ -310,8 +314,6 @@ def check(run: Run) -> None:
     """
     mixture, divergence = run.objective.mixture, run.divergence
     found = members(run)
-    if run.seeds is not None and not found:
-        raise UserError(f'seeds: at least 1, got {run.seeds!r}')
     if len({member.name for member in found}) < len(found):
         raise UserError('seeds, sweep: the same run twice')
     penalised = {member.run.divergence.coefficient > 0 for member in found}

@@ -108,7 +108,6 @@ class Recorder:
         self._bar.stage('compiling the update')
         compiled = dispatch.lower(state).compile()
         self._compile_s = time.perf_counter() - began
-        self.restart_clock()
         return compiled
 
     def restart_clock(self) -> None:

@@ -472,6 +472,7 @@ def _train(
                 update.make_dispatch(task.workload, run, size, layout.shardings, bool(found)), state
             )
         bar.training()
+        recorder.restart_clock()
         while not last:
             try:
                 with devices.memory_named(task.smaller):

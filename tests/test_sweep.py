@@ -11,7 +11,7 @@ import yaml
 
 import sail_jax
 from sail_jax import config, configfile, metrics, runs
-from sail_jax.control.config import ControlRun
+from sail_jax.control.config import ControlRun, recorded
 from sail_jax.errors import UserError
 from tests.control.toy import SETTINGS, Point
 from tests.test_trainer import same
@@ -78,7 +78,7 @@ def test_a_member_is_a_run(swept):
     results, path = swept
     member = config.members(make_run(**SWEEP))[2]
     run, policy, start = runs.open_run(path / member.name, env=Point())
-    assert run == member.run
+    assert run == recorded(member.run, Point(), None)
     same(policy, results[2].policy)
     same(start, results[2].start)
     _, after = runs.evaluate(path / member.name, env=Point())
@@ -101,9 +101,14 @@ def test_a_sweep_resumes_bit_for_bit(swept, tmp_path):
     assert [row['step'] for row in rows] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize('seeds', [0, []])
+def test_no_seed_is_refused(seeds):
+    with pytest.raises(UserError, match='seeds'):
+        configfile.update(make_run(), {'seeds': seeds})
+
+
 def test_what_cannot_be_swept_together():
     for settings, message in (
-        ({'seeds': 0}, 'seeds: at least 1'),
         ({'seeds': (1, 1)}, 'the same run twice'),
         (
             {'sweep': {'coefficient': (0.0, 1.0)}, 'divergence': {'states': 'reference'}},

@@ -113,7 +113,8 @@ def test_help_shows_the_values_of_a_file(tmp_path, capsys):
     assert 'x\\x1b]0;title' in printed
 
 
-def test_results(capsys):
+def test_results(capsys, monkeypatch):
+    monkeypatch.delenv('COLUMNS', raising=False)  # A width that pytest's workers have.
     terminal.out(f'one\n\ttwo {HOSTILE}')
     terminal.print_table(HOSTILE, ('', MARKUP), [(HOSTILE, MARKUP)])
     terminal.error(f'{HOSTILE} {MARKUP}')
