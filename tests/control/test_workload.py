@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_jax import devices
+from sail_jax import devices, update
 from sail_jax.control import policy as control_policy
 from sail_jax.control import task as control_task
 from sail_jax.control import workload
@@ -145,6 +145,19 @@ def test_reference_lane_is_drawn_from_the_reference():
     logp = made.compare(policy, other, held, batch.inputs).reference_logp
     np.testing.assert_allclose(logp[:, 3], batch.behaviour_logp_BxLxT[:, 3], rtol=1e-4, atol=1e-5)
     assert np.abs(logp[:, :3] - batch.behaviour_logp_BxLxT[:, :3]).max() > 1e-2
+
+
+def test_the_first_gradient_step_scores_a_batch_as_it_was_drawn():
+    # With the observations' normaliser of then, not of afterwards, so that importance ratios are 1:
+    # a policy that is its own reference has no margin, and no KL.
+    run, made, policy, _ = make({'reference': {'refresh_env_steps': 1}})
+    state = jax.jit(lambda policy: update.init(made, run, policy, policy))(policy)
+    step = update.make_dispatch(made, run, 1)
+    for _ in range(3):
+        before = np.array(state.policy.fixed.mean)
+        state, metrics = step(state)
+        assert np.abs(state.policy.fixed.mean - before).max() > 1e-3
+        np.testing.assert_allclose([metrics['margin'], metrics['kl']], 0, atol=1e-6)
 
 
 def test_normaliser_sees_only_steps_that_happened():
