@@ -70,8 +70,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
         node = loader.get_single_node()
         _refuse_duplicates(node)
         data = None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
+    except (AttributeError, KeyError) as error:  # PyYAML's, of `!!timestamp x` and `!!bool x`.
+        raise UserError(f'{path}: not valid YAML: a value is not what its tag says') from error
     if data is None:
         return {}, None
     if not isinstance(data, dict):
@@ -99,12 +101,19 @@ class _Loader(Loader):
 
 
 def _refuse_duplicates(node: yaml.Node | None) -> None:
-    """PyYAML lets the last of two equal keys win without a word."""
+    """PyYAML lets the last of two equal keys win without a word, and has no keys that are lists or
+    mappings."""
+    if isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_duplicates(value)
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f'line {line}: a {key.id} as key; expected text')
             if key.value in seen:
-                raise ValueError(f'line {key.start_mark.line + 1}: second {key.value!r}')
+                raise ValueError(f'line {line}: second {key.value!r}')
             seen.add(key.value)
             _refuse_duplicates(value)
 
@@ -345,8 +354,15 @@ def _explain(model: type[BaseModel], problems: list[Any], prefix: str = '') -> s
         return f'unknown key {key}{_nearest(model, key)}'
     text = problem['msg'].removeprefix('Input ').removeprefix('Value error, ')
     value = problem.get('input')
-    got = '' if isinstance(value, dict) else f', got {value!r:.80}'
+    got = '' if isinstance(value, dict) else f', got {_shown(value)}'
     return f'{key}: {text}{got}'
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f'{value!r:.80}'
+    except ValueError:  # Python writes no integer of more than 4,300 digits.
+        return 'too many digits'
 
 
 def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int | None:

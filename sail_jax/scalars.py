@@ -15,6 +15,8 @@ INT_MAX = 2**31 - 1
 FLOAT_MAX = float(np.finfo(np.float32).max)
 FLOAT_TINY = float(np.finfo(np.float32).tiny)
 """Below it float32 is subnormal, which devices take for 0."""
+MAX_DIGITS = 1000
+"""Of an integer in a file; every setting's bound is far below."""
 
 
 def guarded(schema: CoreSchema) -> CoreSchema:
@@ -86,9 +88,17 @@ for _tag, (_pattern, _first) in IMPLICIT.items():
         _kind.add_implicit_resolver(
             f'tag:yaml.org,2002:{_tag}', re.compile(rf'(?:{_pattern})\Z', re.ASCII), list(_first)
         )
-Loader.add_constructor(
-    'tag:yaml.org,2002:int', lambda loader, node: int(loader.construct_scalar(node), 0)
-)
+
+
+def _construct_int(loader: Loader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    if len(text) > MAX_DIGITS:  # What Python reads in hexadecimal it may not write in decimal.
+        line = node.start_mark.line + 1
+        raise ValueError(f'line {line}: an integer of {len(text)} digits; at most {MAX_DIGITS}')
+    return int(text, 0)
+
+
+Loader.add_constructor('tag:yaml.org,2002:int', _construct_int)
 
 
 def parse(kind: type[int] | type[float], text: str) -> int | float:

@@ -15,6 +15,8 @@ from sail_jax.errors import UserError
 from sail_jax.language import weights
 from tests.control.toy import SETTINGS, Point
 
+QUICKSTART = Path(__file__).parents[1] / 'configs' / 'quickstart.yaml'
+
 
 def refuse(message, call, *arguments, **keywords):
     with pytest.raises(UserError, match=message) as caught:
@@ -99,6 +101,32 @@ def test_deeply_nested_yaml_is_refused_before_it_takes_time(tmp_path, deep):
     refuse('deep.yaml: not valid YAML: line [12]: nested over 32 deep', configfile.read_yaml, path)
     path.write_text(f'a: {"[" * 30}{"]" * 30}')
     assert configfile.read_yaml(path)[0]['a']
+
+
+@pytest.mark.parametrize(
+    ('text', 'said'),
+    [
+        ('a: 1\n? [b, c]\n: 2', 'line 2: a sequence as key; expected text'),
+        ('a: [{? {b: c} : 2}]', 'line 1: a mapping as key'),
+        ('a: [{b: 1, b: 2}]', "line 1: second 'b'"),
+        (f'\nseed: {"9" * 5000}', 'line 2: an integer of 5000 digits; at most 1000'),
+        (f'seed: [0x{"f" * 5000}]', 'line 1: an integer of 5002 digits'),
+        ('seed: !!bool x', 'a value is not what its tag says'),
+        ('seed: !!timestamp x', 'a value is not what its tag says'),
+        ('seed: !!int x', 'invalid literal'),
+        ('seed: !!binary x', 'base64'),
+    ],
+)
+def test_yaml_that_python_has_no_value_for_is_one_line(tmp_path, text, said):
+    path = tmp_path / 'odd.yaml'
+    path.write_text(text)
+    refuse(f'odd.yaml: not valid YAML: .*{said}', configfile.read_yaml, path)
+
+
+def test_a_number_that_python_does_not_write_is_refused_from_python():
+    refuse(
+        'seed: should be less than .* got too many digits', sail_jax.load, QUICKSTART, seed=10**5000
+    )
 
 
 def test_a_new_directory_is_there_whole_or_not_at_all(tmp_path):
