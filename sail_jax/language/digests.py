@@ -9,18 +9,11 @@ import hashlib
 from pathlib import Path
 
 from sail_jax import files
-from sail_jax.language import sources
+from sail_jax.language import sources, tokens
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.sft.config import SftRun
 
-MODEL_FILES = (
-    'config.json',
-    'tokenizer.json',
-    'tokenizer_config.json',
-    'special_tokens_map.json',
-    'generation_config.json',
-    'chat_template.jinja',
-)
+MODEL_FILES = ('tokenizer.json', 'chat_template.jinja', *tokens.COMPANIONS)
 ABSENT = ''
 
 
@@ -51,6 +44,11 @@ def of_model(key: str, path: Path) -> dict[str, str]:
     for name in MODEL_FILES:
         file = path / name
         found[f'{key}: {name}'] = files.digest(file) if file.exists() else ABSENT
+    named = [
+        f'{file.name} {files.digest(file)}'
+        for file in sorted(path.glob(f'{tokens.MORE_TEMPLATES}/*.jinja'))
+    ]
+    found[f'{key}: {tokens.MORE_TEMPLATES}'] = _of_all(named) if named else ABSENT
     for file in sorted(path.glob('*.safetensors')):
         found[f'{key}: {file.name}'] = files.digest(file)
     return found
@@ -58,5 +56,8 @@ def of_model(key: str, path: Path) -> dict[str, str]:
 
 def of_data(path: str, split: str) -> str:
     """Of all files of a data set's split, where they lie excepted."""
-    parts = [files.digest(file, whole=True) for file in sources.find(path, split)]
+    return _of_all([files.digest(file, whole=True) for file in sources.find(path, split)])
+
+
+def _of_all(parts: list[str]) -> str:
     return hashlib.sha256(' '.join(parts).encode()).hexdigest()[: files.DIGITS]

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 import sail_jax
 from sail_jax import files
 from sail_jax.errors import UserError
-from sail_jax.language import digests
+from sail_jax.language import digests, tokens
 from tests.language import small
 
 
@@ -34,6 +34,7 @@ CHANGES = {
     'tokenizer_config.json': lambda path: change_json(path, eos_token='<|im_end|>'),
     'generation_config.json': lambda path: path.write_text('{"eos_token_id": 1}'),
     'chat_template.jinja': lambda path: path.write_text('{{ messages[0].content }}'),
+    'added_tokens.json': lambda path: path.write_text('{"<think>": 60}'),
     'model.safetensors': change_weights,
 }
 
@@ -45,6 +46,20 @@ def test_changed_files_of_a_model_are_named(model, name):
     CHANGES[name](model / name)
     after = digests.of_model('model.path', model)
     assert {key for key in before if before[key] != after[key]} == {f'model.path: {name}'}
+
+
+def test_every_file_that_a_tokeniser_is_made_of_counts(model):
+    found = [digests.of_model('model.path', model)]
+    assert {f'model.path: {name}' for name in tokens.COMPANIONS} <= found[0].keys()
+    named = model / tokens.MORE_TEMPLATES
+    named.mkdir()
+    for name, text in (('tool', 'a'), ('default', 'a'), ('default', 'b')):
+        (named / f'{name}.jinja').write_text(text)
+        found.append(digests.of_model('model.path', model))
+        before, after = found[-2:]
+        assert before.keys() == after.keys()
+        changed = {key for key in before if before[key] != after[key]}
+        assert changed == {'model.path: additional_chat_templates'}
 
 
 def test_every_run_names_what_it_reads(model, tmp_path):
