@@ -115,14 +115,24 @@ def written_out(params, behaviour, beta, response_grad, label_grad, clip, **dive
         steps = kl(params, divergence['direction']) * MASK
     else:
         steps = (REFERENCE - params) * MASK
+        if divergence['direction'] == 'policy_to_ref':
+            steps = -steps
     if divergence['reduction'] == 'mean':
         steps = steps / MASK.sum(-1, keepdims=True)
     penalty = surrogate = (steps.sum(-1) * counted).sum() / counted.sum()
-    if divergence['visitation_grad']:
-        to_come = jnp.flip(jnp.cumsum(jnp.flip(steps, -1), -1), -1) - steps
+    drawn = divergence['estimator'] == 'sampled' and divergence['direction'] == 'policy_to_ref'
+    if divergence['visitation_grad'] or drawn:
+        to_come = jnp.flip(jnp.cumsum(jnp.flip(steps, -1), -1), -1)
+        if drawn:  # A step's own share counts, and is no path to the parameters.
+            surrogate = 0
+        else:
+            to_come = to_come - steps
         # Of two lanes, the baseline of one is the other.
         centred = stop(to_come[:, :K] - jnp.flip(to_come[:, :K], 1)) * MASK[:, :K]
-        surrogate += (centred * ratio[:, :K])[ROUTE.on_policy_B].sum() / counted.sum()
+        term = centred * ratio[:, :K]
+        if clip is not None:  # A cost is made rarer: the bound is the other one.
+            term = jnp.maximum(term, centred * jnp.clip(ratio[:, :K], 1 - clip, 1 + clip))
+        surrogate += term[ROUTE.on_policy_B].sum() / counted.sum()
 
     J = f.mean()
     auxiliary = AUXILIARY * (params**2).sum() / MASK.sum()
@@ -140,6 +150,9 @@ CASES = [
     {'clip': 0.2},
     {'reduction': 'mean'},
     {'visitation_grad': True},
+    {'visitation_grad': True, 'clip': 0.2},
+    {'estimator': 'sampled', 'direction': 'policy_to_ref'},
+    {'estimator': 'sampled', 'direction': 'policy_to_ref', 'clip': 0.2},
     *(
         {'states': states, 'direction': direction}
         for states, direction in itertools.product(
@@ -158,11 +171,9 @@ CASES = [
 def both(case):
     """Values, metrics and gradients of the loss and of the one written out."""
     settings = BASE | CASES[case]
-    # The penalty's own score part is looked at where the ratio is 1.
-    behaviour = np.where(MASK > 0, LOGP, BEHAVIOUR) if settings['visitation_grad'] else BEHAVIOUR
     return [
         jax.device_get(
-            jax.jit(jax.value_and_grad(partial(f, **settings), has_aux=True))(LOGP, behaviour)
+            jax.jit(jax.value_and_grad(partial(f, **settings), has_aux=True))(LOGP, BEHAVIOUR)
         )
         for f in (loss, written_out)
     ]
