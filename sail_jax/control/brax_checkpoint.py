@@ -109,8 +109,9 @@ def read_policy(path: Path) -> tuple[RunningStatisticsState, Any]:
     what both have, the standard deviation.
 
     Raises:
-      UserError: damaged, or something in it is not finite.
+      UserError: damaged, a pipe or device in it, or something in it is not finite.
     """
+    files.require_regular(path)
     try:
         # Orbax takes no relative path.
         fixed, policy = ppo_checkpoint.load(path.absolute())[:2]

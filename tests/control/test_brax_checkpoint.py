@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -288,6 +289,15 @@ def test_what_is_no_checkpoint_says_what_it_is_and_what_to_do(tmp_path):
     }.items():
         with pytest.raises(UserError, match=rf'reference\.path: {place}: .*{said}'):
             load(place)
+
+
+@pytest.mark.parametrize('name', ['_METADATA', 'manifest.ocdbt', brax_checkpoint.CONFIG])
+def test_a_pipe_in_it_is_not_waited_for(tmp_path, name):
+    path, _, _ = write(tmp_path / 'ppo')
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(UserError, match=f'{path / name}: not a regular file'):
+        load(path)
 
 
 def test_a_run_starts_from_it_and_keeps_its_epsilon(tmp_path):
