@@ -64,14 +64,16 @@ def trl(raw: Raw) -> Row:
     if raw.get('completion') is not None and raw.get('label') is not None:
         raise UserError('label: unpaired preferences are not supported')
     prompt = raw.get('prompt')
-    chosen = raw.get('chosen', raw.get('completion'))
+    answer = 'completion' if raw.get('chosen') is None else 'chosen'
+    if answer == 'chosen' and raw.get('completion') is not None:
+        raise UserError('completion: beside chosen, which says the response; leave one of them out')
+    chosen = raw.get(answer)
     if prompt is None:
         for name in raw:
             if str(name).strip().lower() in PROMPT_LIKE and _says(raw[name]):
                 raise UserError(f'{name}: call this column prompt')
     if chosen is None:
         return Row(_messages(prompt, 'prompt') if _is_list(prompt) else _text(raw, 'prompt'))
-    answer = 'chosen' if 'chosen' in raw else 'completion'
     rejected = raw.get('rejected')
     if not _is_list(chosen):
         if _is_list(prompt):
@@ -137,7 +139,7 @@ _PKU = frozenset(('prompt', 'response_0', 'response_1', 'better_response_id', 's
 FORMATS = {
     'trl': Format(
         trl,
-        frozenset(('prompt', 'chosen', 'rejected', 'completion', 'system', 'tools', 'label')),
+        frozenset(('prompt', 'chosen', 'rejected', 'completion', 'system', 'tools')),
     ),
     'ultrafeedback': Format(ultrafeedback, frozenset(('prompt', 'chosen', 'rejected', 'system'))),
     'hh-rlhf': Format(hh_rlhf, frozenset(('chosen', 'rejected'))),

@@ -43,6 +43,7 @@ def safer(raw):
         (rows.trl, {'prompt': [USER]}, Row(PROMPT)),
         (rows.trl, {'prompt': 'It is', 'completion': ' blue'}, Row('It is', ' blue')),
         (rows.trl, {'prompt': [USER], 'completion': [BLUE]}, Row(PROMPT, 'Blue.')),
+        (rows.trl, {'prompt': 'a', 'completion': 'b', 'chosen': None}, Row('a', 'b')),
         (rows.trl, {'prompt': 'It is', 'chosen': ' a', 'rejected': ' b'}, Row('It is', ' a', ' b')),
         (rows.trl, {'chosen': 'It is a', 'rejected': 'It is b'}, Row('It is', ' a', ' b')),
         (rows.trl, {'prompt': [USER], 'chosen': [BLUE], 'rejected': [RED]}, PAIR),
@@ -149,6 +150,7 @@ def test_converter(convert, raw, row):
         (rows.trl, {'prompt': [USER | {'tool_calls': [1]}]}, r'prompt\[0\]: tool calls'),
         (rows.trl, {'prompt': 'a', 'tools': [1]}, 'tools: tool calls are not supported'),
         (rows.trl, {'prompt': 'a', 'completion': 'b', 'label': False}, 'label: unpaired'),
+        (rows.trl, {'prompt': 'a', 'completion': 'b', **ANSWERS}, 'completion: beside chosen'),
         (
             rows.trl,
             {'prompt': 'No.', 'chosen': [USER, BLUE], 'rejected': [USER, RED]},
@@ -207,12 +209,13 @@ def test_unread_names_what_says_something():
         'chosen': [BLUE | {'reasoning_content': 'hm', 'tool_calls': []}],
         'rejected': 'text',
         'score': 0.0,
+        'label': False,
         'history': [],
         'id': '',
         'images': ['a'],
     }
     columns = rows.FORMATS['trl'].columns
-    expected = {'prompt[].name', 'chosen[].reasoning_content', 'score', 'images'}
+    expected = {'prompt[].name', 'chosen[].reasoning_content', 'score', 'label', 'images'}
     assert rows.unread(row, columns) == expected
 
 
