@@ -59,9 +59,11 @@ class Notices:
         self._run, self._members, self._say = run, members, say
         self._streaks: list[tuple[str | None, int]] = [(None, 0) for _ in members]
         # With one gradient step an update the margin is then 0, whatever rounding leaves of it.
-        self._always_new = (
-            _always_refreshed(run) and run.optimizer.epochs * run.optimizer.minibatches == 1
-        )
+        # With several it is 0 before the first, which metrics are of, and not afterwards.
+        self._always_new = self._new_at_first = False
+        if _always_refreshed(run):
+            self._always_new = run.optimizer.epochs * run.optimizer.minibatches == 1
+            self._new_at_first = not self._always_new
         self._updates = 0
         self._said: set[tuple[int, str]] = set()
 
@@ -72,6 +74,8 @@ class Notices:
             for row in member:
                 spent = budget is not None and row['labels'] >= budget
                 reason = None if spent else nothing_to_learn(row)
+                if reason == 'no margin' and self._new_at_first:
+                    reason = None
                 if reason is None and self._always_new and 'train/margin' in row and not spent:
                     reason = 'no margin'
                 before, count = self._streaks[m]

@@ -81,6 +81,11 @@ def test_it_names_what_it_may_come_from(settings, row, words):
 def test_a_fresh_reference_has_margins_from_the_second_gradient_step_on():
     run = run_of(reference={'refresh_env_steps': 1}, optimizer={'minibatches': 2})
     assert said([LEARNS] * 50, run) == []
+    # Of several passes metrics are of the first, in which policy and reference are one.
+    run = run_of(reference={'refresh_env_steps': 1}, optimizer={'epochs': 4})
+    assert said([STILL] * 50, run) == []
+    (line,) = said([TIED] * 50, run)
+    assert 'ties' in line
 
 
 def test_updates_after_the_budget_are_its_own():
