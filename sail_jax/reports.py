@@ -68,7 +68,8 @@ def print_sweep(run: config.Run, results: list[Result]) -> None:
 def print_comparison(title: str, before: Row, after: Row) -> None:
     """The table of reference against trained policy."""
     table = TABLE if TABLE[0][1] in after else LANGUAGE_TABLE
-    table = [row for row in table if row[1] in after]
+    # A run that an older version has begun has a first evaluation of fewer numbers.
+    table = [row for row in table if row[1] in before.keys() & after.keys()]
     rows = [(name, _cell(before, *keys), _cell(after, *keys)) for name, *keys in table]
     terminal.print_table(title, ('', 'reference', 'trained policy'), rows)
     for who, numbers in (('reference', before), ('trained policy', after)):

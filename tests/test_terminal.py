@@ -129,6 +129,15 @@ def test_results(capsys, monkeypatch):
     assert printed.err.count('\\x1b]0;title\\x07') == 3
 
 
+def test_a_first_evaluation_of_an_older_version_has_fewer_numbers(capsys):
+    reports.print_comparison('', {'reward': 1.0, 'reward_se': 0.1}, {
+        'reward': 2.0, 'reward_se': 0.1, 'not_finite': 0.0,
+    })  # fmt: skip
+    printed = ' '.join(capsys.readouterr().out.split())
+    assert '1.000 ± 0.1 │ 2.000 ± 0.1' in printed
+    assert 'finite' not in printed
+
+
 def test_a_terminal_of_another_encoding(tmp_path):
     code = "from sail_jax import terminal; terminal.out('± é'); terminal.error('± é')"
     done = subprocess.run(
