@@ -276,7 +276,10 @@ def another_runs(saved: dict[str, Any], ours: dict[str, Any]) -> str | None:
     Another version has other keys, and `--resume` may change some.
     """
     theirs, ours = _flatten(saved), _flatten(ours)
-    for key in sorted(theirs.keys() & ours.keys() - set(FREE_ON_RESUME)):
+    free = {*FREE_ON_RESUME}
+    if ours.get('env.backend') == 'python' and 'segment_reward' not in theirs:
+        free |= {'env.name', 'env.backend'}  # Saved when environments from Python had no name.
+    for key in sorted(theirs.keys() & ours.keys() - free):
         if theirs[key] != ours[key]:
             return f'{key} {theirs[key]!r:.80} instead of {ours[key]!r:.80}'
     return None

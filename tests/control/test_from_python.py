@@ -7,7 +7,7 @@ import yaml
 from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 
 import sail_jax
-from sail_jax import plots
+from sail_jax import configfile, plots
 from sail_jax.cli import main
 from sail_jax.control import render
 from sail_jax.control.config import ControlRun, recorded
@@ -97,6 +97,16 @@ def test_from_python_it_goes_on(trained, tmp_path):
         sail_jax.train(
             trained / 'config.yaml', trained, resume=True, env=Point(), segment_reward=lambda s: 0.0
         )
+
+
+def test_checkpoints_of_before_it_was_recorded_are_the_runs_own():
+    named, own = (run.model_dump(mode='json') for run in (RUN, recorded(RUN, Point(), None)))
+    assert configfile.another_runs(named, own).startswith(
+        "env.backend 'spring' instead of 'python'"
+    )
+    del named['segment_reward']
+    assert configfile.another_runs(named, own) is None
+    assert configfile.another_runs(named | {'seed': 3}, own) == 'seed 3 instead of 0'
 
 
 def test_a_plot_sets_it_apart_from_a_named_environment(trained, tmp_path):
