@@ -43,9 +43,6 @@ def _number(
 MAX_YAML = 2**20
 """Bytes of a configuration."""
 
-MAX_DEPTH = 32
-"""Of its lists and mappings in one another."""
-
 # What `--resume` may change: a run can be prolonged, and logged or kept elsewhere.
 FREE_ON_RESUME = (
     'total_env_steps',
@@ -72,8 +69,6 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
         data = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
-    except (AttributeError, KeyError) as error:  # PyYAML's, of `!!timestamp x` and `!!bool x`.
-        raise UserError(f'{path}: not valid YAML: a value is not what its tag says') from error
     if data is None:
         return {}, None
     if not isinstance(data, dict):
@@ -82,22 +77,14 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
 
 
 class _Loader(Loader):
-    """Without aliases, of which a few lines can stand for more values than fit into memory, and
-    without nesting that takes time with the cube of its depth."""
-
-    _depth = 0
+    """Without aliases, of which a few lines can stand for more values than fit into memory."""
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         event = self.peek_event()
-        line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
+            line = event.start_mark.line + 1
             raise ValueError(f'line {line}: *{event.anchor}: write the value out')
-        if self._depth == MAX_DEPTH:
-            raise ValueError(f'line {line}: nested over {MAX_DEPTH} deep')
-        self._depth += 1
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
+        return super().compose_node(parent, index)
 
 
 def _refuse_duplicates(node: yaml.Node | None) -> None:

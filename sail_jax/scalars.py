@@ -15,6 +15,8 @@ INT_MAX = 2**31 - 1
 FLOAT_MAX = float(np.finfo(np.float32).max)
 FLOAT_TINY = float(np.finfo(np.float32).tiny)
 """Below it float32 is subnormal, which devices take for 0."""
+MAX_DEPTH = 32
+"""Of lists and mappings of YAML in one another."""
 MAX_DIGITS = 1000
 """Of an integer in a file; every setting's bound is far below."""
 
@@ -62,9 +64,28 @@ class Loader(yaml.SafeLoader):
     """YAML 1.2's core schema: `yes`, `12:30:45` and `2026-01-31` are text, `1e-5` is a number.
 
     An integer may have underscores, `1_000`. `010`, 8 in YAML 1.1 and 10 in 1.2, is text.
+
+    Nesting, which takes time with the cube of its depth, is bounded: a ValueError, and so is every
+    value that is not what its tag says.
     """
 
     yaml_implicit_resolvers: ClassVar[dict] = {}
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
+        if self._depth == MAX_DEPTH:
+            line = self.peek_event().start_mark.line + 1
+            raise ValueError(f'line {line}: nested over {MAX_DEPTH} deep')
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        try:
+            return super().construct_document(node)
+        except (AttributeError, KeyError):  # PyYAML's, of `!!timestamp x` and `!!bool x`.
+            raise ValueError('a value is not what its tag says') from None
 
 
 class Dumper(yaml.SafeDumper):

@@ -1,6 +1,8 @@
 """The files that a data set's README names, as Hugging Face's `datasets` reads them."""
 
 import re
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,12 @@ import yaml
 
 from sail_jax import files
 from sail_jax.errors import UserError, one_line
+from sail_jax.scalars import Loader
 
 MAX_CARD = 2**20
 """Bytes of a README.md."""
+MAX_PATTERNS = 2**14
+"""Of files that it names; each is looked for in all of the directory."""
 
 
 def split_files(path: Path, split: str) -> list[Path] | None:
@@ -28,32 +33,35 @@ def split_files(path: Path, split: str) -> list[Path] | None:
     text = files.read(card, MAX_CARD).decode(errors='replace').removeprefix('\ufeff')
     front = re.match(r'---\r?\n(.*?\n)---\s*(\n|$)', text, re.DOTALL)
     try:
-        metadata = yaml.safe_load(front[1]) if front else None
+        metadata = yaml.load(front[1], Loader) if front else None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f'{card}: metadata that are not valid YAML: {one_line(error)}') from None
     configs = metadata.get('configs') if isinstance(metadata, dict) else None
     if not isinstance(configs, list):
         return None
-    patterns = [
+    named = (
         pattern
         for config in configs
         if isinstance(config, dict)
         for pattern in _patterns(config.get('data_files'), split)
-    ]
+    )
+    # Not all of them before they are counted: by aliases a few lines can stand for any number.
+    patterns = list(islice(named, MAX_PATTERNS + 1))
+    if len(patterns) > MAX_PATTERNS:
+        raise UserError(f'{card}: data_files: over {MAX_PATTERNS} patterns')
     for pattern in patterns:
         if pattern.startswith('/') or '..' in Path(pattern).parts or '://' in pattern:
             raise UserError(f'{card}: data_files: {pattern!r:.80}: expected files of {path}')
     try:
-        found = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
+        found = {file for pattern in {*patterns} for file in path.glob(pattern) if file.is_file()}
     except (ValueError, NotImplementedError) as error:
         raise UserError(f'{card}: data_files: {one_line(error)}') from None
     return sorted(found)
 
 
-def _patterns(data_files: Any, split: str) -> list[str]:
+def _patterns(data_files: Any, split: str) -> Iterator[str]:
     """`data_files` is a pattern or several, all of the split `train`; or says it for each split."""
     entries = data_files if isinstance(data_files, list) else [data_files]
-    found: list[str] = []
     for entry in entries:
         if isinstance(entry, str):
             paths = entry if split == 'train' else None
@@ -61,5 +69,6 @@ def _patterns(data_files: Any, split: str) -> list[str]:
             paths = entry.get('path')
         else:
             continue
-        found += [p for p in (paths if isinstance(paths, list) else [paths]) if isinstance(p, str)]
-    return found
+        yield from (
+            p for p in (paths if isinstance(paths, list) else [paths]) if isinstance(p, str)
+        )

@@ -131,6 +131,28 @@ def test_a_readme_names_files_of_its_own_directory(tmp_path, pattern, message):
         read(card_directory(tmp_path, card, ['x/part.csv']))
 
 
+MANY = 'a: &a [' + 'x,' * 2000 + ']\nb: &b {split: train, path: *a}\nc: &c [' + '*b,' * 2000 + ']\n'
+
+
+@pytest.mark.parametrize(
+    ('metadata', 'message'),
+    [
+        ('a: ' + '[' * 500, 'nested over 32 deep'),
+        ('a:\n- ' + '- ' * 1000 + '1', 'nested over 32 deep'),
+        ('? ' * 500 + 'a', 'nested over 32 deep'),
+        ('a: !!bool x', 'a value is not what its tag says'),
+        ('a: !!timestamp x', 'a value is not what its tag says'),
+        (f'a: 0x{"f" * 5000}', 'an integer of 5002 digits'),
+        ('? [a]\n: b', 'unhashable key'),
+        (MANY + 'configs: [' + '{data_files: *c},' * 2000 + ']', 'over 16384 patterns'),
+    ],
+)
+def test_a_readme_that_attacks_is_one_line(tmp_path, metadata, message):
+    with pytest.raises(UserError, match=f'README.md: .*{message}') as caught:
+        read(card_directory(tmp_path, f'---\n{metadata}\n---\n'))
+    assert '\n' not in str(caught.value)
+
+
 def test_files_of_no_split_are_of_train(tmp_path):
     card_directory(tmp_path, '', ['b/0.jsonl', 'a.json', 'dataset_info.json'])
     assert [row['prompt'] for row in read(tmp_path)[1]] == ['a.json', 'b/0.jsonl']
