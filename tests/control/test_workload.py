@@ -135,6 +135,20 @@ def test_a_segment_that_broke_the_simulator_loses_to_every_sound_one(settings):
     np.testing.assert_array_equal(weight[broken[:, :, None] & broken[:, None]], 0)
 
 
+def test_a_typical_return_is_that_of_sound_segments():
+    # At 1 a step all of them have the same, which is not above its own mean: no pair is kept.
+    settings = {
+        'rollout': {**SETTINGS['rollout'], 'contexts': 32},
+        'labeller': {'skip': 1.0},
+    }
+    env = Poisoned('obs', spread=0.35)
+    _, made, policy, other = make(settings, lambda segment: segment.mask, env)
+    sampled = sample(made, policy, other)
+    sound = np.asarray(sampled.batch.mask_BxLxT.sum(-1) == SETTINGS['rollout']['segment_length'])
+    assert 5 < (~sound).sum() < sound.sum()
+    np.testing.assert_array_equal(sampled.batch.labels.weight_BxKxK, 0)
+
+
 def test_reference_lane_is_drawn_from_the_reference():
     settings = {'divergence': {'coefficient': 1.0, 'states': 'reference'}}
     run, made, policy, other = make(settings)
