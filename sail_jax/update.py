@@ -102,8 +102,8 @@ class Workload(NamedTuple):
     refresh_updates: int | None
     """Updates after which the reference becomes the policy; None keeps it."""
     abstains: bool = False
-    """Whether pairs are left without a label by what their responses are, see
-    `objective.advantages`."""
+    """Whether pairs are left without a label, by what their responses are or where a budget ends:
+    baselines are then over all rows, see `objective.advantages`."""
     mesh: Mesh | None = None
     """Where rows are split over its `data` axis and each device has the whole policy: the gradient
     is then one all-reduce. `compare` and `auxiliary_loss` see the rows of one device and treat each

@@ -263,7 +263,7 @@ def make(
         auxiliary_loss,
         K,
         run.refresh_updates,
-        abstains=run.labeller.skip > 0,
+        abstains=run.labeller.skip > 0 or run.labeller.max_labels is not None,
         mesh=mesh,
     )
 

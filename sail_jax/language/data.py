@@ -239,13 +239,16 @@ class Preferences(tfds.core.GeneratorBasedBuilder):
         kept, skipped, messages, unread = 0, 0, [], set()
         for file in self._files:
             for located in sources.read(file):
+                raw = {}
                 try:
                     raw = located.load()
                     row = self._checked(raw)
                 except UserError as error:
                     message = f'{located.where}: {error}'
                     if not self._skip:
-                        raise UserError(message) from None
+                        names = ', '.join(_names(self._unread(raw)))
+                        beside = f'; not read of this row: {names}' if names else ''
+                        raise UserError(f'{message}{beside}') from None
                     skipped += 1
                     messages += [message] if len(messages) < KEPT_MESSAGES else []
                     continue
@@ -256,8 +259,11 @@ class Preferences(tfds.core.GeneratorBasedBuilder):
         if not kept:
             first = f'; the first bad one: {messages[0]}' if messages else ''
             raise UserError(f'{self._files[0]}: no usable row, {skipped} skipped{first}')
-        names = [name[:80] for name in sorted(unread)[:KEPT_NAMES]]
-        self.info.metadata.update(skipped=skipped, messages=messages, unread=names)
+        self.info.metadata.update(skipped=skipped, messages=messages, unread=_names(unread))
+
+
+def _names(unread: set[str]) -> list[str]:
+    return [name[:80] for name in sorted(unread)[:KEPT_NAMES]]
 
 
 def _to_stored(row: Row) -> dict[str, Any]:

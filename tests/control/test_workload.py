@@ -205,3 +205,11 @@ def test_contexts_in_parts_are_the_same_samples(learned):
     for other in sampled[1:]:
         for ours, theirs in zip(*map(jax.tree.leaves, (sampled[0], other)), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('labeller', 'abstains'), [({}, False), ({'skip': 0.1}, True), ({'max_labels': 9}, True)]
+)
+def test_where_pairs_may_have_no_label_baselines_are_over_all_rows(labeller, abstains):
+    _, made, *_ = make({'labeller': labeller})
+    assert made.abstains == abstains

@@ -208,6 +208,13 @@ def test_a_missing_column_is_named_beside_those_that_there_are(tmp_path, tokeniz
         data.prepare(settings(file), 'completion', tokenizer, tmp_path / 'cache')
 
 
+def test_a_bad_row_names_what_else_it_says(tmp_path, tokenizer):
+    file = tmp_path / 'x.jsonl'
+    file.write_text(json.dumps(PLAIN | {'rejected': '', 'images': ['cat.png'], 'margin': 1}))
+    with pytest.raises(UserError, match=r'rejected: empty; not read of this row: images, margin$'):
+        data.prepare(settings(file), 'preference', tokenizer, tmp_path / 'cache')
+
+
 SIZES = st.integers(1, 40)
 SEEDS = st.integers(0, 2**31 - 1)
 
