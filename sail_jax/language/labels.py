@@ -52,7 +52,8 @@ def make(
                 variables=source.chat_template_kwargs,
                 date=run.model.chat_template_date,
             )
-            reward = rewards.from_model(model, tokenizer, source.max_tokens)
+            padding = rewards.pad_id(source.path)
+            reward = rewards.from_model(model, tokenizer, source.max_tokens, pad_id=padding)
     return Labeller(
         reward and (lambda prompts, groups: rewards.score(reward, prompts, groups, **limits)),
         judge and (lambda prompts, groups: rewards.judge(judge, prompts, groups, **limits)),

@@ -21,7 +21,7 @@ from flax import nnx
 from sail_jax import devices
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.language import weights
-from sail_jax.language.architecture import Architecture
+from sail_jax.language.architecture import Architecture, read_json
 from sail_jax.language.logprobs import Prompts, last_hidden
 from sail_jax.language.model import Decoder, Linear, prompt_positions
 from sail_jax.language.rows import Message, Prompt
@@ -142,7 +142,22 @@ def load(path: str | Path, **kwargs: Any) -> RewardModel:
     return weights.load(path, RewardModel, **kwargs)
 
 
-def from_model(model: RewardModel, tokenizer: Tokenizer, max_tokens: int) -> Reward:
+def pad_id(path: str | Path) -> int | None:
+    """The id that a checkpoint's `config.json` pads with, if any.
+
+    Raises:
+      UserError: the file cannot be read; it is no id.
+    """
+    file = Path(path) / 'config.json'
+    value = read_json(file).get('pad_token_id')
+    if value is not None and type(value) is not int:
+        raise UserError(f'{file}: pad_token_id: expected an id, got {value!r:.80}')
+    return value
+
+
+def from_model(
+    model: RewardModel, tokenizer: Tokenizer, max_tokens: int, *, pad_id: int | None = None
+) -> Reward:
     """The reward function of a model with a tokeniser and chat template of its own.
 
     Args:
@@ -150,6 +165,8 @@ def from_model(model: RewardModel, tokenizer: Tokenizer, max_tokens: int) -> Rew
       tokenizer: the reward model's, not the policy's.
       max_tokens: of prompt and response together; of more the first are scored, as with
         transformers' `truncation=True`, which is logged at the first time.
+      pad_id: see `pad_id`. The reward is read at the last token that is another, as transformers
+        does: where the end of sequence is the padding too, at the token before it.
     """
     warn_once = functools.cache(log.warning)
     graphdef, state = nnx.split(model)
@@ -169,10 +186,17 @@ def from_model(model: RewardModel, tokenizer: Tokenizer, max_tokens: int) -> Rew
                 max_tokens,
             )
             sequences = [ids[:max_tokens] for ids in sequences]
+        sequences = [_without_padding(ids, pad_id) for ids in sequences]
         return np.asarray(rewards(state, pad_prompts(sequences)))
 
     reward.__qualname__ = str(tokenizer.path)  # What errors call it.
     return reward
+
+
+def _without_padding(ids: list[int], pad_id: int | None) -> list[int]:
+    """Less the padding at its end; of nothing but padding the first, which transformers takes."""
+    end = max((n for n, i in enumerate(ids, 1) if i != pad_id), default=1)
+    return ids[:end]
 
 
 def _row(prompt: Asked) -> Prompt:

@@ -13,7 +13,7 @@ from sail_jax.language.rows import Message
 from sail_jax.language.sampler import pad_prompts
 from tests.language import tiny
 from tests.language.tiny import FAMILIES
-from tests.language.tiny_tokenizer import write
+from tests.language.tiny_tokenizer import END, IM_END, write
 
 PROMPTS = ['a', (Message('user', 'b'),), 'c']
 ASKED = ['a', [{'role': 'user', 'content': 'b'}], 'c']
@@ -110,13 +110,16 @@ def test_judge_is_asked_each_pair_once_and_turned_round():
         rewards.judge(lambda prompts, pairs: [2] * len(pairs), PROMPTS[:2], groups)
 
 
-@pytest.mark.parametrize('name', ['llama3', 'qwen2', 'qwen3'])
-def test_parity_with_transformers(tmp_path, name):
+@pytest.mark.parametrize(
+    ('name', 'pad'), [('llama3', None), ('qwen2', IM_END), ('qwen3', END), ('llama3', 289)]
+)
+def test_parity_with_transformers(tmp_path, name, pad):
+    """Where the padding is the end of sequence, the score is read before it."""
     torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
     tokenizer = tokens.load(write(tmp_path))
     a = FAMILIES[name].model_copy(update={'vocab_size': tokenizer.vocab_size})
     fields = {k: v for k, v in architecture.to_hf(a).items() if k != 'architectures'}
-    config = transformers.AutoConfig.for_model(**fields, num_labels=1)
+    config = transformers.AutoConfig.for_model(**fields, num_labels=1, pad_token_id=pad)
     torch.manual_seed(0)
     theirs = transformers.AutoModelForSequenceClassification.from_config(config)
     with torch.no_grad():
@@ -126,7 +129,10 @@ def test_parity_with_transformers(tmp_path, name):
 
     prompts = [(Message('user', 'what a cat'),), (Message('user', 'no'),), 'the cat']
     responses = [['hello', 'no no no no'], ['yes', 'sat'], [' sat', ' said hello']]
-    reward = rewards.from_model(rewards.load(tmp_path), tokenizer, max_tokens=64)
+    padding = rewards.pad_id(tmp_path)
+    assert padding == pad
+    model = rewards.load(tmp_path)
+    reward = rewards.from_model(model, tokenizer, max_tokens=64, pad_id=padding)
     ours = rewards.score(reward, prompts, responses, batch_size=6)
 
     reader = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
