@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -194,6 +195,25 @@ def writing(path: Path, then: str = '') -> Iterator[None]:
         reason = getattr(error, 'strerror', None) or one_line(error)
         then = f'; {then}' if then else ''
         raise TrainingFailed(f'{path}: cannot be written ({reason}){then}') from error
+
+
+def check_checkpoint_path(path: Path) -> None:
+    """Refuses a directory whose checkpoints would be lost.
+
+    Orbax merges what processes wrote by a glob over the whole path, which then finds nothing, or
+    another directory's, and takes `gs:` for a bucket.
+
+    Raises:
+      UserError: naming what is wrong with the path.
+    """
+    whole = os.path.abspath(path)
+    if found := re.search(r'[][*?\\]', whole):
+        raise UserError(
+            f'{path}: {found[0]!r} in the path ({whole}): checkpoints written there could not be '
+            'read again; name a directory without any of [ ] * ? \\'
+        )
+    if found := re.search(r'(?:^|/)([a-z][a-z0-9+-]+):/', f'{whole}/'):
+        raise UserError(f'{path}: {found[1]}: is no local directory; name one on this host')
 
 
 @contextlib.contextmanager

@@ -128,6 +128,7 @@ def claimed(run: config.Settings, run_dir: Path, resume: bool) -> Iterator[None]
     with contextlib.ExitStack() as exits:
 
         def claim() -> None:
+            files.check_checkpoint_path(run_dir)
             if resume:
                 _require_a_run(run_dir)
             else:

@@ -5,6 +5,8 @@ import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
 import pytest
 import yaml
 
@@ -154,6 +156,29 @@ def test_a_new_directory_is_there_whole_or_not_at_all(tmp_path):
     for taken in (path, tmp_path / 'dangling'):
         refuse('exists; name a new directory', files.new_directory(taken).__enter__)
     refuse('keep: File exists', files.new_directory(foreign / 'keep' / 'out').__enter__)
+
+
+NOT_READ_AGAIN = ['lr=[1e-3]', '[0]', 'a[!b]/run', 'a*', 'is it?', 'back\\slash', 'gs://bucket/run']
+
+
+@pytest.mark.parametrize('name', NOT_READ_AGAIN)
+def test_a_directory_whose_checkpoints_could_not_be_read_again_is_refused(name, run, tmp_path):
+    for resume in (False, True):
+        with pytest.raises(UserError, match='in the path|is no local directory'):
+            with trainer.claimed(run, tmp_path / name, resume):
+                raise AssertionError('claimed')
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', ['a\nb {} %s $x #;', '-rf', 'a:', '12:30', 'é 中 🙂.tmp', '~', "'\"|&"])
+def test_checkpoints_of_a_directory_with_an_odd_name_are_read(name, run, tmp_path):
+    with trainer.claimed(run, tmp_path / name, False):
+        pass
+    path = tmp_path / name / 'checkpoints'
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, {'a': jnp.arange(3)})
+        checkpointer.wait_until_finished()
+        assert checkpointer.restore(path)['a'].tolist() == [0, 1, 2]
 
 
 @pytest.fixture

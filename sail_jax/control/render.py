@@ -165,10 +165,11 @@ def export_brax(run: ControlRun, policy: Policy, path: Path, env: Env | None = N
       The checkpoint's directory.
 
     Raises:
-      UserError: the directory exists, or there can be none.
+      UserError: the directory exists, or there can be none; see `files.check_checkpoint_path`.
       TrainingFailed: it cannot be written.
     """
     path = path.absolute()  # Orbax takes no other.
+    files.check_checkpoint_path(path)
     env = envs.make(run.env) if env is None else contract.sound(env)
     networks = control_policy.make_networks(env, run)
     value = policy.params.get('value') or networks.value_network.init(jax.random.key(0))
