@@ -33,7 +33,10 @@ class Interrupted(Exception):
 
 def one_line(error: Exception) -> str:
     """What an error of somebody else's code says, for a message of ours."""
-    return ' '.join(str(error).split())[:200]
+    try:
+        return ' '.join(str(error).split())[:200]
+    except Exception:  # Of its `__str__`.
+        return ''
 
 
 def shown(text: str, at_most: int = 80) -> str:

@@ -4,9 +4,11 @@ All are functions of two lists of one length that give one number for each place
 from them on the host: `score` and `judge`.
 """
 
+import decimal
 import functools
 import itertools
 import logging
+import numbers
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -19,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from sail_jax import devices
-from sail_jax.errors import TrainingFailed, UserError
+from sail_jax.errors import TrainingFailed, UserError, one_line
 from sail_jax.language import weights
 from sail_jax.language.architecture import Architecture, read_json
 from sail_jax.language.logprobs import Prompts, last_hidden
@@ -247,17 +249,42 @@ def _call(
     if isinstance(error, UserError):
         raise UserError(f'{_name(function)}: {error}') from None
     if error is not None:
-        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        reason = ' '.join(f'{type(error).__name__}: {one_line(error)}'.split())[:200]
         raise UserError(f'{_name(function)}: raised {reason}') from error
-    try:
-        array = np.asarray(answer, np.float32)
-    except (TypeError, ValueError):
+    array = _numbers(answer)
+    if array is None:
         raise UserError(
             f'{_name(function)}: expected {len(items)} numbers, got {type(answer).__name__}'
-        ) from None
+        )
     if array.shape != (len(items),):
         raise UserError(
             f'{_name(function)}: expected shape ({len(items)},), one number a response, '
             f'got {array.shape}'
         )
     return array
+
+
+def _listed(value: Any) -> Any:
+    """A tensor of torch as lists, which takes any type, device, and one with a gradient."""
+    return value.tolist() if hasattr(value, 'detach') else value
+
+
+def _numbers(answer: Any) -> np.ndarray | None:
+    """An answer as float32, where it is made of real numbers and None, which is NaN."""
+    try:
+        if isinstance(answer, list | tuple):
+            answer = [_listed(value) for value in answer]
+        answer = _listed(answer)
+        given = np.asarray(answer)
+        if given.dtype == object:
+            kinds = numbers.Real, np.bool_, decimal.Decimal, type(None)
+            if not all(isinstance(value, kinds) for value in given.flat):
+                return None
+        elif given.dtype.kind not in 'biuf' and given.dtype != jnp.bfloat16:
+            return None  # Text that reads as a number, dates, complex numbers.
+        if np.ma.is_masked(answer):
+            given = np.ma.filled(np.ma.asarray(answer, float), np.nan)
+        with np.errstate(over='ignore'):
+            return np.asarray(given, np.float32)
+    except Exception:  # Whatever an array of another library raises.
+        return None

@@ -1,7 +1,10 @@
 """Rewards: functions on the host held to their shape and time, and reward models."""
 
+import decimal
+import fractions
 import threading
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -35,6 +38,11 @@ def test_scores_are_of_their_prompt_and_response_whatever_the_batches():
     assert sizes == [1] * 6 + [4, 2] + [6]
 
 
+class Unreadable:
+    def __array__(self, *args, **kwargs):
+        raise RuntimeError('on another device')
+
+
 @pytest.mark.parametrize(
     ('answer', 'message'),
     [
@@ -44,6 +52,18 @@ def test_scores_are_of_their_prompt_and_response_whatever_the_batches():
         (['good', 'bad'], 'expected 2 numbers, got list'),
         ([[1.0], []], 'expected 2 numbers, got list'),
         (object(), 'expected 2 numbers, got object'),
+        (['1', '2'], 'expected 2 numbers, got list'),
+        (np.array(['1', 'nan']), 'expected 2 numbers, got ndarray'),
+        ([None, '2'], 'expected 2 numbers, got list'),
+        ([1j, 2], 'expected 2 numbers, got list'),
+        (np.array([1j, 2]), 'expected 2 numbers, got ndarray'),
+        (np.array(['2026-01-01', 'NaT'], 'datetime64[D]'), 'expected 2 numbers, got ndarray'),
+        (np.array([(1.0,)] * 2, [('reward', 'f4')]), 'expected 2 numbers, got ndarray'),
+        ([{'score': 1.0}] * 2, 'expected 2 numbers, got list'),
+        ([10**400, 1], 'expected 2 numbers, got list'),
+        (iter([1.0, 2.0]), 'expected 2 numbers, got list_iterator'),
+        (Unreadable(), 'expected 2 numbers, got Unreadable'),
+        (np.ma.masked_all((2, 1)), r'got \(2, 1\)'),
     ],
 )
 def test_answer_of_another_shape_is_refused(answer, message):
@@ -51,9 +71,43 @@ def test_answer_of_another_shape_is_refused(answer, message):
         rewards.score(lambda prompts, responses: answer, PROMPTS[:1], RESPONSES[:1])
 
 
-def test_no_answer_is_not_a_number_and_passes():
-    scores = rewards.score(lambda prompts, responses: [None, 1], PROMPTS[:1], RESPONSES[:1])
-    np.testing.assert_array_equal(scores, [[np.nan, 1]])
+@pytest.mark.parametrize(
+    ('answer', 'expected'),
+    [
+        ([None, 1], [np.nan, 1]),
+        (np.ma.array([7, 1], mask=[True, False]), [np.nan, 1]),
+        ([1e300, -1e300], [np.inf, -np.inf]),
+        ([True, np.float16(0.5)], [1, 0.5]),
+        ([decimal.Decimal('0.5'), fractions.Fraction(1, 4)], [0.5, 0.25]),
+        (jnp.array([1, 2], jnp.bfloat16), [1, 2]),
+    ],
+)
+def test_what_is_a_number_and_no_answer_is_not_a_number(answer, expected):
+    scores = rewards.score(lambda prompts, responses: answer, PROMPTS[:1], RESPONSES[:1])
+    np.testing.assert_array_equal(scores, [expected])
+
+
+def test_tensors_are_numbers_whatever_their_type_and_gradient():
+    torch = pytest.importorskip('torch')
+    for dtype in (torch.float32, torch.bfloat16):
+        whole = torch.tensor([1.0, 2.0], dtype=dtype, requires_grad=True)
+        for answer in (whole, list(whole), 2 * whole / 2):
+            scores = rewards.score(lambda *_, a=answer: a, PROMPTS[:1], RESPONSES[:1])
+            np.testing.assert_array_equal(scores, [[1, 2]])
+    with pytest.raises(UserError, match='expected 2 numbers, got Tensor'):
+        rewards.score(lambda *_: torch.empty(2, device='meta'), PROMPTS[:1], RESPONSES[:1])
+
+
+def test_an_error_that_cannot_be_printed_is_one_line():
+    class Mute(Exception):
+        def __str__(self):
+            raise ValueError
+
+    def broken(prompts, responses):
+        raise Mute
+
+    with pytest.raises(UserError, match=r'broken: raised Mute:'):
+        rewards.score(broken, PROMPTS, RESPONSES)
 
 
 def test_function_that_raises_is_one_line_with_its_cause():
