@@ -127,6 +127,9 @@ def sound(env: Any) -> Env:
         first = after if first is None else first
         before, types = types, _joined(name, types, after)
         if _types(before) == _types(types):
+            # What a step leaves in the environment shows in what follows it.
+            _tried_on_one(f'env: {name}.reset', env.reset, key)
+            _tried_on_one(f'env: {name}.step', env.step, types, action)
             kept = _types(start) == _types(first)
             return env if kept and _is_plain(start) else _Sound(env, types)
     raise UserError(f'env: {name}: {_difference(start, first)}')

@@ -142,6 +142,31 @@ class Remembers(Point):
         return super().step(state, action + self.wind)
 
 
+class RemembersSteps(Point):
+    """Keeps in itself what the last step did."""
+
+    last = None
+
+    def step(self, state, action):
+        jerk = 0.0 if self.last is None else action - self.last
+        self.last = action
+        return super().step(state, action + 0 * jerk)
+
+
+class CountsInReset(Point):
+    """Reads in reset what a step has left."""
+
+    last = jnp.zeros(2)
+
+    def reset(self, rng):
+        state = super().reset(rng)
+        return state.replace(obs=state.obs + 0 * self.last)
+
+    def step(self, state, action):
+        self.last = action
+        return super().step(state, action)
+
+
 def sized(size):
     return type('Sized', (Point,), {'action_size': size})()
 
@@ -218,6 +243,14 @@ REFUSED = {
     'a state of its own': (
         Remembers(),
         r'step: raised UnexpectedTracerError: .*put it into the state \(test_contract',
+    ),
+    'the last action': (
+        RemembersSteps(),
+        r'step: raised UnexpectedTracerError: .*put it into the state \(test_contract',
+    ),
+    'the last action in reset': (
+        CountsInReset(),
+        r'reset: raised UnexpectedTracerError: .*put it into the state \(test_contract',
     ),
     'text in the state': (both(info=lambda s: {'x': 'text'}), 'reset: raised TypeError: .*str'),
     'an action of another size': (sized(3), r'env: Sized.step: raised TypeError: .*\(toy.py:\d+\)'),
