@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sail_jax import files
-from sail_jax.errors import UserError, one_line
+from sail_jax.errors import UserError, one_line, shown
 from sail_jax.language import card
 from sail_jax.language.architecture import read_json
 
@@ -217,13 +217,33 @@ def _arrow(file: Path) -> Iterator[Located]:
 def _batches(file: Path, batches: Any) -> Iterator[Located]:
     number = 0
     for batch in batches:
+        names = batch.schema.names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f'{file}: {shown(twice[0])}: two columns of this name')
         for i in range(batch.num_rows):
             number += 1
             yield Located(f'{file}: row {number}', lambda batch=batch, i=i: _cells(batch, i))
 
 
 def _cells(batch: pa.RecordBatch, i: int) -> dict[str, Any]:
+    """A row; what Python has no value for, nanoseconds or the year 10,000, is left as it is."""
     try:
-        return batch.slice(i, 1).to_pylist()[0]
+        return {
+            name: _cell(column[i])
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        }
     except UnicodeDecodeError:
         raise UserError('not valid UTF-8') from None
+
+
+def _cell(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, OverflowError):
+        if isinstance(value, pa.StructScalar):
+            return {name: _cell(item) for name, item in value.items()}
+        if isinstance(value, pa.ListScalar):
+            return [_cell(item) for item in value.values]
+        return value

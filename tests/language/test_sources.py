@@ -169,6 +169,45 @@ def test_parquet_by_row_number(tmp_path):
     assert where == [f'{file}: row {row}' for row in range(1, 6)]
 
 
+ODD = {
+    'nanoseconds': pa.array([2**62 + 1], pa.timestamp('ns')),
+    'a zone that is nowhere': pa.array([0], pa.timestamp('s', 'Nowhere/City')),
+    'a long time': pa.array([2**62 + 1], pa.duration('ns')),
+    'a time of day': pa.array([1], pa.time64('ns')),
+    'a far day': pa.array([2**30], pa.date32()),
+    'a far second': pa.array([2**40], pa.timestamp('s')),
+    'within a list': pa.array([[2**62 + 1]], pa.list_(pa.timestamp('ns'))),
+    'within an object': pa.array([{'t': 2**30}], pa.struct([('t', pa.date32())])),
+    'a map': pa.array([[('k', 2**30)]], pa.map_(pa.string(), pa.date32())),
+}
+
+
+@pytest.mark.parametrize('column', ODD.values(), ids=ODD)
+def test_a_column_that_python_has_no_value_for_keeps_no_row_from_being_read(tmp_path, column):
+    timed = pa.StructArray.from_arrays(
+        [pa.array(['assistant']), pa.array(['b']), column], names=['role', 'content', 't']
+    )
+    chosen = pa.ListArray.from_arrays([0, 1], timed)
+    table = pa.table({'prompt': ['a'], 'other': column, 'chosen': chosen})
+    pq.write_table(table, tmp_path / 'x.parquet')
+    write_arrow(tmp_path / 'x.arrow', table)
+    for name in ('x.parquet', 'x.arrow'):
+        _, [row] = read(tmp_path / name)
+        assert row['prompt'] == 'a'
+        assert row['other'] is not None
+        assert rows.trl(row).chosen == 'b'
+        with pytest.raises(UserError, match='^prompt'):
+            rows.trl({'prompt': row['other']})
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    columns = [pa.array(['a']), pa.array(['b'])]
+    table = pa.Table.from_arrays(columns, names=['prompt', 'prompt'])
+    pq.write_table(table, tmp_path / 'x.parquet')
+    with pytest.raises(UserError, match=r'x.parquet: prompt: two columns of this name'):
+        read(tmp_path / 'x.parquet')
+
+
 def test_hub_directory_takes_the_files_of_the_split_alone(tmp_path):
     names = [
         'data/train-00001-of-00002.jsonl',
