@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -162,8 +163,11 @@ def update(run: RunT, overrides: Mapping[str, Any]) -> RunT:
       overrides: by dotted keys, `{'objective.beta': 0.2}`; a mapping sets the keys that it has.
 
     Raises:
-      UserError: as of `validate`.
+      UserError: as of `validate`; no mapping.
     """
+    if not isinstance(overrides, Mapping):
+        kind = type(overrides).__name__
+        raise UserError(f"overrides: expected a mapping, {{'seed': 3}} for example, got {kind}")
     data = run.model_dump()
     for key, value in overrides.items():
         for part in reversed(str(key).split('.')):
@@ -173,6 +177,10 @@ def update(run: RunT, overrides: Mapping[str, Any]) -> RunT:
 
 
 def _merge(old: Any, new: Any) -> Any:
+    if isinstance(new, os.PathLike):
+        return os.fspath(new)
+    if getattr(new, 'ndim', 0):  # An array, of seeds for example.
+        return new.tolist()
     if not isinstance(new, Mapping):
         return new
     old = old if isinstance(old, dict) else {}

@@ -161,7 +161,7 @@ def train(
     from sail_jax import trainer
 
     name, run = _given(run)
-    if overrides:
+    if overrides is not None:
         run = configfile.update(run, overrides)
     run_dir = default_run_dir(name) if run_dir is None else _directory(run_dir)
     if not isinstance(run, ControlRun) and jax.process_count() > 1:

@@ -2,7 +2,9 @@
 arguments."""
 
 import shlex
+from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -47,6 +49,24 @@ def test_load_takes_overrides():
         'value.hidden': [8],
     }
     assert changes(objective=Objective(beta=0.3)) == {'objective.beta': 0.3}
+    for seeds in (np.arange(3), jnp.arange(3), range(3), (0, 1, 2)):
+        assert changes(seeds=seeds) == {'seeds': [0, 1, 2]}
+    assert changes(reference={'source': 'run', 'path': Path('runs/a')}) == {
+        'reference.source': 'run',
+        'reference.path': 'runs/a',
+    }
+
+
+def test_a_path_is_text_where_the_setting_is_text():
+    file = 'configs/language/qwen2.5-0.5b-ultrafeedback.yaml'
+    assert sail_jax.load(file, data={'path': Path('my') / 'rows'}).data.path == 'my/rows'
+
+
+@pytest.mark.parametrize('overrides', [[], [('seed', 3)], 'seed=3', 3, {'seed'}], ids=repr)
+def test_overrides_that_are_no_mapping_are_refused(tmp_path, overrides):
+    text = refused(sail_jax.train, QUICKSTART, tmp_path / 'run', overrides=overrides)
+    assert text.startswith("overrides: expected a mapping, {'seed': 3} for example, got ")
+    assert not (tmp_path / 'run').exists()
 
 
 BAD = {
@@ -61,6 +81,7 @@ BAD = {
     'other section': ({'objective': Divergence()}, 'objective: should be a valid dictionary or'),
     'no section': ({'objective': 3}, 'objective: should be a valid dictionary or instance of Obj'),
     'other workload': ({'workload': 'bandit'}, "workload: should be 'control', got 'bandit'"),
+    'a matrix': ({'seeds': np.zeros((2, 2))}, 'seeds.0: should be a valid integer, got [0.0, 0'),
     'not UTF-8': ({'env.name': 'a\udcff'}, 'env.name: should be UTF-8'),
 }
 

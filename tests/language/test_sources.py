@@ -196,7 +196,7 @@ def test_a_column_that_python_has_no_value_for_keeps_no_row_from_being_read(tmp_
         assert row['prompt'] == 'a'
         assert row['other'] is not None
         assert rows.trl(row).chosen == 'b'
-        with pytest.raises(UserError, match='^prompt'):
+        with pytest.raises(UserError, match=r'^prompt'):
             rows.trl({'prompt': row['other']})
 
 
