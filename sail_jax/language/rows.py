@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from sail_jax.errors import UserError
+from sail_jax.errors import UserError, shown
 
 MAX_CHARACTERS = 2**22
 """Of one text: a thousand pages."""
@@ -58,6 +58,10 @@ def trl(raw: Raw) -> Row:
     characters (less a final space), which is TRL's rule. A `system` text is the conversation's
     first turn; with it a prompt of plain text is the user's.
     """
+    if raw.get('prompt') is None:
+        for name in raw:
+            if str(name).strip().lower() in PROMPT_LIKE and _says(raw[name]):
+                raise UserError(f'{name}: call this column prompt')
     raw = _with_system(raw)
     if raw.get('tools'):
         raise UserError('tools: tool calls are not supported')
@@ -68,10 +72,6 @@ def trl(raw: Raw) -> Row:
     if answer == 'chosen' and raw.get('completion') is not None:
         raise UserError('completion: beside chosen, which says the response; leave one of them out')
     chosen = raw.get(answer)
-    if prompt is None:
-        for name in raw:
-            if str(name).strip().lower() in PROMPT_LIKE and _says(raw[name]):
-                raise UserError(f'{name}: call this column prompt')
     if chosen is None:
         return Row(_messages(prompt, 'prompt') if _is_list(prompt) else _text(raw, 'prompt'))
     rejected = raw.get('rejected')
@@ -280,6 +280,8 @@ def _messages(value: Any, name: str) -> tuple[Message, ...]:
             raise UserError(f'{name}[{i}]: expected a message, got {type(message).__name__}')
         if message.get('tool_calls'):
             raise UserError(f'{name}[{i}]: tool calls are not supported')
+        if 'role' not in message and 'from' in message:
+            raise UserError(f'{name}[{i}]: from and value; call them role and content')
         try:
             messages.append(Message(_text(message, 'role'), _content(message)))
         except UserError as error:
@@ -323,8 +325,14 @@ def _conversation(*turns: tuple[Message, ...], prompt: tuple[Message, ...] | Non
             raise UserError(f'{name}: empty')
         if messages[: len(prompt)] != prompt:
             raise UserError('chosen and rejected answer different prompts')
-        if len(messages) != len(prompt) + 1 or messages[-1].role != 'assistant':
-            raise UserError(f'{name}: expected one message of the assistant after the prompt')
+        answer = messages[len(prompt) :]
+        if len(answer) != 1 or answer[0].role != 'assistant':
+            roles = ', '.join(shown(message.role, 20) for message in answer[:4])
+            again = ' (the prompt again?)' if answer[: len(prompt)] == prompt else ''
+            raise UserError(
+                f'{name}: expected one message of the assistant after the prompt, '
+                f'got {roles}{again}'
+            )
     return Row(prompt, *(messages[-1].content for messages in turns))
 
 

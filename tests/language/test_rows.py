@@ -108,6 +108,22 @@ def test_converter(convert, raw, row):
     ('convert', 'raw', 'message'),
     [
         (rows.trl, {}, 'prompt: missing'),
+        (rows.trl, ANSWERS | {'system': 'Be.', 'question': 'Q'}, 'question: call this column pro'),
+        (
+            rows.trl,
+            {'prompt': 'Q', 'chosen': [{'from': 'human', 'value': 'Q'}], 'rejected': [RED]},
+            r'chosen\[0\]: from and value; call them role and content',
+        ),
+        (
+            rows.trl,
+            {'prompt': [USER], 'chosen': [USER, BLUE], 'rejected': [USER, RED]},
+            r'one message of the assistant after the prompt, got user, assistant \(the prompt ag',
+        ),
+        (
+            rows.trl,
+            {'prompt': [USER], 'chosen': [BLUE | {'role': 'gpt'}], 'rejected': [RED]},
+            r'one message of the assistant after the prompt, got gpt$',
+        ),
         (rows.trl, {'prompt': 3}, 'prompt: expected text, got int'),
         (rows.trl, {'prompt': None}, 'prompt: missing'),
         (rows.trl, {'prompt': 'a', 'chosen': 1, 'rejected': 'b'}, 'chosen: expected text, got int'),
