@@ -1,5 +1,6 @@
 """From sampled tokens to what the labeller says of them, on the host."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -31,8 +32,17 @@ def make(
       mesh: devices that a reward model is split over, as the policy is.
 
     Raises:
-      UserError: two rewards; a reward model that cannot be read.
+      UserError: two rewards; what is no function, or one that has to be awaited; a reward model
+        that cannot be read.
     """
+    for name, function in (('reward', reward), ('judge', judge)):
+        if function is not None and not callable(function):
+            raise UserError(f'{name}: {function!r:.80}; expected a function, or what can be called')
+        if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
+            raise UserError(
+                f'{name}: an async function; give one that returns the numbers '
+                '(asyncio.run within it)'
+            )
     source = run.reward
     if reward is not None and source.source != 'none':
         raise UserError(

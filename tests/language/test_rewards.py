@@ -3,6 +3,7 @@
 import decimal
 import fractions
 import threading
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +12,10 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from sail_jax.errors import TrainingFailed, UserError
-from sail_jax.language import architecture, rewards, tokens, weights
+from sail_jax.language import architecture, labels, rewards, tokens, weights
 from sail_jax.language.rows import Message
 from sail_jax.language.sampler import pad_prompts
-from tests.language import tiny
+from tests.language import small, tiny
 from tests.language.tiny import FAMILIES
 from tests.language.tiny_tokenizer import END, IM_END, write
 
@@ -117,6 +118,33 @@ def test_function_that_raises_is_one_line_with_its_cause():
     with pytest.raises(UserError, match=r'broken: raised ValueError: two lines$') as caught:
         rewards.score(broken, PROMPTS, RESPONSES)
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+async def later(prompts, items):
+    return [1.0] * len(items)
+
+
+class Later:
+    async def __call__(self, prompts, items):
+        return [1.0] * len(items)
+
+
+@pytest.mark.parametrize('name', ['reward', 'judge'])
+@pytest.mark.parametrize(
+    ('function', 'message'),
+    [
+        ([len], r'\[<built-in function len>\]; expected a function'),
+        ('checkpoints/reward', "'checkpoints/reward'; expected a function"),
+        (3, '3; expected a function'),
+        (later, 'an async function; give one that returns the numbers'),
+        (Later(), 'an async function'),
+    ],
+    ids=repr,
+)
+def test_what_is_no_function_is_refused_before_training(name, function, message):
+    run = small.run(Path('model'), Path('prompts.jsonl'))
+    with pytest.raises(UserError, match=f'^{name}: {message}'):
+        labels.make(run, None, **{name: function})
 
 
 def test_function_that_hangs_is_left():
