@@ -217,10 +217,15 @@ def _read_settings(file: Path) -> Lora:
             only = f'only {PLAIN[key]!r} is' if key in PLAIN else 'a variant of LoRA that is not'
             raise UserError(f'{file}: {shown(key)}: {value!r:.80}; {only} supported')
     targets = data.get('target_modules')
-    fields = {
-        'rank': data.get('r'),
-        'alpha': data.get('lora_alpha'),
-        'targets': tuple(targets) if isinstance(targets, list) else targets,
-    }
+    if isinstance(targets, str):
+        raise UserError(
+            f'{file}: target_modules: a pattern, {targets!r:.80}; list the names that it finds, '
+            "['q_proj', 'v_proj'] for example"
+        )
+    if isinstance(targets, list):
+        # Of `all-linear` PEFT writes each layer's name; that no layer lacks one, the tensors tell.
+        last = (name.rpartition('.')[2] if isinstance(name, str) else str(name) for name in targets)
+        targets = tuple(dict.fromkeys(last))
+    fields = {'rank': data.get('r'), 'alpha': data.get('lora_alpha'), 'targets': targets}
     names = {'rank': 'r', 'alpha': 'lora_alpha', 'targets': 'target_modules'}
     return Lora(**hf_config.validated(_Written, fields, str(file), names).model_dump())

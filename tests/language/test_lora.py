@@ -116,7 +116,7 @@ Q0 = 'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
         ({'lora_alpha': float('inf')}, None, 'lora_alpha: .*got inf'),
         ({'use_dora': True}, None, 'use_dora: True; only False'),
         ({'rank_pattern': {'q_proj': 4}}, None, 'rank_pattern: .* only {}'),
-        ({'target_modules': 'all-linear'}, None, "target_modules: .*got 'all-linear'"),
+        ({'target_modules': 'all-linear'}, None, "target_modules: a pattern, 'all-linear'"),
         ({'target_modules': ['lm_head']}, None, "target_modules.0: .*got 'lm_head'"),
         ({'r': 0}, None, 'r: .*got 0'),
         ({'r': 4}, None, 'shape \\(3, 24\\); the configuration needs \\(4, 24\\)'),
@@ -171,6 +171,13 @@ def test_settings_that_are_off_or_inert_are_read(tmp_path):
         ({'trainable_token_indices': [1, 2]}, False),
         ({'alora_invocation_tokens': [4]}, False),
         ({'task_type': None}, True),
+        ({'target_modules': 'all-linear'}, True),
+        ({'target_modules': ['self_attn.q_proj', 'mlp.down_proj', 'q_proj']}, True),
+        ({'target_modules': ['layers.0.self_attn.q_proj']}, False),
+        ({'target_modules': ['layers.0.self_attn.q_proj', 'mlp.up_proj']}, False),
+        ({'target_modules': ['q_proj', 'lm_head']}, False),
+        ({'target_modules': r'.*\.(q|v)_proj'}, False),
+        ({'exclude_modules': ['layers.0.self_attn.q_proj']}, False),
     ],
 )
 def test_adapters_of_peft_are_read_as_peft_does_or_refused(tmp_path, settings, plain):
