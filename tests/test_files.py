@@ -169,7 +169,7 @@ def test_a_directory_whose_checkpoints_could_not_be_read_again_is_refused(name, 
     assert not any(tmp_path.iterdir())
 
 
-ODD_NAMES = ['a\nb {} %s $x #;', '-rf', 'a:', '12:30', 'é 中 🙂.tmp', '~', "'\"|&"]
+ODD_NAMES = ['a\nb {} %s $x #;', '-rf', 'a:', '12:30', 'é 中 🙂.tmp', '~', '\'"|&']
 
 
 @pytest.mark.parametrize('name', ODD_NAMES)
