@@ -513,7 +513,7 @@ def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path):
     first, last = ended.stderr.splitlines()
     assert 'the checkpoint of update 4 could not be written' in first
     assert last.startswith(f'failed: {path}/checkpoints: the last state, at 240 env steps, could')
-    assert last.endswith('--resume goes on from 120 env steps')
+    assert last.endswith('resume=True goes on from 120 env steps')
     assert sorted(file for file in (path / 'checkpoints' / '2').rglob('*')) == before
     rows = metrics.read_rows(path / 'metrics.jsonl')
     assert [row['step'] for row in rows] == [0, 1, 2, 3, 4]
