@@ -131,16 +131,12 @@ def save(
         manager.wait_until_finished()  # What is on the disk now stays there until the next save.
         _save_reference(Path(manager.directory), state)
     meta = {**meta, 'schema': SCHEMA, 'fingerprints': marks}
-    saved = manager.save(
-        step,
-        args=ocp.args.Composite(
-            policy=ocp.args.StandardSave(policy),
-            training=ocp.args.StandardSave(training),
-            meta=ocp.args.JsonSave({**meta, 'checksum': _checksum(meta)}),
-        ),
-        metrics={'score': score},
+    args = ocp.args.Composite(
+        policy=ocp.args.StandardSave(policy),
+        training=ocp.args.StandardSave(training),
+        meta=ocp.args.JsonSave({**meta, 'checksum': _checksum(meta)}),
     )
-    if not saved:
+    if not quiet.saving(lambda: manager.save(step, args=args, metrics={'score': score})):
         raise TrainingFailed(f'{manager.directory}: update {step} was not saved')
 
 
@@ -397,8 +393,11 @@ def restore_start(directory: Path, abstract: Policy) -> Policy:
 
 
 def _save_policy(path: Path, policy: Policy) -> None:
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), policy._replace(frozen=()))
+    def save() -> None:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path.absolute(), policy._replace(frozen=()))
+
+    quiet.saving(save)
 
 
 def _read_policy(path: Path, abstract: Policy) -> Policy:

@@ -5,11 +5,36 @@ each of those is a traceback. The failure itself is raised, and said in one line
 """
 
 import asyncio
+import concurrent.futures
 import functools
 import logging
 import sys
+import threading
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar('T')
+
+
+def saving(call: Callable[[], T]) -> T:
+    """What a call that saves with Orbax returns or raises.
+
+    Where a save fails before its directories are made, the threads of its later steps wait for them
+    for minutes, and the end of the process for those threads, unless they were begun in one that
+    no process waits for. Nothing is lost by that: whoever saves waits for the save itself.
+    """
+    silence_failed_saves()
+    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result()
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Saves that a disk does not take: each is told once, and costs nothing but itself."""
 
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -101,3 +102,48 @@ def test_only_the_tracebacks_of_failed_saves_are_left_out(opened, monkeypatch):
     for what in (closed, other):
         sys.unraisablehook(what)
     assert seen == [other]
+
+
+FAILING = """
+import sys
+from pathlib import Path
+from sail_jax import checkpoint, config, doctor
+from sail_jax.saver import Saver
+from tests.test_saver import make_state
+
+what, directory = sys.argv[1], Path(sys.argv[2])
+if what == 'doctor':
+    (directory / 'file').touch()
+    print([finding for finding in doctor.examine(directory / 'file') if not finding.well])
+elif what == 'start':
+    (directory / 'checkpoints').touch()
+    try:
+        checkpoint.save_start(directory / 'checkpoints', make_state(1).policy)
+    except OSError as error:
+        print(error)
+else:
+    checkpoints = directory / 'checkpoints'
+    with Saver(checkpoints, config.Checkpoints(), lambda *failure: print(failure)) as saver:
+        checkpoints.rename(directory / 'elsewhere')
+        checkpoints.touch()
+        saver.save(1, make_state(1), {}, wait=True)
+"""
+
+
+@pytest.mark.parametrize('what', ['save', 'start', 'doctor'])
+def test_a_process_whose_save_failed_ends(tmp_path, what):
+    """Before its directory was made, which others of its threads wait for."""
+    command = [sys.executable, '-c', FAILING, what, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert 'Not a directory' in done.stdout
+    assert (done.returncode, done.stderr) == (0, '')
+
+
+def test_an_export_that_fails_is_nothing_but_its_error(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, 'unraisablehook', seen.append)
+    quiet.silence_failed_saves.cache_clear()
+    with disk_of(2000), pytest.raises(ValueError, match='large'):
+        checkpoint.save_start(tmp_path, make_state(1).policy)
+    sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError('Event loop is closed')))
+    assert not seen

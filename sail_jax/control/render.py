@@ -16,7 +16,7 @@ from brax.envs.base import Env, PipelineEnv
 from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 from brax.training.agents.ppo import networks as ppo_networks
 
-from sail_jax import files
+from sail_jax import files, quiet
 from sail_jax.control import contract, envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
@@ -97,9 +97,9 @@ def render(
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(shown), encoding='utf-8')
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}') from None
+    files.write(path, page(shown).encode())
     return float(reward.sum())
 
 
@@ -184,5 +184,5 @@ def export_brax(run: ControlRun, policy: Policy, path: Path, env: Env | None = N
     settings.network_factory_kwargs = control_policy.network_factory(run)
     params = policy.fixed, policy.params['policy'], value
     with files.writing(path), files.new_directory(path) as directory:
-        ppo_checkpoint.save(directory, 0, params, settings)
+        quiet.saving(lambda: ppo_checkpoint.save(directory, 0, params, settings))
     return path / f'{0:012d}'
