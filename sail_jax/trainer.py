@@ -224,11 +224,23 @@ def _require_writable(run_dir: Path) -> None:
         raise UserError(f'{run_dir}: not writable')
 
 
-def _stopped_before_the_first_checkpoint(run: config.Trained, run_dir: Path, saver: Saver) -> bool:
-    """Whether a run has its start policy and nothing else yet, so that it begins again from it."""
-    path = directories(run, run_dir)[0] / 'metrics.jsonl'
-    updated = path.exists() and any(row['step'] > 0 for row in scan(path).rows)
-    return not saver.manager.all_steps() and not updated
+def _updated(run: config.Trained, run_dir: Path) -> list[Path]:
+    """The `metrics.jsonl` in which there are updates."""
+    paths = [parent / 'metrics.jsonl' for parent in directories(run, run_dir)]
+    return [p for p in paths if p.exists() and any(row['step'] > 0 for row in scan(p).rows)]
+
+
+def _keep_rows_aside(run: config.Trained, run_dir: Path) -> None:
+    """Of a run that begins again, since none of its checkpoints was written."""
+    paths, now = _updated(run, run_dir), time.time_ns()
+    for path in paths:
+        with writing(path, ROOM):
+            path.rename(path.with_name(f'before-{now}-{path.name}'))
+    if paths:
+        metrics.say(
+            f'{run_dir}: no checkpoint had been written; the run begins again from its start '
+            f'policy, and its rows so far are before-{now}-metrics.jsonl'
+        )
 
 
 def _require_same_files(run_dir: Path, before: dict[str, str], now: dict[str, str]) -> None:
@@ -378,6 +390,9 @@ def _train(
     if found:
         judge = jax.jit(jax.vmap(judge, spmd_axis_name='seed'))
     saved = f'checkpoints so far are in {directory}'
+    begun = resume and checkpoint.has_begun(directory)
+    if resume and not begun and _updated(run, run_dir):
+        raise UserError(f'{directory}: no checkpoint, though metrics.jsonl has updates')
     with contextlib.ExitStack() as exits:
         bar = exits.enter_context(
             ProgressBar(task.updates, task.watch, task.unit, quiet or not hosts.is_main())
@@ -385,7 +400,7 @@ def _train(
         bar.stage('preparing the start policy')
         try:
             # Killed before anything was saved, a run begins again.
-            start = None if resume and checkpoint.has_begun(directory) else start_policy(run, task)
+            start = None if begun else start_policy(run, task)
         except UserError:
             if not resume and hosts.is_main():  # The directory is free for the corrected run.
                 (run_dir / 'config.yaml').unlink()
@@ -404,7 +419,7 @@ def _train(
             start = hosts.place(start._replace(frozen=()), layout.shardings.policy)
             with writing(directory / 'start', ROOM):
                 checkpoint.save_start(directory, start)
-        if resume and not _stopped_before_the_first_checkpoint(run, run_dir, saver):
+        if resume and hosts.any_process(bool(checkpoint.saved_steps(directory))):
             state, meta = checkpoint.restore(
                 saver.manager, layout.state, run.model_dump(mode='json')
             )
@@ -413,6 +428,8 @@ def _train(
             before, held, began = meta['before'], meta['held'], began - meta['wall_s']
             _require_same_files(run_dir, meta.get('read', {}), read)
         else:
+            if resume and hosts.is_main():
+                _keep_rows_aside(run, run_dir)
             bar.stage('compiling the start')
             state = initial_state(run, task, start._replace(frozen=frozen))
             before, held = [], []

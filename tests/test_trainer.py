@@ -1,5 +1,6 @@
 """The host loop: resuming, stopping, failing, and what it leaves behind."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import sail_jax
-from sail_jax import checkpoint, metrics, runs, trainer, update
+from sail_jax import checkpoint, config, metrics, runs, trainer, update
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
 from tests.control.toy import SETTINGS, Point, Poisoned
@@ -349,6 +350,40 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(
     same(train(path, resume=True).policy, whole[0].policy)
     steps = [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')]
     assert steps == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize('seeds', [None, [0, 1]])
+def test_a_run_none_of_whose_checkpoints_was_written_begins_again(tmp_path, monkeypatch, seeds):
+    """Killed while its first one is written, or on a full disk; its rows are kept."""
+    path = tmp_path / 'run'
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    run = make_run(seeds=seeds)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, 'save', fail)
+        with pytest.raises(TrainingFailed, match='no checkpoint could be written'):
+            train(path, run)
+    directory = path / config.members(run)[0].name if seeds else path
+    before = without_times(directory)
+    assert [row['step'] for row in before] == [0, 1, 2, 3, 4]
+    with metrics.console.capture() as said:
+        train(path, run, resume=True)
+    assert said.get().count('no checkpoint had been written; the run begins again') == 1
+    assert without_times(directory) == before
+    (kept,) = directory.glob('before-*-metrics.jsonl')
+    assert len(metrics.read_rows(kept)) == len(before)
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(whole, tmp_path):
+    path = shutil.copytree(whole[1], tmp_path / 'run')
+    shutil.rmtree(path / 'checkpoints')
+    before = (path / 'metrics.jsonl').read_bytes()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r'no checkpoint, though metrics.jsonl has updates'):
+            train(path, resume=True)
+    assert (path / 'metrics.jsonl').read_bytes() == before
 
 
 def test_tensorboard_keeps_what_came_before_a_resume(tmp_path):
