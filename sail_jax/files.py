@@ -74,6 +74,23 @@ def lines(path: Path, at_most: int) -> Iterator[bytes]:
         raise UserError(f'{path}: {error.strerror}') from None
 
 
+def write(path: Path, content: bytes) -> None:
+    """Writes a file; where there is no room for all of it, no part of it stays.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+        with path.open('wb', buffering=0) as file:
+            while content:
+                content = content[file.write(content) :]
+    except OSError as error:
+        if content and path.is_file():  # Not a device.
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise UserError(f'{path}: {error.strerror}') from None
+
+
 def require_regular(directory: Path) -> None:
     """Refuses what is neither file nor directory, before somebody's code opens all that is there.
 

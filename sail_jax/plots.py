@@ -1,5 +1,6 @@
 """Convergence plots from the `metrics.jsonl` of runs."""
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from matplotlib.ticker import EngFormatter
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-from sail_jax import config, configfile, metrics, runs
+from sail_jax import config, configfile, files, metrics, runs
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun
@@ -187,13 +188,15 @@ def plot(curves: list[Curve], out: Path) -> None:
     lines = {line.get_label(): line for axis in axes.flat for line in axis.lines}
     axes[0, 0].legend(handles=list(lines.values()), fontsize=7)
     figure.suptitle(', '.join(sorted({what.subject(curve.run) for curve in curves})))
+    # Not into the file: where the disk is full its writers raise whatever comes of that.
+    drawn = io.BytesIO()
     try:
-        # Told no format, Matplotlib writes to another file than `out` where it has no suffix.
-        figure.savefig(out, dpi=150, format=out.suffix[1:] or 'png')
-    except (OSError, ValueError) as error:
+        figure.savefig(drawn, dpi=150, format=out.suffix[1:] or 'png')
+    except ValueError as error:
         raise UserError(f'{out}: {error}') from None
     finally:
         plt.close(figure)
+    files.write(out, drawn.getvalue())
 
 
 def draw(axis: plt.Axes, curves: list[Curve], x: str, y: str, color: str, name: str) -> None:

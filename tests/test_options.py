@@ -11,6 +11,7 @@ from sail_jax import cli, files, plots
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
 from tests.control.toy import SETTINGS, Point
+from tests.test_metrics import disk_of
 
 QUICKSTART = 'configs/quickstart.yaml'
 
@@ -148,3 +149,22 @@ def test_every_number_among_the_options_has_bounds(monkeypatch):
         cli.main(arguments)
     assert len(types) > 20
     assert not {int, float} & set(types)
+
+
+@pytest.mark.parametrize('name', ['plot.png', 'plot.pdf', 'plot.svg', 'plot.eps', 'plot.jpg'])
+@pytest.mark.parametrize('size', [0, 1000, 4096])
+def test_a_plot_that_the_disk_does_not_take_is_one_line(tmp_path, name, size):
+    rows = [{'env_steps': x, 'labels': x, 'wall_s': x, 'eval/return': x} for x in (0.0, 1.0)]
+    curves = [plots.Curve('run', ControlRun(), rows)]
+    with disk_of(size), pytest.raises(UserError, match=rf'^{tmp_path}/{name}: File too large$'):
+        plots.plot(curves, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_file_is_written_and_stays(tmp_path):
+    with pytest.raises(UserError, match='^/dev/full: No space left on device$'):
+        files.write(Path('/dev/full'), b'text')
+    assert Path('/dev/full').exists()
+    (tmp_path / 'file').symlink_to(tmp_path / 'there')
+    files.write(tmp_path / 'file', b'text')
+    assert (tmp_path / 'there').read_bytes() == b'text'
