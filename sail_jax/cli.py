@@ -17,7 +17,13 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     training = arguments[:1] == ['train']
     with streams.lasting() as out:
-        status = _status(arguments, training)
+        try:
+            status = _status(arguments, training)
+        except SystemExit:  # After `--help`, which leaves nothing but what it prints.
+            out.flush()
+            if out.error is None:
+                raise
+            status, training = 0, False
         out.flush()
         lost = out.error
         if lost is None or lost.errno == errno.EPIPE:  # `| head -1` has read what it wanted.

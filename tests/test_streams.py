@@ -159,3 +159,12 @@ def test_the_exit_status_at_the_very_end(redirection):
     done = subprocess.run(['bash', '-c', script, 'bash', *program], capture_output=True, text=True)
     assert done.returncode == 3, done.stderr
     assert done.stderr in ('', 'two\n')
+
+
+@pytest.mark.parametrize('command', [['--help'], ['plot', '--help'], ['train', '--help']])
+def test_help_that_is_lost_is_an_error_too(monkeypatch, capsys, command):
+    monkeypatch.setattr(sys, 'stdout', pipe())
+    assert main(command) == 0
+    monkeypatch.setattr(sys, 'stdout', full())
+    assert main(command) == 1
+    assert capsys.readouterr().err == 'sail-jax: standard output: No space left on device\n'
