@@ -47,7 +47,7 @@ def start(
       NotJoined: the others did not come in time; JAX goes on waiting for them, and is best left to
         it by `os._exit`.
     """
-    if coordinator is not None and not re.fullmatch(r'\S+:[0-9]{1,5}', coordinator):
+    if coordinator is not None and not _is_address(coordinator):
         raise UserError(f'--coordinator: HOST:PORT of process 0, got {coordinator!r:.80}')
     # JAX's preemption service would swallow a SIGTERM that comes before training has its own
     # handler, and afterwards see none; `any_process` says what it would.
@@ -85,6 +85,11 @@ def start(
             'and Open MPI give --coordinator HOST:PORT --num-processes N --process-id I'
         )
     return distributed.global_state.num_processes or 1
+
+
+def _is_address(text: str) -> bool:
+    found = re.fullmatch(r'\S+:([0-9]{1,5})', text)
+    return found is not None and 0 < int(found[1]) < 2**16
 
 
 def _others() -> str:

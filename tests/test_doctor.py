@@ -116,6 +116,8 @@ def test_who_is_alone(tmp_path):
 @pytest.mark.parametrize(
     ('more', 'message'),
     [
+        (['--coordinator', 'host:0'], "--coordinator: HOST:PORT of process 0, got 'host:0'"),
+        (['--coordinator', 'h:65536'], "--coordinator: HOST:PORT of process 0, got 'h:65536'"),
         (['--coordinator', 'host'], "--coordinator: HOST:PORT of process 0, got 'host'"),
         (['--join-timeout', '0'], "--join-timeout: 1 to 86400 seconds, got '0'"),
         (['--join-timeout', 'nan'], '1 to 86400 seconds'),
