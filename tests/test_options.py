@@ -162,7 +162,7 @@ def test_a_plot_that_the_disk_does_not_take_is_one_line(tmp_path, name, size):
 
 
 def test_what_is_no_file_is_written_and_stays(tmp_path):
-    with pytest.raises(UserError, match='^/dev/full: No space left on device$'):
+    with pytest.raises(UserError, match=r'^/dev/full: No space left on device$'):
         files.write(Path('/dev/full'), b'text')
     assert Path('/dev/full').exists()
     (tmp_path / 'file').symlink_to(tmp_path / 'there')
