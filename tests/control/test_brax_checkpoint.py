@@ -300,6 +300,7 @@ def test_a_pipe_in_it_is_not_waited_for(tmp_path, name):
         load(path)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_it_and_keeps_its_epsilon(tmp_path):
     path, normaliser, _ = write(tmp_path / 'ppo', mode='ema', std_eps=0.5, count=np.float32(45))
     result = sail_jax.train(make_run(path), tmp_path / 'run', env=Point(), quiet=True)

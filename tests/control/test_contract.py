@@ -302,6 +302,7 @@ def test_wrappers_of_a_users_own_are_taken():
     assert isinstance(contract.sound(brax_envs.Wrapper(Point())), brax_envs.Wrapper)
 
 
+@pytest.mark.slow
 def test_what_was_made_right_trains_and_goes_on_bit_for_bit(tmp_path):
     run = ControlRun.model_validate(SETTINGS)
     longer = run.model_copy(update={'total_env_steps': 2 * run.total_env_steps})
