@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -107,7 +108,9 @@ def test_two_processes_train_evaluate_save_and_resume(directory, single):
     policy = runs.open_run(directory / 'two')[1]
     import jax
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), policy, single)
+    # The normaliser's sums over the run are hundreds: another order rounds them by 1e-7 of that.
+    close = partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-5)
+    jax.tree.map(close, policy, single)
 
 
 def test_four_processes_save_and_resume(directory):
