@@ -47,16 +47,10 @@ CASES = {
         '--alignment.total-prompts 160 --alignment.evaluation.prompts 64',
     ),
     'lora': Case(
-        'configs/language/quickstart.yaml',  # Its alignment, of an adapter; see `adapter`.
+        'sail-revkl/config.yaml',  # Of the run before.
         '--total-prompts 160 --model.train lora --evaluation.prompts 64',
     ),
 }
-
-
-def adapter(language: Path, config: Path) -> None:
-    """The configuration of an alignment on the language quickstart's model, as its run has it."""
-    text = (language / 'sail-revkl' / 'config.yaml').read_text()
-    config.write_text(text)
 
 
 def digest(run_dir: Path) -> dict[str, str]:
@@ -87,8 +81,7 @@ def measure(runs: Path, names: list[str]) -> dict[str, dict[str, str]]:
         case, run_dir = CASES[name], runs / name.replace(', ', '-').replace(' ', '-')
         config = Path(case.config)
         if name == 'lora':
-            config = runs / 'lora.yaml'
-            adapter(runs / 'language', config)
+            config = runs / 'language' / case.config
         command = [sys.executable, '-m', 'sail_jax.cli', 'train', str(config), '--quiet']
         command += [*case.settings.split(), '--run-dir', str(run_dir)]
         env = os.environ | {'JAX_NUM_CPU_DEVICES': str(case.devices)}
