@@ -299,9 +299,9 @@ def is_real(leaf: jax.ShapeDtypeStruct) -> bool:
 
 def _is_plain(state: Any) -> bool:
     """Whether the state can be taken as it is."""
+    # Returns are sums of rewards: not in half precision.
     numbers = all(
-        leaf.shape == () and jnp.issubdtype(leaf.dtype, jnp.floating)
-        for leaf in (state.reward, state.done)
+        leaf.shape == () and leaf.dtype == jnp.float32 for leaf in (state.reward, state.done)
     )
     obs, leaves = state.obs, jax.tree.leaves(state)
     vector = obs.get('state') if isinstance(obs, Mapping) else obs

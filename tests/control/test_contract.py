@@ -85,6 +85,8 @@ MADE_RIGHT = {
     'observations are bool': both(obs=lambda s: s.pipeline_state > 0),
     'a dict without state': both(obs=as_dict(b=lambda p: p, a=lambda p: p[0] > 0)),
     'a key': carrying_key(),
+    'a reward in bfloat16': both(reward=lambda s: s.reward.astype(jnp.bfloat16)),
+    'a reward in float16': both(reward=lambda s: s.reward.astype(jnp.float16)),
 }
 
 
