@@ -185,13 +185,17 @@ def win_numbers(
     ones count one half. With Wilson's 95 % interval over prompts.
 
     A response whose reward is not a finite number loses to one that has one. Pairs of which a judge
-    says nothing (NaN) are left out, and counted, `not_finite`.
+    says nothing (NaN) are left out, and counted, `not_finite`. A judge sees the policy's response
+    first for every other prompt, and second for the rest, so that one who favours a position
+    favours neither policy.
     """
     if labeller.judge is not None:
+        samples = zip(_columns(ours.texts), _columns(theirs.texts), strict=True)
+        row_N = np.arange(len(prompts))
         won_NxS = np.stack(
             [
-                labeller.judge(prompts, list(zip(a, b, strict=True))).prob_BxKxK[:, 0, 1]
-                for a, b in zip(_columns(ours.texts), _columns(theirs.texts), strict=True)
+                _judged(labeller, prompts, a, b, (row_N + sample) % 2)
+                for sample, (a, b) in enumerate(samples)
             ],
             axis=1,
         )
@@ -212,6 +216,16 @@ def win_numbers(
         'win_rate_low': centre - half,
         'win_rate_high': centre + half,
     } | counts
+
+
+def _judged(
+    labeller: Labeller, prompts: Sequence, ours_N: tuple, theirs_N: tuple, place_N: np.ndarray
+) -> np.ndarray:
+    """Probabilities that ours are preferred, [N]; `place`, 0 or 1, is where ours stand."""
+    both = zip(ours_N, theirs_N, place_N, strict=True)
+    pairs = [(theirs, ours) if place else (ours, theirs) for ours, theirs, place in both]
+    prob_NxKxK = np.asarray(labeller.judge(prompts, pairs).prob_BxKxK)
+    return prob_NxKxK[np.arange(len(pairs)), place_N, 1 - place_N]
 
 
 def _columns(texts: list[list[str]]) -> list[tuple[str, ...]]:

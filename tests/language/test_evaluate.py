@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sail_jax import reports
+from sail_jax.language import rewards
 from sail_jax.language.evaluate import reward_numbers, win_numbers
 from sail_jax.language.labels import Labeller
 from sail_jax.language.samples import Answers
@@ -82,3 +83,20 @@ def test_pairs_that_a_judge_says_nothing_of_are_left_out_and_counted():
     got = win_numbers(Labeller(None, nothing), PROMPTS, answers(), answers())
     assert np.isnan(got['win_rate'])
     assert got['not_finite'] == 6
+
+
+@pytest.mark.parametrize('favoured', [0, 1])
+def test_a_judge_who_favours_a_position_favours_no_policy(favoured):
+    def judge(prompts, groups):
+        prefers = lambda pairs: [  # noqa: E731
+            float(a > b) if 'better' in (a, b) else 1.0 - favoured for a, b in pairs
+        ]
+        return rewards.judge(lambda _, pairs: prefers(pairs), prompts, groups)
+
+    of = lambda *texts: answers()._replace(texts=[list(texts)] * 4)  # noqa: E731
+    got = lambda ours: win_numbers(  # noqa: E731
+        Labeller(None, judge), [*PROMPTS, 'd'], ours, of('a', 'a')
+    )['win_rate']
+    assert got(of('a', 'a')) == 0.5
+    # What it does know counts wherever it stands.
+    assert got(of('better', 'a')) == (1 + 0.5) / 2
