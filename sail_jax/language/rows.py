@@ -45,6 +45,9 @@ PROMPT_LIKE = (
 )  # fmt: skip
 """Columns that other forms keep the prompt in: leaving one out would change what is asked."""
 
+_WRITTEN_OUT = re.compile(r"""\s*\[\s*\{\s*(['"])(role|content)\1\s*:.*\}\s*\]\s*""", re.DOTALL)
+"""Messages as CSV files and data frames save them: as JSON, or as Python or NumPy print them."""
+
 
 class Missing(UserError):
     """A column that is needed and not there."""
@@ -62,6 +65,9 @@ def trl(raw: Raw) -> Row:
         for name in raw:
             if str(name).strip().lower() in PROMPT_LIKE and _says(raw[name]):
                 raise UserError(f'{name}: call this column prompt')
+    for name in ('prompt', 'chosen', 'completion', 'rejected'):
+        if isinstance(raw.get(name), str) and _WRITTEN_OUT.fullmatch(raw[name]):
+            raise UserError(f'{name}: messages written out as text; expected a list of messages')
     raw = _with_system(raw)
     if raw.get('tools'):
         raise UserError('tools: tool calls are not supported')
@@ -321,7 +327,7 @@ def _conversation(*turns: tuple[Message, ...], prompt: tuple[Message, ...] | Non
     if prompt is None:
         prompt = turns[0][:-1]
     for name, messages in zip(names, turns, strict=False):
-        if len(messages) <= len(prompt):
+        if len(messages) <= len(prompt) and messages == prompt[: len(messages)]:
             raise UserError(f'{name}: empty')
         if messages[: len(prompt)] != prompt:
             raise UserError('chosen and rejected answer different prompts')

@@ -1,5 +1,8 @@
 """Rows: converters by golden rows, and what is refused."""
 
+import json
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,6 +126,22 @@ def test_converter(convert, raw, row):
             rows.trl,
             {'prompt': [USER], 'chosen': [BLUE | {'role': 'gpt'}], 'rejected': [RED]},
             r'one message of the assistant after the prompt, got gpt$',
+        ),
+        (
+            rows.trl,
+            {'chosen': [BE, USER, BLUE], 'rejected': [USER, RED]},
+            'chosen and rejected answer different prompts',
+        ),
+        (rows.trl, {'prompt': json.dumps([USER])}, 'prompt: messages written out as text'),
+        (
+            rows.trl,
+            {'prompt': 'Q', 'chosen': f'{[BLUE]}\n', 'rejected': 'Red.'},
+            'chosen: messages written out as text',
+        ),
+        (
+            rows.trl,
+            {'prompt': 'Q', 'completion': str(np.array([USER, BLUE]))},
+            'completion: messages written out as text; expected a list of messages',
         ),
         (rows.trl, {'prompt': 3}, 'prompt: expected text, got int'),
         (rows.trl, {'prompt': None}, 'prompt: missing'),
