@@ -12,6 +12,7 @@ from sail_jax import checkpoint, configfile, files
 from sail_jax.errors import UserError
 from sail_jax.language import lora, sampler, tokens, weights
 from sail_jax.language import policy as language_policy
+from sail_jax.language.architecture import read_json
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.model import Decoder
 from sail_jax.language.policy import Models
@@ -72,7 +73,16 @@ def export(opened: Opened, out: Path, adapter: bool = False, dtype: str | None =
     weights.save(decoder, out, source=settings.path, dtype=dtype and jnp.dtype(dtype))
     if settings.path is None:
         weights.copy_tokenizer(settings.tokenizer, out)
+    _name_end(out, tokens.load(out, **settings.template))
     return out
+
+
+def _name_end(out: Path, tokenizer: Tokenizer) -> None:
+    """`transformers` generates until the end that the model's files name, not the tokeniser's."""
+    generation = out / 'generation_config.json'
+    config = read_json(out / 'config.json')
+    if not generation.exists() and config.get('eos_token_id') is None:
+        weights.write_json(generation, {'eos_token_id': list(tokenizer.eos_ids)})
 
 
 def load(path: Path, best: bool = False) -> tuple[Decoder, Tokenizer, Sampling]:

@@ -1,5 +1,6 @@
 """Language runs: they learn, go on where they stopped, and leave a model that others can read."""
 
+import json
 import time
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 import sail_jax
 from sail_jax import metrics, runs
 from sail_jax.errors import TrainingFailed, UserError
-from sail_jax.language import export, workload
+from sail_jax.language import export, policy, workload
 from tests.language import small
 
 ALIGN = {
@@ -134,6 +135,7 @@ def test_others_load_what_is_exported(aligned, tmp_path):
         np.testing.assert_allclose(theirs(torch.tensor(ids)).logits, ours, atol=1e-4)
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(out)
     assert tokenizer.eos_token == '<|end|>'
+    assert tokenizer.convert_tokens_to_ids('<|end|>') in theirs.generation_config.eos_token_id
     assert tokenizer.chat_template
     base = small.logits(export.load(opened.run.model.path)[0], ids)
     assert np.abs(ours - base).max() > 0.1
@@ -160,6 +162,22 @@ def test_generate_answers_from_a_run_and_from_what_it_exports(aligned, tmp_path)
         answers.append(export.generate(decoder, tokenizer, ['the cat'], sampling, samples=3))
     assert answers[0] == answers[1]
     assert len(set(answers[0][0])) > 1
+    # What others generate ends where ours does: the source's files do not name the end.
+    said = json.loads((out / 'generation_config.json').read_text())
+    assert said == {'eos_token_id': list(tokenizer.eos_ids)}
+
+
+@pytest.mark.parametrize('name', ['config.json', 'generation_config.json'])
+def test_the_end_of_sequence_that_a_source_names_is_left(tmp_path, name):
+    source = small.checkpoint(tmp_path / 'model')
+    data = json.loads((source / name).read_text()) if (source / name).exists() else {}
+    (source / name).write_text(json.dumps(data | {'eos_token_id': 3}))
+    run = small.run(source, small.data(tmp_path / 'prompts'))
+    models = policy.read(run.model)
+    opened = export.Opened(run, models, models.start(0))
+    out = export.export(opened, tmp_path / 'hf')
+    assert json.loads((out / name).read_text())['eos_token_id'] == 3
+    assert (out / 'generation_config.json').exists() == (name == 'generation_config.json')
 
 
 class Recorded:
