@@ -333,6 +333,8 @@ def _generate(options: argparse.Namespace) -> None:
 def _doctor(options: argparse.Namespace) -> int:
     if _start_hosts(options) and options.dir is None:
         raise UserError('doctor: several processes need the same --dir, on a shared disk')
+    if options.dir is not None and not os.path.lexists(options.dir):
+        raise UserError(f'--dir {options.dir}: there is no such directory')
     from sail_jax import doctor
 
     found = doctor.examine(options.dir)

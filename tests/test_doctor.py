@@ -54,6 +54,12 @@ def test_a_directory_that_takes_no_checkpoint(tmp_path, capsys):
     assert 'FAILED  checkpoint' in capsys.readouterr().out
 
 
+def test_a_directory_that_is_not_there_is_not_made(tmp_path, capsys):
+    assert cli.main(['doctor', '--dir', str(tmp_path / 'a' / 'b')]) == 2
+    assert 'a/b: there is no such directory' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_random_numbers_are_noticed():
     jax.config.update('jax_default_prng_impl', 'rbg')
     try:
