@@ -180,7 +180,7 @@ class Logging(Section):
     tensorboard: bool = True
     """Write TensorBoard events to `RUN_DIR/tensorboard`; to look at them,
     `pip install 'sail-jax[tensorboard]'` and `tensorboard --logdir RUN_DIR`."""
-    wandb: str | None = None
+    wandb: Annotated[str, Field(pattern=r'^[^/\\#?%:]{1,128}$')] | None = None
     """Weights & Biases project to log to; none does not."""
 
 

@@ -430,3 +430,8 @@ def test_what_is_no_file_or_absurdly_large_is_not_read(tmp_path, size):
         os.truncate(path, size)
     said = 'not a regular file' if size is None else 'over 1048576 bytes; at most that'
     assert message(runs.load, path) == f'{path}: {said}'
+
+
+@pytest.mark.parametrize('name', ['', 'a/b', 'a:b', 'what?', 'x' * 129])
+def test_a_project_that_wandb_would_not_take_is_refused(name):
+    assert 'logging.wandb: ' in message(configfile.update, ControlRun(), {'logging.wandb': name})
