@@ -60,7 +60,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     """The file's mapping, and its node tree for line numbers.
 
     Raises:
-      UserError: if it cannot be read, is absurdly large, or is no mapping.
+      UserError: it cannot be read, is absurdly large, no mapping, or a run's that was emptied.
     """
     content = files.read(path, MAX_YAML)
     try:
@@ -71,6 +71,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
     if data is None:
+        if (path.parent / 'checkpoints').exists():
+            raise UserError(f'{path}: empty, though a run writes its settings there; put it back')
         return {}, None
     if not isinstance(data, dict):
         raise UserError(f'{path}: expected "key: value" lines, got {type(data).__name__}')

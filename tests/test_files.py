@@ -125,6 +125,15 @@ def test_yaml_that_python_has_no_value_for_is_one_line(tmp_path, text, said):
     refuse(f'odd.yaml: not valid YAML: .*{said}', configfile.read_yaml, path)
 
 
+@pytest.mark.parametrize('text', ['', '\n', '# seed: 1\n', '---\n', '\ufeff', '~'])
+def test_an_emptied_configuration_of_a_run_is_not_the_default_one(tmp_path, text):
+    path = tmp_path / 'config.yaml'
+    path.write_text(text)
+    assert sail_jax.load(path) == ControlRun()
+    (tmp_path / 'checkpoints').mkdir()
+    refuse('config.yaml: empty, though a run', sail_jax.load, path)
+
+
 def test_a_number_that_python_does_not_write_is_refused_from_python():
     refuse(
         'seed: should be less than .* got too many digits', sail_jax.load, QUICKSTART, seed=10**5000
