@@ -99,7 +99,8 @@ def has_begun(directory: Path) -> bool:
 
 def scores(manager: ocp.CheckpointManager) -> dict[int, float]:
     """Of the checkpoints that were evaluated, by step."""
-    found = {step: manager.metrics(step) for step in manager.all_steps()}
+    there = saved_steps(Path(manager.directory))
+    found = {step: manager.metrics(step) for step in manager.all_steps() if step in there}
     return {
         step: metrics['score']
         for step, metrics in found.items()
@@ -167,17 +168,18 @@ def restore(
                 f'{meta["schema"]}, this version resumes {SCHEMA}; resume it with that version, or '
                 'evaluate and export what it has'
             )
-        if other := configfile.another_runs(meta.get('config', {}), settings or {}):
-            raise UserError(
-                f"{directory}/{step}: another run's checkpoint ({other}); move it out of "
-                f'{directory} to go on with this one'
-            )
+        _refuse_another_runs(directory / str(step), meta, settings or {})
         args = ocp.args.Composite(
             policy=ocp.args.StandardRestore(abstract.policy),
             training=ocp.args.StandardRestore(_training(abstract)),
             meta=ocp.args.JsonRestore(),
         )
         restored, reference = _read(manager, step, args), abstract.reference
+        if (updates := int(np.max(restored['training']['step']))) != step:
+            raise UserError(
+                f'{directory}/{step}: holds the state after {updates} updates; rename it to '
+                f'{updates}, or move it away'
+            )
         if jax.tree.leaves(reference):
             path = _reference_path(directory, restored['training'])
             reference = _read_policy(path, reference)
@@ -231,6 +233,32 @@ def restore_policy(directory: Path, abstract: Policy, best: bool = False) -> Pol
         return read['policy']
 
 
+def require_own(directory: Path, settings: dict[str, Any]) -> None:
+    """Looks at the newest checkpoint's settings before anything is read that they decide the shape
+    of; what is damaged is left to `restore`.
+
+    Raises:
+      UserError: they are another run's than `settings`.
+    """
+    for step in sorted(saved_steps(directory), reverse=True):
+        path = directory / str(step)
+        try:
+            meta = json.loads(files.read(path / 'meta' / 'metadata', 2**24))
+            _verify_meta(meta)
+        except (UserError, ValueError, TypeError, LookupError, AttributeError):
+            continue
+        _refuse_another_runs(path, meta, settings)
+        break
+
+
+def _refuse_another_runs(path: Path, meta: dict[str, Any], settings: dict[str, Any]) -> None:
+    if other := configfile.another_runs(meta.get('config', {}), settings):
+        raise UserError(
+            f"{path}: another run's checkpoint ({other}); move it out of {path.parent} to go on "
+            'with this one, or put its config.yaml back'
+        )
+
+
 def _warn_of_another_run(directory: Path, step: int, meta: dict[str, Any]) -> None:
     """Its settings may also have been edited; what is only read need not be refused."""
     path = directory.parent / 'config.yaml'
@@ -270,7 +298,27 @@ def _save_reference(directory: Path, state: State) -> None:
 def saved_steps(directory: Path) -> list[int]:
     """Names of what was saved entirely; Orbax renames a directory once it is."""
     found = directory.iterdir() if directory.is_dir() else []
-    return [int(path.name) for path in found if path.name.isdecimal()]
+    return [int(path.name) for path in found if _is_step(path.name)]
+
+
+def _is_step(name: str) -> bool:
+    """`08` and the like are names that somebody else gave."""
+    return name.isdecimal() and len(name) <= 10 and name == str(int(name)) and int(name) < 2**31
+
+
+def refuse_odd_names(directory: Path) -> None:
+    """Orbax takes any digits for a step, and would keep, rename and delete by the number.
+
+    Raises:
+      UserError: naming a checkpoint, or a reference, whose name no run gave it.
+    """
+    for parent in (directory, directory / 'references'):
+        for path in sorted(parent.iterdir()) if parent.is_dir() else []:
+            if path.name.isdigit() and not _is_step(path.name):
+                raise UserError(
+                    f'{path}: no name that a run gives; a checkpoint is named by its updates, '
+                    'in plain digits: rename it, or move it away'
+                )
 
 
 def _needed(directory: Path, step: int) -> int:
@@ -301,7 +349,7 @@ def _set_aside(directory: Path, damaged: Sequence[int], reference: int) -> None:
 
 def _newest_first(manager: ocp.CheckpointManager) -> list[int]:
     """Also those that have lost their metadata, which Orbax passes over."""
-    return sorted({*manager.all_steps(), *saved_steps(Path(manager.directory))}, reverse=True)
+    return sorted(saved_steps(Path(manager.directory)), reverse=True)
 
 
 def _read(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> Any:

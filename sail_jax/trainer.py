@@ -150,6 +150,7 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
     if resume:
         path = _require_a_run(run_dir)
         _refuse_links_out(run_dir)
+        checkpoint.refuse_odd_names(run_dir / 'checkpoints')
         data, node = configfile.read_yaml(path)
         changed = configfile.differences(
             run, configfile.validate(type(run), data, path, node), ignore=configfile.FREE_ON_RESUME
@@ -414,6 +415,7 @@ def _train(
         exits.enter_context(saver)
         caught = exits.enter_context(signals.collected())
         if start is None:
+            checkpoint.require_own(directory, run.model_dump(mode='json'))
             start = checkpoint.restore_start(directory, layout.policy)
         else:
             start = hosts.place(start._replace(frozen=()), layout.shardings.policy)

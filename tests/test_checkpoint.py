@@ -9,9 +9,10 @@ from pathlib import Path
 
 import jax
 import pytest
+import yaml
 
 import sail_jax
-from sail_jax import checkpoint, metrics, runs, trainer
+from sail_jax import checkpoint, configfile, metrics, runs, trainer
 from sail_jax.cli import main
 from sail_jax.control import envs
 from sail_jax.control.config import ControlRun
@@ -507,3 +508,37 @@ def test_what_a_run_deletes_while_it_is_read_is_read_anew(falling, tmp_path, mon
     monkeypatch.setattr(checkpoint, '_read', late)
     same(runs.open_run(tmp_path / 'run', env=Point())[1], falling[0].policy)
     assert not caplog.text
+
+
+@pytest.mark.parametrize('name', ['04', '٤', '4000000000', '1' * 22, '²'])
+def test_a_name_that_no_run_gives_is_refused_before_anything_is_touched(falling, tmp_path, name):
+    path = shutil.copytree(falling[1], tmp_path / 'run')
+    (path / 'checkpoints' / '4').rename(path / 'checkpoints' / name)
+    before = sorted(path.rglob('*'))
+    run = make_run({'metric': f'-{KL}'})
+    with pytest.raises(UserError, match=rf'checkpoints/{name}: no name that a run gives'):
+        train(path, run, resume=True)
+    assert sorted(path.rglob('*')) == before
+    for best in (False, True):  # What only reads passes it over.
+        same(runs.open_run(path, best, env=Point())[1], falling[0].start)
+
+
+@pytest.mark.parametrize('name', ['3', '5', '2147483647'])
+def test_a_checkpoint_under_another_number_is_refused(falling, tmp_path, name):
+    path = shutil.copytree(falling[1], tmp_path / 'run')
+    (path / 'checkpoints' / '4').rename(path / 'checkpoints' / name)
+    before = sorted(path.rglob('*'))
+    said = rf'checkpoints/{name}: holds the state after 4 updates; rename it to 4'
+    with pytest.raises(UserError, match=said):
+        train(path, make_run({'metric': f'-{KL}'}), resume=True)
+    assert {*before} == {*path.rglob('*')}
+
+
+def test_settings_that_make_other_shapes_are_told_by_name(falling, tmp_path):
+    """As of a config.yaml that was cut short."""
+    path = shutil.copytree(falling[1], tmp_path / 'run')
+    data, _ = configfile.read_yaml(path / 'config.yaml')
+    data['policy'] = {}
+    (path / 'config.yaml').write_text(yaml.safe_dump(data))
+    with pytest.raises(UserError, match=r"another run's checkpoint .*policy\.hidden"):
+        train(path, sail_jax.load(path / 'config.yaml'), resume=True)
