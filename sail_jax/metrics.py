@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sail_jax import config
-from sail_jax.errors import TrainingFailed, UserError
+from sail_jax.errors import TrainingFailed, UserError, one_line
 from sail_jax.files import ROOM, writing
 from sail_jax.rows import Row, scan
 from sail_jax.rows import read_rows as read_rows
@@ -157,26 +157,61 @@ def _record(**event: Any) -> bytes:
 
 
 class WandB:
-    """A Weights & Biases run, named after the run directory."""
+    """A Weights & Biases run, named after the run directory.
+
+    Once W&B's own process is gone nothing more is sent; `metrics.jsonl` has all numbers.
+    """
 
     def __init__(self, project: str, run_dir: Path, settings: dict[str, Any]):
+        """Begins it, or goes on with it.
+
+        Raises:
+          UserError: no login, no network, or whatever else W&B says.
+        """
         import wandb
 
-        self._run = wandb.init(
-            project=project,
-            name=run_dir.name,
-            id=hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:16],
-            dir=str(run_dir),
-            config=settings,
-            resume='allow',
-            reinit='create_new',
-        )
+        self._run: Any = None
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=run_dir.name,
+                id=hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:16],
+                dir=str(run_dir),
+                config=settings,
+                resume='allow',
+                reinit='create_new',
+            )
+        except Exception as error:
+            raise UserError(
+                f'logging.wandb: {one_line(error)}; once that is right, or with '
+                'WANDB_MODE=offline, --resume goes on'
+            ) from None
 
     def write(self, row: Row) -> None:
-        self._run.log(row, step=int(row['step']))
+        with self._giving_up():
+            if self._run is not None:
+                self._run.log(row, step=int(row['step']))
 
     def close(self) -> None:
-        self._run.finish()
+        with self._giving_up():
+            if self._run is not None:
+                self._run.finish()
+
+    @contextlib.contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """No number on a web page is worth the run."""
+        try:
+            yield
+        except Exception as error:
+            import wandb
+
+            self._run = None
+            with contextlib.suppress(Exception):
+                wandb.teardown()  # Or it does so as Python ends, with a traceback.
+            say(
+                f'Weights & Biases: {one_line(error)}; nothing more is sent there; all numbers go '
+                'to metrics.jsonl'
+            )
 
 
 def check(run: config.Trained) -> None:

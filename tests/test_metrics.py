@@ -2,7 +2,11 @@
 
 import contextlib
 import math
+import os
+import re
 import resource
+import subprocess
+import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -113,6 +117,56 @@ def test_a_directory_that_takes_no_events_is_said_once(tmp_path):
         writer.close()
     assert said.get().count('no more events') == 1
     assert (tmp_path / 'tensorboard').read_text() == ''
+
+
+def with_wandb(program, path, **environment):
+    """What a program of its own says, for W&B keeps the first settings that it sees."""
+    pytest.importorskip('wandb')
+    kept = {key: value for key, value in os.environ.items() if not key.startswith('WANDB')}
+    return subprocess.run(
+        [sys.executable, '-c', program, path],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+        env=kept | {'HOME': str(path), 'WANDB_SILENT': 'true'} | environment,
+    )
+
+
+def test_without_a_login_weights_and_biases_is_one_line(tmp_path):
+    program = """
+import pathlib, sys
+from sail_jax import metrics
+from sail_jax.errors import UserError
+try:
+    metrics.WandB('sail', pathlib.Path(sys.argv[1]), {})
+except UserError as error:
+    print(error)
+"""
+    said = with_wandb(program, tmp_path).stdout
+    assert re.fullmatch(r'logging\.wandb: No API key .*; once that is right.*--resume.*\n', said)
+
+
+def test_a_run_goes_on_without_the_process_of_weights_and_biases(tmp_path):
+    """Which the system may kill for its memory."""
+    program = """
+import pathlib, sys, time
+import psutil
+from sail_jax import metrics
+writer = metrics.WandB('sail', pathlib.Path(sys.argv[1]), {})
+writer.write({'step': 1, 'train/kl': 0.5})
+for child in psutil.Process().children(recursive=True):
+    child.kill()
+    child.wait()
+for step in range(2, 100):
+    writer.write({'step': step, 'train/kl': 0.5})
+    time.sleep(0.01)
+writer.close()
+"""
+    done = with_wandb(program, tmp_path, WANDB_MODE='offline')
+    assert done.returncode == 0, done.stderr
+    assert ' '.join(done.stderr.split()).count('nothing more is sent there') == 1
+    assert 'Traceback' not in done.stderr
 
 
 def test_weights_and_biases_offline(tmp_path, monkeypatch):
