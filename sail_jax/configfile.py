@@ -41,7 +41,7 @@ def _number(
     )
 
 
-MAX_YAML = 2**20
+MAX_YAML = 2**19
 """Bytes of a configuration."""
 
 # What `--resume` may change: a run can be prolonged, and logged or kept elsewhere.
@@ -64,7 +64,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     """
     content = files.read(path, MAX_YAML)
     try:
-        loader = _Loader(content.decode())
+        loader = _Loader(content)  # UTF-8, or by its mark UTF-16.
         node = loader.get_single_node()
         _refuse_duplicates(node)
         data = None if node is None else loader.construct_document(node)
@@ -351,11 +351,20 @@ def _explain(model: type[BaseModel], problems: list[Any], prefix: str = '') -> s
     problem = _first(problems)
     key = prefix + _key(problem)
     if problem['type'] == 'extra_forbidden':
+        if problem['loc'][-1] == key and key in _fields(model) and '.' in key:
+            return f'{key}: a dotted name; write it as {_nested(key)}'
         return f'unknown key {key}{_nearest(model, key)}'
+    if problem['type'] in ('model_type', 'model_attributes_type'):
+        return f'{key}: a section; expected keys and values, got {_shown(problem["input"])}'
     text = problem['msg'].removeprefix('Input ').removeprefix('Value error, ')
     value = problem.get('input')
     got = '' if isinstance(value, dict) else f', got {_shown(value)}'
     return f'{key}: {text}{got}'
+
+
+def _nested(key: str) -> str:
+    first, *rest = key.split('.')
+    return f'{first}: {{{_nested(".".join(rest))}}}' if rest else f'{first}: VALUE'
 
 
 def _shown(value: Any) -> str:

@@ -428,7 +428,7 @@ def test_what_is_no_file_or_absurdly_large_is_not_read(tmp_path, size):
     else:
         path.touch()
         os.truncate(path, size)
-    said = 'not a regular file' if size is None else 'over 1048576 bytes; at most that'
+    said = 'not a regular file' if size is None else 'over 524288 bytes; at most that'
     assert message(runs.load, path) == f'{path}: {said}'
 
 

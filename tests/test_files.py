@@ -95,7 +95,7 @@ def test_lines_are_of_bounded_length_and_of_a_regular_file(tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     'deep',
-    ['[' * 1000, '{a: ' * 1000, 'a:\n- ' + '- ' * 1000 + '1', '? ' * 1000 + 'a', '[' * 10**6],
+    ['[' * 1000, '{a: ' * 1000, 'a:\n- ' + '- ' * 1000 + '1', '? ' * 1000 + 'a', '[' * (5 * 10**5)],
 )
 def test_deeply_nested_yaml_is_refused_before_it_takes_time(tmp_path, deep):
     path = tmp_path / 'deep.yaml'
@@ -123,6 +123,36 @@ def test_yaml_that_python_has_no_value_for_is_one_line(tmp_path, text, said):
     path = tmp_path / 'odd.yaml'
     path.write_text(text)
     refuse(f'odd.yaml: not valid YAML: .*{said}', configfile.read_yaml, path)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'utf-16-be'])
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
+def test_a_configuration_by_any_editor(tmp_path, encoding, end):
+    """Also what PowerShell's `>` writes."""
+    path = tmp_path / 'config.yaml'
+    mark = '\ufeff' if encoding in ('utf-16-le', 'utf-16-be') else ''
+    path.write_bytes(f'{mark}seed: 3{end}env:{end}  name: "\u00e9"{end}'.encode(encoding))
+    run = sail_jax.load(path)
+    assert (run.seed, run.env.name) == (3, '\u00e9')
+
+
+@pytest.mark.parametrize(
+    ('text', 'said'),
+    [
+        ('objective.beta: 0.2', r'objective.beta: a dotted name; write it as objective: \{beta: '),
+        (
+            'objective.mixture.dpr: 1',
+            r'objective.mixture.dpr: a dotted name; .* objective: \{mixture: \{dpr: VALUE\}\}',
+        ),
+        ('objective:', 'objective: a section; expected keys and values, got None'),
+        ('objective: [beta, 0.2]', 'objective: a section; expected keys and values'),
+        ('objective.bata: 0.2', 'unknown key objective.bata; did you mean objective.beta'),
+    ],
+)
+def test_keys_that_are_written_another_way_are_named(tmp_path, text, said):
+    path = tmp_path / 'config.yaml'
+    path.write_text(text)
+    refuse(f'config.yaml:1: {said}', sail_jax.load, path)
 
 
 @pytest.mark.parametrize('text', ['', '\n', '# seed: 1\n', '---\n', '\ufeff', '~'])
