@@ -139,7 +139,7 @@ class Later:
         (later, 'an async function; give one that returns the numbers'),
         (Later(), 'an async function'),
     ],
-    ids=repr,
+    ids=['list', 'path', 'number', 'async', 'async call'],  # The same in every process.
 )
 def test_what_is_no_function_is_refused_before_training(name, function, message):
     run = small.run(Path('model'), Path('prompts.jsonl'))
