@@ -9,10 +9,14 @@ EVENTS = '/jax/core/compile/'
 
 
 class Stopwatch:
-    """Seconds of wall time in which something was compiled, from now on, in any thread."""
+    """Seconds of wall time in which something was compiled, in any thread, between `start` and
+    `stop`."""
 
     def __init__(self) -> None:
         self._spans: list[tuple[float, float]] = []
+
+    def start(self) -> None:
+        """JAX tells it of compilations from now on."""
         monitoring.register_event_duration_secs_listener(self._note)
 
     def take(self) -> float:
@@ -22,6 +26,7 @@ class Stopwatch:
         return seconds
 
     def stop(self) -> None:
+        """And no longer."""
         monitoring.unregister_event_duration_listener(self._note)
 
     def _note(self, event: str, duration: float, **_: object) -> None:

@@ -71,6 +71,7 @@ class Recorder:
         return metrics.open_writers(run, directory, step, self._task.unit, at)
 
     def __enter__(self) -> 'Recorder':
+        self._compiling.start()
         return self
 
     def _say(self, line: str) -> None:
