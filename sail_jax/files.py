@@ -8,6 +8,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from safetensors import SafetensorError
 
@@ -66,12 +67,17 @@ def lines(path: Path, at_most: int) -> Iterator[bytes]:
         if _regular(path).st_size > MAX_LINES:
             raise UserError(f'{path}: over {MAX_LINES} bytes; at most that')
         with path.open('rb') as file:
-            while line := file.readline(at_most + 1):
-                yield line
-                while not line.endswith(b'\n') and (line := file.readline(at_most + 1)):
-                    pass
+            yield from bounded_lines(file, at_most)
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}') from None
+
+
+def bounded_lines(file: IO[bytes], at_most: int) -> Iterator[bytes]:
+    """The lines of an open file, as `lines` gives them."""
+    while line := file.readline(at_most + 1):
+        yield line
+        while not line.endswith(b'\n') and (line := file.readline(at_most + 1)):
+            pass
 
 
 def write(path: Path, content: bytes) -> None:

@@ -165,13 +165,8 @@ def _array(file: Path, stream: Any) -> Iterator[Located]:
 
 
 def _lines(file: Path, stream: Any) -> Iterator[Located]:
-    number = 0
-    while line := stream.readline(MAX_LINE + 1):
-        number += 1
+    for number, line in enumerate(files.bounded_lines(stream, MAX_LINE), 1):
         line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
-        rest = line
-        while len(rest) > MAX_LINE and not rest.endswith(b'\n'):
-            rest = stream.readline(MAX_LINE + 1)
         if line.strip():
             yield Located(f'{file}:{number}', lambda line=line: _json(line))
 
