@@ -19,8 +19,10 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks.machine import machine
-from sail_jax import runs, trainer, update
+from sail_jax import runs
 from sail_jax.control import task as control_task
+from sail_jax.core import update
+from sail_jax.training import trainer
 
 BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 'f64': 8}
 KINDS = ('all-reduce', 'all-gather', 'all-to-all', 'collective-permute', 'reduce-scatter')

@@ -16,11 +16,13 @@ from brax.training.agents.ppo import train as ppo
 import sail_jax
 from benchmarks.control_throughput import Program, bare_steps, rollouts
 from benchmarks.rounds import Turn, serve
-from sail_jax import config, devices, trainer, update
+from sail_jax import config
 from sail_jax.control import envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
+from sail_jax.core import update
+from sail_jax.training import devices, trainer
 
 
 def configuration(options: argparse.Namespace) -> ControlRun:

@@ -27,12 +27,13 @@ import numpy as np
 import sail_jax
 from benchmarks.machine import machine, write
 from benchmarks.rounds import row
-from sail_jax import devices, trainer, update
 from sail_jax.control import envs, rollout
 from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
 from sail_jax.control.workload import row_keys
-from sail_jax.update import State
+from sail_jax.core import update
+from sail_jax.core.update import State
+from sail_jax.training import devices, trainer
 
 
 class Program(NamedTuple):

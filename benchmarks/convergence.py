@@ -27,12 +27,14 @@ import numpy as np
 import sail_jax
 from benchmarks import convergence_report
 from benchmarks.machine import machine
-from sail_jax import config, configfile, devices, metrics, update
+from sail_jax import config, configfile
 from sail_jax.control import envs, evaluate, reference
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
-from sail_jax.recorder import directories
-from sail_jax.update import Policy
+from sail_jax.core import update
+from sail_jax.core.update import Policy
+from sail_jax.training import devices, metrics
+from sail_jax.training.recorder import directories
 
 BASE = {
     'env': {'backend': 'spring'},

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import machine, write
-from sail_jax import metrics
 from sail_jax.errors import UserError
+from sail_jax.training import metrics
 
 
 def seconds(config: str, run_dir: Path, cache: Path) -> float:

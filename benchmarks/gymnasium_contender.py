@@ -162,7 +162,7 @@ def labels(policy: Policy, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def loss(policy: Policy, reference: Policy, batch: Batch, prob, targets) -> torch.Tensor:
-    """Minus the surrogate of J - lambda KL, and the value's error; as `sail_jax.update.loss`."""
+    """Minus the surrogate of J - lambda KL, and the value's error; as `core.update.loss`."""
     mask = batch.mask
     loc, scale = policy(batch.obs)
     with torch.no_grad():

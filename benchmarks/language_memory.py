@@ -29,14 +29,16 @@ from jax.sharding import Mesh
 import sail_jax
 from benchmarks.language_models import published
 from benchmarks.machine import machine
-from sail_jax import checkpoint, devices, trainer, update
-from sail_jax.devices import Devices
-from sail_jax.language import policy, sharding, task, workload
-from sail_jax.language.architecture import Architecture
+from sail_jax.core import update
+from sail_jax.core.update import Hyper, State, Workload
+from sail_jax.language import task, workload
 from sail_jax.language.config import LanguageRun
-from sail_jax.language.logprobs import Prompts
-from sail_jax.language.sampler import bucket
-from sail_jax.update import Hyper, State, Workload
+from sail_jax.language.model import policy, sharding
+from sail_jax.language.model.architecture import Architecture
+from sail_jax.language.model.logprobs import Prompts
+from sail_jax.language.model.sampler import bucket
+from sail_jax.training import checkpoint, devices, trainer
+from sail_jax.training.devices import Devices
 
 CONFIGS = (
     'configs/language/qwen2.5-0.5b-ultrafeedback.yaml',

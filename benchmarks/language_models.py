@@ -6,8 +6,8 @@ From `Qwen/Qwen2.5-0.5B-Instruct` and `meta-llama/Meta-Llama-3-8B-Instruct` on H
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sail_jax.language import architecture as architectures
-from sail_jax.language.architecture import Architecture
+from sail_jax.language.model import architecture as architectures
+from sail_jax.language.model.architecture import Architecture
 
 
 class Published(NamedTuple):

@@ -39,8 +39,8 @@ def make_checkpoint(path: Path, size: str) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     from benchmarks.language_models import SMALL
-    from sail_jax.language import weights
-    from sail_jax.language.model import Decoder
+    from sail_jax.language.model import weights
+    from sail_jax.language.model.transformer import Decoder
 
     a = SMALL[size]
     weights.save(jax.jit(lambda: Decoder(a, rngs=nnx.Rngs(0)))(), path)
@@ -72,9 +72,9 @@ def ours(settings: dict[str, Any]) -> None:
     """The worker for this project: whole updates as the trainer runs them."""
     import jax
 
-    from sail_jax import trainer
     from sail_jax.language import task
     from sail_jax.language.config import LanguageRun
+    from sail_jax.training import trainer
 
     base = peak_mib()
     run = LanguageRun.model_validate(

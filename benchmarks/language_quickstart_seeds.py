@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from sail_jax import metrics
 from sail_jax.language.quickstart import frontier
 from sail_jax.language.quickstart.config import METHODS, SFT
+from sail_jax.training import metrics
 
 CONFIG = 'configs/language/quickstart.yaml'
 KEYS = ('reward', 'reward_se', 'win_rate', 'response_kl_policy_to_ref', 'response_length')

@@ -36,13 +36,15 @@ from flax import nnx
 from benchmarks.language_models import PUBLISHED, SMALL, parameter_count
 from benchmarks.machine import machine
 from benchmarks.rounds import row
-from sail_jax import devices, update
-from sail_jax.language import policy, sampler, sharding, task, workload
-from sail_jax.language.architecture import Architecture
+from sail_jax.core import update
+from sail_jax.core.update import Policy, State
+from sail_jax.language import task, workload
 from sail_jax.language.config import LanguageRun
-from sail_jax.language.logprobs import Prompts
-from sail_jax.language.model import Decoder, prompt_positions
-from sail_jax.update import Policy, State
+from sail_jax.language.model import policy, sampler, sharding
+from sail_jax.language.model.architecture import Architecture
+from sail_jax.language.model.logprobs import Prompts
+from sail_jax.language.model.transformer import Decoder, prompt_positions
+from sail_jax.training import devices
 
 SIZES = SMALL | {'qwen2.5-0.5b': PUBLISHED['Qwen2.5-0.5B-Instruct'].architecture}
 METHODS: dict[str, dict[str, Any]] = {

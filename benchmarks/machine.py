@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from sail_jax import trainer
+from sail_jax.training import trainer
 
 
 def machine(module: str) -> dict[str, Any]:

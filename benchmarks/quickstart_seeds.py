@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from sail_jax import metrics
+from sail_jax.training import metrics
 
 CONFIG = 'configs/quickstart.yaml'
 KEYS = ('return', 'return_se', 'deterministic_return', 'deterministic_return_se', 'length')

@@ -19,12 +19,13 @@ import numpy as np
 
 import sail_jax
 from benchmarks.machine import machine
-from sail_jax import devices, trainer, update
 from sail_jax.control import envs, evaluate, reference
 from sail_jax.control import policy as control_policy
 from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
-from sail_jax.update import Hyper, Policy
+from sail_jax.core import update
+from sail_jax.core.update import Hyper, Policy
+from sail_jax.training import devices, trainer
 
 LEVELS = (100, 200, 300, 400)
 

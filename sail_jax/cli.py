@@ -8,8 +8,9 @@ import errno
 import os
 import sys
 
-from sail_jax import signals, streams
+from sail_jax import streams
 from sail_jax.errors import Interrupted, NotJoined, TrainingFailed, UserError
+from sail_jax.training import signals
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,8 +65,9 @@ def _jax_failed(error: Exception) -> int:
     """What a device or another process did."""
     import jax
 
-    from sail_jax import devices, terminal
+    from sail_jax import terminal
     from sail_jax.errors import one_line
+    from sail_jax.training import devices
 
     if not isinstance(error, jax.errors.JaxRuntimeError):
         raise error

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sail_jax import alarms, config, configfile, option_types, reports, runs, signals, terminal
+from sail_jax import config, configfile, option_types, reports, runs, terminal
 from sail_jax.bandit import config as bandit
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
@@ -17,6 +17,7 @@ from sail_jax.files import writing
 from sail_jax.language.config import LanguageRun, Sampling
 from sail_jax.language.quickstart.config import QuickstartRun
 from sail_jax.language.sft.config import SftRun
+from sail_jax.training import alarms, signals
 
 DESCRIPTION = """\
 SAIL-RevKL: online alignment of policies from preferences.
@@ -166,7 +167,7 @@ def _start_hosts(options: argparse.Namespace) -> bool:
     explicit = (options.coordinator, options.num_processes, options.process_id)
     if not options.distributed and all(value is None for value in explicit):
         return False
-    from sail_jax import hosts
+    from sail_jax.training import hosts
 
     return hosts.start(*explicit, options.join_timeout) > 1
 
@@ -208,7 +209,7 @@ def _train(arguments: list[str]) -> int:
     signals.name_run(run_dir)
     with alarms.kept_off():
         result = runs.train(run, run_dir, resume=options.resume, quiet=options.quiet)
-    from sail_jax import hosts
+    from sail_jax.training import hosts
 
     if hosts.is_main():
         _report(run, result)
@@ -305,8 +306,8 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from sail_jax import devices
     from sail_jax.language import export
+    from sail_jax.training import devices
 
     decoder, tokenizer, sampling = export.load(options.model, options.best)
     given = {'max_tokens': options.max_tokens, 'temperature': options.temperature}
@@ -345,7 +346,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _use_cores(run: config.Settings) -> None:
     if isinstance(run, ControlRun):
-        from sail_jax import devices
+        from sail_jax.training import devices
 
         devices.use_cores(len(config.members(run)) or run.rollout.parts)
 

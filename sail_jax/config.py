@@ -117,7 +117,7 @@ class Divergence(Section):
 
 
 class Teacher(Section):
-    """The scripted labeller (B-Pref's); the defaults are its oracle. `sail_jax.labellers` has
+    """The scripted labeller (B-Pref's); the defaults are its oracle. `sail_jax.core.labellers` has
     the table of the six kinds."""
 
     rationality: float | None = Field(None, gt=0)

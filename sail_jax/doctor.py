@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sail_jax import checkpoint, devices, hosts, quiet, trainer
+from sail_jax.training import checkpoint, devices, hosts, quiet, trainer
 
 SIZE = 2**20
 """Entries of the float32 array that the checks move, on each device."""

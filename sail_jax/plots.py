@@ -12,12 +12,13 @@ from matplotlib.ticker import EngFormatter
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-from sail_jax import config, configfile, files, metrics, runs
+from sail_jax import config, configfile, files, runs
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.sft.config import MODEL, SftRun
-from sail_jax.recorder import directories
+from sail_jax.training import metrics
+from sail_jax.training.recorder import directories
 
 
 def _model_name(path: Path) -> str:

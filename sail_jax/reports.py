@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from sail_jax import config, terminal
 
 if TYPE_CHECKING:
-    from sail_jax.metrics import Row
-    from sail_jax.trainer import Result
+    from sail_jax.training.metrics import Row
+    from sail_jax.training.trainer import Result
 
 # The rows of the final table: title, metric, and the metric of its standard error.
 TABLE = (

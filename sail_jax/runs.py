@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
     from sail_jax.bandit import study as bandit_study
     from sail_jax.control.workload import SegmentReward
+    from sail_jax.core.update import Policy
     from sail_jax.language.quickstart import study as quickstart
-    from sail_jax.language.rewards import Judge, Reward
-    from sail_jax.trainer import Result, Task
-    from sail_jax.update import Policy
+    from sail_jax.language.reward.rewards import Judge, Reward
+    from sail_jax.training.trainer import Result, Task
 
 CONFIGS: dict[str, Callable[[dict[str, Any], Path], type[config.Settings]]] = {
     'control': lambda data, path: ControlRun,
@@ -142,9 +142,9 @@ def train(
       segment_reward: what the labeller goes by instead of the environment's reward; see
         `sail_jax.control.workload.SegmentReward`. Its name is recorded.
       reward: of a language run, scores responses instead of the configuration's reward; see
-        `sail_jax.language.rewards.Reward`.
+        `sail_jax.language.reward.rewards.Reward`.
       judge: of a language run, says which of two responses is better; see
-        `sail_jax.language.rewards.Judge`. With both, `reward` is for evaluation.
+        `sail_jax.language.reward.rewards.Judge`. With both, `reward` is for evaluation.
       quiet: no progress bar.
 
     Returns:
@@ -158,7 +158,7 @@ def train(
     """
     import jax
 
-    from sail_jax import trainer
+    from sail_jax.training import trainer
 
     name, run = _given(run)
     if overrides is not None:
@@ -282,7 +282,7 @@ def _open(
     run: config.Settings, run_dir: Path, best: bool, given: dict[str, Any]
 ) -> tuple[config.Trained, Task, Policy, Policy]:
     """A run with its task, and as `open_run` its policies."""
-    from sail_jax import checkpoint, trainer
+    from sail_jax.training import checkpoint, trainer
 
     if type(run) not in TASKS:
         raise UserError(f'{run_dir}: a {run.workload} study; it leaves figures, and no policy')
@@ -323,7 +323,7 @@ def evaluate(
     import jax
     import numpy as np
 
-    from sail_jax import devices
+    from sail_jax.training import devices
 
     run, task, policy, start = _open(run, Path(run_dir), best, given)
     identity = np.uint32(run.seed), task.hyper(run)

@@ -14,7 +14,7 @@ from sail_jax.config import Divergence, Objective, Settings
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import Interrupted, UserError
 from sail_jax.language.quickstart.config import QuickstartRun
-from tests.control.toy import SETTINGS, Point
+from tests.support.toy import SETTINGS, Point
 
 QUICKSTART = 'configs/quickstart.yaml'
 

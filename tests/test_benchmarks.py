@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import __main__ as suite
 from benchmarks import control_communication, convergence, machine, regressions, rounds
+from tests.support.paths import ROOT
 
 CONTENDER = """
 import sys
@@ -113,7 +114,7 @@ def test_weak_scaling_counts_every_gradient_step():
     assert control_communication.seconds(found, 4, link, 1) == 0
 
 
-RESULTS = Path(__file__).parents[1] / 'benchmarks' / 'results'
+RESULTS = ROOT / 'benchmarks' / 'results'
 ABSOLUTE = re.compile(r'(?<![\w.:/-])/[\w.-]+/[\w./-]+')
 
 

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import matplotlib.image
@@ -13,12 +12,14 @@ import pytest
 import yaml
 from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 
-from sail_jax import metrics, plots
+from sail_jax import plots
 from sail_jax.cli import main
 from sail_jax.config import Objective
 from sail_jax.runs import load
-from tests.control.toy import SETTINGS
-from tests.test_metrics import disk_of
+from sail_jax.training import metrics
+from tests.support.disk import disk_of
+from tests.support.paths import ROOT
+from tests.support.toy import SETTINGS
 
 PENDULUM = {
     **SETTINGS,
@@ -27,7 +28,7 @@ PENDULUM = {
 }
 
 
-CONFIGS = sorted((Path(__file__).parent.parent / 'configs').rglob('*.yaml'))
+CONFIGS = sorted((ROOT / 'configs').rglob('*.yaml'))
 
 
 @pytest.fixture(scope='module')

@@ -12,8 +12,9 @@ from sail_jax import cli, configfile, runs
 from sail_jax.control import config as control_config
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
+from tests.support.paths import ROOT
 
-CONFIGS = sorted((Path(__file__).parent.parent / 'configs').rglob('*.yaml'))
+CONFIGS = sorted((ROOT / 'configs').rglob('*.yaml'))
 
 
 def message(call, *arguments):

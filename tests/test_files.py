@@ -11,13 +11,15 @@ import pytest
 import yaml
 
 import sail_jax
-from sail_jax import config, configfile, files, trainer
+from sail_jax import config, configfile, files
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
-from sail_jax.language import weights
-from tests.control.toy import SETTINGS, Point
+from sail_jax.language.model import weights
+from sail_jax.training import trainer
+from tests.support.paths import ROOT
+from tests.support.toy import SETTINGS, Point
 
-QUICKSTART = Path(__file__).parents[1] / 'configs' / 'quickstart.yaml'
+QUICKSTART = ROOT / 'configs' / 'quickstart.yaml'
 
 
 def refuse(message, call, *arguments, **keywords):

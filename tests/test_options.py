@@ -10,8 +10,8 @@ import sail_jax
 from sail_jax import cli, files, plots
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
-from tests.control.toy import SETTINGS, Point
-from tests.test_metrics import disk_of
+from tests.support.disk import disk_of
+from tests.support.toy import SETTINGS, Point
 
 QUICKSTART = 'configs/quickstart.yaml'
 

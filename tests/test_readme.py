@@ -1,14 +1,13 @@
 """What the README promises."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from sail_jax import configfile, runs
 from sail_jax.control.config import ControlRun
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
 
 

@@ -10,7 +10,7 @@ from sail_jax import configfile, runs, scalars
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
 from sail_jax.scalars import Dumper, Loader
-from tests.settings import ALL, MODELS
+from tests.support.settings import ALL, MODELS
 
 
 def test_there_are_settings_of_every_kind():

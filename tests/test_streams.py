@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 import sail_jax
-from sail_jax import commands, configfile, metrics, streams, terminal
+from sail_jax import commands, configfile, streams, terminal
 from sail_jax.cli import main
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import TrainingFailed
 from sail_jax.streams import Lasting
 from sail_jax.terminal import Console
-from tests.control.toy import SETTINGS, Point
+from sail_jax.training import metrics
+from tests.support.toy import SETTINGS, Point
 
 
 def full():

@@ -48,9 +48,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sail_jax import divergence
 from sail_jax.bandit import problem as exact
 from sail_jax.bandit.problem import Objective, Problem
+from sail_jax.core import divergence
 
 GAP_FLOOR = 1e-12
 """`J* - J` below this is rounding."""

@@ -17,7 +17,7 @@ import scipy.special
 
 from sail_jax import files
 from sail_jax.bandit.config import Problems
-from sail_jax.divergence import categorical_kl
+from sail_jax.core.divergence import categorical_kl
 from sail_jax.errors import UserError
 
 MAX_PROBLEM = 2**30

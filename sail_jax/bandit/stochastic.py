@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sail_jax import update
 from sail_jax.bandit import landscape, workload
 from sail_jax.bandit import problem as exact
 from sail_jax.bandit.config import SampleComplexity
 from sail_jax.bandit.measure import OBJECTIVES, generator, make_objectives
 from sail_jax.bandit.problem import Objective, Problem
+from sail_jax.core import update
 
 FIT_LAST = 16
 """The slope is fitted from this share (one over) of the labels on, past the transient."""

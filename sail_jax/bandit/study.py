@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from sail_jax import configfile, metrics, terminal, trainer
+from sail_jax import configfile, terminal
 from sail_jax.bandit import landscape, measure, stochastic
 from sail_jax.bandit.config import Landscape, SampleComplexity, Study
 from sail_jax.bandit.measure import OBJECTIVES, Measured, Swept
 from sail_jax.bandit.problem import Problem
 from sail_jax.errors import TrainingFailed, UserError
-from sail_jax.progress import Stages
+from sail_jax.training import metrics, trainer
+from sail_jax.training.progress import Stages
 
 Table = list[dict[str, Any]]
 

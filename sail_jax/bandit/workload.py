@@ -1,4 +1,4 @@
-"""The exact problem as a workload of `sail_jax.update`: sampled instead of enumerated.
+"""The exact problem as a workload of `sail_jax.core.update`: sampled instead of enumerated.
 
 A response is one draw, T = 1. What is estimated from it goes through the same objective, surrogate
 and update as control and language, so that its convergence can be held against the exact J*.
@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sail_jax import config, labellers, objective
+from sail_jax import config
 from sail_jax.bandit.problem import Problem, log_prob
-from sail_jax.divergence import categorical_kl
-from sail_jax.update import Batch, Compared, Metrics, Policy, Sampled, Workload
+from sail_jax.core import labellers, objective
+from sail_jax.core.divergence import categorical_kl
+from sail_jax.core.update import Batch, Compared, Metrics, Policy, Sampled, Workload
 
 LABELLER = config.Teacher(rationality=1.0)
 """Bradley-Terry with the problem's reward, one hard label a pair."""

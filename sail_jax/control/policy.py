@@ -16,8 +16,8 @@ from brax.training.acme import running_statistics, specs
 from brax.training.agents.ppo import networks as ppo_networks
 
 from sail_jax.control.config import ControlRun
-from sail_jax.divergence import Gaussian
-from sail_jax.update import Policy
+from sail_jax.core.divergence import Gaussian
+from sail_jax.core.update import Policy
 
 
 def observation_shape(env: Env) -> Any:

@@ -15,12 +15,13 @@ from brax.training.agents.ppo import networks as ppo_networks
 from brax.training.agents.ppo import train as ppo
 from brax.training.agents.ppo.networks import PPONetworks
 
-from sail_jax import checkpoint, configfile
+from sail_jax import configfile
 from sail_jax.control import brax_checkpoint
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
+from sail_jax.core.update import START, Policy, stream
 from sail_jax.errors import UserError
-from sail_jax.update import START, Policy, stream
+from sail_jax.training import checkpoint
 
 PPO_ENVS = 256
 PPO = {

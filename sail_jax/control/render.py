@@ -16,12 +16,13 @@ from brax.envs.base import Env, PipelineEnv
 from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 from brax.training.agents.ppo import networks as ppo_networks
 
-from sail_jax import files, quiet
+from sail_jax import files
 from sail_jax.control import contract, envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
+from sail_jax.core.update import Policy
 from sail_jax.errors import UserError
-from sail_jax.update import Policy
+from sail_jax.training import quiet
 
 SHAPES = {
     0: 'plane',

@@ -15,8 +15,8 @@ from brax.envs.base import Env, State
 from brax.training.agents.ppo.networks import PPONetworks
 
 from sail_jax.control import policy as control_policy
-from sail_jax.divergence import gaussian_kl
-from sail_jax.update import Policy
+from sail_jax.core.divergence import gaussian_kl
+from sail_jax.core.update import Policy
 
 
 class Contexts(NamedTuple):

@@ -7,12 +7,13 @@ import sail_jax.control.compat  # noqa: F401
 import jax
 from brax.envs.base import Env
 
-from sail_jax import config, devices
+from sail_jax import config
 from sail_jax.control import contract, envs, evaluate, reference, workload
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun, check
 from sail_jax.control.workload import SegmentReward
-from sail_jax.trainer import Task
+from sail_jax.training import devices
+from sail_jax.training.trainer import Task
 
 WATCH = {
     'time/env_steps_per_s': 'steps/s',

@@ -1,4 +1,4 @@
-"""Control as a workload of `sail_jax.update`."""
+"""Control as a workload of `sail_jax.core.update`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,14 +13,14 @@ from brax.training.acme import running_statistics
 from brax.training.agents.ppo.networks import PPONetworks
 from jax.sharding import Mesh, PartitionSpec
 
-from sail_jax import labellers, objective
 from sail_jax.control import contract, rollout
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Contexts, Segments
-from sail_jax.divergence import Gaussian, gaussian_kl
+from sail_jax.core import labellers, objective
+from sail_jax.core.divergence import Gaussian, gaussian_kl
+from sail_jax.core.update import Batch, Compared, Metrics, Policy, Sampled, Workload
 from sail_jax.errors import UserError
-from sail_jax.update import Batch, Compared, Metrics, Policy, Sampled, Workload
 
 
 class Segment(NamedTuple):

@@ -8,16 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sail_jax.language import logprobs, reader, sampler, workload
+from sail_jax.core.update import EVALUATE, Hyper, Policy, stream
+from sail_jax.language import workload
 from sail_jax.language.config import LanguageRun
-from sail_jax.language.data import Example
-from sail_jax.language.labels import Labeller
-from sail_jax.language.logprobs import Prompts
-from sail_jax.language.policy import Models
+from sail_jax.language.data import reader
+from sail_jax.language.data.dataset import Example
+from sail_jax.language.data.tokens import Tokenizer
+from sail_jax.language.model import logprobs, sampler
+from sail_jax.language.model.logprobs import Prompts
+from sail_jax.language.model.policy import Models
+from sail_jax.language.reward.labels import Labeller
 from sail_jax.language.samples import Answers, write_table
-from sail_jax.language.tokens import Tokenizer
-from sail_jax.trainer import Evaluate
-from sail_jax.update import EVALUATE, Hyper, Policy, stream
+from sail_jax.training.trainer import Evaluate
 
 Z95 = 1.959964
 """Of the normal distribution: 95 % lie within."""

@@ -8,19 +8,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sail_jax import checkpoint, configfile, files
+from sail_jax import configfile, files
+from sail_jax.core.update import Policy
 from sail_jax.errors import UserError
-from sail_jax.language import lora, sampler, tokens, weights
-from sail_jax.language import policy as language_policy
-from sail_jax.language.architecture import read_json
 from sail_jax.language.config import LanguageRun
-from sail_jax.language.model import Decoder
-from sail_jax.language.policy import Models
-from sail_jax.language.rows import Message
-from sail_jax.language.sampler import Sampling
+from sail_jax.language.data import tokens
+from sail_jax.language.data.rows import Message
+from sail_jax.language.data.tokens import Tokenizer
+from sail_jax.language.model import lora, sampler, weights
+from sail_jax.language.model import policy as language_policy
+from sail_jax.language.model.architecture import read_json
+from sail_jax.language.model.policy import Models
+from sail_jax.language.model.sampler import Sampling
+from sail_jax.language.model.transformer import Decoder
 from sail_jax.language.sft.config import MODEL, SftRun
-from sail_jax.language.tokens import Tokenizer
-from sail_jax.update import Policy
+from sail_jax.training import checkpoint
 
 
 class Opened(NamedTuple):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sail_jax import terminal
-from sail_jax.language.rows import Prompt
+from sail_jax.language.data.rows import Prompt
 
 
 class Answers(NamedTuple):

@@ -11,16 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sail_jax import devices, update
-from sail_jax.language import digests, evaluate, labels, policy, reader, sharding, tokens, workload
+from sail_jax.core import update
+from sail_jax.core.update import Metrics, Sampled, State, Workload
+from sail_jax.language import evaluate, workload
 from sail_jax.language.config import LanguageRun, check, check_lengths
-from sail_jax.language.data import Example
-from sail_jax.language.labels import Labeller
-from sail_jax.language.reader import Reader
-from sail_jax.language.rewards import Judge, Reward
-from sail_jax.language.tokens import Tokenizer
-from sail_jax.trainer import Task
-from sail_jax.update import Metrics, Sampled, State, Workload
+from sail_jax.language.data import digests, reader, tokens
+from sail_jax.language.data.dataset import Example
+from sail_jax.language.data.reader import Reader
+from sail_jax.language.data.tokens import Tokenizer
+from sail_jax.language.model import policy, sharding
+from sail_jax.language.reward import labels
+from sail_jax.language.reward.labels import Labeller
+from sail_jax.language.reward.rewards import Judge, Reward
+from sail_jax.training import devices
+from sail_jax.training.trainer import Task
 
 WATCH = {
     'time/prompts_per_s': 'prompts/s',

@@ -1,4 +1,4 @@
-"""Language as a workload of `sail_jax.update`.
+"""Language as a workload of `sail_jax.core.update`.
 
 The host reads the rows of an update and scores its responses; everything else is compiled. A row's
 randomness is a function of (seed, update, row).
@@ -10,14 +10,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sail_jax import labellers, objective
-from sail_jax.language import logprobs, sampler
+from sail_jax.core import labellers, objective
+from sail_jax.core.objective import Preferences
+from sail_jax.core.update import (
+    Batch,
+    Compared,
+    Metrics,
+    Policy,
+    Sampled,
+    State,
+    Workload,
+    update_key,
+)
 from sail_jax.language.config import LanguageRun, Optimizer
-from sail_jax.language.logprobs import Prompts
-from sail_jax.language.policy import Models
-from sail_jax.language.sampler import Responses
-from sail_jax.objective import Preferences
-from sail_jax.update import Batch, Compared, Metrics, Policy, Sampled, State, Workload, update_key
+from sail_jax.language.model import logprobs, sampler
+from sail_jax.language.model.logprobs import Prompts
+from sail_jax.language.model.policy import Models
+from sail_jax.language.model.sampler import Responses
 
 
 class Pairs(NamedTuple):

@@ -7,11 +7,11 @@ import optax
 import pytest
 from scipy import stats
 
-from sail_jax import update
 from sail_jax.bandit import problem as exact
 from sail_jax.bandit import stochastic, workload
 from sail_jax.bandit.config import Problems
 from sail_jax.bandit.problem import Objective
+from sail_jax.core import update
 
 THETA = np.array([0.8, -1.3])
 

@@ -19,7 +19,7 @@ import sail_jax
 from sail_jax.control import brax_checkpoint, policy, reference
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
-from tests.control.toy import SETTINGS, Point
+from tests.support.toy import SETTINGS, Point
 
 HIDDEN = (8, 8)
 

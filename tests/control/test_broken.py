@@ -6,13 +6,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_jax import devices, reports, trainer, update
+from sail_jax import reports
 from sail_jax.control import evaluate, rollout
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Episodes
-from sail_jax.update import Hyper
-from tests.control.toy import SETTINGS, Point
+from sail_jax.core import update
+from sail_jax.core.update import Hyper
+from sail_jax.training import devices, trainer
+from tests.support.toy import SETTINGS, Point
 
 LENGTH = 12
 RUN = ControlRun.model_validate(

@@ -11,7 +11,7 @@ import sail_jax
 from sail_jax.control import contract
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
-from tests.control.toy import SETTINGS, Point
+from tests.support.toy import SETTINGS, Point
 
 
 class Changed(Point):

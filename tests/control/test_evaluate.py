@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sail_jax import devices
 from sail_jax.control import evaluate
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Episodes
-from sail_jax.update import Hyper
-from tests.control.toy import SETTINGS, Point
+from sail_jax.core.update import Hyper
+from sail_jax.training import devices
+from tests.support.toy import SETTINGS, Point
 
 N = 6
 

@@ -12,7 +12,7 @@ from sail_jax.cli import main
 from sail_jax.control import render
 from sail_jax.control.config import ControlRun, recorded
 from sail_jax.errors import UserError
-from tests.control.toy import SETTINGS, Point
+from tests.support.toy import SETTINGS, Point
 
 RUN = ControlRun.model_validate(SETTINGS)
 

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sail_jax import devices, update
 from sail_jax.control import policy as control_policy
 from sail_jax.control import rollout, workload
 from sail_jax.control.config import ControlRun
 from sail_jax.control.workload import row_keys
-from tests.control.toy import SETTINGS, Point
-from tests.keys import reused, uses
+from sail_jax.core import update
+from sail_jax.training import devices
+from tests.support.keys import reused, uses
+from tests.support.toy import SETTINGS, Point
 
 B, K, T = 2, 2, 3
 # All that draws is in use: four members of the family, a lane of the reference, labels by chance,

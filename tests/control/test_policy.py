@@ -17,7 +17,7 @@ from sail_jax import runs
 from sail_jax.control import envs, policy, reference, render
 from sail_jax.control.config import ControlRun, Environment
 from sail_jax.errors import UserError
-from tests.control.toy import SETTINGS, Point
+from tests.support.toy import SETTINGS, Point
 
 HIDDEN = (8, 8)
 

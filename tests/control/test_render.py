@@ -14,7 +14,7 @@ import pytest
 from sail_jax.control import envs, policy, render
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
-from tests.control.toy import SETTINGS, Point
+from tests.support.toy import SETTINGS, Point
 
 RUN = ControlRun.model_validate(
     SETTINGS | {'env': {'name': 'inverted_pendulum', 'episode_length': 30}}

@@ -9,7 +9,7 @@ from sail_jax.control import policy as control_policy
 from sail_jax.control import rollout
 from sail_jax.control.config import ControlRun
 from sail_jax.control.workload import row_keys
-from tests.control.toy import SETTINGS, Point, Poisoned
+from tests.support.toy import SETTINGS, Point, Poisoned
 
 B, L, T = 4, 3, 6
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sail_jax import devices
 from sail_jax.control import policy as control_policy
 from sail_jax.control import workload
 from sail_jax.control.config import ControlRun
-from tests.control.toy import SETTINGS, Point
+from sail_jax.training import devices
+from tests.support.toy import SETTINGS, Point
 
 B, K, T, BUDGET = 24, 3, 3, 17
 PAIRS = list(itertools.combinations(range(K), 2))

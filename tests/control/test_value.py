@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sail_jax import devices, update
 from sail_jax.control import policy as control_policy
 from sail_jax.control import workload
 from sail_jax.control.config import ControlRun
-from sail_jax.update import Policy
-from tests.control.toy import SETTINGS, Point
+from sail_jax.core import update
+from sail_jax.core.update import Policy
+from sail_jax.training import devices
+from tests.support.toy import SETTINGS, Point
 
 B, K, T, DISCOUNT, DRIFT = 12, 3, 4, 0.9, 0.12
 SETTINGS_OF_VALUE = {

@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_jax import devices, update
 from sail_jax.control import policy as control_policy
 from sail_jax.control import task as control_task
 from sail_jax.control import workload
 from sail_jax.control.config import ControlRun
+from sail_jax.core import update
 from sail_jax.errors import UserError
-from tests.control.toy import SETTINGS, Point, Poisoned
+from sail_jax.training import devices
+from tests.support.toy import SETTINGS, Point, Poisoned
 
 
 def make(settings=None, segment_reward=None, env=None):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sail_jax import cli, commands, configfile, runs
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
-from tests.settings import ALL, Setting, settings
+from tests.support.settings import ALL, Setting, settings
 
 NUMERIC = [setting for setting in ALL if setting.kinds & {int, float}]
 OF_CONTROL = [s for s in settings(ControlRun) if s.kinds & {int, float}]

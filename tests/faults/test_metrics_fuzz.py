@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sail_jax import configfile, metrics, plots
+from sail_jax import configfile, plots
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
-from sail_jax.rows import scan
-from tests.control.toy import SETTINGS
+from sail_jax.training import metrics
+from sail_jax.training.rows import scan
+from tests.support.toy import SETTINGS
 
 STRANGE = [
     None, True, False, 0, -1, 1.5, 10**400, -(10**30), 1e308, -1e308, 5e-324, math.nan, math.inf,

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from sail_jax.errors import UserError
-from sail_jax.language import architecture, lora, weights
-from sail_jax.language.model import Decoder
-from tests.language import tiny
-from tests.test_fuzz import mutate
+from sail_jax.language.model import architecture, lora, weights
+from sail_jax.language.model.transformer import Decoder
+from tests.support import tiny
+from tests.support.mutation import mutate
 
 SCALING = {
     'rope_type': 'llama3',

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sail_jax.errors import UserError
-from sail_jax.language import rows, sources
+from sail_jax.language.data import rows, sources
 
 USER = {'role': 'user', 'content': 'Which?'}
 THIS, THAT = ({'role': 'assistant', 'content': text} for text in ('this', 'that'))

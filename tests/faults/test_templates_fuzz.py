@@ -6,9 +6,9 @@ import itertools
 import pytest
 
 from sail_jax.errors import UserError
-from sail_jax.language import sandbox, tokens
-from sail_jax.language.rows import Message
-from tests.language.tiny_tokenizer import write
+from sail_jax.language.data import sandbox, tokens
+from sail_jax.language.data.rows import Message
+from tests.support.tiny_tokenizer import write
 
 TURN = (Message('user', 'what a cat'), Message('assistant', 'no'), Message('user', 'yes'))
 BIG = '10 ** 10'

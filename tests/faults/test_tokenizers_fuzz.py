@@ -9,9 +9,9 @@ import pytest
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers, processors
 
 from sail_jax.errors import UserError
-from sail_jax.language import sandbox, tokens
-from sail_jax.language.rows import Message
-from tests.language.tiny_tokenizer import backend, write
+from sail_jax.language.data import sandbox, tokens
+from sail_jax.language.data.rows import Message
+from tests.support.tiny_tokenizer import backend, write
 
 TURN = (Message('user', 'what a cat'),)
 TEXTS = (

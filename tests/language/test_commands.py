@@ -10,12 +10,13 @@ import pytest
 from safetensors.numpy import load_file
 
 import sail_jax
-from sail_jax import metrics, plots, runs, trainer
+from sail_jax import plots, runs
 from sail_jax.cli import main
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.language.sft.config import SftRun
-from tests.language import small
-from tests.test_metrics import disk_of
+from sail_jax.training import metrics, trainer
+from tests.support import small
+from tests.support.disk import disk_of
 
 
 @pytest.fixture(scope='module')

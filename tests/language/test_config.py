@@ -10,9 +10,9 @@ from sail_jax import configfile, runs
 from sail_jax.cli import main
 from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun, check
-from sail_jax.language.labels import Labeller
-from sail_jax.language.labels import check as check_labeller
-from tests.language import small
+from sail_jax.language.reward.labels import Labeller
+from sail_jax.language.reward.labels import check as check_labeller
+from tests.support import small
 
 OFFLINE = {'mixture': {'dpr': 0}}
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from sail_jax import reports
-from sail_jax.language import rewards
+from sail_jax.core.objective import Preferences
 from sail_jax.language.evaluate import reward_numbers, win_numbers
-from sail_jax.language.labels import Labeller
+from sail_jax.language.reward import rewards
+from sail_jax.language.reward.labels import Labeller
 from sail_jax.language.samples import Answers
-from sail_jax.objective import Preferences
 
 NOTHING = [np.nan, np.inf, -np.inf]
 PROMPTS = ['a', 'b', 'c']

@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sail_jax import update
-from sail_jax.language import sampler, workload
+from sail_jax.core import update
+from sail_jax.core.update import Policy
+from sail_jax.language import workload
 from sail_jax.language.config import LanguageRun
-from sail_jax.language.model import Memory
-from sail_jax.language.sampler import Sampling
-from sail_jax.update import Policy
-from tests.keys import reused, uses
-from tests.language import tiny
+from sail_jax.language.model import sampler
+from sail_jax.language.model.sampler import Sampling
+from sail_jax.language.model.transformer import Memory
+from tests.support import tiny
+from tests.support.keys import reused, uses
 
 B, K, T, V = 2, 2, 3, 300
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 import sail_jax
-from sail_jax import metrics
 from sail_jax.language.samples import Answers, write_table
 from sail_jax.terminal import escaped
-from tests.language import small
+from sail_jax.training import metrics
+from tests.support import small
 
 
 def answers(text):

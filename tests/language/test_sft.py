@@ -10,17 +10,20 @@ import optax
 import pytest
 from flax import nnx
 
-from sail_jax import metrics, runs, trainer
+from sail_jax import runs
+from sail_jax.core.update import Policy
 from sail_jax.errors import TrainingFailed, UserError
-from sail_jax.language import grammar, policy, tokens, weights
-from sail_jax.language.data import Example
-from sail_jax.language.rows import Row
+from sail_jax.language.data import tokens
+from sail_jax.language.data.dataset import Example
+from sail_jax.language.data.rows import Row
+from sail_jax.language.model import policy, weights
+from sail_jax.language.quickstart import grammar
 from sail_jax.language.sft import learn
 from sail_jax.language.sft import task as sft_task
 from sail_jax.language.sft.config import MODEL, Optimizer, SftRun
-from sail_jax.update import Policy
-from tests.language import tiny
-from tests.test_metrics import on_a_full_disk
+from sail_jax.training import metrics, trainer
+from tests.support import tiny
+from tests.support.disk import on_a_full_disk
 
 SIZES = {
     'family': 'qwen2',

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import sail_jax
-from sail_jax import metrics, runs
+from sail_jax import runs
 from sail_jax.errors import TrainingFailed, UserError
-from sail_jax.language import export, policy, workload
-from tests.language import small
+from sail_jax.language import export, workload
+from sail_jax.language.model import policy
+from sail_jax.training import metrics
+from tests.support import small
 
 ALIGN = {
     'prompts_per_update': 8,

@@ -1,22 +1,24 @@
 """A batch: whose responses stand in which row, their log-probabilities, and their labels."""
 
 import re
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import yaml
 
-from sail_jax import update
-from sail_jax.language import policy, reader, tokens, workload
+from sail_jax.core import update
+from sail_jax.core.objective import Preferences
+from sail_jax.language import workload
 from sail_jax.language.config import LanguageRun, check
-from sail_jax.objective import Preferences
-from tests.language import small
+from sail_jax.language.data import reader, tokens
+from sail_jax.language.model import policy
+from tests.support import small
+from tests.support.paths import ROOT
 
 
 def test_readmes_configuration_is_one():
-    readme = (Path(__file__).parents[2] / 'README.md').read_text()
+    readme = (ROOT / 'README.md').read_text()
     block = re.search(r'```yaml\n(workload: language.*?)```', readme, re.DOTALL)[1]
     check(LanguageRun.model_validate(yaml.safe_load(block)))
 

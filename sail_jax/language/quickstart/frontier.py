@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sail_jax import metrics
 from sail_jax.errors import UserError
+from sail_jax.training import metrics
 
 
 class Point(NamedTuple):

@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from sail_jax import configfile, terminal, trainer
+from sail_jax import configfile, terminal
 from sail_jax.errors import Interrupted
 from sail_jax.files import ROOM, writing
-from sail_jax.language import export, grammar
+from sail_jax.language import export
 from sail_jax.language import task as language_task
-from sail_jax.language.quickstart import frontier
+from sail_jax.language.quickstart import frontier, grammar
 from sail_jax.language.quickstart.config import (
     METHODS,
     REVIEWS,
@@ -23,7 +23,8 @@ from sail_jax.language.quickstart.config import (
 from sail_jax.language.quickstart.frontier import Point
 from sail_jax.language.sft import task as sft_task
 from sail_jax.language.sft.config import MODEL
-from sail_jax.trainer import Result
+from sail_jax.training import trainer
+from sail_jax.training.trainer import Result
 
 SHOWN = 8
 """Prompts in the table of samples."""

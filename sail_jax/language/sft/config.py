@@ -9,8 +9,8 @@ from sail_jax.config import Devices, Section, Trained
 from sail_jax.configfile import differences
 from sail_jax.errors import UserError
 from sail_jax.language import config
-from sail_jax.language.architecture import Architecture, from_hf, to_hf
 from sail_jax.language.config import Data
+from sail_jax.language.model.architecture import Architecture, from_hf, to_hf
 
 MODEL = 'model'
 """Of the run directory: the trained model as a Hugging Face directory."""

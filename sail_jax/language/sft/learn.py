@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sail_jax import update
-from sail_jax.language.data import Example
-from sail_jax.language.logprobs import Tokens, log_probs
-from sail_jax.language.model import Decoder, prompt_positions
-from sail_jax.language.sampler import pad_prompts
+from sail_jax.core import update
+from sail_jax.core.update import Metrics, Policy, State
+from sail_jax.language.data.dataset import Example
+from sail_jax.language.model.logprobs import Tokens, log_probs
+from sail_jax.language.model.sampler import pad_prompts
+from sail_jax.language.model.transformer import Decoder, prompt_positions
 from sail_jax.language.sft.config import Optimizer, SftRun
 from sail_jax.language.workload import step_size
-from sail_jax.update import Metrics, Policy, State
 
 
 class Rows(NamedTuple):

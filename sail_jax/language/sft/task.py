@@ -11,19 +11,21 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from sail_jax import devices, trainer
+from sail_jax.core.update import Metrics, Policy, State
 from sail_jax.errors import UserError
 from sail_jax.files import ROOM, writing
-from sail_jax.language import digests, export, policy, reader, sharding, tokens
-from sail_jax.language.data import Example
+from sail_jax.language import export
+from sail_jax.language.data import digests, reader, tokens
+from sail_jax.language.data.dataset import Example
+from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.export import Opened
-from sail_jax.language.policy import Models
-from sail_jax.language.sampler import bucket
+from sail_jax.language.model import policy, sharding
+from sail_jax.language.model.policy import Models
+from sail_jax.language.model.sampler import bucket
 from sail_jax.language.sft import learn
 from sail_jax.language.sft.config import MODEL, SftRun, check
-from sail_jax.language.tokens import Tokenizer
-from sail_jax.trainer import Evaluate, Result, Task
-from sail_jax.update import Metrics, Policy, State
+from sail_jax.training import devices, trainer
+from sail_jax.training.trainer import Evaluate, Result, Task
 
 WATCH = {
     'time/prompts_per_s': 'prompts/s',

@@ -1,0 +1,1 @@
+"""The algorithm: pure functions that touch neither disk nor host."""

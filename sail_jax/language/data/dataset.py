@@ -1,0 +1,315 @@
+"""Preference data: files to ArrayRecord by tensorflow-datasets, read back by row number.
+
+Rows are checked once, when the records are made, so that a row number always means the same row
+and a cursor, one integer, says how far a run has come through them.
+"""
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+
+from sail_jax.errors import UserError
+from sail_jax.language.config import Data
+from sail_jax.language.data import rows, sources
+from sail_jax.language.data.rows import Kind, Message, Row
+from sail_jax.language.data.tokens import Tokenizer
+
+KEPT_MESSAGES = 10
+"""Of skipped rows; all are counted."""
+KEPT_NAMES = 40
+"""Of columns that are not read."""
+
+log = logging.getLogger(__name__)
+
+
+class Example(NamedTuple):
+    """A row as token ids."""
+
+    row: Row
+    prompt: list[int]
+    chosen: list[int] | None
+    rejected: list[int] | None
+
+
+class Dataset(NamedTuple):
+    """Rows by number."""
+
+    source: Any
+    """Stored rows: a sequence."""
+    encode: Callable[[Row], Example]
+    skipped: int
+    """Bad rows that were left out."""
+    skipped_messages: tuple[str, ...]
+    """What was wrong with the first of them."""
+    unread: tuple[str, ...]
+    """What rows say that nothing here reads, see `rows.unread`; the first few names."""
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.encode(_from_stored(self.source[int(index)]))
+
+
+def has_pairs(data: Data) -> bool:
+    """Whether the first row that can be read has a chosen and a rejected response.
+
+    Raises:
+      UserError: no such data.
+    """
+    convert = rows.FORMATS[data.format].convert
+    for file in sources.find(data.path, data.split):
+        for located in sources.read(file):
+            with contextlib.suppress(UserError):
+                return convert(located.load()).rejected is not None
+    return False
+
+
+def encode(data: Data, tokenizer: Tokenizer, row: Row) -> Example:
+    """Token ids of a checked row.
+
+    Raises:
+      UserError: a prompt or response with too many tokens, responses that are the same in tokens,
+        or what the tokeniser refuses.
+    """
+    prompt = tokenizer.prompt_ids(row.prompt)
+    _check_length('prompt', prompt, data.max_prompt_tokens)
+    responses = []
+    for name in ('chosen', 'rejected'):
+        if (text := getattr(row, name)) is None:
+            responses.append(None)
+            continue
+        try:
+            responses.append(tokenizer.response_ids(row.prompt, text))
+        except UserError as error:
+            raise UserError(f'{name}: {error}') from None
+        _check_length(name, responses[-1], data.max_response_tokens)
+    if row.rejected is not None and responses[0] == responses[1]:
+        raise UserError('chosen and rejected are the same in tokens')
+    return Example(row, prompt, *responses)
+
+
+def prepare(data: Data, kind: Kind, tokenizer: Tokenizer, cache: str | Path) -> Dataset:
+    """Makes the ArrayRecord files, or finds them made.
+
+    They are kept under a digest of the data, the tokeniser and the settings, so a change of any of
+    these makes new ones.
+
+    Args:
+      data: which rows.
+      kind: what is needed of each row.
+      tokenizer: whose ids the limits count.
+      cache: directory for the files.
+
+    Raises:
+      UserError: no such data, a damaged file, no usable row; with `on_bad_row: error`, a bad row,
+        by file and line.
+    """
+    files = sources.find(data.path, data.split)
+    directory = Path(cache) / _digest(data, kind, tokenizer, files)
+    encode_row = functools.partial(encode, data, tokenizer)
+    form = rows.FORMATS[data.format]
+
+    def checked(raw: dict[str, Any]) -> Row:
+        try:
+            row = rows.check(form.convert(raw), kind)
+        except rows.Missing as error:
+            names = ', '.join(map(str, raw)) or 'none'
+            raise UserError(f'{error}; the columns are {names:.200}') from None
+        encode_row(row)
+        return row
+
+    def builder() -> Preferences:
+        return Preferences(
+            data_dir=directory,
+            file_format='array_record',
+            files=files,
+            checked=checked,
+            unread=functools.partial(rows.unread, columns=form.columns),
+            skip=data.on_bad_row == 'skip',
+        )
+
+    try:
+        with _quiet():
+            builder().download_and_prepare()
+    except OSError as error:
+        # Another process may have been faster.
+        if not builder().is_prepared():
+            raise UserError(f'{directory}: {error.strerror or error}') from None
+    made = builder()
+    found = made.info.metadata or {}
+    dataset = Dataset(
+        source=made.as_data_source('train'),
+        encode=encode_row,
+        skipped=found.get('skipped', 0),
+        skipped_messages=tuple(found.get('messages', ())),
+        unread=tuple(found.get('unread', ())),
+    )
+    if dataset.unread:
+        log.warning(
+            '%s: not read: %s (columns of the data, and keys of their messages)',
+            data.path,
+            ', '.join(dataset.unread),
+        )
+    if dataset.skipped:
+        log.warning(
+            '%s: %d bad rows skipped, %d kept; the first: %s',
+            data.path,
+            dataset.skipped,
+            len(dataset),
+            dataset.skipped_messages[0],
+        )
+    return dataset
+
+
+def indices(seed: int, cursor: int, count: int, size: int) -> np.ndarray:
+    """The rows that a run reads when it has read `cursor` rows: `count` numbers below `size`.
+
+    Every epoch is an order of its own, computed in place: nothing but the cursor is to be kept, and
+    how a run is cut into batches does not matter.
+
+    Args:
+      seed: of the orders.
+      cursor: rows read so far, from 0, over all epochs.
+      count: rows to read.
+      size: rows of the data set.
+    """
+    order = _order(seed, size)
+    return np.asarray([order[i] for i in range(cursor, cursor + count)], np.int64)
+
+
+class Preferences(tfds.core.GeneratorBasedBuilder):
+    """Rows with prompt, chosen and rejected, in the order of the files.
+
+    A prompt is its messages; plain text is one message without a role. A response that a row does
+    not have is empty.
+
+    Args:
+      files: of `sources.find`.
+      checked: from a file's row to a usable one; raises `UserError`.
+      unread: names of what such a row says that `checked` does not read.
+      skip: leave bad rows out instead of raising.
+    """
+
+    # To be raised when the same files give other rows.
+    VERSION = tfds.core.Version('1.1.0')
+
+    def __init__(
+        self,
+        *,
+        files: list[Path],
+        checked: Callable[[dict], Row],
+        unread: Callable[[dict], set[str]],
+        skip: bool,
+        **kwargs: Any,
+    ):
+        self._files, self._checked, self._unread, self._skip = files, checked, unread, skip
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description='Preference data: a prompt and two responses.',
+            features=tfds.features.FeaturesDict(
+                {
+                    'prompt': tfds.features.Sequence({'role': text, 'content': text}),
+                    'chosen': text,
+                    'rejected': text,
+                }
+            ),
+            metadata=tfds.core.MetadataDict(),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {'train': self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        kept, skipped, messages, unread = 0, 0, [], set()
+        for file in self._files:
+            for located in sources.read(file):
+                raw = {}
+                try:
+                    raw = located.load()
+                    row = self._checked(raw)
+                except UserError as error:
+                    message = f'{located.where}: {error}'
+                    if not self._skip:
+                        names = ', '.join(_names(self._unread(raw)))
+                        beside = f'; not read of this row: {names}' if names else ''
+                        raise UserError(f'{message}{beside}') from None
+                    skipped += 1
+                    messages += [message] if len(messages) < KEPT_MESSAGES else []
+                    continue
+                if len(unread) < KEPT_NAMES:
+                    unread |= self._unread(raw)
+                yield kept, _to_stored(row)
+                kept += 1
+        if not kept:
+            first = f'; the first bad one: {messages[0]}' if messages else ''
+            raise UserError(f'{self._files[0]}: no usable row, {skipped} skipped{first}')
+        self.info.metadata.update(skipped=skipped, messages=messages, unread=_names(unread))
+
+
+def _names(unread: set[str]) -> list[str]:
+    return [name[:80] for name in sorted(unread)[:KEPT_NAMES]]
+
+
+def _to_stored(row: Row) -> dict[str, Any]:
+    prompt = (Message('', row.prompt),) if isinstance(row.prompt, str) else row.prompt
+    return {
+        'prompt': [message._asdict() for message in prompt],
+        'chosen': row.chosen or '',
+        'rejected': row.rejected or '',
+    }
+
+
+def _from_stored(stored: dict[str, Any]) -> Row:
+    roles, contents = (
+        [text.decode() for text in stored['prompt'][key]] for key in ('role', 'content')
+    )
+    messages = tuple(map(Message, roles, contents))
+    prompt = messages if messages[0].role else messages[0].content
+    return Row(prompt, *(stored[key].decode() or None for key in ('chosen', 'rejected')))
+
+
+def _check_length(name: str, ids: list[int], most: int) -> None:
+    if len(ids) > most:
+        raise UserError(f'{name}: {len(ids)} tokens; at most {most}')
+
+
+def _digest(data: Data, kind: Kind, tokenizer: Tokenizer, files: list[Path]) -> str:
+    """Of everything that the records depend on, where the data lie excepted."""
+    settings = data.model_dump(exclude={'path', 'split'})
+    whole = hashlib.sha256(json.dumps([settings, kind, tokenizer.digest]).encode())
+    for file in files:
+        try:
+            with file.open('rb') as stream:
+                whole.update(hashlib.file_digest(stream, 'sha256').digest())
+        except OSError as error:
+            raise UserError(f'{file}: {error.strerror}') from None
+    return whole.hexdigest()[:16]
+
+
+@functools.lru_cache(8)
+def _order(seed: int, size: int) -> grain.MapDataset:
+    return grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's bars and lines on where it stores what."""
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

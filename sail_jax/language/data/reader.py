@@ -1,0 +1,117 @@
+"""The rows of a run: which are held out, and which ones an update reads."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sail_jax.errors import UserError
+from sail_jax.language.config import LanguageRun
+from sail_jax.language.data import dataset
+from sail_jax.language.data.dataset import Data, Dataset, Example
+from sail_jax.language.data.rows import Kind
+from sail_jax.language.data.tokens import Tokenizer
+from sail_jax.language.model.sampler import bucket, pad_prompts
+from sail_jax.language.sft.config import SftRun
+from sail_jax.language.workload import Pairs, Rows
+
+log = logging.getLogger(__name__)
+
+
+class Reader(NamedTuple):
+    """A run's data. Which rows an update reads follows from its number alone."""
+
+    dataset: Dataset
+    training: np.ndarray
+    """Row numbers that are trained on."""
+    held_out: list[Example]
+    seed: int
+    rows_per_update: int
+
+    def examples(self, step: int) -> list[Example]:
+        """The rows of the update that follows `step` updates."""
+        cursor, count = step * self.rows_per_update, self.rows_per_update
+        order = dataset.indices(self.seed, cursor, count, len(self.training))
+        return [self.dataset[row] for row in self.training[order]]
+
+
+def cache_dir() -> Path:
+    """Where prepared data are kept between runs."""
+    home = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
+    return home / 'sail_jax' / 'data'
+
+
+def prepare(
+    run: LanguageRun | SftRun,
+    tokenizer: Tokenizer,
+    cache: Path | None = None,
+    kind: Kind | None = None,
+) -> Reader:
+    """Reads and checks the data of a run, or finds them prepared.
+
+    Args:
+      kind: what is needed of each row. None needs pairs of a data set that has them, whether or not
+        training reads the responses.
+
+    Raises:
+      UserError: as of `data.prepare`; fewer rows than are to be held out.
+    """
+    cache, settings = cache or cache_dir(), run.evaluation
+    training = dataset.prepare(run.data, kind or _kind(run.data, run.reads_pairs), tokenizer, cache)
+    rows = np.arange(len(training))
+    if settings.path is None and settings.split is None:
+        elsewhere = training
+        held = _spread(settings.prompts, len(training), 'data.path: ' + run.data.path, spare=1)
+        rows = np.setdiff1d(rows, held)
+    else:
+        path, split = settings.path or run.data.path, settings.split or 'test'
+        other = run.data.model_copy(update={'path': path, 'split': split})
+        elsewhere = dataset.prepare(other, kind or _kind(other, False), tokenizer, cache)
+        held = _spread(settings.prompts, len(elsewhere), f'evaluation.path: {path}')
+    if run.prompts_per_update > len(rows):
+        log.warning(
+            'prompts_per_update: %d, and %s has %d rows to train on: every update has some of them '
+            'more than once',
+            run.prompts_per_update,
+            run.data.path,
+            len(rows),
+        )
+    held_out = [elsewhere[row] for row in held]
+    return Reader(training, rows, held_out, run.seed, run.prompts_per_update)
+
+
+def batch(examples: Sequence[Example], pair_places: int | None = None) -> Rows:
+    """Rows as the compiled programs take them, padded to buckets.
+
+    Args:
+      pair_places: of each of the data's responses; None leaves them out.
+    """
+    prompts = pad_prompts([example.prompt for example in examples])
+    if pair_places is None:
+        return Rows(prompts, None)
+    tokens = np.zeros((len(examples), 2, pair_places), np.int32)
+    lengths = np.zeros((len(examples), 2), np.int32)
+    for row, example in enumerate(examples):
+        for lane, response in enumerate((example.chosen, example.rejected)):
+            tokens[row, lane, : len(response)] = response
+            lengths[row, lane] = len(response)
+    return Rows(prompts, Pairs(tokens, lengths))
+
+
+def places(longest: int, most: int) -> int:
+    """The padded size for responses: their bucket, but never more than the limit."""
+    return min(bucket(longest), most)
+
+
+def _kind(settings: Data, pairs: bool) -> Kind:
+    return 'preference' if pairs or dataset.has_pairs(settings) else 'prompt'
+
+
+def _spread(count: int, size: int, where: str, spare: int = 0) -> np.ndarray:
+    """`count` row numbers, evenly spread over `size` rows."""
+    if count + spare > size:
+        raise UserError(f'evaluation.prompts: {count} to hold out; {where} has {size} usable rows')
+    return np.arange(count) * size // count

@@ -1,0 +1,244 @@
+"""Rows out of files: JSON, Parquet, and the directories that Hugging Face's tools write."""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sail_jax import files
+from sail_jax.errors import UserError, one_line, shown
+from sail_jax.language.data import card
+from sail_jax.language.model.architecture import read_json
+
+MAX_LINE = 2**24
+"""Bytes of one row."""
+MAX_ROW_GROUP = 2**33
+"""Bytes of a Parquet row group, which is read at once."""
+MAX_ENTRIES = 100_000
+"""Of a directory, all levels together."""
+MAX_ARRAY = 2**28
+"""Bytes of a JSON array, which is read at once."""
+SUFFIXES = ('.jsonl', '.jsonl.gz', '.json', '.json.gz', '.parquet', '.arrow')
+NOT_ROWS = ('dataset_info.json', 'dataset_infos.json', 'dataset_dict.json', 'state.json')
+"""What Hugging Face's tools write beside the rows."""
+OTHER_SPLITS = ('test', 'testing', 'eval', 'evaluation', 'val', 'valid', 'validation', 'dev')
+BYTE_ORDER_MARK = b'\xef\xbb\xbf'
+
+
+class Located(NamedTuple):
+    """A row that is not decoded yet."""
+
+    where: str
+    """File and line, or row of a Parquet file; from 1."""
+    load: Callable[[], dict[str, Any]]
+    """Raises `UserError` if this row is damaged."""
+
+
+def find(path: str | Path, split: str) -> list[Path]:
+    """The files of a data set, in order.
+
+    Args:
+      path: a file; or a directory as `Dataset.save_to_disk` writes it, or as it lies on the hub,
+        where a split's files are named after it (`train.jsonl`, `train-00000-of-00002.parquet`) or
+        lie in a directory of its name, or its README.md names them. Files that are of no split are
+        of `train`. Its subsets are taken together.
+      split: of a directory.
+
+    Raises:
+      UserError: nothing there; not a format that is read, or no regular file; a name or link that
+        leads out of the directory; a directory too large to be a data set.
+    """
+    path = Path(path)
+    try:
+        if not path.is_dir():
+            files.check(path)
+            _check_format(path)
+            return [path]
+        of_split = _list(path, split)
+        for file in of_split:
+            _check_format(file)
+            if files.leads_out(file, path):
+                raise UserError(f'{file}: leads out of {path}; copy the data set without links')
+            files.check(file)
+    except (OSError, RuntimeError) as error:  # Links in a circle are a RuntimeError.
+        raise UserError(f'{path}: {error}') from None
+    if not of_split:
+        raise UserError(f'{path}: no file of split {split!r} ({", ".join(SUFFIXES)})')
+    return of_split
+
+
+def read(file: Path) -> Iterator[Located]:
+    """The rows of a file of `find`.
+
+    Raises:
+      UserError: while iterating, if the file as a whole is damaged.
+    """
+    try:
+        if file.suffix == '.parquet':
+            yield from _parquet(file)
+        elif file.suffix == '.arrow':
+            yield from _arrow(file)
+        else:
+            with gzip.open(file) if file.suffix == '.gz' else file.open('rb') as stream:
+                yield from _json_rows(file, stream)
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        reason = one_line(error)
+        raise UserError(f'{file}: cannot be read: {reason}') from None
+
+
+def _check_format(file: Path) -> None:
+    if not file.name.endswith(SUFFIXES):
+        raise UserError(f'{file}: not a format that is read; supported: {", ".join(SUFFIXES)}')
+
+
+def _list(path: Path, split: str) -> list[Path]:
+    """The files of a directory's split, not checked."""
+    for saved in (path / split, path):
+        if (saved / 'state.json').is_file():
+            return _saved(saved)
+    entries = list(islice(path.rglob('*'), MAX_ENTRIES + 1))
+    if len(entries) > MAX_ENTRIES:
+        raise UserError(f"{path}: over {MAX_ENTRIES} files; name the data set's own directory")
+    named = card.split_files(path, split)
+    if named is not None:
+        return named
+    rows = [file for file in entries if _holds_rows(file.relative_to(path))]
+    of_split = [file for file in rows if _in_split(file.relative_to(path), split)]
+    if split == 'train' and not of_split:
+        of_another = [file for file in rows if _of_another_split(file.relative_to(path))]
+        of_split = [] if of_another else rows
+    return sorted(of_split)
+
+
+def _saved(path: Path) -> list[Path]:
+    """The files that a `state.json` lists."""
+    state = path / 'state.json'
+    entries = read_json(state).get('_data_files')
+    if not isinstance(entries, list):
+        raise UserError(f'{state}: _data_files: expected a list')
+    names = [entry.get('filename') if isinstance(entry, dict) else None for entry in entries]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith('.arrow'):
+            raise UserError(
+                f'{state}: _data_files: {name!r:.80}: expected an .arrow file of this directory'
+            )
+    return [path / name for name in names]
+
+
+def _holds_rows(file: Path) -> bool:
+    hidden = any(part.startswith('.') for part in file.parts)
+    return file.name.endswith(SUFFIXES) and file.name not in NOT_ROWS and not hidden
+
+
+def _in_split(file: Path, split: str) -> bool:
+    return file.name.startswith((f'{split}.', f'{split}-')) or split in file.parts[:-1]
+
+
+def _of_another_split(file: Path) -> bool:
+    words = re.split(r'[^a-z]+', str(file).lower())
+    return any(word in OTHER_SPLITS for word in words) or file.name.startswith('train_')
+
+
+def _json_rows(file: Path, stream: Any) -> Iterator[Located]:
+    """Of JSON lines, or of one array, whatever the file is called."""
+    start = stream.peek(64)[:64].removeprefix(BYTE_ORDER_MARK).lstrip()
+    return _array(file, stream) if start.startswith(b'[') else _lines(file, stream)
+
+
+def _array(file: Path, stream: Any) -> Iterator[Located]:
+    content = stream.read(MAX_ARRAY + 1)
+    if len(content) > MAX_ARRAY:
+        raise UserError(f'{file}: an array of over {MAX_ARRAY} bytes; write a row a line instead')
+    try:
+        entries = _parsed(content)
+    except UserError as error:
+        raise UserError(f'{file}: {error}') from None
+    for number, entry in enumerate(entries, 1):
+        yield Located(f'{file}: row {number}', lambda entry=entry: _object(entry))
+
+
+def _lines(file: Path, stream: Any) -> Iterator[Located]:
+    for number, line in enumerate(files.bounded_lines(stream, MAX_LINE), 1):
+        line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+        if line.strip():
+            yield Located(f'{file}:{number}', lambda line=line: _json(line))
+
+
+def _json(line: bytes) -> dict[str, Any]:
+    if len(line) > MAX_LINE:
+        raise UserError(f'over {MAX_LINE} bytes; at most that')
+    return _object(_parsed(line))
+
+
+def _object(row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise UserError(f'expected an object, got {type(row).__name__}')
+    return row
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text.removeprefix(BYTE_ORDER_MARK).decode().strip())
+    except UnicodeDecodeError as error:
+        raise UserError(f'not valid UTF-8 at byte {error.start}') from None
+    except json.JSONDecodeError as error:
+        raise UserError(f'not valid JSON: {error.msg} at character {error.pos}') from None
+    except (ValueError, RecursionError) as error:  # Absurd numbers, absurd nesting.
+        raise UserError(f'not valid JSON: {error}') from None
+
+
+def _parquet(file: Path) -> Iterator[Located]:
+    with pq.ParquetFile(file) as parquet:
+        groups = (
+            parquet.metadata.row_group(i).total_byte_size for i in range(parquet.num_row_groups)
+        )
+        if (largest := max(groups, default=0)) > MAX_ROW_GROUP:
+            raise UserError(f'{file}: a row group of {largest} bytes; at most {MAX_ROW_GROUP}')
+        yield from _batches(file, parquet.iter_batches(batch_size=1024))
+
+
+def _arrow(file: Path) -> Iterator[Located]:
+    with pa.memory_map(str(file)) as mapped, pa.ipc.open_stream(mapped) as batches:
+        yield from _batches(file, batches)
+
+
+def _batches(file: Path, batches: Any) -> Iterator[Located]:
+    number = 0
+    for batch in batches:
+        names = batch.schema.names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f'{file}: {shown(twice[0])}: two columns of this name')
+        for i in range(batch.num_rows):
+            number += 1
+            yield Located(f'{file}: row {number}', lambda batch=batch, i=i: _cells(batch, i))
+
+
+def _cells(batch: pa.RecordBatch, i: int) -> dict[str, Any]:
+    """A row; what Python has no value for, nanoseconds or the year 10,000, is left as it is."""
+    try:
+        return {
+            name: _cell(column[i])
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        }
+    except UnicodeDecodeError:
+        raise UserError('not valid UTF-8') from None
+
+
+def _cell(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, OverflowError):
+        if isinstance(value, pa.StructScalar):
+            return {name: _cell(item) for name, item in value.items()}
+        if isinstance(value, pa.ListScalar):
+            return [_cell(item) for item in value.values]
+        return value

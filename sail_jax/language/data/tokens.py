@@ -1,0 +1,426 @@
+"""Prompts and responses as token ids, by a checkpoint's own tokeniser and chat template.
+
+Ids are made once, here; text made from ids is for people and labellers and is never encoded again.
+"""
+
+import datetime
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sail_jax import files
+from sail_jax.errors import UserError
+from sail_jax.language.config import DAY
+from sail_jax.language.data import sandbox, special
+from sail_jax.language.data.rows import Message, Prompt
+from sail_jax.language.data.sandbox import Definition
+from sail_jax.language.model.architecture import read_json
+
+MAX_TEMPLATE = 2**20
+"""Characters of a chat template."""
+MAX_TOKENIZER = 2**28
+"""Bytes of a tokenizer.json."""
+COMPANIONS = (
+    'tokenizer_config.json',
+    'special_tokens_map.json',
+    'added_tokens.json',
+    'generation_config.json',
+    'config.json',
+)
+MORE_TEMPLATES = 'additional_chat_templates'
+"""A directory of named templates."""
+RESERVED = ('messages', 'add_generation_prompt', 'tools', 'documents')
+"""Variables of a template that are not settings."""
+FLAGS = (
+    'split_special_tokens',
+    'clean_up_tokenization_spaces',
+    'clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output',
+)
+PROBE = (Message('user', 'a'),), 'probe0'
+"""A conversation that shows how the template ends a response."""
+
+
+class _Exceeded(UserError):
+    """A template that takes too much."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Text to token ids; see `load`."""
+
+    path: Path
+    definition: Definition
+    """Of the tokeniser and the template, which run in the process of `sandbox`."""
+    no_template: str | None
+    """Why there is no chat template; None, if there is one."""
+    special: Mapping[str, str]
+    """What templates know as `bos_token` and so on."""
+    eos_ids: tuple[int, ...]
+    """The ids that end a response. The first is put after a response that has none."""
+    ends: tuple[str, ...]
+    """Their texts."""
+    vocab_size: int
+    """Of the model. Ids lie below."""
+    digest: str
+    """Equal for tokenisers that give equal ids."""
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """What a response follows.
+
+        Plain text gets the special tokens that the tokeniser puts before a text, a conversation
+        the chat template with the beginning of the assistant's turn.
+
+        Raises:
+          UserError: no chat template, or one that does not take this conversation; no tokens.
+        """
+        if isinstance(prompt, str):
+            [ids] = self._encode([prompt], 'start')
+        else:
+            [ids] = self._encode(self._render([(prompt, True)]))
+        if not ids:
+            raise UserError('prompt: no tokens')
+        return self._checked(ids, 'prompt')
+
+    def response_ids(self, prompt: Prompt, response: str) -> list[int]:
+        """The response to a prompt, up to and including the end of sequence.
+
+        Raises:
+          UserError: as of `prompt_ids`; or an end of sequence before the response's end.
+        """
+        for token in self.ends:
+            if token in response.removesuffix(token):
+                raise UserError(f'response: holds {token!r} before its end')
+        if isinstance(prompt, str):
+            turn = response
+            before, whole = self._encode([prompt, prompt + response], 'start')
+        else:
+            text, turn = self._turn(prompt, response)
+            before, whole = self._encode([text, text + turn])
+        # A response is what follows the prompt's ids. Where both together are split elsewhere than
+        # at their border, it is split by itself.
+        follows = whole[: len(before)] == before
+        ids = whole[len(before) :] if follows else self._encode([turn])[0]
+        # A template may go on after the turn's end, with a line break for example.
+        end = next((n for n, i in enumerate(ids, 1) if i in self.eos_ids), None)
+        return self._checked(ids[:end] + ([] if end else [self.eos_ids[0]]), 'response')
+
+    def scored_ids(self, prompt: Prompt, response: str) -> list[int]:
+        """Prompt and response as a reward model reads them: all that the tokeniser or the chat
+        template writes, what follows the end of the turn included.
+
+        Raises:
+          UserError: as of `prompt_ids`.
+        """
+        if isinstance(prompt, str):
+            [ids] = self._encode([prompt + response], 'whole')
+        else:
+            whole = (*prompt, Message('assistant', response))
+            [ids] = self._encode(self._render([(whole, False)]))
+        if not ids:
+            raise UserError('response: no tokens')
+        return self._checked(ids, 'response')
+
+    def text(self, ids: Sequence[int]) -> str:
+        """For people and labellers; without special tokens and ends of sequence.
+
+        Raises:
+          UserError: the tokeniser refuses.
+        """
+        return self._decode([list(ids)])[0]
+
+    def texts(self, tokens_BxKxR: np.ndarray, lengths_BxK: np.ndarray) -> list[list[str]]:
+        """`text` of groups of padded responses, [B][K]."""
+        rows, lengths = tokens_BxKxR.reshape(-1, tokens_BxKxR.shape[-1]), lengths_BxK.ravel()
+        pairs = zip(rows.tolist(), lengths.tolist(), strict=True)
+        texts = iter(self._decode([ids[:n] for ids, n in pairs]))
+        return [[next(texts) for _ in group] for group in lengths_BxK]
+
+    def _decode(self, groups: list[list[int]]) -> list[str]:
+        kept = [[i for i in ids if i not in self.eos_ids] for ids in groups]
+        return self._ask('decode', ids=kept)
+
+    def _encode(self, texts: list[str], special: str = 'plain') -> list[list[int]]:
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # Half of a surrogate pair.
+                raise UserError(f'not valid UTF-8 at character {error.start}') from None
+        return self._ask('encode', texts=texts, special=special)
+
+    def _ask(self, what: str, **arguments: Any) -> Any:
+        try:
+            return sandbox.ask(self.definition, what, **arguments)
+        except sandbox.Failed as error:
+            raise UserError(f'{self.path / "tokenizer.json"}: {error}') from None
+
+    def _checked(self, ids: list[int], what: str) -> list[int]:
+        if (largest := max(ids)) >= self.vocab_size:
+            [token] = self._ask('tokens_of', ids=[largest])
+            raise UserError(
+                f'{what}: {token!r} has id {largest}, and the model only {self.vocab_size} ids'
+            )
+        return ids
+
+    def _turn(self, prompt: tuple[Message, ...], response: str) -> tuple[str, str]:
+        """A conversation up to the beginning of the assistant's turn, and the turn."""
+        turn = (Message('assistant', response),)
+        before, whole = self._render([(prompt, True), (prompt + turn, False)])
+        if whole.startswith(before):
+            return before, whole[len(before) :]
+        turn = _after_thoughts(before, whole, response)
+        if turn is None:
+            raise UserError(
+                f'{self.path}: chat template: adding a response changes the text before it'
+            )
+        return before, turn
+
+    def _render(self, calls: list[tuple[tuple[Message, ...], bool]]) -> list[str]:
+        """Conversations, each with the beginning of another turn of the assistant or without."""
+        if self.no_template is not None:
+            raise UserError(f'{self.path}: {self.no_template}')
+        # What a message does not have, templates must not find.
+        given = [
+            {
+                'messages': [
+                    {k: v for k, v in message._asdict().items() if v is not None}
+                    for message in messages
+                ],
+                'add_generation_prompt': generate,
+            }
+            for messages, generate in calls
+        ]
+        try:
+            return sandbox.ask(self.definition, 'render', calls=given)
+        except sandbox.Failed as error:
+            kind = _Exceeded if isinstance(error, sandbox.Exceeded) else UserError
+            raise kind(f'{self.path}: chat template: {error}') from None
+
+
+def load(
+    path: str | Path,
+    *,
+    variables: Mapping[str, Any] | None = None,
+    date: datetime.date = DAY,
+) -> Tokenizer:
+    """Reads `tokenizer.json` and its companions from a checkpoint's directory.
+
+    A response ends with any of: the ids of `generation_config.json` (else `config.json`), the
+    tokeniser's own end of sequence, and the added token with which the chat template ends the
+    assistant's turn.
+
+    Args:
+      path: of the directory.
+      variables: for the chat template beside the conversation, `enable_thinking` for example.
+      date: what `strftime_now` tells the chat template.
+
+    Raises:
+      UserError: a file that is missing, damaged or absurdly large; a tokeniser that cannot be used;
+        a variable that the template does not have; no end of sequence.
+    """
+    path = Path(path)
+    file = path / 'tokenizer.json'
+    if not files.exists(file):
+        raise UserError(f'{file}: No such file or directory; other formats are not read')
+    try:
+        content = files.read(file, MAX_TOKENIZER).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f'{file}: not a tokenizer.json: {error}') from None
+    config, special_map, added, generation, model = (_optional(path / name) for name in COMPANIONS)
+    declared = special.read(config, special_map, added, path)
+    source, no_template = _template(config, path)
+    flags = {name: _flag(config, name, path) for name in FLAGS}
+    named = {name: state['content'] for name, state in declared.named.items()}
+    given = {
+        'tokenizer': content,
+        'declared': declared._asdict(),
+        'split_special': flags['split_special_tokens'],
+        'clean_up': flags[FLAGS[1]],
+        'clean_up_bpe': flags[FLAGS[1]] and flags[FLAGS[2]],
+        'template': source,
+        'variables': named | dict(variables or {}),
+        'date': str(date),
+    }
+    key = hashlib.sha256(json.dumps(given).encode()).hexdigest()
+    try:
+        definition, found = sandbox.load(key, **given)
+    except sandbox.Failed as error:
+        where = path if str(error).startswith('chat template: ') else file
+        raise UserError(f'{where}: {error}') from None
+    _check_variables(variables or {}, found['names'], path)
+
+    vocab_size = model.get('vocab_size', found['ids'])
+    if type(vocab_size) is not int or vocab_size < 1:
+        raise UserError(f'{path / "config.json"}: vocab_size: {vocab_size!r:.80}')
+    tokenizer = Tokenizer(
+        path=path,
+        definition=definition,
+        no_template=no_template,
+        special=named,
+        eos_ids=(),
+        ends=(),
+        vocab_size=vocab_size,
+        digest='',
+    )
+    eos_ids = [*_eos(tokenizer, generation, model), *_turn_end(tokenizer)]
+    eos_ids = tuple(dict.fromkeys(eos_ids))
+    if not eos_ids:
+        raise UserError(f'{path}: no end of sequence: no eos_token in tokenizer_config.json')
+    dated = 'strftime_now' in (source or '')
+    parts = [
+        found['digest'],
+        source,
+        sorted(given['variables'].items()),
+        flags,
+        eos_ids,
+        vocab_size,
+        given['date'] if dated else None,
+    ]
+    return Tokenizer(
+        **vars(tokenizer)
+        | {
+            'eos_ids': eos_ids,
+            'ends': tuple(tokenizer._ask('tokens_of', ids=eos_ids)),
+            'digest': hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
+        }
+    )
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _flag(config: dict[str, Any], name: str, path: Path) -> bool:
+    value = config.get(name) or False
+    if type(value) is not bool:
+        where = path / 'tokenizer_config.json'
+        raise UserError(f'{where}: {name}: expected true or false, got {value!r:.80}')
+    return value
+
+
+def _check_variables(variables: Mapping[str, Any], names: Sequence[str] | None, path: Path) -> None:
+    for name in variables:
+        if name in RESERVED:
+            raise UserError(f'chat_template_kwargs: {name}: not a setting of a template')
+        if names is None or name not in names:
+            raise UserError(
+                f'chat_template_kwargs: {name}: the chat template of {path} has no such variable'
+            )
+
+
+def _eos(tokenizer: Tokenizer, generation: dict[str, Any], model: dict[str, Any]) -> list[int]:
+    found, path, vocab_size = [], tokenizer.path, tokenizer.vocab_size
+    if (token := tokenizer.special.get('eos_token')) is not None:
+        found = tokenizer._ask('ids_of', tokens=[token])
+        if found[0] is None:
+            raise UserError(f'{path}: eos_token: {token!r:.80} is not in tokenizer.json')
+        if found[0] >= vocab_size:
+            raise UserError(
+                f'{path}: eos_token: {token!r:.80} has id {found[0]}, and the model only '
+                f'{vocab_size} ids'
+            )
+    value = generation.get('eos_token_id', model.get('eos_token_id'))
+    listed = [] if value is None else value if isinstance(value, list) else [value]
+    for i in listed:
+        if (
+            type(i) is not int
+            or not 0 <= i < min(2**31, vocab_size)
+            or tokenizer._ask('tokens_of', ids=[i]) == [None]
+        ):
+            raise UserError(f'{path}: eos_token_id: {i!r:.80} is not in tokenizer.json')
+    return found + listed
+
+
+def _turn_end(tokenizer: Tokenizer) -> list[int]:
+    """The added token that the chat template writes right after a response."""
+    if tokenizer.no_template is not None:
+        return []
+    try:
+        _, turn = tokenizer._turn(*PROBE)
+    except _Exceeded:
+        raise  # It would again, with each conversation.
+    except UserError:
+        return []  # Said with the first conversation; plain text does not need the template.
+    [after] = tokenizer._encode([turn.rpartition(PROBE[1])[2]])
+    # Some tokenisers have runs of blanks as added tokens.
+    added = {int(i): token.strip() for i, token in tokenizer._ask('added_of').items()}
+    return after[:1] if after and added.get(after[0]) and after[0] < tokenizer.vocab_size else []
+
+
+def _after_thoughts(before: str, whole: str, response: str) -> str | None:
+    """The assistant's turn where `before` ends within it, behind thoughts or at their beginning.
+
+    Templates of models that think begin a turn with `<think>`, or with `<think></think>` where
+    they shall not; of turns that are over many show no thoughts. A response without thoughts then
+    ends them at once, as those templates do that show them.
+
+    Args:
+      before: a conversation with the beginning of the assistant's turn.
+      whole: the same with the turn.
+      response: what is said in the turn.
+
+    Returns:
+      What follows `before`; None if it cannot.
+    """
+    found = re.search(r'<([\w:]+)>\s*(</\1>\s*)?$', before)
+    if found is None or not whole.startswith(before[: found.start()]):
+        return None
+    rest = whole[found.start() :]
+    opening, closing = f'<{found[1]}>', f'</{found[1]}>'
+    if found[2]:  # No thoughts are wanted.
+        return None if opening in rest or closing in rest else rest
+    if rest.startswith(opening):
+        return rest.removeprefix(opening).lstrip('\n')
+    if closing not in response:
+        return f'\n{closing}\n\n{rest}'
+    if closing in rest:
+        return rest
+    thoughts, _, answer = response.rpartition(closing)
+    thoughts = thoughts.lstrip().removeprefix(opening).lstrip('\n')
+    blanks = answer[: len(answer) - len(answer.lstrip())]
+    return f'{thoughts}{closing}{blanks}{rest.lstrip()}'
+
+
+def _template(config: dict[str, Any], path: Path) -> tuple[str | None, str | None]:
+    """The chat template, or why there is none: `chat_template.jinja`, and beside it a directory of
+    named ones; else the one in the tokeniser's configuration, which may be named ones too."""
+    file, more = path / 'chat_template.jinja', path / MORE_TEMPLATES
+    named = {found.stem: found for found in sorted(more.glob('*.jinja'))}
+    if file.exists():
+        named.setdefault('default', file)
+    if named:
+        source = {name: _read_template(f) if name == 'default' else '' for name, f in named.items()}
+    else:
+        source = config.get('chat_template')
+    if isinstance(source, list):
+        if not all(isinstance(one, dict) and isinstance(one.get('name'), str) for one in source):
+            raise UserError(f'{path}: chat_template: expected text, or named templates')
+        source = {one['name']: one.get('template') for one in source}
+    if isinstance(source, dict) and 'default' not in source:
+        listed = ', '.join(sorted(source))
+        return None, (
+            f'no chat template is the default; there are {listed:.200}; put the one to be used '
+            f'there as {file.name}'
+        )
+    if isinstance(source, dict):
+        source = source['default']
+    if source is None:
+        return None, f'no chat template, which a conversation needs; put a {file.name} there'
+    if not isinstance(source, str):
+        raise UserError(f'{path}: chat_template: expected text, got {type(source).__name__}')
+    if len(source) > MAX_TEMPLATE:
+        raise UserError(f'{path}: chat_template: {len(source)} characters; at most {MAX_TEMPLATE}')
+    return source, None
+
+
+def _read_template(file: Path) -> str:
+    content = files.read(file, 4 * MAX_TEMPLATE)  # A character has up to four bytes.
+    try:
+        return content.decode().replace('\r\n', '\n')
+    except UnicodeDecodeError as error:
+        raise UserError(f'{file}: cannot be read: {error}') from None

@@ -1,0 +1,1 @@
+"""The transformer, its weights, adapters and log-probabilities."""

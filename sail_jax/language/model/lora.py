@@ -1,0 +1,231 @@
+"""LoRA (arXiv 2106.09685): low-rank adapters beside frozen weights.
+
+The reference is the model with the adapter off: both are bound to one copy of the frozen weights.
+
+    adapted = lora.split(lora.add(decoder, settings, key))
+    policy = nnx.merge(adapted.on, adapted.adapter, adapted.frozen)
+    reference = nnx.merge(adapted.off, adapted.frozen)
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pydantic
+from flax import nnx
+from safetensors.numpy import save_file
+
+from sail_jax import files
+from sail_jax.errors import UserError, shown
+from sail_jax.language.config import Lora
+from sail_jax.language.model import architecture as architectures
+from sail_jax.language.model import hf_config, weights
+from sail_jax.language.model.tensors import check_tensors, open_safetensors
+from sail_jax.language.model.transformer import Decoder, Linear
+
+CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+# Settings that other tools read too, and their value of plain LoRA.
+PLAIN = {
+    'peft_type': 'LORA',
+    'bias': 'none',
+    'fan_in_fan_out': False,
+    'use_dora': False,
+    'use_rslora': False,
+    'rank_pattern': {},
+    'alpha_pattern': {},
+    'layers_to_transform': None,
+    'layer_replication': None,
+    'modules_to_save': None,
+    'lora_bias': False,
+}
+# What an adapter does not depend on. Any other setting is a variant of LoRA, whether or not this
+# version knows it, and refused unless it is off.
+INERT = {
+    *('peft_version', 'task_type', 'base_model_name_or_path', 'revision', 'auto_mapping'),
+    *('inference_mode', 'lora_dropout', 'megatron_core', 'qalora_group_size', 'runtime_config'),
+    *('loftq_config', 'eva_config', 'corda_config', 'lora_ga_config'),  # Of `init_lora_weights`.
+}
+# Beginnings that leave the base model's weights alone; pissa, olora and others take their part out
+# of them, so that their tensors belong to another base.
+INITS = (True, False, None, 'gaussian', 'eva', 'orthogonal')
+
+
+class Adapted(NamedTuple):
+    """A model with an adapter, taken apart."""
+
+    on: nnx.GraphDef[Decoder]
+    """Merges with the adapter and the frozen weights: the policy."""
+    off: nnx.GraphDef[Decoder]
+    """Merges with the frozen weights alone: the reference."""
+    adapter: nnx.State
+    """What is trained."""
+    frozen: nnx.State
+
+
+def add(decoder: Decoder, settings: Lora, key: jax.Array) -> Decoder:
+    """The model with a new adapter, which changes nothing yet; weights are shared, not copied.
+
+    Initialised as by PEFT: `a` uniform within `1 / sqrt(in)`, `b` zero.
+    """
+    decoder = off(decoder)
+    layers = decoder.architecture.layers
+    for number, (_, linear) in enumerate(_targets(decoder, settings)):
+        bound = linear.in_features**-0.5
+        shape = (layers, linear.in_features, settings.rank)
+        a = jax.random.uniform(jax.random.fold_in(key, number), shape, minval=-bound, maxval=bound)
+        _attach(linear, settings, a, jnp.zeros((layers, settings.rank, linear.out_features)))
+    return decoder
+
+
+def off(decoder: Decoder) -> Decoder:
+    """The model without its adapter, on the same weights."""
+    decoder = nnx.clone(decoder)
+    for _, linear in _linears(decoder):
+        if linear.lora_a is not None:
+            del linear.lora_a, linear.lora_b, linear.lora_scale
+    return decoder
+
+
+def split(decoder: Decoder) -> Adapted:
+    """Takes a model with an adapter apart, for training."""
+    on, adapter, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
+    return Adapted(on, nnx.graphdef(off(decoder)), adapter, frozen)
+
+
+def merge(decoder: Decoder) -> Decoder:
+    """The model with the adapter added into its weights, for export."""
+    merged = off(decoder)
+    for (_, source), (_, linear) in zip(_linears(decoder), _linears(merged), strict=True):
+        if source.lora_a is not None:
+            kernel, a, b = source.kernel[...], source.lora_a[...], source.lora_b[...]
+            sum_ = kernel.astype(jnp.float32) + source.lora_scale * (a @ b)
+            linear.kernel = nnx.Param(sum_.astype(kernel.dtype))
+    return merged
+
+
+def save(
+    decoder: Decoder, settings: Lora, path: str | Path, base: str | Path | None = None
+) -> Path:
+    """Writes the adapter alone, in the format of PEFT.
+
+    Args:
+      path: a new directory.
+      base: the checkpoint that the adapter belongs to, named in the file.
+
+    Raises:
+      UserError: if `path` exists or cannot be made.
+    """
+    path = Path(path)
+    tensors = {}
+    for name, linear in _targets(decoder, settings):
+        for part, variable in (('lora_A', linear.lora_a), ('lora_B', linear.lora_b)):
+            for layer, value in enumerate(np.asarray(variable[...])):
+                tensors[_tensor_name(layer, name, part)] = np.ascontiguousarray(value.T)
+    config = PLAIN | {
+        'task_type': 'CAUSAL_LM',
+        'base_model_name_or_path': None if base is None else str(base),
+        'r': settings.rank,
+        'lora_alpha': settings.alpha,
+        'lora_dropout': 0.0,
+        'target_modules': list(settings.targets),
+        'inference_mode': True,
+    }
+    with files.new_directory(path) as partial:
+        save_file(tensors, partial / WEIGHTS, metadata={'format': 'pt'})
+        weights.write_json(partial / CONFIG, config)
+    return path
+
+
+def load(decoder: Decoder, path: str | Path) -> tuple[Decoder, Lora]:
+    """The model with an adapter that PEFT, or `save`, wrote.
+
+    Raises:
+      UserError: a file that is missing or damaged; a setting of another variant than plain LoRA; a
+        tensor that is missing, left over, or of the wrong shape or type.
+    """
+    path = Path(path)
+    settings = _read_settings(path / CONFIG)
+    decoder = off(decoder)
+    layers = range(decoder.architecture.layers)
+    with ExitStack() as stack:
+        sources = open_safetensors(path / WEIGHTS, stack)
+        linears = dict(_targets(decoder, settings))
+        shapes = {}
+        for name, linear in linears.items():
+            for layer in layers:
+                a, b = (_tensor_name(layer, name, part) for part in ('lora_A', 'lora_B'))
+                shapes |= {a: (settings.rank, linear.in_features)}
+                shapes |= {b: (linear.out_features, settings.rank)}
+        check_tensors(shapes, sources, path / WEIGHTS)
+        for name, linear in linears.items():
+            stacks = [
+                np.stack([sources[_tensor_name(layer, name, part)].view[:].T for layer in layers])
+                for part in ('lora_A', 'lora_B')
+            ]
+            _attach(linear, settings, *(jnp.asarray(x, jnp.float32) for x in stacks))
+    return decoder, settings
+
+
+def _linears(decoder: Decoder) -> Iterator[tuple[str, Linear]]:
+    """The layers' linear maps by dotted name within a layer, in a fixed order."""
+    found = {
+        '.'.join(map(str, path)): module
+        for path, module in nnx.iter_modules(decoder.layers)
+        if isinstance(module, Linear)
+    }
+    return iter(sorted(found.items()))
+
+
+def _targets(decoder: Decoder, settings: Lora) -> Iterator[tuple[str, Linear]]:
+    return (item for item in _linears(decoder) if item[0].split('.')[-1] in settings.targets)
+
+
+def _attach(linear: Linear, settings: Lora, a: jax.Array, b: jax.Array) -> None:
+    linear.lora_a, linear.lora_b = nnx.LoRAParam(a), nnx.LoRAParam(b)
+    linear.lora_scale = settings.alpha / settings.rank
+
+
+def _tensor_name(layer: int, linear: str, part: str) -> str:
+    return f'base_model.model.model.layers.{layer}.{linear}.{part}.weight'
+
+
+class _Written(Lora):
+    """As a file has it: no text in the place of a number."""
+
+    model_config = pydantic.ConfigDict(strict=True)
+
+
+def _read_settings(file: Path) -> Lora:
+    data = {'bias': 'none'} | architectures.read_json(file)
+    if data.get('peft_type') != 'LORA':
+        raise UserError(f"{file}: peft_type: {data.get('peft_type')!r:.80}; only 'LORA' is read")
+    if (init := data.get('init_lora_weights', True)) not in INITS:
+        raise UserError(
+            f'{file}: init_lora_weights: {init!r:.80}: such an adapter belongs to a base model '
+            'that it has changed; save it as plain LoRA (in PEFT, save_pretrained with '
+            'path_initial_model_for_weight_conversion)'
+        )
+    read = {'peft_type', 'init_lora_weights', 'r', 'lora_alpha', 'target_modules'}
+    for key in sorted(data.keys() - read - INERT):
+        value = data[key]
+        off = value is None or value is False or value in ({}, [], '')
+        if not off and (key not in PLAIN or value != PLAIN[key]):
+            only = f'only {PLAIN[key]!r} is' if key in PLAIN else 'a variant of LoRA that is not'
+            raise UserError(f'{file}: {shown(key)}: {value!r:.80}; {only} supported')
+    targets = data.get('target_modules')
+    if isinstance(targets, str):
+        raise UserError(
+            f'{file}: target_modules: a pattern, {targets!r:.80}; list the names that it finds, '
+            "['q_proj', 'v_proj'] for example"
+        )
+    if isinstance(targets, list):
+        # Of `all-linear` PEFT writes each layer's name; that no layer lacks one, the tensors tell.
+        last = (name.rpartition('.')[2] if isinstance(name, str) else str(name) for name in targets)
+        targets = tuple(dict.fromkeys(last))
+    fields = {'rank': data.get('r'), 'alpha': data.get('lora_alpha'), 'targets': targets}
+    names = {'rank': 'r', 'alpha': 'lora_alpha', 'targets': 'target_modules'}
+    return Lora(**hf_config.validated(_Written, fields, str(file), names).model_dump())

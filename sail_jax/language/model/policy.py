@@ -1,0 +1,143 @@
+"""A language policy: what of a decoder is trained, and what it shares with its reference."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from sail_jax.core.update import START, Policy, stream
+from sail_jax.language.config import Model
+from sail_jax.language.model import architecture as architectures
+from sail_jax.language.model import lora, weights
+from sail_jax.language.model.architecture import Architecture
+from sail_jax.language.model.transformer import Decoder
+from sail_jax.language.model.weights import ShardingOf
+
+
+class Models(NamedTuple):
+    """What makes a decoder of a policy's arrays."""
+
+    settings: Model
+    architecture: Architecture
+    on: nnx.GraphDef[Decoder]
+    """Merges with a policy's parameters, and what is frozen."""
+    off: nnx.GraphDef[Decoder]
+    """Of an adapted model, the one without the adapter: merges with what is frozen."""
+    abstract: Policy
+    """Shapes and types of a policy, without what is frozen."""
+    abstract_frozen: nnx.State | tuple = ()
+    """Shapes and types of what is frozen."""
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter is trained."""
+        return self.settings.train == 'lora'
+
+    def policy(self, policy: Policy) -> Decoder:
+        """The model that is trained."""
+        frozen = (policy.frozen,) if self.adapted else ()
+        return nnx.merge(self.on, policy.params, *frozen)
+
+    def reference(self, reference: Policy) -> Decoder:
+        """The model that training started from: its own copy, or the adapted model without its
+        adapter."""
+        if self.adapted:
+            return nnx.merge(self.off, reference.frozen)
+        return nnx.merge(self.on, reference.params)
+
+    def start(self, seed: int, sharding: ShardingOf | None = None) -> Policy:
+        """Reads the checkpoint; an adapter, or a network without one, is new, by the seed.
+
+        Raises:
+          UserError: as of `weights.load`.
+        """
+        if self.settings.path is None:
+            return Policy(self._new(stream(seed, START), sharding), jnp.zeros((), jnp.int32))
+        decoder = self._load(sharding)
+        # How many updates made the policy.
+        updates = jnp.zeros((), jnp.int32)
+        if not self.adapted:
+            return Policy(nnx.state(decoder), updates)
+        adapted = lora.split(lora.add(decoder, self.settings.lora, stream(seed, START)))
+        return Policy(adapted.adapter, updates, adapted.frozen)
+
+    def frozen(self, sharding: ShardingOf | None = None) -> nnx.State | tuple:
+        """Reads what policy and reference share.
+
+        Raises:
+          UserError: as of `weights.load`.
+        """
+        return nnx.state(self._load(sharding)) if self.adapted else ()
+
+    def _load(self, sharding: ShardingOf | None) -> Decoder:
+        s = self.settings
+        return weights.load(
+            s.path,
+            dtype=jnp.dtype(s.dtype),
+            param_dtype=jnp.dtype(s.param_dtype),
+            remat=s.remat,
+            sharding=sharding,
+        )
+
+    def _new(self, key: jax.Array, sharding: ShardingOf | None) -> nnx.State:
+        flat = nnx.to_flat_state(self.abstract.params)
+        layout = sharding and nnx.from_flat_state(
+            [(keys, sharding('.'.join(map(str, keys)), x.shape)) for keys, x in flat]
+        )
+        build = jax.jit(
+            lambda key: nnx.state(_build(self.settings, self.architecture, key)),
+            out_shardings=layout,
+        )
+        return build(key)
+
+
+def _build(
+    settings: Model, architecture: Architecture, key: jax.Array, mesh: Mesh | None = None
+) -> Decoder:
+    return Decoder(
+        architecture,
+        rngs=nnx.Rngs(key),
+        dtype=jnp.dtype(settings.dtype),
+        param_dtype=jnp.dtype(settings.param_dtype),
+        remat=settings.remat,
+        mesh=mesh,
+    )
+
+
+def read(
+    settings: Model, mesh: Mesh | None = None, architecture: Architecture | None = None
+) -> Models:
+    """Reads a checkpoint's `config.json`, and none of its weights.
+
+    Args:
+      mesh: devices that the models' activations are split over.
+      architecture: of a new network, which has no checkpoint.
+
+    Raises:
+      UserError: as of `architecture.read`.
+    """
+    architecture = architecture or architectures.read(Path(settings.path))
+
+    def build() -> Decoder:
+        decoder = _build(settings, architecture, jax.random.key(0), mesh)
+        if settings.train == 'full':
+            return decoder
+        return lora.add(decoder, settings.lora, jax.random.key(0))
+
+    decoder = nnx.eval_shape(build)
+    updates = jax.ShapeDtypeStruct((), jnp.int32)
+    if settings.train == 'full':
+        on, params = nnx.split(decoder)
+        return Models(settings, architecture, on, on, Policy(params, updates))
+    adapted = lora.split(decoder)
+    return Models(
+        settings,
+        architecture,
+        adapted.on,
+        adapted.off,
+        Policy(adapted.adapter, updates),
+        adapted.frozen,
+    )

@@ -1,0 +1,30 @@
+"""How a decoder's parameters lie on a (data, fsdp, tensor) mesh.
+
+Tensor parallelism is Megatron's (arXiv 1909.08053): the maps into heads and into the MLP's width
+are split by their outputs, the maps out of them by their inputs, so that a layer needs two
+reductions. FSDP splits the other axis. Adapters are split likewise, by their rank too, so that no
+device holds more than its share. Layers are stacked along the first.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from sail_jax.training import devices
+
+INTO, OUT_OF = '(q|k|v|gate|up)_proj', '(o|down)_proj'
+RULES: devices.Rules = (
+    (rf'{INTO}\.(kernel|lora_a|lora_b)', P(None, 'fsdp', 'tensor')),
+    (rf'{INTO}\.bias', P(None, 'tensor')),
+    (rf'{OUT_OF}\.(kernel|lora_a|lora_b)', P(None, 'tensor', 'fsdp')),
+    (r'embed_tokens\.embedding', P('tensor', 'fsdp')),
+    (r'lm_head\.kernel', P('fsdp', 'tensor')),
+)
+
+
+def of_parameter(mesh: Mesh) -> Callable[[str, tuple[int, ...]], jax.sharding.NamedSharding]:
+    """`(name, shape) -> layout`, as `weights.load` takes it."""
+    return partial(devices.by_rules, mesh, RULES)

@@ -1,0 +1,361 @@
+"""Hugging Face checkpoint directories: read into (sharded) arrays, and written back.
+
+Parameters keep their names there: `layers.self_attn.q_proj.kernel` [layers, in, out] is the stack
+of the transposed `model.layers.{i}.self_attn.q_proj.weight` [out, in].
+"""
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from safetensors.numpy import save_file
+
+from sail_jax import files
+from sail_jax.errors import UserError, shown
+from sail_jax.language.data.tokens import MAX_TOKENIZER
+from sail_jax.language.model import architecture as architectures
+from sail_jax.language.model.tensors import DTYPES, Source, check_tensors, open_safetensors
+from sail_jax.language.model.transformer import Decoder
+
+SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
+MAX_COMPANIONS = 2**30
+"""Bytes that are copied beside configuration and weights."""
+# Files that speak of other weights than an export's.
+FOREIGN_COMPANIONS = (
+    'adapter_config.json',
+    'quantize_config.json',
+    'quant_config.json',
+    'quantization_config.json',
+    'hf_quant_config.json',
+)
+EMBEDDING, HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
+ROWS = 2**12
+"""Of the output matrix that are compared at once."""
+
+DecoderT = TypeVar('DecoderT', bound=Decoder)
+ShardingOf = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+"""`(name of a parameter, its shape) -> how it lies on the devices`."""
+
+
+class Place(NamedTuple):
+    """Where a tensor of the checkpoint lies in ours."""
+
+    parameter: str
+    layer: int | None
+    """Of a stacked parameter."""
+    transposed: bool
+
+    def shape(self, parameter_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The tensor's, given the parameter's."""
+        shape = parameter_shape if self.layer is None else parameter_shape[1:]
+        return shape[::-1] if self.transposed else shape
+
+
+def parameters(decoder: Decoder) -> dict[str, nnx.Param]:
+    """The decoder's own parameters (no adapter) by dotted name."""
+    state = nnx.state(decoder, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))
+    return {'.'.join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
+def places(decoder: Decoder) -> dict[str, Place]:
+    """All tensors of the checkpoint by Hugging Face's names."""
+    found = {}
+    for parameter in parameters(decoder):
+        module, _, kind = parameter.rpartition('.')
+        tail = 'bias' if kind == 'bias' else 'weight'
+        transposed = kind == 'kernel'
+        if module.startswith('layers.'):
+            for layer in range(decoder.architecture.layers):
+                name = f'model.layers.{layer}.{module.removeprefix("layers.")}.{tail}'
+                found[name] = Place(parameter, layer, transposed)
+        else:
+            prefix = '' if module in ('lm_head', 'score') else 'model.'
+            found[f'{prefix}{module}.{tail}'] = Place(parameter, None, transposed)
+    return found
+
+
+def load(
+    path: str | Path,
+    model: type[DecoderT] = Decoder,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    param_dtype: jnp.dtype | None = None,
+    remat: bool = False,
+    sharding: ShardingOf | None = None,
+    mesh: Mesh | None = None,
+) -> DecoderT:
+    """Reads `config.json` and one or several `.safetensors` files.
+
+    The files are mapped, not read: each device's part of each parameter is copied out of them by
+    itself, so the host holds one parameter at a time beside the model.
+
+    Args:
+      path: the directory.
+      model: what is in it; see `rewards.RewardModel`.
+      dtype: of activations.
+      param_dtype: of parameters; None keeps the file's.
+      remat: see `Decoder`.
+      sharding: where each parameter goes; None is the default device.
+      mesh: see `Decoder`.
+
+    Raises:
+      UserError: a file that is missing or damaged; a tensor that is missing, left over, or of the
+        wrong shape or type.
+    """
+    path = Path(path)
+    architecture = architectures.read(path)
+    decoder = nnx.eval_shape(
+        lambda: model(architecture, rngs=nnx.Rngs(0), dtype=dtype, remat=remat, mesh=mesh)
+    )
+    if sharding is None:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        sharding = lambda name, shape: device  # noqa: E731
+    with ExitStack() as stack:
+        sources = _matched(decoder, _open(path, stack), path)
+        of_parameter: dict[str, list[Source]] = {}
+        for name, place in places(decoder).items():
+            of_parameter.setdefault(place.parameter, []).append(sources[name])
+        flat = []
+        for keys, variable in nnx.to_flat_state(nnx.state(decoder, nnx.Param)):
+            name = '.'.join(map(str, keys))
+            where = sharding(name, variable.shape)
+            value = _read(name, variable.shape, of_parameter[name], param_dtype, where)
+            flat.append((keys, variable.replace(value)))
+    nnx.update(decoder, nnx.from_flat_state(flat))
+    return decoder
+
+
+def save(
+    decoder: Decoder,
+    path: str | Path,
+    *,
+    source: str | Path | None = None,
+    dtype: jnp.dtype | None = None,
+    shard_bytes: int = 5 * 10**9,
+) -> Path:
+    """Writes a directory that `transformers` loads.
+
+    Args:
+      decoder: without an adapter; see `lora.merge`.
+      path: a new directory.
+      source: the checkpoint that the model came from: its configuration, tokeniser and chat
+        template are copied. None writes a configuration alone.
+      dtype: of the tensors; None keeps the parameters'.
+      shard_bytes: the largest file; the host holds one file's tensors at a time.
+
+    Raises:
+      UserError: `path` exists or cannot be made; as of `copy_tokenizer`.
+    """
+    path = Path(path)
+    if nnx.to_flat_state(nnx.state(decoder, nnx.LoRAParam)):
+        raise ValueError('the model has an adapter; save lora.merge(model)')
+    with files.new_directory(path) as partial:
+        _save(decoder, partial, source, dtype, shard_bytes)
+    return path
+
+
+def _save(
+    decoder: Decoder,
+    to: Path,
+    source: str | Path | None,
+    dtype: jnp.dtype | None,
+    shard_bytes: int,
+) -> None:
+    """Fills a directory; arguments as of `save`."""
+    config = _copy_companions(decoder, source, to)
+    values = parameters(decoder)
+    kept = jnp.result_type(*values.values()) if dtype is None else jnp.dtype(dtype)
+    for key in {'torch_dtype', 'dtype'} & config.keys() or {'dtype'}:
+        config[key] = kept.name
+    write_json(to / 'config.json', config)
+
+    shards, sizes = [[]], [0]
+    for name, place in places(decoder).items():
+        value = values[place.parameter]
+        itemsize = jnp.dtype(dtype or value.dtype).itemsize
+        size = int(np.prod(place.shape(value.shape))) * itemsize
+        if shards[-1] and sizes[-1] + size > shard_bytes:
+            shards.append([])
+            sizes.append(0)
+        shards[-1].append((name, place))
+        sizes[-1] += size
+    weight_map = {}
+    for number, members in enumerate(shards, 1):
+        file = SINGLE if len(shards) == 1 else f'model-{number:05}-of-{len(shards):05}.safetensors'
+        tensors = {name: _tensor(values[place.parameter], place, dtype) for name, place in members}
+        save_file(tensors, to / file, metadata={'format': 'pt'})
+        weight_map |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        index = {'metadata': {'total_size': sum(sizes)}, 'weight_map': weight_map}
+        write_json(to / INDEX, index)
+
+
+def _open(path: Path, stack: ExitStack) -> dict[str, Source]:
+    """Every tensor of a checkpoint by name."""
+    if (path / SINGLE).exists():
+        return open_safetensors(path / SINGLE, stack)
+    index = path / INDEX
+    if not index.exists():
+        raise UserError(f'{path}: neither {SINGLE} nor {INDEX}; other formats are not read')
+    weight_map = architectures.read_json(index).get('weight_map')
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f'{index}: weight_map: expected an object of tensor names and files')
+    opened, sources = {}, {}
+    for name, file in weight_map.items():
+        # A name alone: an index must not reach outside its directory.
+        if not isinstance(file, str) or not re.fullmatch(r'[\w.-]+\.safetensors', file):
+            raise UserError(
+                f'{index}: {shown(name)}: {file!r:.80}: expected a .safetensors file of this '
+                'directory'
+            )
+        if file not in opened:
+            opened[file] = open_safetensors(path / file, stack)
+        if name not in opened[file]:
+            raise UserError(f'{index}: {shown(name)}: not in {file}')
+        sources[name] = opened[file][name]
+    return sources
+
+
+def _matched(decoder: Decoder, sources: dict[str, Source], path: Path) -> dict[str, Source]:
+    """The tensors by the names that `places` has, without what is superfluous by design.
+
+    Raises:
+      UserError: they do not fit.
+    """
+    # The base model alone, as `AutoModel` saves it, has its tensors without the prefix.
+    if EMBEDDING not in sources and EMBEDDING.removeprefix('model.') in sources:
+        apart = ('lm_head.', 'score.')
+        sources = {
+            name if name.startswith(apart) else f'model.{name}': source
+            for name, source in sources.items()
+        }
+    expected, values = places(decoder), parameters(decoder)
+    # Constants that old Llama checkpoints carry.
+    sources = {
+        name: source
+        for name, source in sources.items()
+        if name in expected or not name.endswith('.rotary_emb.inv_freq')
+    }
+    if HEAD in expected and HEAD not in sources and expected.keys() - {HEAD} == sources.keys():
+        raise UserError(
+            f'{path}: no {HEAD}, and config.json has tie_word_embeddings: false (where it is left '
+            'out, too); set it to true if the embedding is the output matrix as well'
+        )
+    if decoder.architecture.tied and HEAD in sources and EMBEDDING in sources:
+        _require_same_head(sources[EMBEDDING], sources.pop(HEAD))
+    shapes = {name: place.shape(values[place.parameter].shape) for name, place in expected.items()}
+    check_tensors(shapes, sources, path)
+    return sources
+
+
+def _require_same_head(embedding: Source, head: Source) -> None:
+    """A tied matrix may be written twice, but only with the same values."""
+    shapes = [tuple(source.view.get_shape()) for source in (embedding, head)]
+    types = {source.view.get_dtype() for source in (embedding, head)}
+    how = f'shapes {shapes[0]} and {shapes[1]}'
+    if len(shapes[0]) == 2 and shapes[0] == shapes[1] and types <= DTYPES.keys():
+        blocks = [slice(i, min(i + ROWS, shapes[0][0])) for i in range(0, shapes[0][0], ROWS)]
+        apart, largest = 0.0, 0.0
+        for rows in blocks:
+            a, b = (np.asarray(source.view[rows], np.float32) for source in (embedding, head))
+            if not np.array_equal(a, b):
+                apart = np.maximum(apart, np.abs(a - b).max())
+            largest = np.maximum(largest, np.abs(a).max())
+        if apart == 0:
+            return
+        how = f'apart by up to {apart / largest:.2g} of the largest entry'
+    raise UserError(
+        f'{head.file}: {HEAD} is not {EMBEDDING} ({how}), but config.json has '
+        'tie_word_embeddings: true; set it to false if the model has an output matrix of its own'
+    )
+
+
+def _read(
+    name: str,
+    shape: tuple[int, ...],
+    sources: list[Source],
+    param_dtype: jnp.dtype | None,
+    sharding: jax.sharding.Sharding,
+) -> jax.Array:
+    """One parameter, each device's part straight from the file."""
+    stacked, transposed = name.startswith('layers.'), name.endswith('.kernel')
+    dtype = jnp.result_type(*[DTYPES[source.view.get_dtype()] for source in sources])
+    dtype = param_dtype or dtype
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        ranges = [slice(*s.indices(size)[:2]) for s, size in zip(index, shape, strict=True)]
+        layers, inner = (ranges[0], ranges[1:]) if stacked else (slice(0, 1), ranges)
+        size = [r.stop - r.start for r in inner]
+        out = np.empty((layers.stop - layers.start, *size), dtype)
+        for row, source in zip(out, sources[layers], strict=True):
+            tensor = source.view[tuple(inner[::-1] if transposed else inner)]
+            row[...] = tensor.T if transposed else tensor
+        return out if stacked else out[0]
+
+    return jax.make_array_from_callback(shape, sharding, part)
+
+
+def _tensor(value: nnx.Param, place: Place, dtype: jnp.dtype | None) -> np.ndarray:
+    array = value[...]
+    if place.layer is not None:
+        array = jax.lax.dynamic_index_in_dim(array, place.layer, keepdims=False)
+    array = np.asarray(array)
+    array = array.T if place.transposed else array
+    return np.ascontiguousarray(array, dtype=dtype or array.dtype)
+
+
+def _copy_companions(decoder: Decoder, source: str | Path | None, to: Path) -> dict[str, Any]:
+    """Copies tokeniser and chat template; returns the configuration to write, without what is not
+    true of the export: the place of the model's own code, and a base model's class."""
+    if source is None:
+        return architectures.to_hf(decoder.architecture)
+    source = Path(source)
+    if architectures.read(source) != decoder.architecture:
+        raise ValueError(f'the model is not of the architecture of {source}')
+    copy_tokenizer(source, to)
+    config = architectures.read_json(source / 'config.json')
+    for key in ('auto_map', 'quantization_config', 'compression_config'):
+        config.pop(key, None)
+    if type(decoder) is Decoder:
+        config['architectures'] = architectures.to_hf(decoder.architecture)['architectures']
+    return config
+
+
+def copy_tokenizer(source: Path, to: Path) -> None:
+    """Copies the files that lie in a checkpoint beside its configuration and weights. A tokeniser's
+    `auto_map`, which names code that is not copied, is left out.
+
+    Raises:
+      UserError: they are absurdly large, or cannot be read.
+    """
+    companions = [file for file in sorted(source.iterdir()) if _is_companion(file)]
+    if (size := sum(file.stat().st_size for file in companions)) > MAX_COMPANIONS:
+        raise UserError(
+            f'{source}: {size} bytes in files beside the weights ({companions[0].name}, ...); '
+            f'at most {MAX_COMPANIONS}'
+        )
+    for file in companions:
+        (to / file.name).write_bytes(files.read(file, MAX_TOKENIZER))
+    config = to / 'tokenizer_config.json'
+    if config.exists() and 'auto_map' in (data := architectures.read_json(config)):
+        del data['auto_map']
+        write_json(config, data)
+
+
+def _is_companion(file: Path) -> bool:
+    apart = file.name in ('config.json', *FOREIGN_COMPANIONS) or file.name.endswith('.index.json')
+    known = file.suffix in ('.json', '.jinja', '.model', '.txt')
+    return known and not apart and file.is_file()  # Neither devices nor pipes, by link or itself.
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Indented, as these files are."""
+    path.write_text(json.dumps(data, indent=2) + '\n')

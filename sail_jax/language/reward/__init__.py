@@ -1,0 +1,1 @@
+"""Who scores responses, and who compares them."""

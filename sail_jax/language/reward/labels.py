@@ -1,0 +1,112 @@
+"""From sampled tokens to what the labeller says of them, on the host."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from sail_jax.core.objective import Preferences
+from sail_jax.errors import UserError
+from sail_jax.language.config import LanguageRun
+from sail_jax.language.data import tokens
+from sail_jax.language.data.rows import Prompt
+from sail_jax.language.model import sharding
+from sail_jax.language.reward import rewards
+from sail_jax.language.reward.rewards import Judge, Reward
+
+
+class Labeller(NamedTuple):
+    """A reward or a judge; neither, where the labels come from the data and the policy."""
+
+    reward: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], np.ndarray] | None
+    """`(prompts, groups of responses) -> [B, K]`."""
+    judge: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Preferences] | None
+
+
+def make(
+    run: LanguageRun, mesh: Mesh, reward: Reward | None = None, judge: Judge | None = None
+) -> Labeller:
+    """The labeller of a configuration, or of Python's functions.
+
+    Args:
+      mesh: devices that a reward model is split over, as the policy is.
+
+    Raises:
+      UserError: two rewards; what is no function, or one that has to be awaited; a reward model
+        that cannot be read.
+    """
+    for name, function in (('reward', reward), ('judge', judge)):
+        if function is not None and not callable(function):
+            raise UserError(f'{name}: {function!r:.80}; expected a function, or what can be called')
+        if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
+            raise UserError(
+                f'{name}: an async function; give one that returns the numbers '
+                '(asyncio.run within it)'
+            )
+    source = run.reward
+    if reward is not None and source.source != 'none':
+        raise UserError(
+            f'reward.source: {source.source}, and a reward from Python; leave reward.source out'
+        )
+    limits = {'batch_size': source.batch_size, 'timeout_s': source.timeout_s}
+    match source.source:
+        case 'positivity':
+            from sail_jax.language.reward import sentiment
+
+            reward = sentiment.positivity
+        case 'model':
+            layout = sharding.of_parameter(mesh)
+            model = rewards.load(source.path, dtype=run.model.dtype, sharding=layout, mesh=mesh)
+            tokenizer = tokens.load(
+                source.path,
+                variables=source.chat_template_kwargs,
+                date=run.model.chat_template_date,
+            )
+            padding = rewards.pad_id(source.path)
+            reward = rewards.from_model(model, tokenizer, source.max_tokens, pad_id=padding)
+    return Labeller(
+        reward and (lambda prompts, groups: rewards.score(reward, prompts, groups, **limits)),
+        judge and (lambda prompts, groups: rewards.judge(judge, prompts, groups, **limits)),
+    )
+
+
+def check(run: LanguageRun, labeller: Labeller) -> None:
+    """Refuses to train without the labeller that the mixture asks for.
+
+    Raises:
+      UserError: naming the keys.
+    """
+    if run.needs_function and labeller == Labeller(None, None):
+        raise UserError(
+            "reward.source: none, but the rows of objective.mixture's dpr need a labeller: "
+            'positivity, model, or a function from Python'
+        )
+
+
+def scores(
+    labeller: Labeller, prompts: Sequence[Prompt], groups: list[list[str]], asked_B: np.ndarray
+) -> np.ndarray | Preferences:
+    """Rewards [B, K] or a judge's preferences of the rows that are asked; zeros elsewhere.
+
+    Raises:
+      UserError, TrainingFailed: as of `rewards.score`.
+    """
+    rows = np.flatnonzero(asked_B)
+    asked_prompts, asked_groups = [prompts[i] for i in rows], [groups[i] for i in rows]
+    shape = (len(groups), len(groups[0]))
+
+    def spread(values: np.ndarray, *shape: int) -> np.ndarray:
+        whole = np.zeros(shape, np.float32)
+        whole[rows] = values
+        return whole
+
+    if labeller.judge is None:
+        if not len(rows):
+            return np.zeros(shape, np.float32)
+        return spread(labeller.reward(asked_prompts, asked_groups), *shape)
+    K = shape[1]
+    if not len(rows):
+        return Preferences(*[np.zeros((*shape, K), np.float32)] * 2)
+    return Preferences(*(spread(x, *shape, K) for x in labeller.judge(asked_prompts, asked_groups)))

@@ -1,0 +1,242 @@
+"""Where numbers go: `metrics.jsonl`, TensorBoard, Weights & Biases, and the terminal."""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import json
+import math
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from sail_jax import config
+from sail_jax.errors import TrainingFailed, UserError, one_line
+from sail_jax.files import ROOM, writing
+from sail_jax.terminal import console as console
+from sail_jax.terminal import say
+from sail_jax.training.rows import Row, scan
+from sail_jax.training.rows import read_rows as read_rows
+
+
+class Writer(Protocol):
+    """Takes one row per update."""
+
+    def write(self, row: Row) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """`metrics.jsonl`: one object a line, every update once, flushed as written.
+
+    Rows that a full disk does not take are kept, and written once there is room.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None):
+        """Opens the file; lines after `resume_step`, and a half line at the end, are dropped.
+
+        Where other lines are damaged, the file as it was is kept beside it.
+        """
+        if path.exists():
+            found = scan(path, -1 if resume_step is None else resume_step)
+            part = path.with_suffix('.part')
+            with writing(path, ROOM):
+                part.write_text(''.join(json.dumps(row) + '\n' for row in found.rows))
+                if found.damaged:
+                    aside = path.with_name(f'damaged-{time.time_ns()}-{path.name}')
+                    path.rename(aside)
+                    say(
+                        f'{path}:{found.damaged[0]}; {len(found.damaged)} such lines are left out, '
+                        f'the file as it was is {aside.name}'
+                    )
+                part.replace(path)
+        with writing(path, ROOM):
+            self._file = path.open('ab', buffering=0)
+        self._unwritten, self._failed = b'', False
+
+    def write(self, row: Row) -> None:
+        # JSON has no NaN.
+        clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        self._unwritten += json.dumps(clean).encode() + b'\n'
+        self._flush()
+
+    def require_written(self) -> None:
+        """Tries a last time to write what there was no room for.
+
+        Raises:
+          TrainingFailed: there is still none.
+        """
+        self._flush()
+        if self._unwritten:
+            lost, self._unwritten = self._unwritten.count(b'\n'), b''
+            raise TrainingFailed(f'{self._file.name}: {lost} rows could not be written')
+
+    def close(self) -> None:
+        try:
+            self.require_written()
+        except TrainingFailed as error:  # Something else ends the run.
+            say(str(error))
+        self._file.close()
+
+    def _flush(self) -> None:
+        try:
+            while self._unwritten:
+                # A disk that is all but full takes a part.
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            if not self._failed:
+                say(f'{self._file.name}: {error.strerror}; its rows are kept until there is room')
+            self._failed = True
+
+
+class TensorBoard:
+    """Events for TensorBoard, by the run's unit of length, flushed as written.
+
+    Once the disk does not take one there are no more; `metrics.jsonl` has them all.
+    """
+
+    def __init__(self, directory: Path, unit: str, resume_at: int | None):
+        """Opens a new file; in older ones, what comes after `resume_at` is hidden."""
+        self._directory, self._unit = directory, unit
+        self._file: io.FileIO | None = None
+        seconds, rest = divmod(time.time_ns(), 10**9)
+        # TensorBoard reads the files of a directory in the order of their names.
+        name = f'events.out.tfevents.{seconds}.{socket.gethostname()}.{rest:09}'
+        with self._giving_up():
+            directory.mkdir(parents=True, exist_ok=True)
+            self._file = (directory / name).open('xb', buffering=0)
+        self._append(_record(file_version='brain.Event:2'))
+        if resume_at is not None:
+            self._append(_record(step=resume_at + 1, session_log={'status': 'START'}))
+
+    def write(self, row: Row) -> None:
+        values = [{'tag': key, 'simple_value': value} for key, value in row.items() if '/' in key]
+        self._append(_record(step=int(row[self._unit]), summary={'value': values}))
+
+    def close(self) -> None:
+        with self._giving_up():
+            if self._file is not None:
+                self._file.close()
+
+    def _append(self, record: bytes) -> None:
+        with self._giving_up():
+            while record and self._file is not None:
+                record = record[self._file.write(record) :]
+
+    @contextlib.contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """An error of the disk ends the file; a part of a record at its end is not read."""
+        try:
+            yield
+        except OSError as error:
+            say(
+                f'{self._directory}: {error.strerror}; no more events are written there; '
+                'all numbers go to metrics.jsonl'
+            )
+            file, self._file = self._file, None
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
+
+
+def _record(**event: Any) -> bytes:
+    """An event of now, as it lies in a file.
+
+    tensorboardX's own writer has a thread, which a full disk ends; its callers then wait for ever.
+    """
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
+
+    data = Event(wall_time=time.time(), **event).SerializeToString()
+    length = struct.pack('<Q', len(data))
+    return b''.join(part + struct.pack('<I', masked_crc32c(part)) for part in (length, data))
+
+
+class WandB:
+    """A Weights & Biases run, named after the run directory.
+
+    Once W&B's own process is gone nothing more is sent; `metrics.jsonl` has all numbers.
+    """
+
+    def __init__(self, project: str, run_dir: Path, settings: dict[str, Any]):
+        """Begins it, or goes on with it.
+
+        Raises:
+          UserError: no login, no network, or whatever else W&B says.
+        """
+        import wandb
+
+        self._run: Any = None
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=run_dir.name,
+                id=hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:16],
+                dir=str(run_dir),
+                config=settings,
+                resume='allow',
+                reinit='create_new',
+            )
+        except Exception as error:
+            raise UserError(
+                f'logging.wandb: {one_line(error)}; once that is right, or with '
+                'WANDB_MODE=offline, --resume goes on'
+            ) from None
+
+    def write(self, row: Row) -> None:
+        with self._giving_up():
+            if self._run is not None:
+                self._run.log(row, step=int(row['step']))
+
+    def close(self) -> None:
+        with self._giving_up():
+            if self._run is not None:
+                self._run.finish()
+
+    @contextlib.contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """No number on a web page is worth the run."""
+        try:
+            yield
+        except Exception as error:
+            import wandb
+
+            self._run = None
+            with contextlib.suppress(Exception):
+                wandb.teardown()  # Or it does so as Python ends, with a traceback.
+            say(
+                f'Weights & Biases: {one_line(error)}; nothing more is sent there; all numbers go '
+                'to metrics.jsonl'
+            )
+
+
+def check(run: config.Trained) -> None:
+    """Finds out before anything else happens whether the writers are there.
+
+    Raises:
+      UserError: wandb is not installed.
+    """
+    if run.logging.wandb and importlib.util.find_spec('wandb') is None:
+        raise UserError("logging.wandb: needs wandb (pip install 'sail-jax[wandb]')")
+
+
+def open_writers(
+    run: config.Trained, run_dir: Path, resume_step: int | None, unit: str, resume_at: int | None
+) -> list[Writer]:
+    """The writers that the configuration asks for.
+
+    Args:
+      resume_step: updates that the run has made, None of a new one.
+      unit: the key that says how far a row is, beside `step`.
+      resume_at: the same as `resume_step`, in this unit.
+    """
+    writers: list[Writer] = [JsonLines(run_dir / 'metrics.jsonl', resume_step)]
+    if run.logging.tensorboard:
+        writers.append(TensorBoard(run_dir / 'tensorboard', unit, resume_at))
+    if run.logging.wandb:
+        writers.append(WandB(run.logging.wandb, run_dir, run.model_dump(mode='json')))
+    return writers

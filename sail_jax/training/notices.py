@@ -1,0 +1,108 @@
+"""What a run says once: that nothing can be learned from its updates, or that evaluations broke."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sail_jax import config
+from sail_jax.training.metrics import Row
+
+PATIENCE = 10
+"""Updates in a row before it is said; a run that ends before says it at its end."""
+
+NO_MARGIN = 1e-6
+"""A mean margin that is rounding."""
+
+
+def nothing_to_learn(row: Row) -> str | None:
+    """Why an update had nothing to learn from, or None: `unlabelled`, `tied`, `no margin`."""
+    if 'train/labelled' not in row or not math.isfinite(row['train/grad_norm']):
+        return None  # No preferences; or the update is skipped, and counted as that.
+    if row['train/labelled'] == 0:
+        return 'unlabelled'
+    if 'train/label_accuracy' not in row:
+        return 'tied'
+    return 'no margin' if abs(row['train/margin']) <= NO_MARGIN else None
+
+
+def explain(reason: str, run: config.Trained) -> str:
+    """What a reason means, and the settings that it may come from."""
+    teacher = getattr(run, 'labeller', config.Teacher())
+    if reason == 'unlabelled':
+        why = 'the simulator broke in all of them (train/not_finite)'
+        if teacher.skip > 0:
+            why = f'labeller.skip: {teacher.skip:g} leaves all of them out'
+        return f'no pair has a label, and the policy stays as it is: {why}'
+    if reason == 'tied':
+        why = 'what the labeller goes by does not differ between the responses to a context'
+        if teacher.equal > 0:
+            why = f'labeller.equal: {teacher.equal:g} calls all of them equal, or {why}'
+        return f'all pairs are ties, and nothing says which response is better: {why}'
+    if _always_refreshed(run):
+        return (
+            'the margin is 0: reference.refresh_env_steps makes every policy the next reference, '
+            'so that objective.response_grad and the KL penalty have no effect, and only the '
+            'labels themselves are learned from'
+        )
+    return 'the margin is 0: the policy does not move away from its reference'
+
+
+def _always_refreshed(run: config.Trained) -> bool:
+    return getattr(run, 'refresh_updates', None) == 1
+
+
+class Notices:
+    """Keeps count for each member of a sweep; a run alone is one."""
+
+    def __init__(self, run: config.Trained, members: Sequence[str], say: Callable[[str], Any]):
+        """`members` are their names, empty for a run alone; `say` takes a line."""
+        self._run, self._members, self._say = run, members, say
+        self._streaks: list[tuple[str | None, int]] = [(None, 0) for _ in members]
+        # With one gradient step an update the margin is then 0, whatever rounding leaves of it.
+        # With several it is 0 before the first, which metrics are of, and not afterwards.
+        self._always_new = self._new_at_first = False
+        if _always_refreshed(run):
+            self._always_new = run.optimizer.epochs * run.optimizer.minibatches == 1
+            self._new_at_first = not self._always_new
+        self._updates = 0
+        self._said: set[tuple[int, str]] = set()
+
+    def updates(self, rows: Sequence[Sequence[Row]]) -> None:
+        """Looks at the rows of updates, the next after those that were looked at before."""
+        budget = getattr(getattr(self._run, 'labeller', None), 'max_labels', None)
+        for m, member in enumerate(rows):
+            for row in member:
+                spent = budget is not None and row['labels'] >= budget
+                reason = None if spent else nothing_to_learn(row)
+                if reason == 'no margin' and self._new_at_first:
+                    reason = None
+                if reason is None and self._always_new and 'train/margin' in row and not spent:
+                    reason = 'no margin'
+                before, count = self._streaks[m]
+                self._streaks[m] = reason, count + 1 if reason == before else 1
+                if self._streaks[m][1] == PATIENCE:
+                    self._note(m)
+        self._updates += len(rows[0])
+
+    def end(self) -> None:
+        """Of a run that had less than the patience, and never anything else."""
+        for m, (reason, count) in enumerate(self._streaks):
+            # Policy and reference begin as one: a first margin of 0 means nothing.
+            if count == self._updates and count > (reason == 'no margin'):
+                self._note(m)
+
+    def _note(self, m: int) -> None:
+        reason, count = self._streaks[m]
+        if reason is not None:
+            self._once(m, reason, f'{count} updates in a row: {explain(reason, self._run)}')
+
+    def evaluation(self, rows: Sequence[Row], what: str) -> None:
+        """Looks at evaluations for `what` they count as `eval/not_finite`."""
+        for m, row in enumerate(rows):
+            if row.get('eval/not_finite', 0) > 0:
+                self._once(m, what, f'eval/not_finite: {row["eval/not_finite"]:.0f} {what}')
+
+    def _once(self, m: int, what: str, line: str) -> None:
+        if (m, what) not in self._said:
+            self._said.add((m, what))
+            self._say(f'{self._members[m]}: {line}' if self._members[m] else line)

@@ -1,0 +1,106 @@
+"""What is done about a checkpoint that cannot be written: it costs no other, and not the run."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from sail_jax import config
+from sail_jax.core.update import State
+from sail_jax.training import checkpoint, hosts
+
+
+class Saver:
+    """Saves a run's states as it goes; failures are reported and survived."""
+
+    manager: ocp.CheckpointManager
+    """The one that saves: another one after each failure."""
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: config.Checkpoints,
+        report: Callable[[int, Exception], None],
+    ):
+        """Opens the directory, which no other process may write.
+
+        Args:
+          report: is told of each state that could not be saved: its step, and why.
+        """
+        self._directory, self._settings, self._report = directory, settings, report
+        if hosts.is_main():
+            checkpoint.drop_unfinished(directory)
+        self.manager = checkpoint.open_manager(directory, settings)
+        self._scores = checkpoint.scores(self.manager)
+        self._step = 0
+        self._left = False
+        """Whether a failed save may have left something: its last writes come after its error."""
+
+    def __enter__(self) -> 'Saver':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._finish()
+        checkpoint.close(self.manager)
+
+    def save(
+        self,
+        step: int,
+        state: State,
+        meta: dict[str, Any],
+        score: float = -math.inf,
+        wait: bool = False,
+    ) -> bool:
+        """Starts a save once the one before is done, see `checkpoint.save`.
+
+        Args:
+          wait: until it is on the disk.
+
+        Returns:
+          False where it is known to have failed.
+        """
+        self._finish()
+        if self._left:
+            checkpoint.drop_unfinished(self._directory)
+            self._left = False
+        self._step, self._scores[step] = step, score
+        try:
+            checkpoint.save(self.manager, step, state, meta, score)
+        except Exception as error:  # A full disk, say; Orbax raises what it hits.
+            self._note(error)
+            return False
+        return self._finish() if wait else True
+
+    def has(self, step: int) -> bool:
+        """Whether the state after that many updates is on the disk."""
+        return step in checkpoint.saved_steps(self._directory)
+
+    def is_among_best(self, score: float, count: int) -> bool:
+        """Whether an evaluation is among the `count` best of those that were saved."""
+        better = sum(other >= score for other in self._scores.values())
+        return better < count and score > -math.inf
+
+    def _finish(self) -> bool:
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:
+            self._note(error)
+            return False
+        return True
+
+    def _note(self, error: Exception) -> None:
+        if jax.process_count() > 1:  # The others are in the middle of theirs.
+            raise error
+        # A manager tells of one failure twice, of some of them when the next save is under way, and
+        # forgets the older checkpoints that the failed one was to replace: they would stay.
+        checkpoint.close(self.manager)
+        checkpoint.drop_unfinished(self._directory)
+        with contextlib.suppress(Exception):  # Without it the next save fails, and tries again.
+            self.manager = checkpoint.open_manager(self._directory, self._settings)
+        self._left = True
+        self._scores.pop(self._step, None)
+        self._report(self._step, error)

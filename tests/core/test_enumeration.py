@@ -1,0 +1,210 @@
+"""The estimator's expectation by enumeration, float64, against the exact gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sail_jax.core import divergence, objective
+from sail_jax.core.objective import Coefficients, Route
+from tests.support import exact
+from tests.support.exact import THEORY, all_labelled, members, take
+
+pytestmark = pytest.mark.usefixtures('x64')
+
+
+def expected(problem, K, route, coefficients, clip=None):
+    """Mean value and gradient over all joint draws of the batch's groups."""
+    rows, responses = problem.reward_XxY.shape
+    samples = exact.groups(responses, rows, K)
+    p_N = np.asarray(exact.probabilities(problem, samples, route))
+    np.testing.assert_allclose(p_N.sum(), 1, atol=1e-12)
+    values, gradients = exact.estimates(problem, samples, route, coefficients, clip)
+    return p_N @ values.value, p_N @ gradients
+
+
+def check(problem, K, route, coefficients, clip=None):
+    value, gradient = expected(problem, K, route, coefficients, clip)
+    wanted = exact.exact(problem, coefficients.beta, route)
+    parts = wanted.pathwise + coefficients.response * wanted.score
+    parts += coefficients.label * wanted.label
+    assert np.linalg.norm(parts) > 1e-3
+    np.testing.assert_allclose(gradient, parts, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(value, wanted.value, rtol=0, atol=1e-9)
+    return gradient, wanted
+
+
+@members
+@pytest.mark.parametrize('K', [2, 3, 4])
+def test_expected_gradient_is_that_of_the_exact_objective(K, on_policy, policy_label):
+    route = exact.route(2, on_policy, policy_label)
+    gradient, wanted = check(exact.problem(), K, route, THEORY)
+    np.testing.assert_allclose(gradient, wanted.gradient, rtol=0, atol=1e-9)
+    # Each part stands where it should and nowhere else.
+    assert bool(np.abs(wanted.score).max() > 1e-3) == on_policy
+    assert bool(np.abs(wanted.label).max() > 1e-3) == policy_label
+
+
+@members
+@pytest.mark.parametrize('K', [2, 3])
+def test_coefficients_weigh_their_own_part_alone(K, on_policy, policy_label):
+    route = exact.route(2, on_policy, policy_label)
+    check(exact.problem(seed=1), K, route, Coefficients(0.4, response=0.3, label=0.2))
+
+
+def test_clip_leaves_the_first_gradient_step_alone():
+    check(exact.problem(seed=2), 3, exact.route(2, True, False), THEORY, clip=0.2)
+
+
+def test_three_rows_share_the_baseline_of_k2():
+    check(exact.problem(seed=3, contexts=3, responses=2), 2, exact.route(3, True, True), THEORY)
+
+
+@pytest.mark.parametrize('K', [2, 3])
+def test_a_mixed_batch_is_the_mean_of_its_members(K):
+    # Online DPR beside offline DPO: for K = 2 the baseline of one row comes from the other.
+    route = Route(np.array([True, False]), np.array([False, False]))
+    check(exact.problem(seed=6), K, route, THEORY)
+
+
+def test_hard_labels_drawn_by_bradley_terry_are_unbiased():
+    problem, rows = exact.problem(seed=5), 2
+    route = exact.route(rows, True, False)
+    every = [(index, wins) for index in exact.groups(3, rows, 2) for wins in np.ndindex(2, 2)]
+    index_NxXxK = np.stack([index for index, _ in every])
+    wins_NxX = np.array([wins for _, wins in every], float)
+    hard = np.full((len(every), rows, 2, 2), 0.5)
+    hard[:, :, 0, 1], hard[:, :, 1, 0] = wins_NxX, 1 - wins_NxX
+
+    reward = np.stack([problem.reward_XxY[[0, 1], index_NxXxK[:, :, k]] for k in (0, 1)], -1)
+    win = 1 / (1 + np.exp(reward[..., 1] - reward[..., 0]))
+    p_N = np.where(wins_NxX == 1, win, 1 - win).prod(-1)
+    p_N *= np.asarray(exact.probabilities(problem, index_NxXxK, route))
+    np.testing.assert_allclose(p_N.sum(), 1, atol=1e-12)
+
+    each = lambda index, labels: exact.estimate_and_gradient(  # noqa: E731
+        problem, index, labels, route, THEORY
+    )
+    _, gradients = jax.jit(jax.vmap(each))(index_NxXxK, all_labelled(hard))
+    wanted = exact.exact(problem, THEORY.beta, route).gradient
+    np.testing.assert_allclose(p_N @ gradients, wanted, rtol=0, atol=1e-9)
+
+
+def test_responses_of_several_steps():
+    # The response ends after its first step where that is 0; what stands at the masked step
+    # must not matter. Responses: (0), (1, 0), (1, 1).
+    first, second = np.array([0, 1, 1]), np.array([0, 0, 1])
+    mask_YxT = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+    reward_Y = np.array([0.3, -1.0, 0.8])
+    reference_YxT = np.array([[-0.4, 33.0], [-1.2, -0.9], [-1.2, -0.5]])
+    theta = np.array([0.3, -0.8])
+
+    def logp(theta):
+        start = jax.nn.log_softmax(jnp.stack([theta[0], -theta[1]]))
+        later = jax.nn.log_softmax(jnp.stack([theta[0] * theta[1], 0.5 * theta[1]]))
+        return jnp.stack([start[first], jnp.where(mask_YxT[:, 1] > 0, later[second], 5.0)], -1)
+
+    def total(theta):
+        return (logp(theta) * mask_YxT).sum(-1)
+
+    def J(theta):
+        D = exact.difference(THEORY.beta * (total(theta) - (reference_YxT * mask_YxT).sum(-1)))
+        P = jax.nn.sigmoid(exact.difference(reward_Y))
+        f = P * jax.nn.log_sigmoid(D) + (1 - P) * jax.nn.log_sigmoid(-D)
+        return jnp.exp(total(theta)) @ f @ jnp.exp(total(theta))
+
+    def surrogate(theta_now, index_1xK):
+        return objective.preference(
+            logp(theta_now)[index_1xK],
+            logp(theta)[index_1xK],
+            jnp.asarray(reference_YxT)[index_1xK],
+            jnp.asarray(mask_YxT)[index_1xK],
+            exact.reward_labels(jnp.asarray(reward_Y)[index_1xK]),
+            exact.route(1, True, False),
+            THEORY,
+        ).surrogate
+
+    @jax.jit
+    def both(theta, samples):
+        p_N = jnp.exp(total(theta)[samples].sum((1, 2)))
+        gradients = jax.vmap(jax.grad(surrogate), in_axes=(None, 0))(theta, samples)
+        return p_N.sum(), p_N @ gradients, jax.grad(J)(theta)
+
+    one, mean, wanted = both(theta, exact.groups(3, 1, 3))
+    np.testing.assert_allclose(one, 1, atol=1e-12)
+    np.testing.assert_allclose(mean, wanted, rtol=0, atol=1e-9)
+
+
+LAMBDA = 0.37
+
+
+@pytest.mark.parametrize('estimator', ['exact', 'sampled'])
+@pytest.mark.parametrize('direction', ['ref_to_policy', 'policy_to_ref'])
+@pytest.mark.parametrize('K', [2, 3])
+def test_revkl_sum_is_unbiased(K, direction, estimator):
+    problem, route = exact.problem(seed=7), exact.route(2, True, False)
+    # Only the sampled ref_to_policy needs a response that the reference drew.
+    by_reference = estimator == 'sampled' and direction == 'ref_to_policy'
+    lanes = K + by_reference
+    lane_BxL = np.ones((2, lanes))
+    if by_reference:
+        lane_BxL[:, :K] = 0
+    samples = exact.groups(3, 2, lanes)
+
+    def kl(theta):
+        p, q = problem.reference_logp_XxY, exact.policy_logp(problem, theta)
+        return (p, q) if direction == 'ref_to_policy' else (q, p)
+
+    def surrogate(theta, index):
+        J = exact.estimate(problem, theta, index[:, :K], None, route, THEORY).surrogate
+        logp = take(exact.policy_logp(problem, theta), index)[..., None]
+        behaviour, mask = jax.lax.stop_gradient(logp), jnp.ones_like(logp)
+        if estimator == 'sampled':
+            reference = take(problem.reference_logp_XxY, index)[..., None]
+            got = divergence.sampled_penalty(logp, reference, behaviour, mask, lane_BxL, direction)
+        else:
+            kl_X = divergence.categorical_kl(*kl(theta))
+            kl_XxLx1 = jnp.broadcast_to(kl_X[:, None, None], logp.shape)
+            got = divergence.penalty(kl_XxLx1, logp, behaviour, mask, lane_BxL)
+        return J - LAMBDA * got.surrogate
+
+    def exact_sum(theta):
+        p, q = kl(theta)
+        J = exact.exact_objective(problem, theta, theta, theta, THEORY.beta, route)
+        return J - LAMBDA * (jnp.exp(p) * (p - q)).sum(-1).mean()
+
+    @jax.jit
+    def both(theta, samples):
+        ours, theirs = exact.policy_logp(problem, theta), problem.reference_logp_XxY
+        drawn = lambda i: take(ours, i[:, :K]).sum() + take(theirs, i[:, K:]).sum()  # noqa: E731
+        gradients = jax.vmap(jax.grad(surrogate), in_axes=(None, 0))(theta, samples)
+        return jnp.exp(jax.vmap(drawn)(samples)) @ gradients, jax.grad(exact_sum)(theta)
+
+    mean, wanted = both(problem.theta_F, samples)
+    np.testing.assert_allclose(mean, wanted, rtol=0, atol=1e-9)
+
+
+def test_baseline_lowers_the_variance():
+    problem, route = exact.problem(contexts=1), exact.route(1, True, False)
+    samples = exact.groups(3, 1, 3)
+
+    def without_baseline(theta, index):
+        pathwise = exact.estimate(
+            problem, theta, index, None, route, THEORY._replace(response=0.0)
+        ).surrogate
+        fixed = exact.policy_logp(problem, problem.theta_F)
+        h = THEORY.beta * take(fixed - problem.reference_logp_XxY, index)[0]
+        D = exact.difference(h)
+        P = jax.nn.sigmoid(exact.difference(take(problem.reward_XxY, index)[0]))
+        f = P * jax.nn.log_sigmoid(D) + (1 - P) * jax.nn.log_sigmoid(-D)
+        mean_K = (f.sum(-1) - jnp.diag(f)) / 2
+        return pathwise + (2 / 3 * mean_K * take(exact.policy_logp(problem, theta), index)[0]).sum()
+
+    p_N = np.asarray(exact.probabilities(problem, samples, route))
+    _, ours = exact.estimates(problem, samples, route, THEORY)
+    naive = jax.jit(jax.vmap(jax.grad(without_baseline), in_axes=(None, 0)))(
+        problem.theta_F, samples
+    )
+    np.testing.assert_allclose(p_N @ ours, p_N @ naive, atol=1e-12)
+    small, large = (p_N @ ((g - p_N @ g) ** 2).sum(-1) for g in (ours, naive))
+    assert small < 0.5 * large

@@ -1,0 +1,94 @@
+"""The shipped configurations' programs fit together, and what they need of 8 devices.
+
+Nothing is allocated: weights are shapes. In a process of its own, which has 8 fake devices.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sail_jax.language.model import logprobs
+from tests.support.paths import ROOT
+
+SCRIPT = """
+import json, sys
+import sail_jax
+from benchmarks import language_memory
+from sail_jax.training.devices import Devices
+
+names, compiled, mesh = map(json.loads, sys.argv[1:])
+found = {}
+for name in names:
+    run = sail_jax.load(f'configs/language/{name}.yaml')
+    lowered = language_memory.lower_update(run, mesh and Devices(**mesh))
+    found[name] = {'state_bytes': lowered.state_bytes, 'text': len(lowered.draw.as_text())}
+    if compiled:
+        found[name] = language_memory.compile_update(run, lowered)
+print(json.dumps(found))
+"""
+GIB = 2**30
+QWEN, LLAMA = 'qwen2.5-0.5b', 'llama-3-8b'
+# Parameters in billions, from the published sizes; of adapters of rank 64 on queries to outputs.
+WEIGHTS = {QWEN: 0.494, LLAMA: 8.03}
+ADAPTER = {QWEN: 0.0087, LLAMA: 0.0545}
+CONFIGS = {
+    f'{QWEN}-ultrafeedback': (QWEN, 'full', 1),
+    f'{QWEN}-saferlhf-lora': (QWEN, 'lora', 1),
+    f'{LLAMA}-saferlhf': (LLAMA, 'full', 8),
+    f'{LLAMA}-ultrafeedback-lora': (LLAMA, 'lora', 8),
+}
+
+
+def ask(names: list[str], compiled: bool, mesh: dict | None = None) -> dict:
+    done = subprocess.run(
+        [sys.executable, '-c', SCRIPT, *map(json.dumps, (names, compiled, mesh))],
+        env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
+        check=True,
+        timeout=900,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    return json.loads(done.stdout)
+
+
+def ideal_bytes(name: str) -> float:
+    """Of a device: policy, reference and two moments in float32; or an adapter's, and the weights
+    in bfloat16."""
+    model, trained, parts = CONFIGS[name]
+    if trained == 'full':
+        return 4 * 4 * WEIGHTS[model] * 1e9 / parts
+    return (2 * WEIGHTS[model] + 4 * 4 * ADAPTER[model]) * 1e9 / parts
+
+
+def test_traced_for_8_devices_the_states_are_split_as_they_should_be():
+    for name, found in ask(list(CONFIGS), compiled=False).items():
+        assert found['text'] > 10_000, name
+        assert found['state_bytes'] == pytest.approx(ideal_bytes(name), rel=0.1), name
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ('name', 'mesh'),
+    [
+        pytest.param(f'{QWEN}-ultrafeedback', None, marks=SLOW),
+        pytest.param(f'{QWEN}-ultrafeedback', {'data': 2, 'fsdp': 2, 'tensor': 2}, marks=SLOW),
+        pytest.param(f'{QWEN}-saferlhf-lora', None, marks=SLOW),
+        pytest.param(f'{LLAMA}-saferlhf', None, marks=SLOW),
+        (f'{LLAMA}-ultrafeedback-lora', None),
+    ],
+)
+def test_compiled_for_8_devices_logits_of_a_batch_never_exist(name, mesh):
+    found = ask([name], compiled=True, mesh=mesh)[name]
+    assert found['draw']['argument_bytes'] < found['state_bytes'] * 1.02
+    assert found['learn']['argument_bytes'] == pytest.approx(found['state_bytes'], rel=0.02)
+    # Every device has at most its share of a chunk; of what is drawn, one token of each lane.
+    rows = found['mesh']['data'] * found['mesh']['fsdp']
+    assert found['response_tokens'] == 64 * 2 * 512 // rows
+    assert 0 < found['learn']['vocabulary_tokens'] <= logprobs.CHUNK // rows
+    assert 0 < found['draw']['vocabulary_tokens'] <= 64 * 2 // rows

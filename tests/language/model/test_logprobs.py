@@ -1,0 +1,126 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sail_jax.core import divergence
+from sail_jax.language.model import logprobs
+from sail_jax.language.model.logprobs import Prompts, Tokens
+from tests.support import tiny
+
+B, L, T, D, V = 2, 3, 7, 5, 19
+
+
+def random_tokens(seed, dtype):
+    rng = np.random.default_rng(seed)
+    hidden, head = rng.standard_normal((B, L, T, D)), rng.standard_normal((D, V))
+    return Tokens(jnp.asarray(hidden, dtype), jnp.asarray(head, dtype))
+
+
+TARGET = np.random.default_rng(3).integers(0, V, (B, L, T))
+
+
+def naive(policy, reference, target):
+    ours, theirs = policy.hidden @ policy.head_DxV, reference.hidden @ reference.head_DxV
+    pick = lambda x: jnp.take_along_axis(jax.nn.log_softmax(x), target[..., None], -1)[..., 0]  # noqa: E731
+    return logprobs.Compared(
+        pick(ours),
+        pick(theirs),
+        divergence.categorical_kl(theirs, ours),
+        divergence.categorical_kl(ours, theirs),
+    )
+
+
+@pytest.mark.parametrize('chunk', [12, 1024])
+def test_values_and_gradients_are_those_of_the_naive_form(chunk):
+    with jax.enable_x64(True):
+        policy, reference = random_tokens(0, jnp.float64), random_tokens(1, jnp.float64)
+        weights = np.random.default_rng(2).standard_normal((5, B, L, T))
+
+        def value(function, policy, reference):
+            compared = function(policy, reference, TARGET)
+            alone = (
+                logprobs.log_probs(policy, TARGET, chunk) if function is chunked else compared[0]
+            )
+            return jnp.sum(weights[:4] * jnp.stack(compared)) + (weights[4] * alone).sum(), compared
+
+        def chunked(*args):
+            return logprobs.compare(*args, chunk=chunk)
+
+        def held(policy, reference, target):
+            return naive(policy, jax.lax.stop_gradient(reference), target)
+
+        def values_and_gradients(function):
+            grad = jax.value_and_grad(partial(value, function), (0, 1), has_aux=True)
+            return jax.jit(grad)(policy, reference)
+
+        (ours, compared), gradients = values_and_gradients(chunked)
+        (theirs, expected), exact = values_and_gradients(held)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+        np.testing.assert_allclose(compared, expected, rtol=1e-12, atol=1e-13)
+        for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(exact), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+        assert not any(np.any(x) for x in jax.tree.leaves(gradients[1]))
+
+
+def test_bfloat16_states_give_float32_log_probabilities():
+    policy, reference = random_tokens(0, jnp.bfloat16), random_tokens(1, jnp.bfloat16)
+    compared = logprobs.compare(policy, reference, TARGET)
+    assert {x.dtype for x in compared} == {jnp.dtype('float32')}
+    exact = naive(*jax.tree.map(lambda x: x.astype(jnp.float32), (policy, reference)), TARGET)
+    np.testing.assert_allclose(compared, exact, atol=1e-5)
+    assert (compared.ref_to_policy > 0).all()
+
+
+def _inner(value):
+    if hasattr(value, 'eqns'):
+        return [value]
+    if hasattr(value, 'jaxpr'):
+        return _inner(value.jaxpr)
+    if isinstance(value, (tuple, list)):
+        return [jaxpr for x in value for jaxpr in _inner(x)]
+    return []
+
+
+def array_sizes(jaxpr):
+    """Entries of every array that a program computes, inner programs included."""
+    for eqn in jaxpr.eqns:
+        yield from (var.aval.size for var in eqn.outvars)
+        for value in eqn.params.values():
+            for inner in _inner(value):
+                yield from array_sizes(inner)
+
+
+def test_vocabulary_of_a_whole_batch_never_exists():
+    policy, reference = random_tokens(0, jnp.float32), random_tokens(1, jnp.float32)
+
+    def program(function):
+        loss = lambda policy: jnp.stack(function(policy, reference, TARGET)).sum()  # noqa: E731
+        return jax.make_jaxpr(jax.grad(loss))(policy).jaxpr
+
+    places = 1
+    chunked = lambda *args: logprobs.compare(*args, chunk=B * L * places)  # noqa: E731
+    assert max(array_sizes(program(naive))) == B * L * T * V
+    assert max(array_sizes(program(chunked))) <= max(B * L * T * D, B * L * places * V)
+
+
+def test_predictions_are_those_of_whole_sequences():
+    decoder = tiny.decoder('qwen2-windows')
+    prompts = Prompts(tiny.tokens(2, 8), jnp.array([8, 3]))
+    responses = tiny.tokens(2, 3, 5, seed=1)
+
+    @jax.jit
+    def program(state, prompts, responses):
+        return logprobs.predictions(nnx.merge(graphdef, state), prompts, responses)
+
+    graphdef, state = nnx.split(decoder)
+    tokens = program(state, prompts, responses)
+    for row, lane in np.ndindex(2, 3):
+        n = int(prompts.lengths_B[row])
+        sequence = np.zeros((1, 13), int)
+        sequence[0, : n + 5] = np.concatenate([prompts.tokens_BxP[row, :n], responses[row, lane]])
+        expected, _ = tiny.whole(decoder, jnp.asarray(sequence))
+        np.testing.assert_allclose(tokens.hidden[row, lane], expected[0, n - 1 : n + 4], atol=2e-5)

@@ -1,0 +1,91 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sail_jax.language.model import transformer
+from tests.support import tiny
+from tests.support.tiny import FAMILIES, call, whole
+
+
+def test_decoding_token_by_token_gives_the_hidden_states_of_whole_sequences():
+    decoder = tiny.decoder('mistral')
+    prompt, response = tiny.tokens(2, 7), tiny.tokens(2, 3, 5, seed=1)
+    lengths = jnp.array([6, 3])
+    _, memory = whole(decoder, prompt, lengths)
+    prefix, positions = transformer.as_prefix(memory), transformer.response_positions(lengths, 3, 5)
+    expected, _ = call(decoder, response, positions, prefix)
+
+    @jax.jit
+    def decode(state, token, t, cache):
+        decoder = nnx.merge(graphdef, state)
+        return decoder.decode(decoder.blocks(), token, t, cache, prefix.apart())
+
+    graphdef, state = nnx.split(decoder)
+    cache = transformer.empty_memory(decoder.architecture, positions, jnp.float32)
+    for t in range(5):
+        hidden, cache = decode(state, response[..., t], t, cache)
+        np.testing.assert_allclose(hidden, expected[:, :, t], atol=2e-5)
+
+
+def test_padding_has_no_influence():
+    decoder = tiny.decoder('llama3')
+    prompt, lengths = tiny.tokens(2, 9), jnp.array([5, 9])
+    short, _ = whole(decoder, prompt[:1, :5])
+    padded, memory = whole(decoder, prompt, lengths)
+    other, other_memory = whole(decoder, prompt.at[0, 5:].set(0), lengths)
+    np.testing.assert_array_equal(padded[0, :5], other[0, :5])
+    np.testing.assert_allclose(padded[0, :5], short[0], atol=2e-5)
+
+    response, positions = tiny.tokens(2, 2, 3), transformer.response_positions(lengths, 2, 3)
+    a, _ = call(decoder, response, positions, transformer.as_prefix(memory))
+    b, _ = call(decoder, response, positions, transformer.as_prefix(other_memory))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_remat_changes_neither_values_nor_gradients():
+    tokens = tiny.tokens(2, 1, 6)
+    positions = transformer.prompt_positions(jnp.array([6, 5]), 6)
+
+    def value_and_grad(remat):
+        graphdef, params = nnx.split(tiny.decoder('llama2', remat=remat))
+        loss = lambda params: (nnx.merge(graphdef, params)(tokens, positions)[0] ** 2).sum()  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    for a, b in zip(
+        jax.tree.leaves(value_and_grad(False)), jax.tree.leaves(value_and_grad(True)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_program_does_not_grow_with_depth():
+    def lines(layers):
+        architecture = FAMILIES['llama2'].model_copy(update={'layers': layers})
+        build = lambda: transformer.Decoder(architecture, rngs=nnx.Rngs(0))  # noqa: E731
+        graphdef, params = nnx.split(nnx.eval_shape(build))
+        forward = lambda params, tokens: whole(nnx.merge(graphdef, params), tokens)[0]  # noqa: E731
+        return jax.jit(forward).lower(params, tiny.tokens(1, 4)).as_text().count('\n')
+
+    assert lines(2) == lines(40)
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_logits():
+    decoder = tiny.decoder('qwen3', dtype=jnp.bfloat16)
+    tokens, positions = tiny.tokens(1, 2, 3), jnp.zeros((1, 2, 3), int)
+    hidden, memory = jax.eval_shape(decoder, tokens, positions)
+    assert hidden.dtype == memory.keys.dtype == memory.values.dtype == jnp.bfloat16
+    assert jax.eval_shape(decoder.logits, hidden).dtype == jnp.float32
+
+
+def test_llama3_keeps_short_wavelengths_and_stretches_long_ones():
+    rope = FAMILIES['llama3'].rope
+    plain = transformer.frequencies(rope.model_copy(update={'kind': 'default'}), 64)
+    scaled = transformer.frequencies(rope, 64)
+    wavelength = 2 * np.pi / plain
+    kept, stretched = wavelength < 64 / 4, wavelength > 64
+    np.testing.assert_allclose(scaled[kept], plain[kept], rtol=1e-6)
+    np.testing.assert_allclose(scaled[stretched], plain[stretched] / 8, rtol=1e-6)
+    between = ~kept & ~stretched
+    assert between.any()
+    assert (scaled[between] < plain[between]).all()
+    assert (scaled[between] > plain[between] / 8).all()

@@ -1,0 +1,127 @@
+"""A language model split over (fake) devices trains as on one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import jax, numpy as np
+from sail_jax.training import trainer
+from sail_jax.language import task
+from tests.language import small
+
+settings, out, path = json.loads(sys.argv[1]), sys.argv[2], Path(sys.argv[2]).parent
+checkpoint, prompts = path / 'model', path / 'prompts.jsonl'
+if not checkpoint.exists():
+    small.checkpoint(checkpoint, multiple=8)
+    small.data(prompts, rows=32)
+settings |= {'prompts_per_update': 8, 'divergence': {'coefficient': 0.1}}
+run = small.run(checkpoint, prompts, **settings)
+made = task.make(run, reward=small.letters)
+state = trainer.initial_state(run, made, made.start(0))
+held = {'params': state.policy.params, 'moments': state.optimizer, 'frozen': state.policy.frozen}
+of_device = lambda x: x.addressable_shards[0].data.nbytes
+size = lambda tree, of: sum(map(of, jax.tree.leaves(tree)))
+whole = lambda x: x.nbytes
+bytes_ = {name: (size(tree, of_device), size(tree, whole)) for name, tree in held.items()}
+losses = []
+for _ in range(3):
+    state, metrics = made.dispatch(state)
+    names = 'objective', 'preference', 'kl', 'margin', 'reward', 'response_length'
+    losses.append([float(metrics[name][0]) for name in names])
+np.savez(
+    out,
+    devices=jax.device_count(),
+    losses=losses,
+    **bytes_,
+)
+"""
+
+
+SPLIT = {'data': 2, 'fsdp': 2, 'tensor': 2}
+REWARD = """
+import json, sys
+from pathlib import Path
+import jax, numpy as np
+from flax import nnx
+from sail_jax.training import devices
+from sail_jax.language.reward import labels, rewards
+from sail_jax.language.data import tokens
+from sail_jax.language.model import weights
+from tests.language import small, tiny, tiny_tokenizer
+
+mesh, out, path = json.loads(sys.argv[1]), sys.argv[2], Path(sys.argv[2]).parent / 'reward'
+if not path.exists():
+    vocabulary = tokens.load(tiny_tokenizer.write(path.parent / 'tokenizer')).vocab_size
+    a = tiny.FAMILIES['qwen2'].model_copy(update={'vocab_size': vocabulary + -vocabulary % 8})
+    graphdef, state = nnx.split(rewards.RewardModel(a, rngs=nnx.Rngs(1)))
+    state = jax.tree.map(lambda x: 10 * x if x.ndim > 1 else x, state)
+    weights.save(nnx.merge(graphdef, state), path)
+    tiny_tokenizer.write(path)
+reward = {'source': 'model', 'path': str(path)}
+run = small.run(path, path / 'none', prompts_per_update=8, devices=mesh, reward=reward)
+before = jax.live_arrays()
+labeller = labels.make(run, devices.make_mesh(8, run.devices))
+known = set(map(id, before))
+model = [x for x in jax.live_arrays() if id(x) not in known]
+prompts = ['the cat', 'no', 'what a cat']
+groups = [['yes', 'no no'], [' sat', ''], [' said hello', ' mat']]
+np.savez(
+    out,
+    devices=jax.device_count(),
+    held=sum(x.addressable_shards[0].data.nbytes for x in model),
+    whole=sum(x.nbytes for x in model),
+    scores=labeller.reward(prompts, groups),
+)
+"""
+
+
+def run_on(count, script, settings, out):
+    """What the script leaves on so many devices."""
+    subprocess.run(
+        [sys.executable, '-c', script, json.dumps(settings), out],
+        env={**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}'},
+        check=True,
+        timeout=900,
+    )
+    found = dict(np.load(out))
+    assert int(found['devices']) == count
+    return found
+
+
+def test_a_reward_model_is_split_as_the_policy_and_scores_as_on_one_device(tmp_path):
+    one = run_on(1, REWARD, {}, tmp_path / 'one.npz')
+    split = run_on(8, REWARD, SPLIT, tmp_path / 'split.npz')
+    assert one['held'] == one['whole'] == split['whole'] > 0
+    assert split['held'] <= 1.1 * split['whole'] / (SPLIT['fsdp'] * SPLIT['tensor'])
+    assert np.ptp(one['scores']) > 0.1
+    np.testing.assert_allclose(split['scores'], one['scores'], atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope='module', params=['full', pytest.param('lora', marks=pytest.mark.slow)])
+def outcomes(request, tmp_path_factory):
+    path, found = tmp_path_factory.mktemp(request.param), []
+    for count, mesh in ((1, {}), (8, SPLIT)):
+        settings = {'model': {'train': request.param, 'lora': {'rank': 4}}, 'devices': mesh}
+        found.append(run_on(count, SCRIPT, settings, path / f'{count}.npz'))
+    return found
+
+
+def test_losses_are_those_of_one_device(outcomes):
+    one, split = outcomes
+    assert np.ptp(one['losses'][:, 0]) > 1e-4
+    # Parameters are not compared: a bias on keys has no gradient but rounding, and Adam follows it.
+    np.testing.assert_allclose(split['losses'], one['losses'], atol=1e-5, rtol=0)
+
+
+def test_a_device_holds_its_share_of_parameters_and_moments(outcomes):
+    parts = SPLIT['fsdp'] * SPLIT['tensor']
+    for name in ('params', 'moments', 'frozen'):
+        held, whole = map(int, outcomes[1][name])
+        assert held <= 1.1 * whole / parts, name

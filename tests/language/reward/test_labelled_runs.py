@@ -1,0 +1,78 @@
+"""Whole runs labelled by a reward model's checkpoint, and by a judge."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import sail_jax
+from sail_jax.errors import UserError
+from sail_jax.language.data import tokens
+from sail_jax.language.model import weights
+from sail_jax.language.reward import rewards
+from sail_jax.training import metrics
+from tests.support import small, tiny, tiny_tokenizer
+
+
+@pytest.fixture(scope='module')
+def train(tmp_path_factory):
+    """`(name, settings, labellers) -> result, rows of metrics` of four updates."""
+    path = tmp_path_factory.mktemp('labelled')
+    model = small.checkpoint(path / 'model')
+    prompts = small.data(path / 'prompts.jsonl', rows=24)
+
+    def run(name, settings, **labellers):
+        made = small.run(model, prompts, evaluation={'every_updates': 4, 'prompts': 4}, **settings)
+        result = sail_jax.train(made, path / name, quiet=True, **labellers)
+        return result, metrics.read_rows(path / name / 'metrics.jsonl')
+
+    return run
+
+
+def equal(a, b) -> bool:
+    return all(map(np.array_equal, *map(jax.tree.leaves, (a.policy.params, b.policy.params))))
+
+
+def test_checkpoint_of_a_reward_model_labels_as_its_function_does(train, tmp_path):
+    tokenizer = tokens.load(tiny_tokenizer.write(tmp_path / 'tokenizer'))
+    a = tiny.FAMILIES['qwen2'].model_copy(update={'vocab_size': tokenizer.vocab_size})
+    graphdef, state = nnx.split(rewards.RewardModel(a, rngs=nnx.Rngs(1)))
+    state = jax.tree.map(lambda x: 10 * x if x.ndim > 1 else x, state)
+    path = weights.save(nnx.merge(graphdef, state), tmp_path / 'reward')
+    tiny_tokenizer.write(path)
+
+    settings = {'reward': {'source': 'model', 'path': str(path), 'max_tokens': 128}}
+    by_checkpoint, rows = train('checkpoint', settings)
+    function = rewards.from_model(rewards.load(path), tokens.load(path), 128)
+    by_function, _ = train('function', {}, reward=function)
+    turned, _ = train('turned', {}, reward=lambda *args: -function(*args))
+    assert equal(by_checkpoint, by_function)
+    assert not equal(by_checkpoint, turned)
+    assert all(np.isfinite(row['train/reward']) for row in rows[1:])
+    assert by_checkpoint.after['eval/reward_se'] > 0
+
+
+def test_judge_labels_as_the_reward_that_it_goes_by(train):
+    def judge(prompts, pairs):
+        scores = [small.letters(prompts, side) for side in zip(*pairs, strict=True)]
+        return [0.5 + 0.5 * np.sign(a - b) for a, b in zip(*scores, strict=True)]
+
+    by_judge, rows = train('judge', {}, judge=judge)
+    by_reward, _ = train('reward', {}, reward=small.letters)
+    assert equal(by_judge, by_reward)
+    assert by_judge.labels == by_reward.labels == 16
+    assert 'train/reward' not in rows[-1]
+    assert by_judge.before['eval/win_rate'] == 0.5
+
+
+def test_a_judge_that_fails_within_a_run_saves_the_state(train):
+    calls = []
+
+    def failing(prompts, pairs):
+        calls.append(len(pairs))
+        if len(calls) == 4:
+            raise ConnectionError('no answer')
+        return [0.5] * len(pairs)
+
+    with pytest.raises(UserError, match=r'failing: raised ConnectionError: no answer; saved at'):
+        train('failing', {}, judge=failing)

@@ -1,0 +1,545 @@
+"""What a run keeps: the newest, the best, and the references that they need."""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import jax
+import pytest
+import yaml
+
+import sail_jax
+from sail_jax import configfile, runs
+from sail_jax.cli import main
+from sail_jax.control import envs
+from sail_jax.control.config import ControlRun
+from sail_jax.errors import TrainingFailed, UserError
+from sail_jax.training import checkpoint, metrics, trainer
+from tests.support.checkpoints import damage, flip_bits, same
+from tests.support.disk import on_a_full_disk
+from tests.support.toy import SETTINGS, Point
+
+KL = 'eval/kl_policy_to_ref'
+"""0 at the start and larger from then on."""
+
+
+def make_run(checkpoints=None, **settings):
+    checkpoints = {'every_updates': 2, 'keep': 1, **(checkpoints or {})}
+    env = {'name': 'inverted_pendulum', 'episode_length': 20}
+    return ControlRun.model_validate(
+        {**SETTINGS, 'env': env, 'checkpoints': checkpoints, **settings}
+    )
+
+
+def train(path, run, **kwargs):
+    return sail_jax.train(run, path, env=Point(), quiet=True, **kwargs)
+
+
+def steps(path: Path) -> list[int]:
+    return sorted(int(one.name) for one in (path / 'checkpoints').iterdir() if one.name.isdigit())
+
+
+@pytest.fixture(scope='module')
+def falling(tmp_path_factory):
+    """A run that is at its best before its first update, by its metric."""
+    path = tmp_path_factory.mktemp('falling') / 'run'
+    return train(path, make_run({'metric': f'-{KL}'})), path
+
+
+def test_the_best_is_kept_besides_the_newest(falling):
+    result, path = falling
+    assert steps(path) == [0, 4]
+    same(runs.open_run(path, env=Point())[1], result.policy)
+    same(runs.open_run(path, best=True, env=Point())[1], result.start)
+    _, best = runs.evaluate(path, best=True, env=Point())
+    assert best['kl_policy_to_ref'] == 0
+
+
+def test_a_checkpoint_says_where_it_is_from(falling):
+    path = falling[1] / 'checkpoints' / '4' / 'meta' / 'metadata'
+    meta = json.loads(path.read_text())
+    assert meta['config'] == runs.load(falling[1] / 'config.yaml').model_dump(mode='json')
+    assert meta['versions']['jax'] == jax.__version__
+    assert meta['schema'] == checkpoint.SCHEMA
+
+
+def test_resume_goes_on_from_the_newest(falling, tmp_path):
+    result, _ = falling
+    run = make_run({'metric': f'-{KL}'})
+    half = run.model_copy(update={'total_env_steps': 2 * run.env_steps_per_update})
+    train(tmp_path / 'run', half)
+    same(train(tmp_path / 'run', run, resume=True).policy, result.policy)
+    assert steps(tmp_path / 'run') == [0, 4]
+
+
+def test_a_better_evaluation_is_saved_at_once(tmp_path):
+    settings = {'updates_per_dispatch': 1, 'evaluation': {'episodes': 4, 'every_updates': 1}}
+    run = make_run({'metric': KL, 'every_updates': 100, 'keep_best': 2}, **settings)
+    train(tmp_path / 'run', run)
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+    ranked = sorted(range(5), key=lambda step: rows[step][KL])
+    assert steps(tmp_path / 'run') == sorted({*ranked[-2:], 4})
+
+
+def test_without_best_only_the_newest_are_kept(tmp_path):
+    train(tmp_path / 'run', make_run({'keep_best': 0}))
+    assert steps(tmp_path / 'run') == [4]
+    with pytest.raises(UserError, match=r'no checkpoint has a score; .*keep_best above 0'):
+        runs.open_run(tmp_path / 'run', best=True, env=Point())
+
+
+def test_by_default_the_return_decides(tmp_path):
+    train(tmp_path / 'run', make_run())
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+    returns = {row['step']: row['eval/return'] for row in rows if 'eval/return' in row}
+    with checkpoint.open_manager(tmp_path / 'run' / 'checkpoints') as manager:
+        found = checkpoint.scores(manager)
+    best = max(returns, key=returns.get)
+    assert found == {step: returns[step] for step in {best, 4}}
+
+
+def test_a_metric_that_no_evaluation_has_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r'checkpoints\.metric: eval/retrun; .*eval/return'):
+        train(tmp_path / 'run', make_run({'metric': 'eval/retrun'}))
+
+
+@pytest.mark.parametrize('text', ['', '{"sco', '[1]', '{"score": "x"}'])
+def test_a_damaged_score_is_no_score(falling, tmp_path, text):
+    run = make_run({'metric': f'-{KL}'})
+    half = run.model_copy(update={'total_env_steps': 2 * run.env_steps_per_update})
+    train(tmp_path / 'run', half)
+    (tmp_path / 'run' / 'checkpoints' / '0' / 'metrics' / 'metrics').write_text(text)
+    same(train(tmp_path / 'run', run, resume=True).policy, falling[0].policy)
+
+
+def test_of_a_damaged_best_checkpoint_the_next_best_is_taken(falling, tmp_path, caplog):
+    result = train(tmp_path / 'run', make_run({'metric': f'-{KL}'}))
+    damage(tmp_path / 'run' / 'checkpoints' / '0' / 'policy')
+    same(runs.open_run(tmp_path / 'run', best=True, env=Point())[1], result.policy)
+    assert 'checkpoints/0 cannot be read' in caplog.text
+
+
+def test_the_command_line_and_another_run_take_the_best(falling, tmp_path, monkeypatch, capsys):
+    result, path = falling
+    # As if the environment had been found by its name.
+    monkeypatch.setattr(envs, 'make', lambda _: Point())
+    named = shutil.copytree(path, tmp_path / 'named')
+    config = (named / 'config.yaml').read_text()
+    (named / 'config.yaml').write_text(config.replace('backend: python', 'backend: spring'))
+    assert main(['evaluate', str(named), '--best']) == 0
+    assert 'best checkpoint' in ' '.join(capsys.readouterr().out.split())  # A title may wrap.
+    for best, expected in ((False, result.policy), (True, result.start)):
+        reference = {'source': 'run', 'path': str(path), 'best': best}
+        run = make_run(reference=reference, seed=5, total_env_steps=1)
+        same(train(tmp_path / str(best), run).start, expected)
+    with pytest.raises(UserError, match=r'reference\.best: not used by'):
+        train(tmp_path / 'none', make_run(reference={'best': True}))
+
+
+def test_a_language_model_has_no_best(tmp_path, capsys):
+    (tmp_path / 'config.json').write_text(json.dumps({}))
+    assert main(['generate', str(tmp_path), 'hello', '--best']) == 2
+    assert '--best' in capsys.readouterr().err
+
+
+def test_what_only_resuming_needs_is_not_read_by_evaluation(falling, tmp_path):
+    shutil.copytree(falling[1], tmp_path / 'run')
+    damage(tmp_path / 'run' / 'checkpoints' / '4' / 'training')
+    same(runs.open_run(tmp_path / 'run', env=Point())[1], falling[0].policy)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """The rename that ends the save of update 2 waits for update 3."""
+    rename, updated, waited = os.rename, threading.Event(), []
+    compiled = trainer.Recorder.compile
+
+    def late(source, target, **kwargs):
+        if Path(target) == tmp_path / 'run' / 'checkpoints' / '2':
+            waited.append(updated.wait(60))
+        rename(source, target, **kwargs)
+
+    def compile_and_tell(self, *args):
+        program = compiled(self, *args)
+
+        def run_once(state):
+            state, numbers = jax.block_until_ready(program(state))
+            if state.step == 3:
+                updated.set()
+            return state, numbers
+
+        return run_once
+
+    monkeypatch.setattr(os, 'rename', late)
+    monkeypatch.setattr(trainer.Recorder, 'compile', compile_and_tell)
+    train(tmp_path / 'run', make_run({'keep': 9}, updates_per_dispatch=1))
+    assert waited == [True]
+    assert steps(tmp_path / 'run') == [0, 2, 4]
+
+
+REFRESHED = {
+    'updates_per_dispatch': 1,
+    'total_env_steps': 6 * 60,
+    'reference': {'refresh_env_steps': 2 * 60},
+    'evaluation': {'episodes': 4, 'every_updates': 6},
+}
+"""Takes the policy after 2, 4 and 6 updates as its reference."""
+KEPT = {'every_updates': 1, 'keep': 2, 'keep_best': 0}
+
+
+def updates(run: ControlRun, count: int) -> ControlRun:
+    return run.model_copy(update={'total_env_steps': count * run.env_steps_per_update})
+
+
+def references(path: Path) -> list[int]:
+    return sorted(int(one.name) for one in (path / 'checkpoints' / 'references').iterdir())
+
+
+@pytest.fixture(scope='module')
+def refreshed(tmp_path_factory):
+    path = tmp_path_factory.mktemp('refreshed') / 'run'
+    return train(path, make_run(KEPT, **REFRESHED)), path
+
+
+def test_a_fixed_reference_is_the_start_policy_and_written_once(falling):
+    directory = falling[1] / 'checkpoints'
+    assert not (directory / 'references').exists()
+    saved = json.loads((directory / '4' / 'training' / '_METADATA').read_text())['tree_metadata']
+    first = {keys['key_metadata'][0]['key'] for keys in saved.values()}
+    assert {'optimizer', 'sampler', 'reference_step'} <= first
+    assert 'reference' not in first
+
+
+def test_references_stay_as_long_as_a_checkpoint_needs_them(refreshed):
+    assert steps(refreshed[1]) == [5, 6]
+    assert references(refreshed[1]) == [4, 6]
+
+
+@pytest.mark.parametrize('first', [3, 4])
+def test_a_refreshed_run_resumes_bit_for_bit(refreshed, tmp_path, first):
+    run = make_run(KEPT, **REFRESHED)
+    train(tmp_path / 'run', updates(run, first))
+    result = train(tmp_path / 'run', run, resume=True)
+    same(result.policy, refreshed[0].policy)
+    rows, whole = (
+        metrics.read_rows(path / 'metrics.jsonl') for path in (tmp_path / 'run', refreshed[1])
+    )
+    assert [row.get('train/kl') for row in rows] == [row.get('train/kl') for row in whole]
+
+
+@pytest.mark.parametrize('harm', [damage, flip_bits, shutil.rmtree])
+def test_without_its_reference_a_checkpoint_is_damaged(refreshed, tmp_path, caplog, harm):
+    path = tmp_path / 'run'
+    shutil.copytree(refreshed[1], path)
+    harm(path / 'checkpoints' / 'references' / '6')
+    result = train(path, make_run(KEPT, **REFRESHED), resume=True)
+    assert 'checkpoints/6 cannot be read' in caplog.text
+    same(result.policy, refreshed[0].policy)
+    assert references(path) == [4, 6]
+    aside = 0 if harm is shutil.rmtree else 1
+    assert len(list((path / 'checkpoints').glob('damaged-reference-6-*'))) == aside
+    assert len(list((path / 'checkpoints').glob('damaged-6-*'))) == 1
+
+
+def test_a_reference_of_a_save_that_was_killed_is_taken_anew(refreshed, tmp_path):
+    path, run = tmp_path / 'run', make_run(KEPT, **REFRESHED)
+    train(path, updates(run, 5))
+    directory = path / 'checkpoints' / 'references'
+    shutil.copytree(directory / '4', directory / '6')
+    (directory / '8.orbax-checkpoint-tmp').mkdir()
+    same(train(path, run, resume=True).policy, refreshed[0].policy)
+    assert references(path) == [4, 6]
+    with checkpoint.open_manager(path / 'checkpoints') as manager:
+        env = runs.make_task(run, env=Point())
+        state, _ = checkpoint.restore(manager, trainer.Layout.of(run, env).state)
+    same(state.reference, refreshed[0].policy)
+
+
+def test_another_start_policy_is_seen_where_it_is_the_reference(falling, tmp_path):
+    shutil.copytree(falling[1], tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / 'start')
+    checkpoint.save_start(tmp_path / 'run' / 'checkpoints', falling[0].policy)
+    with pytest.raises(UserError, match='reference is not what was saved'):
+        train(tmp_path / 'run', make_run({'metric': f'-{KL}'}), resume=True)
+
+
+def test_a_sweep_with_references_resumes_bit_for_bit(tmp_path):
+    # The members' label budgets end at different updates, and with them their refreshes.
+    run = make_run(
+        KEPT, **REFRESHED, seeds=2, objective={'mixture': {'dpr': 0.5}}, labeller={'max_labels': 30}
+    )
+    whole = train(tmp_path / 'whole', run)
+    train(tmp_path / 'run', updates(run, 3))
+    for ours, theirs in zip(train(tmp_path / 'run', run, resume=True), whole, strict=True):
+        same(ours.policy, theirs.policy)
+    for member, result in zip(('seed-0', 'seed-1'), whole, strict=True):
+        same(runs.open_run(tmp_path / 'whole' / member, env=Point())[1], result.policy)
+        train(
+            tmp_path / 'whole' / member,
+            runs.load(tmp_path / 'whole' / member / 'config.yaml'),
+            resume=True,
+        )
+
+
+def test_an_older_schema_is_one_line_and_its_policy_is_read(falling, tmp_path):
+    shutil.copytree(falling[1], tmp_path / 'run')
+    path = tmp_path / 'run' / 'checkpoints' / '4' / 'meta' / 'metadata'
+    meta = json.loads(path.read_text()) | {'schema': 2}
+    del meta['checksum']  # Which schema 4 brought.
+    path.write_text(json.dumps(meta))
+    with pytest.raises(
+        UserError, match=r'checkpoints/4: sail-jax \S+ wrote it with schema 2, this'
+    ):
+        train(tmp_path / 'run', make_run({'metric': f'-{KL}'}), resume=True)
+    same(runs.open_run(tmp_path / 'run', env=Point())[1], falling[0].policy)
+
+
+def immutable(directory):
+    """Root may write whatever the mode says, but not here."""
+    if subprocess.run(['chattr', '+i', directory], capture_output=True).returncode:
+        pytest.skip('chattr +i is not to be had here')
+    return lambda: subprocess.run(['chattr', '-i', directory], check=True)
+
+
+def gone(directory):
+    """A file stands where the directory was, as where a disk was unmounted."""
+    directory.rename(directory.with_name('elsewhere'))
+    directory.write_text('')
+
+    def back():
+        directory.unlink()
+        directory.with_name('elsewhere').rename(directory)
+
+    return back
+
+
+@pytest.mark.parametrize('close', [immutable, gone])
+def test_a_directory_that_takes_no_more_costs_checkpoints_not_the_run(
+    refreshed, tmp_path, monkeypatch, close
+):
+    path, run = tmp_path / 'run', make_run(KEPT, **REFRESHED)
+    directory, undo = path / 'checkpoints', []
+    train(path, updates(run, 3))
+    before = list(directory.rglob('*'))
+    compiled = trainer.Recorder.compile
+
+    def close_first(self, *args):
+        undo.append(close(directory))
+        return compiled(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Recorder, 'compile', close_first)
+        try:
+            # All updates are made, but not all of what they came to is kept.
+            with pytest.raises(TrainingFailed, match=r'checkpoints: (the last state|no checkp)'):
+                train(path, run, resume=True)
+        finally:
+            undo[0]()
+    rows = metrics.read_rows(path / 'metrics.jsonl')
+    assert [row['step'] for row in rows] == list(range(7))
+    assert rows[-1]['time/saves_failed'] >= 1
+    # What was there still is, its reference too, and is enough to go on.
+    assert set(before) <= set(directory.rglob('*'))
+    same(train(path, run, resume=True).policy, refreshed[0].policy)
+
+
+def test_a_save_that_fails_costs_only_its_own_checkpoint(tmp_path, monkeypatch):
+    directory, save = tmp_path / 'run' / 'checkpoints', checkpoint.save
+    undo, saved = [], []
+
+    def close_for_the_second(manager, step, *args):
+        saved.append(step)
+        if undo:
+            undo.pop()()
+        if len(saved) == 2:
+            undo.append(gone(directory))
+        save(manager, step, *args)
+
+    monkeypatch.setattr(checkpoint, 'save', close_for_the_second)
+    kept = {'every_updates': 1, 'keep': 9, 'keep_best': 0}
+    train(tmp_path / 'run', make_run(kept, updates_per_dispatch=1))
+    assert saved == [0, 1, 2, 3, 4]
+    assert steps(tmp_path / 'run') == [0, 2, 3, 4]
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+    assert rows[-1]['time/saves_failed'] == 1
+
+
+@pytest.mark.parametrize('close', [immutable, gone])
+def test_a_run_that_saved_nothing_ends_with_an_error(tmp_path, monkeypatch, close):
+    undo, position = [], trainer.Recorder.position
+
+    def close_first(self, *args):
+        if not undo:
+            undo.append(close(tmp_path / 'run' / 'checkpoints'))
+        return position(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Recorder, 'position', close_first)
+        try:
+            with pytest.raises(TrainingFailed, match='no checkpoint could be written') as caught:
+                train(tmp_path / 'run', make_run())
+        finally:
+            undo[0]()
+    assert caught.value.status == 1
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+    assert [row['step'] for row in rows] == [0, 1, 2, 3, 4]
+
+
+def test_a_disk_that_does_not_take_the_start_policy_is_one_line(tmp_path, monkeypatch):
+    path = tmp_path / 'run'
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, 'save_start', on_a_full_disk(checkpoint.save_start, 100))
+        with pytest.raises(TrainingFailed, match=r'start: cannot be .*resume=True') as caught:
+            train(path, make_run())
+    assert '\n' not in str(caught.value)
+    train(path, make_run(), resume=True)
+    assert [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')] == [0, 1, 2, 3, 4]
+
+
+def test_a_disk_that_is_full_when_a_run_goes_on_is_one_line(tmp_path, monkeypatch):
+    path, run = tmp_path / 'run', make_run()
+    train(path, updates(run, 2))
+    before = (path / 'metrics.jsonl').read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, 'Recorder', on_a_full_disk(trainer.Recorder, 10))
+        with pytest.raises(TrainingFailed, match=r'metrics.jsonl: cannot be written .*too large'):
+            train(path, run, resume=True)
+    assert (path / 'metrics.jsonl').read_bytes() == before
+    train(path, run, resume=True)
+    assert [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')] == [0, 1, 2, 3, 4]
+
+
+def test_members_of_a_sweep_that_a_full_disk_does_not_take_are_left_by_a_resume(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / 'run'
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, '_make_a_run_of', on_a_full_disk(trainer._make_a_run_of, 100))
+        with pytest.raises(TrainingFailed, match=r'run/seed-0: cannot be written .*resume=True'):
+            train(path, make_run(seeds=2))
+    results = train(path, make_run(seeds=2), resume=True)
+    for name, result in zip(('seed-0', 'seed-1'), results, strict=True):
+        same(runs.open_run(path / name, env=Point())[1], result.policy)
+
+
+def everything(path):
+    return {file: file.is_dir() or file.read_bytes() for file in path.rglob('*')}
+
+
+@pytest.fixture(scope='module')
+def another(tmp_path_factory):
+    """As `refreshed`, with another seed."""
+    path = tmp_path_factory.mktemp('another') / 'run'
+    train(path, make_run(KEPT, **REFRESHED, seed=1))
+    return path
+
+
+@pytest.mark.parametrize('reference', [True, False])
+def test_another_runs_checkpoint_is_named_and_nothing_is_touched(
+    refreshed, another, tmp_path, caplog, reference
+):
+    path, run = tmp_path / 'run', make_run(KEPT, **REFRESHED)
+    shutil.copytree(refreshed[1], path)
+    for name in ['6'] + ['references/6'] * reference:
+        shutil.rmtree(path / 'checkpoints' / name)
+        shutil.copytree(another / 'checkpoints' / name, path / 'checkpoints' / name)
+    before = everything(path)
+    with pytest.raises(
+        UserError, match=r"/6: another run's checkpoint \(seed 1 instead of 0\); move it out"
+    ):
+        train(path, run, resume=True)
+    assert everything(path) == before
+    # What only reads it uses it, and says whose it is.
+    same(runs.open_run(path, env=Point())[1], runs.open_run(another, env=Point())[1])
+    assert "checkpoints/6 is not of its directory's run: seed 1 instead of 0" in caplog.text
+    shutil.move(path / 'checkpoints' / '6', tmp_path / 'aside')
+    if not reference:
+        same(train(path, run, resume=True).policy, refreshed[0].policy)
+
+
+def test_a_run_is_not_shortened(refreshed, tmp_path):
+    path, run = tmp_path / 'run', make_run(KEPT, **REFRESHED)
+    shutil.copytree(refreshed[1], path)
+    before = everything(path)
+    with pytest.raises(UserError, match='total_env_steps below the 360 that are done; it prolongs'):
+        train(path, updates(run, 5), resume=True)
+    assert everything(path) == before
+    # 301 env steps are 6 updates, too.
+    shorter = run.model_copy(update={'total_env_steps': 301})
+    train(path, shorter, resume=True)
+
+
+@pytest.mark.parametrize(
+    ('name', 'reads'),
+    [
+        ('config.part', False),
+        ('metrics.part', False),
+        ('metrics.jsonl', False),
+        ('checkpoints/4/meta/metadata', True),
+        ('checkpoints/4/policy/manifest.ocdbt', True),
+        ('checkpoints/start/_METADATA', True),
+    ],
+)
+def test_a_pipe_in_a_run_directory_is_not_waited_for(falling, tmp_path, name, reads):
+    shutil.copytree(falling[1], tmp_path / 'run')
+    path = tmp_path / 'run' / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=f'{path}: not a regular file'):
+        train(tmp_path / 'run', make_run({'metric': f'-{KL}'}), resume=True)
+    if reads:
+        with pytest.raises(UserError, match=f'{path}: (not a reg|cannot be read .*not a reg)'):
+            runs.open_run(tmp_path / 'run', env=Point())
+
+
+def test_what_a_run_deletes_while_it_is_read_is_read_anew(falling, tmp_path, monkeypatch, caplog):
+    """Its newest checkpoints of then, and another one now."""
+    shutil.copytree(falling[1], tmp_path / 'run')
+    directory, read = tmp_path / 'run' / 'checkpoints', checkpoint._read
+
+    def late(*args):
+        if not (directory / '6').exists():
+            shutil.copytree(directory / '4', directory / '6')
+            for step in ('0', '4'):
+                shutil.rmtree(directory / step)
+        return read(*args)
+
+    monkeypatch.setattr(checkpoint, '_read', late)
+    same(runs.open_run(tmp_path / 'run', env=Point())[1], falling[0].policy)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize('name', ['04', '٤', '4000000000', '1' * 22, '²'])
+def test_a_name_that_no_run_gives_is_refused_before_anything_is_touched(falling, tmp_path, name):
+    path = shutil.copytree(falling[1], tmp_path / 'run')
+    (path / 'checkpoints' / '4').rename(path / 'checkpoints' / name)
+    before = sorted(path.rglob('*'))
+    run = make_run({'metric': f'-{KL}'})
+    with pytest.raises(UserError, match=rf'checkpoints/{name}: no name that a run gives'):
+        train(path, run, resume=True)
+    assert sorted(path.rglob('*')) == before
+    for best in (False, True):  # What only reads passes it over.
+        same(runs.open_run(path, best, env=Point())[1], falling[0].start)
+
+
+@pytest.mark.parametrize('name', ['3', '5', '2147483647'])
+def test_a_checkpoint_under_another_number_is_refused(falling, tmp_path, name):
+    path = shutil.copytree(falling[1], tmp_path / 'run')
+    (path / 'checkpoints' / '4').rename(path / 'checkpoints' / name)
+    before = sorted(path.rglob('*'))
+    said = rf'checkpoints/{name}: holds the state after 4 updates; rename it to 4'
+    with pytest.raises(UserError, match=said):
+        train(path, make_run({'metric': f'-{KL}'}), resume=True)
+    assert {*before} == {*path.rglob('*')}
+
+
+def test_settings_that_make_other_shapes_are_told_by_name(falling, tmp_path):
+    """As of a config.yaml that was cut short."""
+    path = shutil.copytree(falling[1], tmp_path / 'run')
+    data, _ = configfile.read_yaml(path / 'config.yaml')
+    data['policy'] = {}
+    (path / 'config.yaml').write_text(yaml.safe_dump(data))
+    with pytest.raises(UserError, match=r"another run's checkpoint .*policy\.hidden"):
+        train(path, sail_jax.load(path / 'config.yaml'), resume=True)

@@ -1,0 +1,73 @@
+"""What a command says on its way where there is no terminal."""
+
+import re
+import threading
+
+import pytest
+
+import sail_jax
+from sail_jax.bandit import study
+from sail_jax.control.config import ControlRun
+from sail_jax.training import metrics, progress
+from tests.support.toy import SETTINGS, Point
+
+
+def test_a_run_says_what_it_is_busy_with_and_then_where_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, 'FIRST_S', 0)
+    run = ControlRun.model_validate(SETTINGS)
+    sail_jax.train(run, tmp_path / 'run', env=Point())
+    said = capsys.readouterr().err.splitlines()
+    stages = [match[1] for line in said if (match := re.fullmatch(r' *\d+ s  (.*)', line))]
+    assert stages == [
+        'preparing the start policy',
+        'compiling the start',
+        'compiling and evaluating',
+        'compiling the update',
+    ]
+    assert any(re.match(r' +240 env steps  ', line) for line in said)
+    # A run at its end has nothing left, and says so.
+    sail_jax.train(run, tmp_path / 'run', env=Point(), resume=True)
+    assert 'nothing is left to train: the run is at its end, 240 env steps' in (
+        capsys.readouterr().err
+    )
+    sail_jax.train(run, tmp_path / 'run', env=Point(), resume=True, quiet=True)
+    assert capsys.readouterr().err == ''
+
+
+def test_a_stage_that_takes_long_is_named_again_until_the_next(monkeypatch):
+    said, twice = [], threading.Event()
+
+    def note(text):
+        said.append(text.strip().split('  ', 1)[1])
+        if said.count('still compiling') == 2:
+            twice.set()
+
+    monkeypatch.setattr(progress, 'FIRST_S', 0.01)
+    monkeypatch.setattr(progress, 'AGAIN_S', 0.01)
+    monkeypatch.setattr(progress, 'say', note)
+    with progress.Stages() as stages:
+        stages.stage('compiling')
+        assert twice.wait(20)
+        stages.stage('drawing')
+        stages.stage('done')
+    assert said[0] == 'compiling'
+    before = len(threading.enumerate())
+    with progress.Stages(quiet=True) as stages:
+        stages.stage('nothing')
+    assert 'nothing' not in said
+    assert len(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize(
+    ('value', 'shown'),
+    [(0.01234, '0.0123'), (999.4, '999'), (1234, '1234'), (-56789, '-56.8k'), (2.5e6, '2.5M')],
+)
+def test_short_numbers(value, shown):
+    assert progress.short(value) == shown
+
+
+def test_every_objective_of_a_study_is_named():
+    titles = [study._doing(name) for name in study.OBJECTIVES]
+    assert len(set(titles)) == 3
+    assert all('compiling' in title for title in titles)
+    assert metrics.say is progress.say

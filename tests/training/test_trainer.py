@@ -1,0 +1,549 @@
+"""The host loop: resuming, stopping, failing, and what it leaves behind."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sail_jax
+from sail_jax import config, runs
+from sail_jax.control.config import ControlRun
+from sail_jax.core import update
+from sail_jax.errors import Interrupted, TrainingFailed, UserError
+from sail_jax.training import checkpoint, metrics, trainer
+from tests.support.checkpoints import damage, files, flip_bits, last_step, same, without_times
+from tests.support.toy import SETTINGS, Point, Poisoned
+
+
+def make_run(**settings):
+    return ControlRun.model_validate({**SETTINGS, **settings})
+
+
+def train(path, run=None, env=None, **kwargs):
+    return sail_jax.train(run or make_run(), path, env=env or Point(), quiet=True, **kwargs)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp('whole') / 'run'
+    return train(path), path
+
+
+def test_resume_continues_bit_for_bit(whole, tmp_path):
+    steps = make_run().env_steps_per_update
+    train(tmp_path / 'run', make_run(total_env_steps=2 * steps))
+    result = train(tmp_path / 'run', resume=True)
+    same(result.policy, whole[0].policy)
+    assert result.after == whole[0].after
+    assert result.labels == whole[0].labels == 4 * 4 * 3
+    ours = without_times(tmp_path / 'run')
+    assert [row['step'] for row in ours] == [0, 1, 2, 3, 4]
+    assert ours == without_times(whole[1])
+
+
+def test_resume_of_a_finished_run_changes_nothing(whole, tmp_path):
+    result = train(whole[1], resume=True)
+    same(result.policy, whole[0].policy)
+    assert result.after == whole[0].after
+
+
+def test_rows_have_the_documented_keys(whole):
+    rows = metrics.read_rows(whole[1] / 'metrics.jsonl')
+    for row in rows:
+        assert {'step', 'env_steps', 'labels', 'wall_s'} <= set(row)
+        assert row['env_steps'] == row['step'] * make_run().env_steps_per_update
+    assert {'eval/return', 'eval/kl_policy_to_ref', 'eval/win_rate'} <= set(rows[0])
+    assert {'train/objective', 'train/kl', 'time/env_steps_per_s'} <= set(rows[1])
+    assert 'time/compile_s' in rows[1]
+    assert 'eval/return' in rows[-1]
+
+
+def test_evaluate_repeats_the_runs_own_numbers(whole):
+    before, after = runs.evaluate(whole[1], env=Point())
+    ours = {f'eval/{name}': value for name, value in after.items()}
+    assert ours == pytest.approx(whole[0].after, rel=1e-5, abs=1e-5)
+    assert before['win_rate'] == 0.5
+    assert before['kl_policy_to_ref'] == 0
+
+
+def test_existing_directory_is_left_alone(whole):
+    before = sorted(path.stat().st_mtime_ns for path in whole[1].rglob('*'))
+    with pytest.raises(UserError, match='exists already; use resume=True, or another run_dir'):
+        train(whole[1])
+    assert before == sorted(path.stat().st_mtime_ns for path in whole[1].rglob('*'))
+
+
+def test_resume_with_another_configuration_names_the_field(whole):
+    with pytest.raises(UserError, match=r'objective\.beta \(0\.1 -> 0\.5\)'):
+        train(whole[1], make_run(objective={'beta': 0.5}), resume=True)
+
+
+def test_resume_of_nothing(tmp_path):
+    with pytest.raises(UserError, match='no run to resume'):
+        train(tmp_path / 'none', resume=True)
+
+
+def test_unwritable_directory(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match=r'Not a directory|File exists'):
+        train(tmp_path / 'file' / 'run')
+
+
+def test_damaged_checkpoint_is_named_and_the_one_before_is_used(whole, tmp_path, caplog):
+    path = tmp_path / 'run'
+    train(path)
+    damage(path / 'checkpoints' / '4')
+    result = train(path, resume=True)
+    assert 'checkpoints/4 cannot be read' in caplog.text
+    same(result.policy, whole[0].policy)
+    assert len(list((path / 'checkpoints').glob('damaged-4-*'))) == 1
+    same(runs.open_run(path, env=Point())[1], whole[0].policy)
+
+    for one in (path / 'checkpoints').iterdir():
+        if one.name.isdigit():
+            damage(one)
+    settings = (path / 'config.yaml').read_bytes()
+    with pytest.raises(UserError, match='none of the checkpoints can be read'):
+        train(path, make_run(total_env_steps=600), resume=True)
+    assert (path / 'config.yaml').read_bytes() == settings
+
+
+def empty(directory):
+    for path in files(directory):
+        path.write_bytes(b'')
+
+
+def lose_metadata(directory):
+    for path in files(directory):
+        if path.name.startswith('_') or path.parent.name == 'meta':
+            path.unlink()
+
+
+def flip_meta(key):
+    """One bit of a number in the JSON beside the arrays."""
+
+    def flip(directory):
+        path = directory / 'meta' / 'metadata'
+        data = bytearray(path.read_bytes())
+        value = data.index(b'"%s": ' % key.encode()) + len(key) + 4
+        assert chr(data[value]).isdigit()
+        data[value] ^= 1
+        path.write_bytes(data)
+
+    flip.__name__ = f'flip_{key}'
+    return flip
+
+
+@pytest.mark.parametrize(
+    'harm', [empty, lose_metadata, flip_bits, flip_meta('schema'), flip_meta('wall_s')]
+)
+def test_whatever_happened_to_the_newest_checkpoint(whole, tmp_path, caplog, harm):
+    path = tmp_path / 'run'
+    train(path)
+    newest = path / 'checkpoints' / '4'
+    harm(newest)
+    left = [file.relative_to(newest) for file in files(newest)]
+    result = train(path, resume=True)
+    same(result.policy, whole[0].policy)
+    assert 'checkpoints/4 cannot be read' in caplog.text
+    (aside,) = newest.parent.glob('damaged-4-*')
+    assert [file.relative_to(aside) for file in files(aside)] == left
+    assert newest.exists()
+
+
+def test_every_flipped_bit_is_seen():
+    tree = {
+        'a': jnp.linspace(-1, 1, 7),
+        'b': jnp.arange(5, dtype=jnp.int32),
+        'c': jnp.ones((2, 2), jnp.bfloat16),
+        'd': jnp.asarray([True, False]),
+    }
+    mark = checkpoint.fingerprint(tree)
+    for name, leaf in tree.items():
+        for index in range(leaf.size):
+            data = bytearray(np.asarray(leaf).tobytes())
+            step = leaf.dtype.itemsize
+            data[index * step + step - 1] ^= 1
+            changed = np.frombuffer(bytes(data), leaf.dtype).reshape(leaf.shape)
+            assert checkpoint.fingerprint({**tree, name: jnp.asarray(changed)}) != mark
+    assert checkpoint.fingerprint({**tree, 'a': tree['a'][::-1]}) != mark
+
+
+def test_missing_start(tmp_path, whole):
+    path = tmp_path / 'run'
+    shutil.copytree(whole[1], path)
+    shutil.rmtree(path / 'checkpoints' / 'start')
+    with pytest.raises(UserError, match=r'checkpoints/start: cannot be read'):
+        train(path, resume=True)
+
+
+def test_label_budget_ends_the_run(tmp_path):
+    run = make_run(labeller={'max_labels': 20}, total_env_steps=10**5)
+    result = train(tmp_path / 'run', run)
+    assert result.labels == 20
+    # 12 labels an update, two updates a dispatch, known one dispatch later.
+    assert result.length == 4 * run.env_steps_per_update
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+    assert [row['labels'] for row in rows] == [0, 12, 20, 20, 20]
+    # Nothing of the policy moves any more: not its parameters, not its normaliser.
+    short = run.model_copy(update={'total_env_steps': 2 * run.env_steps_per_update})
+    same(train(tmp_path / 'short', short).policy, result.policy)
+    again = train(tmp_path / 'run', run, resume=True)
+    assert again.length == result.length
+    same(again.policy, result.policy)
+
+
+def test_too_many_skipped_steps_stop_the_run(tmp_path):
+    poison = lambda segment: segment.reward / 0  # noqa: E731
+    with pytest.raises(TrainingFailed, match='gradient steps in a row were not finite') as caught:
+        train(
+            tmp_path / 'run',
+            make_run(optimizer={'max_skipped': 3}, labeller={'rationality': 1.0, 'soft': True}),
+            segment_reward=poison,
+        )
+    assert 'train/grad_norm' in str(caught.value)
+    assert caught.value.status == 1
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+    assert rows[-1]['train/skipped'] >= 3
+    kept = runs.open_run(tmp_path / 'run', env=Point())[1]
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves((kept.params, kept.fixed)))
+
+
+@pytest.mark.parametrize('what', ['obs', 'reward', 'reset'])
+def test_what_a_simulator_breaks_is_counted_and_nothing_else_suffers(tmp_path, what):
+    env = Poisoned(what, jnp.inf, drift=0.05)
+    task = runs.make_task(make_run(), env=env)
+    result = trainer.train(make_run(), task, tmp_path / 'run', quiet=True)
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+    assert sum(row['train/not_finite'] for row in rows[1:]) > 0
+    assert rows[-1]['train/skipped'] == 0
+    leaves = jax.tree.leaves((result.policy.params, result.policy.fixed))
+    assert all(bool(jnp.isfinite(x).all()) for x in leaves)
+
+
+def test_a_half_written_line_is_dropped_on_resume(tmp_path):
+    steps = make_run().env_steps_per_update
+    path = tmp_path / 'run'
+    train(path, make_run(total_env_steps=2 * steps))
+    with (path / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 3, "env_steps": 180}\n{"step": 4, "env')
+    train(path, resume=True)
+    lines = (path / 'metrics.jsonl').read_text().splitlines()
+    assert [json.loads(line)['step'] for line in lines] == [0, 1, 2, 3, 4]
+
+
+class Killed(BaseException):
+    """What nothing catches, as nothing catches SIGKILL."""
+
+
+def kill(*_):
+    raise Killed
+
+
+@pytest.mark.parametrize(
+    ('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=['ctrl-c', 'sigterm']
+)
+def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, number, status):
+    path, signalled = tmp_path / 'run', []
+    record = trainer.Recorder.compile
+
+    def compile_then_signal(self, dispatch, state):
+        compiled = record(self, dispatch, state)
+
+        def run_once(state):
+            os.kill(os.getpid(), number)
+            state, numbers = jax.block_until_ready(compiled(state))
+            signalled.append(time.monotonic())
+            return state, numbers
+
+        return run_once
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Recorder, 'compile', compile_then_signal)
+        with pytest.raises(Interrupted, match=r'resume=True') as caught:
+            train(path)
+    assert caught.value.status == status
+    assert f"sail_jax.train('{path}/config.yaml', '{path}', resume=True)" in str(caught.value)
+    # Nothing is between the end of the dispatch and the save: the evaluation of update 2 waits.
+    assert [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')] == [0, 1]
+    assert (path / 'checkpoints' / '2').exists()
+    assert time.monotonic() - signalled[0] < 10
+    with monkeypatch.context() as patch:  # Killed again, with the row of update 2 written.
+        patch.setattr(checkpoint, 'save', kill)
+        with pytest.raises(Killed):
+            train(path, resume=True)
+    assert [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')] == [0, 1, 2, 3, 4]
+    result = train(path, resume=True)
+    same(result.policy, whole[0].policy)
+    assert without_times(path) == without_times(whole[1])
+
+
+@pytest.mark.parametrize('moment', ['evaluation', 'compilation'])
+def test_a_signal_before_the_first_update(whole, tmp_path, monkeypatch, moment):
+    path = tmp_path / 'run'
+    name = {'evaluation': 'position', 'compilation': 'compile'}[moment]
+    original = getattr(trainer.Recorder, name)
+
+    def signal_first(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Recorder, name, signal_first)
+        with pytest.raises(Interrupted):
+            train(path)
+    same(train(path, resume=True).policy, whole[0].policy)
+
+
+@pytest.mark.parametrize(
+    ('module', 'moment'),
+    [
+        (trainer, 'start_policy'),
+        (checkpoint, 'save_start'),
+        (trainer, 'initial_state'),
+        (checkpoint, 'save'),
+    ],
+)
+def test_a_run_killed_before_its_first_checkpoint_begins_again(
+    whole, tmp_path, monkeypatch, module, moment
+):
+    path = tmp_path / 'run'
+    with monkeypatch.context() as patch:
+        patch.setattr(module, moment, kill)
+        with pytest.raises(Killed):
+            train(path)
+    same(train(path, resume=True).policy, whole[0].policy)
+    steps = [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')]
+    assert steps == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize('seeds', [None, [0, 1]])
+def test_a_run_none_of_whose_checkpoints_was_written_begins_again(tmp_path, monkeypatch, seeds):
+    """Killed while its first one is written, or on a full disk; its rows are kept."""
+    path = tmp_path / 'run'
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    run = make_run(seeds=seeds)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, 'save', fail)
+        with pytest.raises(TrainingFailed, match='no checkpoint could be written'):
+            train(path, run)
+    directory = path / config.members(run)[0].name if seeds else path
+    before = without_times(directory)
+    assert [row['step'] for row in before] == [0, 1, 2, 3, 4]
+    with metrics.console.capture() as said:
+        train(path, run, resume=True)
+    assert said.get().count('no checkpoint had been written; the run begins again') == 1
+    assert without_times(directory) == before
+    (kept,) = directory.glob('before-*-metrics.jsonl')
+    assert len(metrics.read_rows(kept)) == len(before)
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(whole, tmp_path):
+    path = shutil.copytree(whole[1], tmp_path / 'run')
+    shutil.rmtree(path / 'checkpoints')
+    before = (path / 'metrics.jsonl').read_bytes()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r'no checkpoint, though metrics.jsonl has updates'):
+            train(path, resume=True)
+    assert (path / 'metrics.jsonl').read_bytes() == before
+
+
+def test_tensorboard_keeps_what_came_before_a_resume(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path, run = tmp_path / 'run', make_run(logging={'tensorboard': True})
+    steps = run.env_steps_per_update
+    train(path, run.model_copy(update={'total_env_steps': 2 * steps}))
+    train(path, run, resume=True)
+    events = EventAccumulator(str(path / 'tensorboard'))
+    events.Reload()
+    assert [event.step for event in events.Scalars('train/kl')] == [steps * i for i in (1, 2, 3, 4)]
+
+
+def test_the_step_neither_recompiles_nor_transfers(whole):
+    run = make_run()
+    task = runs.make_task(run, env=Point())
+    state = trainer.initial_state(run, task, task.start(run.seed))
+    dispatch = update.make_dispatch(task.workload, run, 2, trainer.Layout.of(run, task).shardings)
+    state, _ = dispatch(state)
+    with jax.transfer_guard('disallow'):
+        for _ in range(2):
+            state, _ = dispatch(state)
+    assert dispatch._cache_size() == 1
+    assert int(state.step) == 6
+
+
+KILLED = """
+import os, pathlib, signal, sys
+import sail_jax
+from sail_jax.control.config import ControlRun
+from tests.support.toy import SETTINGS, Point
+
+settings = {
+    'total_env_steps': 60 * 100,
+    'updates_per_dispatch': 1,
+    'evaluation': {'episodes': 2, 'every_updates': 1000},
+    'checkpoints': {'every_updates': 4},
+}
+run = ControlRun.model_validate({**SETTINGS, **settings})
+rename = os.rename
+
+
+def die_at(source, target, **kwargs):
+    # Before or after the rename that ends a save.
+    name = pathlib.Path(target).name
+    if f'before:{name}' not in sys.argv:
+        rename(source, target, **kwargs)
+    if f'before:{name}' in sys.argv or f'after:{name}' in sys.argv:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+os.rename = die_at
+sail_jax.train(run, sys.argv[1], env=Point(), quiet=True, resume='resume' in sys.argv)
+"""
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    """What `KILLED` comes to."""
+    path = tmp_path_factory.mktemp('undisturbed') / 'run'
+    assert start(path).wait(300) == 0
+    return path
+
+
+def start(path, *more):
+    return subprocess.Popen([sys.executable, '-c', KILLED, path, *more])
+
+
+@pytest.mark.slow
+def test_sigkill_at_25_random_moments(undisturbed, tmp_path):
+    """Also while compiling, while saving, before the first checkpoint."""
+    began = time.monotonic()
+    assert start(tmp_path / 'timed').wait(300) == 0
+    length = time.monotonic() - began
+    rng, kills, trial = np.random.default_rng(0), 0, 0
+    while kills < 25:
+        path = tmp_path / f'killed{trial}'
+        process = start(path, *['resume'] * (path / 'config.yaml').exists())
+        try:
+            assert process.wait(rng.uniform(0.1, 1.0) * length) == 0
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+            kills += 1
+        else:  # It came to its end between two kills.
+            same_ends(path, undisturbed)
+            trial += 1
+    path = tmp_path / f'killed{trial}'
+    assert start(path, *['resume'] * path.exists()).wait(300) == 0
+    same_ends(path, undisturbed)
+
+
+def same_ends(path, other):
+    task = runs.make_task(make_run(), env=Point())
+    abstract = trainer.Layout.of(make_run(), task).policy
+    same(*[checkpoint.restore_policy(run / 'checkpoints', abstract) for run in (path, other)])
+    lines = (path / 'metrics.jsonl').read_text().splitlines()
+    assert [json.loads(line)['step'] for line in lines] == list(range(101))
+
+
+def test_sigkill_while_a_checkpoint_is_written(undisturbed, tmp_path):
+    """Just before it gets its name, and just after."""
+    path = tmp_path / 'killed'
+    assert start(path, 'before:20').wait(300) == -signal.SIGKILL
+    assert [one.name for one in (path / 'checkpoints').glob('20*')] != ['20']
+    assert start(path, 'resume', 'after:60').wait(300) == -signal.SIGKILL
+    assert (path / 'checkpoints' / '60').exists()
+    assert start(path, 'resume').wait(300) == 0
+    same_ends(path, undisturbed)
+
+
+def test_sigkill_and_resume_end_with_the_same_parameters(undisturbed, tmp_path):
+    """Killed without warning, twice."""
+    path = tmp_path / 'killed'
+    for kills, wanted in enumerate((10, 50)):
+        process = start(path, *['resume'] * kills)
+        deadline = time.monotonic() + 240
+        while last_step(path) < wanted and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, 'it ended before it could be killed'
+    assert start(path, 'resume').wait(300) == 0
+    same_ends(path, undisturbed)
+
+
+FULL = """
+import resource, signal, sys
+import sail_jax
+from sail_jax.control.config import ControlRun
+from sail_jax.errors import TrainingFailed
+from tests.support.toy import SETTINGS, Point
+
+settings = {'policy': {'hidden': [256, 256]}, 'total_env_steps': int(sys.argv[2])}
+run = ControlRun.model_validate({**SETTINGS, **settings})
+if 'full' in sys.argv:
+    # No file may grow beyond this: what a full disk does to the large files of a checkpoint.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+try:
+    sail_jax.train(run, sys.argv[1], env=Point(), quiet=True, resume='resume' in sys.argv)
+except TrainingFailed as error:
+    sys.exit(f'failed: {error}')
+"""
+
+
+def run_full(path, env_steps, *more):
+    env = {**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'} if 'full' in more else None
+    command = [sys.executable, '-c', FULL, path, str(env_steps), *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, env=env)
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path):
+    path, whole = tmp_path / 'run', tmp_path / 'whole'
+    assert run_full(whole, 240).returncode == 0
+    assert run_full(path, 120).returncode == 0
+    before = sorted(file for file in (path / 'checkpoints' / '2').rglob('*'))
+    ended = run_full(path, 240, 'resume', 'full')
+    assert ended.returncode == 1, ended.stderr
+    first, last = ended.stderr.splitlines()
+    assert 'the checkpoint of update 4 could not be written' in first
+    assert last.startswith(f'failed: {path}/checkpoints: the last state, at 240 env steps, could')
+    assert last.endswith('resume=True goes on from 120 env steps')
+    assert sorted(file for file in (path / 'checkpoints' / '2').rglob('*')) == before
+    rows = metrics.read_rows(path / 'metrics.jsonl')
+    assert [row['step'] for row in rows] == [0, 1, 2, 3, 4]
+    # With room again the run goes on from there to the same end.
+    assert run_full(path, 240, 'resume').returncode == 0
+    task = runs.make_task(make_run(policy={'hidden': [256, 256]}), env=Point())
+    abstract = trainer.Layout.of(make_run(policy={'hidden': [256, 256]}), task).policy
+    same(*[checkpoint.restore_policy(run / 'checkpoints', abstract) for run in (path, whole)])
+
+
+def test_the_state_survives_a_checkpoint_exactly(whole, tmp_path):
+    run = make_run()
+    task = runs.make_task(run, env=Point())
+    state = trainer.initial_state(run, task, task.start(run.seed))
+    state = state._replace(labels=jnp.asarray(7, jnp.int32))
+    checkpoint.save_start(tmp_path / 'checkpoints', state.reference)
+    with checkpoint.open_manager(tmp_path / 'checkpoints', run.checkpoints) as manager:
+        checkpoint.save(manager, 0, state, {'note': 1})
+        manager.wait_until_finished()
+        abstract = checkpoint.abstract_like(state, jax.tree.map(lambda x: x.sharding, state))
+        restored, meta = checkpoint.restore(manager, abstract)
+    same(state, restored)
+    assert jax.tree.structure(state) == jax.tree.structure(restored)
+    assert (meta['note'], meta['schema']) == (1, checkpoint.SCHEMA)
