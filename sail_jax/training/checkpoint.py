@@ -57,7 +57,7 @@ def open_manager(
     quiet.silence_failed_saves()
     options = ocp.CheckpointManagerOptions(create=False)
     if settings is not None:
-        by_score = lambda metrics: metrics['score']  # noqa: E731
+        by_score = lambda metrics: metrics['score']
         keep = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(settings.keep),

@@ -168,7 +168,7 @@ class Recorder:
 
     def _note_failures(self, rows: list[list[Row]], in_a_row: np.ndarray, step: int) -> None:
         failed = set(np.flatnonzero(in_a_row >= self._run.optimizer.max_skipped).tolist())
-        where = lambda m: (  # noqa: E731
+        where = lambda m: (
             f'{in_a_row[m]} gradient steps in a row were not finite by update {step}; look at '
             f'train/grad_norm and train/not_finite in {self._directories[m]}/metrics.jsonl'
         )

@@ -264,7 +264,7 @@ class Layout(NamedTuple):
     @classmethod
     def of(cls, run: config.Trained, task: Task) -> 'Layout':
         found = config.members(run)
-        lead = lambda x: jax.ShapeDtypeStruct((len(found), *x.shape), x.dtype)  # noqa: E731
+        lead = lambda x: jax.ShapeDtypeStruct((len(found), *x.shape), x.dtype)
         policy = jax.tree.map(lead, task.abstract_policy) if found else task.abstract_policy
         state = jax.eval_shape(_init(run, task), policy, *_identity(run, task))
         shardings = task.shardings(state)
@@ -287,7 +287,7 @@ def _identity(run: config.Trained, task: Task) -> tuple[np.ndarray, Hyper]:
     """Seed and settings of the run; of a sweep, its members'. On the host, so that every process
     of a run has them."""
     runs = [member.run for member in config.members(run)]
-    one = lambda run: (np.uint32(run.seed), task.hyper(run))  # noqa: E731
+    one = lambda run: (np.uint32(run.seed), task.hyper(run))
     if not runs:
         return one(run)
     return jax.tree.map(lambda *values: np.stack(values), *map(one, runs))

@@ -67,7 +67,7 @@ def make(
 
     def sample(policy, reference, batches, key, labels):
         draw_key, route_key, label_key = jax.random.split(key, 3)
-        keys_B = lambda key: jax.vmap(lambda b: jax.random.fold_in(key, b))(jnp.arange(B))  # noqa: E731
+        keys_B = lambda key: jax.vmap(lambda b: jax.random.fold_in(key, b))(jnp.arange(B))
         route = objective.route(keys_B(route_key), mixture.ddp, mixture.dpp, mixture.dpr)
         context_B, one_B = jnp.arange(B), jnp.ones(B)
         table = Inputs(context_B, jnp.zeros((B, K + 1), jnp.int32), one_B)

@@ -135,9 +135,7 @@ def estimate_and_gradient(problem, index_XxK, labels, route, coefficients, clip=
 @functools.partial(jax.jit, static_argnames='clip')
 def estimates(problem, index_NxXxK, route, coefficients, clip=None):
     """The same for every draw, with the reward's labels."""
-    each = lambda index: estimate_and_gradient(  # noqa: E731
-        problem, index, None, route, coefficients, clip
-    )
+    each = lambda index: estimate_and_gradient(problem, index, None, route, coefficients, clip)
     return jax.vmap(each)(index_NxXxK)
 
 
@@ -171,6 +169,6 @@ class Exact(NamedTuple):
 @jax.jit
 def exact(problem: Problem, beta: float, route: Route) -> Exact:
     theta = problem.theta_F
-    J = lambda *thetas: exact_objective(problem, *thetas, beta, route)  # noqa: E731
+    J = lambda *thetas: exact_objective(problem, *thetas, beta, route)
     value, gradient = jax.value_and_grad(lambda theta: J(theta, theta, theta))(theta)
     return Exact(value, gradient, *jax.grad(J, argnums=(0, 1, 2))(theta, theta, theta))

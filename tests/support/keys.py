@@ -66,7 +66,7 @@ def _run(program: ClosedJaxpr | Jaxpr, args: list[Value], found: list[Use]) -> l
     jaxpr, consts = _parts(program)
     values = dict(zip(jaxpr.constvars, map(_known, consts), strict=True))
     values |= zip(jaxpr.invars, args, strict=True)
-    read = lambda var: _known(var.val) if isinstance(var, Literal) else values[var]  # noqa: E731
+    read = lambda var: _known(var.val) if isinstance(var, Literal) else values[var]
     for eqn in jaxpr.eqns:
         inputs = [read(var) for var in eqn.invars]
         if eqn.primitive.name in RANDOM:
@@ -110,7 +110,7 @@ def _run_inner(eqn: Any, inputs: list[Value], found: list[Use]) -> list[Value]:
             out = _run(params['jaxpr'], [*consts, *carry, *now], found)
             carry = out[: params['num_carry']]
             steps.append(out[params['num_carry'] :])
-        join = lambda column: lambda: jnp.stack([x() for x in column])  # noqa: E731
+        join = lambda column: lambda: jnp.stack([x() for x in column])
         return [*carry, *map(join, zip(*steps, strict=True))]
     if name == 'while':
         first = params['cond_nconsts']

@@ -44,10 +44,10 @@ FAMILIES = {
 def decoder(name: str = 'qwen2', seed: int = 0, update: dict | None = None, **kwargs) -> Decoder:
     """Random parameters, biases and norms included, large enough for distinct logits."""
     architecture = FAMILIES[name].model_copy(update=update or {})
-    build = lambda: Decoder(architecture, rngs=nnx.Rngs(0), **kwargs)  # noqa: E731
+    build = lambda: Decoder(architecture, rngs=nnx.Rngs(0), **kwargs)
     graphdef, abstract = nnx.split(nnx.eval_shape(build))
     rng = np.random.default_rng(seed)
-    draw = lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype)  # noqa: E731
+    draw = lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype)
     return nnx.merge(graphdef, jax.tree.map(draw, abstract))
 
 

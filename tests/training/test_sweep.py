@@ -53,7 +53,7 @@ def test_a_member_equals_the_run_alone(swept, tmp_path, index):
     results, path = swept
     member = config.members(make_run(**SWEEP))[index]
     alone = train(tmp_path / 'alone', member.run)
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)  # noqa: E731
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
     jax.tree.map(close, results[index].policy.params, alone.policy.params)
     assert results[index].labels == alone.labels
     for key, value in alone.after.items():

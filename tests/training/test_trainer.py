@@ -203,7 +203,7 @@ def test_label_budget_ends_the_run(tmp_path):
 
 
 def test_too_many_skipped_steps_stop_the_run(tmp_path):
-    poison = lambda segment: segment.reward / 0  # noqa: E731
+    poison = lambda segment: segment.reward / 0
     with pytest.raises(TrainingFailed, match='gradient steps in a row were not finite') as caught:
         train(
             tmp_path / 'run',
