@@ -68,11 +68,11 @@ def optional(field: Any) -> bool:
 class Mixture(Section):
     """Which member of the SAIL family a row belongs to; what is left of 1 is offline DPO."""
 
-    dpr: float = Field(1.0, ge=0, le=1)
+    dpr: float = Field(default=1.0, ge=0, le=1)
     """Probability of SAIL-DPR: the policy's responses, the labeller's labels."""
-    dpp: float = Field(0.0, ge=0, le=1)
+    dpp: float = Field(default=0.0, ge=0, le=1)
     """Probability of SAIL-DPP: the policy's responses and the policy's labels."""
-    ddp: float = Field(0.0, ge=0, le=1)
+    ddp: float = Field(default=0.0, ge=0, le=1)
     """Probability of SAIL-DDP: responses from the data (in control: drawn from the reference),
     the policy's labels."""
 
@@ -80,12 +80,12 @@ class Mixture(Section):
 class Objective(Section):
     """SAIL's preference objective."""
 
-    beta: float = Field(0.1, gt=0)
+    beta: float = Field(default=0.1, gt=0)
     """Scale of the implicit reward `beta * log(pi / pi_ref)`."""
-    response_grad: float = Field(0.3, ge=0)
+    response_grad: float = Field(default=0.3, ge=0)
     """Weight of the response-score term: 1 is the gradient of the objective, 0 is online DPO,
     0.3 what SAIL's authors ship."""
-    label_grad: float = Field(0.3, ge=0)
+    label_grad: float = Field(default=0.3, ge=0)
     """Weight of the label-score term in rows that the policy labels itself; 1 is the gradient."""
     mixture: Mixture = Mixture()
     """Members of the family."""
@@ -94,7 +94,7 @@ class Objective(Section):
 class Divergence(Section):
     """The KL penalty, `-coefficient * KL`."""
 
-    coefficient: float = Field(1e-3, ge=0)
+    coefficient: float = Field(default=1e-3, ge=0)
     """Lambda; 0 is SAIL without the penalty."""
     direction: Literal['ref_to_policy', 'policy_to_ref'] = 'ref_to_policy'
     """`ref_to_policy` is KL(pi_ref || pi), the paper's "reverse KL"; `policy_to_ref` is
@@ -120,52 +120,52 @@ class Teacher(Section):
     """The scripted labeller (B-Pref's); the defaults are its oracle. `sail_jax.core.labellers` has
     the table of the six kinds."""
 
-    rationality: float | None = Field(None, gt=0)
+    rationality: float | None = Field(default=None, gt=0)
     """Bradley-Terry's inverse temperature, per unit of return; none prefers the larger return."""
     soft: bool = False
     """Give the probability itself instead of a label drawn from it."""
-    discount: float = Field(1.0, gt=0, le=1)
+    discount: float = Field(default=1.0, gt=0, le=1)
     """Myopia: a reward t steps before the segment's end counts `discount^t`."""
-    mistake: float = Field(0.0, ge=0, le=0.5)
+    mistake: float = Field(default=0.0, ge=0, le=0.5)
     """Probability that a label is turned round."""
-    skip: float = Field(0.0, ge=0)
+    skip: float = Field(default=0.0, ge=0)
     """No label where neither return is above this share of the batch's mean return; where that is
     not positive, nothing is skipped."""
-    equal: float = Field(0.0, ge=0)
+    equal: float = Field(default=0.0, ge=0)
     """"Equal" where returns differ by less than this share of the batch's mean absolute return."""
-    max_labels: int | None = Field(None, ge=1, lt=2**31)
+    max_labels: int | None = Field(default=None, ge=1, lt=2**31)
     """Budget of comparisons, skipped ones included; the run ends when it is spent."""
 
 
 class Optimizer(Section):
     """Adam on the surrogate."""
 
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0)
     """Adam's step size."""
-    max_grad_norm: float | None = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Clips the global norm of the gradient, a value function's included; none leaves it."""
-    epochs: int = Field(1, ge=1, le=2**10)
+    epochs: int = Field(default=1, ge=1, le=2**10)
     """Passes over a batch."""
-    minibatches: int = Field(1, ge=1, le=2**20)
+    minibatches: int = Field(default=1, ge=1, le=2**20)
     """Gradient steps per pass, each on its share of the batch's rows."""
-    clip: float | None = Field(0.2, gt=0, lt=1)
+    clip: float | None = Field(default=0.2, gt=0, lt=1)
     """PPO's bound on the importance ratios of the score-function terms (the response score, and the
     KL's where it has one) after a batch's first gradient step; none leaves the ratios."""
-    param_bound: float | None = Field(None, gt=0)
+    param_bound: float | None = Field(default=None, gt=0)
     """Radius of the L2 ball that the policy's parameters are projected on after every gradient
     step; none leaves them free."""
-    max_skipped: int = Field(10, ge=1)
+    max_skipped: int = Field(default=10, ge=1)
     """The run stops after this many gradient steps in a row were skipped as not finite."""
 
 
 class Checkpoints(Section):
     """Orbax checkpoints in `RUN_DIR/checkpoints`."""
 
-    every_updates: int = Field(100, ge=1)
+    every_updates: int = Field(default=100, ge=1)
     """Updates between checkpoints; one more is written at the end."""
-    keep: int = Field(2, ge=1)
+    keep: int = Field(default=2, ge=1)
     """How many of the newest are kept."""
-    keep_best: int = Field(1, ge=0)
+    keep_best: int = Field(default=1, ge=0)
     """How many of the best are kept besides, for `--best`: an evaluation that is among them is
     saved at once. A sweep keeps none."""
     metric: str | None = None

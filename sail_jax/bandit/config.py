@@ -15,17 +15,17 @@ class Problems(Section):
     path: Path | None = None
     """An .npz with `features` [X, Y, D], `reward` [X, Y] and, if not uniform, `reference` [X, Y]
     (probabilities) for X contexts, Y responses and D features; none draws random problems."""
-    count: int = Field(8, ge=1, le=2**10)
+    count: int = Field(default=8, ge=1, le=2**10)
     """Random problems; every number is reported over all of them, the first one is drawn."""
-    contexts: int = Field(4, ge=1, le=2**8)
+    contexts: int = Field(default=4, ge=1, le=2**8)
     """Contexts, X, equally likely."""
-    responses: int = Field(8, ge=2, le=2**8)
+    responses: int = Field(default=8, ge=2, le=2**8)
     """Responses to each context, Y."""
-    features: int = Field(4, ge=2, le=2**8)
+    features: int = Field(default=4, ge=2, le=2**8)
     """Features, D, standard normals divided by `sqrt(D)`: feature vectors of length about 1."""
-    reward_scale: float = Field(1.0, ge=0)
+    reward_scale: float = Field(default=1.0, ge=0)
     """Standard deviation of the labeller's reward, a normal."""
-    reference_scale: float = Field(1.0, ge=0)
+    reference_scale: float = Field(default=1.0, ge=0)
     """Standard deviation of the reference's logits, normals; 0 is uniform."""
 
 
@@ -59,7 +59,7 @@ class Sweep(Section):
     """Ascending."""
     coefficients: Ascending = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
     """Lambdas, ascending."""
-    starts: int = Field(12, ge=2, le=2**12)
+    starts: int = Field(default=12, ge=2, le=2**12)
     """Starts of the search for maxima at each point of the grid."""
 
 
@@ -68,11 +68,11 @@ class Landscape(Study):
 
     study: Literal['landscape'] = 'landscape'
     """Which study."""
-    starts: int = Field(32, ge=2, le=2**12)
+    starts: int = Field(default=32, ge=2, le=2**12)
     """Starts of the ascent, uniform in the ball."""
-    iterations: int = Field(400, ge=10, le=2**20)
+    iterations: int = Field(default=400, ge=10, le=2**20)
     """Steps of projected gradient ascent."""
-    points: int = Field(1024, ge=64, le=2**20, multiple_of=64)
+    points: int = Field(default=1024, ge=64, le=2**20, multiple_of=64)
     """Points of the ball at which curvature and PL ratio are taken, half of them on its surface."""
     sweep: Sweep = Sweep()
 
@@ -82,13 +82,13 @@ class SampleComplexity(Study):
 
     study: Literal['sample_complexity'] = 'sample_complexity'
     """Which study."""
-    seeds: int = Field(16, ge=3, le=2**12)
+    seeds: int = Field(default=16, ge=3, le=2**12)
     """Runs for each problem and objective, each with its own start and samples."""
-    updates: int = Field(4096, ge=64, le=2**20)
+    updates: int = Field(default=4096, ge=64, le=2**20)
     """Stochastic gradient steps."""
-    contexts: int = Field(32, ge=2, le=2**12)
+    contexts: int = Field(default=32, ge=2, le=2**12)
     """Contexts drawn for each update, B."""
-    group_size: int = Field(2, ge=2, le=256)
+    group_size: int = Field(default=2, ge=2, le=256)
     """Responses to each, K; the labeller compares all K(K-1)/2 pairs."""
 
 

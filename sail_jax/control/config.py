@@ -28,14 +28,14 @@ class Environment(Section):
     """Physics: spring, positional, generalized or mjx - different physics, whose returns do not
     compare (swimmer has generalized only) - or `playground`. `python` stands where an environment
     was given from Python; `name` is then its class's."""
-    episode_length: int = Field(1000, ge=1, le=2**20)
+    episode_length: int = Field(default=1000, ge=1, le=2**20)
     """Env steps after which an episode is cut off."""
 
 
 class Network(Section):
     """Brax's PPO policy: an MLP with a tanh-squashed normal on top."""
 
-    hidden: tuple[Width, ...] = Field((64, 64), min_length=1, max_length=64)
+    hidden: tuple[Width, ...] = Field(default=(64, 64), min_length=1, max_length=64)
     """Sizes of the hidden layers."""
     activation: Literal['swish', 'relu', 'tanh', 'elu', 'gelu'] = 'swish'
     """Between the layers."""
@@ -44,14 +44,14 @@ class Network(Section):
 class Rollout(Section):
     """Groups of segments: `contexts` states, `group_size` segments from each."""
 
-    contexts: int = Field(32, ge=1, le=2**20)
+    contexts: int = Field(default=32, ge=1, le=2**20)
     """States that segments start from, B. B * K environments run in parallel."""
-    group_size: int = Field(8, ge=2, le=256)
+    group_size: int = Field(default=8, ge=2, le=256)
     """Segments from each state, K; all K(K-1)/2 pairs of them are compared."""
-    segment_length: int = Field(50, ge=1, le=2**20)
+    segment_length: int = Field(default=50, ge=1, le=2**20)
     """Env steps of a segment, up to the whole episode. Nothing after it counts for the labeller,
     unless `value` looks further."""
-    contexts_at_once: int | None = Field(None, ge=1)
+    contexts_at_once: int | None = Field(default=None, ge=1)
     """A device simulates this many contexts after this many; none: all of its contexts at once. The
     shapes that it computes with, and so the last bits of the samples, then do not depend on the
     number of devices. Takes less memory, and more time where it is small."""
@@ -68,9 +68,9 @@ class Value(Section):
     terminal: Literal['none', 'learned'] = 'none'
     """`learned` adds a value of the labeller's reward, fitted on the segments, at the last state,
     so that short segments do not teach to spend what comes later."""
-    discount: float = Field(0.99, gt=0, lt=1)
+    discount: float = Field(default=0.99, gt=0, lt=1)
     """Per env step, for returns and value alike where the value is learned."""
-    hidden: tuple[Width, ...] = Field((64, 64), min_length=1, max_length=64)
+    hidden: tuple[Width, ...] = Field(default=(64, 64), min_length=1, max_length=64)
     """Sizes of the hidden layers of the value network."""
 
 
@@ -84,9 +84,9 @@ class Reference(Section):
     """A run directory, or a Brax PPO checkpoint."""
     best: bool = False
     """With `source: run`, take its best checkpoint (`checkpoints.metric`), not its newest."""
-    ppo_env_steps: int = Field(500_000, ge=1, le=MAX_ENV_STEPS)
+    ppo_env_steps: int = Field(default=500_000, ge=1, le=MAX_ENV_STEPS)
     """Env steps of PPO for `source: ppo`."""
-    refresh_env_steps: int | None = Field(None, ge=1, le=MAX_ENV_STEPS)
+    refresh_env_steps: int | None = Field(default=None, ge=1, le=MAX_ENV_STEPS)
     """Replace the reference by the policy this often, rounded up to whole updates; none never
     does."""
 
@@ -94,9 +94,9 @@ class Reference(Section):
 class Evaluation(Section):
     """Full episodes under the true reward."""
 
-    every_updates: int = Field(100, ge=1)
+    every_updates: int = Field(default=100, ge=1)
     """Updates between evaluations; there is one before the first and after the last."""
-    episodes: int = Field(128, ge=2, le=2**20)
+    episodes: int = Field(default=128, ge=2, le=2**20)
     """Initial states; each gets two stochastic and one deterministic episode."""
 
 
@@ -105,9 +105,9 @@ class ControlRun(config.Run):
 
     workload: Literal['control'] = 'control'
     """What this file configures."""
-    total_env_steps: int = Field(1_000_000, ge=1, le=MAX_ENV_STEPS)
+    total_env_steps: int = Field(default=1_000_000, ge=1, le=MAX_ENV_STEPS)
     """Length of the run, rounded up to whole dispatches."""
-    updates_per_dispatch: int = Field(5, ge=1, le=2**16)
+    updates_per_dispatch: int = Field(default=5, ge=1, le=2**16)
     """Updates that one call of the compiled program makes."""
     env: Environment = Environment()
     policy: Network = Network()

@@ -31,20 +31,22 @@ class Data(Section):
     comparisons, the plain name takes the more helpful response, `-safer` the safer."""
     on_bad_row: Literal['error', 'skip'] = 'error'
     """Stop at a row that cannot be used, or leave it out and count it."""
-    max_prompt_tokens: int = Field(512, ge=1, le=2**20)
+    max_prompt_tokens: int = Field(default=512, ge=1, le=2**20)
     """A longer prompt is a bad row; nothing is cut."""
-    max_response_tokens: int = Field(512, ge=2, le=2**20)
+    max_response_tokens: int = Field(default=512, ge=2, le=2**20)
     """The same for a response, its end of sequence included."""
 
 
 class Lora(Section):
     """Which maps get an adapter, and how large it is."""
 
-    rank: int = Field(64, ge=1, le=2**12)
+    rank: int = Field(default=64, ge=1, le=2**12)
     """Of each adapter."""
-    alpha: float = Field(16.0, gt=0, le=2**20)
+    alpha: float = Field(default=16.0, gt=0, le=2**20)
     """The adapter's output is scaled by `alpha / rank`."""
-    targets: tuple[Target, ...] = Field(('q_proj', 'k_proj', 'v_proj', 'o_proj'), min_length=1)
+    targets: tuple[Target, ...] = Field(
+        default=('q_proj', 'k_proj', 'v_proj', 'o_proj'), min_length=1
+    )
     """The linear maps of every layer that get one."""
 
 
@@ -52,13 +54,13 @@ class Sampling(Section):
     """How responses are drawn. Anything but temperature 1 without truncation samples from another
     distribution than the policy, and is off-policy to that extent."""
 
-    max_tokens: int = Field(128, ge=1, le=2**20)
+    max_tokens: int = Field(default=128, ge=1, le=2**20)
     """A response's largest length, its end of sequence included."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Logits are divided by it."""
-    top_k: int | None = Field(None, ge=1)
+    top_k: int | None = Field(default=None, ge=1)
     """Only the k most probable tokens."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Only the smallest set of most probable tokens that has this probability."""
 
     @property
@@ -134,21 +136,21 @@ class RewardSource(Section):
     """A Hugging Face directory with one label, and with its own tokeniser and chat template."""
     chat_template_kwargs: Variables = Field(default_factory=dict)
     """Variables for the reward model's chat template."""
-    max_tokens: int = Field(1024, ge=1)
+    max_tokens: int = Field(default=1024, ge=1)
     """The reward model's limit for prompt and response together, in its own tokens; of what is
     longer the first tokens are scored, and the run says so once."""
-    batch_size: int = Field(64, ge=1, le=2**20)
+    batch_size: int = Field(default=64, ge=1, le=2**20)
     """Responses that are scored at once."""
-    timeout_s: float = Field(600.0, gt=0, le=1e9)
+    timeout_s: float = Field(default=600.0, gt=0, le=1e9)
     """Seconds after which a call that has not answered ends the run."""
 
 
 class Optimizer(config.Optimizer):
     """Adam on the surrogate, its step size over the run included."""
 
-    learning_rate: float = Field(1e-6, gt=0)
+    learning_rate: float = Field(default=1e-6, gt=0)
     """Adam's step size, for all parameters; adapters take about ten times as much."""
-    warmup_updates: int = Field(0, ge=0)
+    warmup_updates: int = Field(default=0, ge=0)
     """Updates over which the step size rises to its full value."""
     decay: Literal['none', 'linear', 'cosine'] = 'none'
     """How the step size falls to 0 from there to the end of the run."""
@@ -157,18 +159,18 @@ class Optimizer(config.Optimizer):
 class Evaluation(Section):
     """Responses to held-out prompts, and held-out pairs where the data have them."""
 
-    every_updates: int = Field(50, ge=1)
+    every_updates: int = Field(default=50, ge=1)
     """Updates between evaluations; there is one before the first and after the last."""
-    prompts: int = Field(128, ge=2, le=2**20)
+    prompts: int = Field(default=128, ge=2, le=2**20)
     """How many prompts are held out."""
-    samples: int = Field(1, ge=1, le=64)
+    samples: int = Field(default=1, ge=1, le=64)
     """Responses to each prompt, of the policy and of the start policy."""
     path: str | None = None
     """Where they come from, as `data.path`; none is `data.path`."""
     split: str | None = None
     """Of a directory. With neither path nor split, rows spread evenly over the data are held out
     of training."""
-    table_rows: int = Field(16, ge=0)
+    table_rows: int = Field(default=16, ge=0)
     """Prompts in the sample table that each evaluation leaves in `RUN_DIR/samples`."""
 
 
@@ -177,12 +179,12 @@ class LanguageRun(config.Run):
 
     workload: Literal['language']
     """What this file configures."""
-    total_prompts: int = Field(10_000, ge=1)
+    total_prompts: int = Field(default=10_000, ge=1)
     """Length of the run, rounded up to whole updates; the data are gone through in a new order as
     often as it takes, within an update too."""
-    prompts_per_update: int = Field(32, ge=1, le=2**20)
+    prompts_per_update: int = Field(default=32, ge=1, le=2**20)
     """Prompts of an update, B."""
-    group_size: int = Field(2, ge=2, le=256)
+    group_size: int = Field(default=2, ge=2, le=256)
     """Responses to each prompt, K; all K(K-1)/2 pairs of them are compared."""
     model: Model
     devices: Devices = Devices()

@@ -23,14 +23,14 @@ MAX_JSON = 2**24
 class Rope(Section):
     """Rotary position embedding (arXiv 2104.09864) and how its frequencies are stretched."""
 
-    theta: float = Field(10_000.0, gt=0, le=1e30)
+    theta: float = Field(default=10_000.0, gt=0, le=1e30)
     """Base of the wavelengths."""
     kind: Literal['default', 'linear', 'llama3'] = 'default'
     """`linear` divides every frequency by `factor`, `llama3` only the low ones (Llama 3.1)."""
-    factor: float = Field(1.0, gt=0, le=1e30)
-    low_freq_factor: float = Field(1.0, gt=0, le=1e30)
-    high_freq_factor: float = Field(4.0, gt=0, le=1e30)
-    original_max_position_embeddings: int = Field(8192, ge=1, le=2**30)
+    factor: float = Field(default=1.0, gt=0, le=1e30)
+    low_freq_factor: float = Field(default=1.0, gt=0, le=1e30)
+    high_freq_factor: float = Field(default=4.0, gt=0, le=1e30)
+    original_max_position_embeddings: int = Field(default=8192, ge=1, le=2**30)
 
     @pydantic.model_validator(mode='after')
     def _ordered(self) -> 'Rope':
@@ -60,7 +60,7 @@ class Architecture(Section):
     """Fewer than `heads`: each serves `heads / kv_heads` of them (GQA)."""
     head_dim: int = Field(ge=2, le=2**13, multiple_of=2)
     """Even; commonly `hidden_size / heads`."""
-    norm_eps: float = Field(1e-6, gt=0)
+    norm_eps: float = Field(default=1e-6, gt=0)
     rope: Rope = Rope()
     tied: bool = False
     """The embedding is the output matrix too."""
@@ -74,7 +74,7 @@ class Architecture(Section):
     windows: tuple[Annotated[int, Field(ge=0, le=2**30)], ...] = ()
     """Positions that each layer looks back on, itself included, 0 for all; empty: all layers
     look back on all."""
-    max_positions: int = Field(4096, ge=1, le=2**30)
+    max_positions: int = Field(default=4096, ge=1, le=2**30)
     """Tokens of prompt and response together."""
 
     @pydantic.model_validator(mode='after')

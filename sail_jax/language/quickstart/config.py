@@ -21,11 +21,11 @@ METHODS = {'online-dpo': 'online DPO', 'sail': 'SAIL', 'sail-revkl': 'SAIL-RevKL
 class Reviews(Section):
     """How much text is made."""
 
-    reviews: int = Field(8192, ge=1, le=2**20)
+    reviews: int = Field(default=8192, ge=1, le=2**20)
     """Reviews to learn from, half of them complaints, in `reviews.jsonl`."""
-    pairs: int = Field(256, ge=1, le=2**20)
+    pairs: int = Field(default=256, ge=1, le=2**20)
     """Pairs of one opening's praise (chosen) and complaint (rejected), in `pairs.jsonl`."""
-    vocab_size: int = Field(640, ge=257, le=2**20)
+    vocab_size: int = Field(default=640, ge=257, le=2**20)
     """Tokens, of which 256 are bytes."""
 
 

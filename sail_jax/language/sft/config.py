@@ -30,28 +30,28 @@ class Model(config.Model):
 class Optimizer(Section):
     """AdamW on the mean over tokens."""
 
-    learning_rate: float = Field(2e-5, gt=0)
+    learning_rate: float = Field(default=2e-5, gt=0)
     """AdamW's step size, for all parameters; adapters take about ten times as much."""
-    warmup_updates: int = Field(0, ge=0)
+    warmup_updates: int = Field(default=0, ge=0)
     """Updates over which the step size rises to its full value."""
     decay: Literal['none', 'linear', 'cosine'] = 'cosine'
     """How the step size falls to 0 from there to the end of the run."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Of matrices."""
-    max_grad_norm: float | None = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Clips the global norm of the gradient; none leaves it."""
-    accumulation: int = Field(1, ge=1)
+    accumulation: int = Field(default=1, ge=1)
     """Parts that a batch is computed in, one after the other: less memory, the same gradient."""
-    max_skipped: int = Field(10, ge=1)
+    max_skipped: int = Field(default=10, ge=1)
     """The run stops after this many updates in a row were skipped as not finite."""
 
 
 class Evaluation(Section):
     """The loss on held-out rows."""
 
-    every_updates: int = Field(100, ge=1)
+    every_updates: int = Field(default=100, ge=1)
     """Updates between evaluations; there is one before the first and after the last."""
-    prompts: int = Field(256, ge=1, le=2**20)
+    prompts: int = Field(default=256, ge=1, le=2**20)
     """How many rows are held out."""
     path: str | None = None
     """Where they come from, as `data.path`; none is `data.path`."""
@@ -65,10 +65,10 @@ class SftRun(Trained):
 
     workload: Literal['sft']
     """What this file configures."""
-    total_prompts: int = Field(60_000, ge=1)
+    total_prompts: int = Field(default=60_000, ge=1)
     """Length of the run, rounded up to whole updates; the data are gone through in a new order as
     often as it takes, within an update too."""
-    prompts_per_update: int = Field(32, ge=1, le=2**20)
+    prompts_per_update: int = Field(default=32, ge=1, le=2**20)
     """Prompts, with their responses, of an update."""
     loss_on: Literal['response', 'sequence'] = 'response'
     """Learn the responses, end of sequence included, or the prompts too."""
