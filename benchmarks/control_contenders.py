@@ -22,7 +22,7 @@ from sail_jax.control import policy as control_policy
 from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
 from sail_jax.core import update
-from sail_jax.training import devices, trainer
+from sail_jax.training import devices, setup
 
 
 def configuration(options: argparse.Namespace) -> ControlRun:
@@ -59,9 +59,9 @@ def sail(run: ControlRun, updates: int, warm_up: int) -> None:
     """Training, through the program that `sail-jax train` runs."""
     task, members = control_task.make(run), len(config.members(run))
     dispatch = update.make_dispatch(
-        task.workload, run, updates, trainer.Layout.of(run, task).shardings, bool(members)
+        task.workload, run, updates, setup.Layout.of(run, task).shardings, bool(members)
     )
-    state = trainer.initial_state(run, task, trainer.start_policy(run, task))
+    state = setup.initial_state(run, task, setup.start_policy(run, task))
     env_steps = updates * run.env_steps_per_update * max(members, 1)
 
     def call() -> dict[str, float]:

@@ -37,7 +37,7 @@ from sail_jax.language.model import policy, sharding
 from sail_jax.language.model.architecture import Architecture
 from sail_jax.language.model.logprobs import Prompts
 from sail_jax.language.model.sampler import bucket
-from sail_jax.training import checkpoint, devices, trainer
+from sail_jax.training import checkpoint, devices, setup
 from sail_jax.training.devices import Devices
 
 CONFIGS = (
@@ -67,7 +67,7 @@ def abstract_state(run: LanguageRun, models: policy.Models, made: Workload, mesh
     def init(start: update.Policy) -> State:
         return update.init(made, run, start, start, seed=np.uint32(run.seed), hyper=Hyper.of(run))
 
-    state = trainer.with_frozen(jax.eval_shape(init, models.abstract), models.abstract_frozen)
+    state = setup.with_frozen(jax.eval_shape(init, models.abstract), models.abstract_frozen)
     return checkpoint.abstract_like(state, devices.state_sharding(mesh, state, sharding.RULES))
 
 

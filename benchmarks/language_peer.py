@@ -74,7 +74,7 @@ def ours(settings: dict[str, Any]) -> None:
 
     from sail_jax.language import task
     from sail_jax.language.config import LanguageRun
-    from sail_jax.training import trainer
+    from sail_jax.training import setup
 
     base = peak_mib()
     run = LanguageRun.model_validate(
@@ -96,7 +96,7 @@ def ours(settings: dict[str, Any]) -> None:
         }
     )
     made = task.make(run, reward=reward)
-    state = trainer.initial_state(run, made, made.start(0))
+    state = setup.initial_state(run, made, made.start(0))
 
     def call(updates: int = settings['updates']) -> dict[str, Any]:
         nonlocal state

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from sail_jax.training import trainer
+from sail_jax.training import checkpoint
 
 
 def machine(module: str) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def machine(module: str) -> dict[str, Any]:
         'platform': device.platform,
         'cpu_cores': os.cpu_count(),
         'processor': _processor(),
-        'versions': trainer.versions(),
+        'versions': checkpoint.versions(),
         'date': time.strftime('%Y-%m-%d'),
         'command': shlex.join(['python', '-m', module, *map(_relative, sys.argv[1:])]),
     }

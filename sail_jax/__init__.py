@@ -7,7 +7,7 @@ from sail_jax.errors import Interrupted, TrainingFailed, UserError, for_python
 
 if TYPE_CHECKING:
     from sail_jax.runs import evaluate, load, open_run, train
-    from sail_jax.training.trainer import Result
+    from sail_jax.training.result import Result
 
 __all__ = [
     'Interrupted',
@@ -26,5 +26,5 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     if name == 'Result':
-        return importlib.import_module('sail_jax.training.trainer').Result
+        return importlib.import_module('sail_jax.training.result').Result
     return for_python(getattr(importlib.import_module('sail_jax.runs'), name))

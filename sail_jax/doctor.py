@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sail_jax.training import checkpoint, devices, hosts, quiet, trainer
+from sail_jax.training import checkpoint, devices, hosts, quiet
 
 SIZE = 2**20
 """Entries of the float32 array that the checks move, on each device."""
@@ -41,7 +41,7 @@ def examine(directory: Path | None = None) -> list[Finding]:
 
 
 def _seen() -> Iterator[Finding]:
-    versions = trainer.versions()
+    versions = checkpoint.versions()
     yield Finding('versions', ', '.join(f'{name} {version}' for name, version in versions.items()))
     local = jax.local_devices()
     yield Finding('platform', jax.default_backend())

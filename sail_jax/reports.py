@@ -9,7 +9,7 @@ from sail_jax import config, terminal
 
 if TYPE_CHECKING:
     from sail_jax.training.metrics import Row
-    from sail_jax.training.trainer import Result
+    from sail_jax.training.result import Result
 
 # The rows of the final table: title, metric, and the metric of its standard error.
 TABLE = (

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from sail_jax.core.update import Policy
     from sail_jax.language.quickstart import study as quickstart
     from sail_jax.language.reward.rewards import Judge, Reward
-    from sail_jax.training.trainer import Result, Task
+    from sail_jax.training.result import Result
+    from sail_jax.training.task import Task
 
 CONFIGS: dict[str, Callable[[dict[str, Any], Path], type[config.Settings]]] = {
     'control': lambda data, path: ControlRun,
@@ -282,14 +283,14 @@ def _open(
     run: config.Settings, run_dir: Path, best: bool, given: dict[str, Any]
 ) -> tuple[config.Trained, Task, Policy, Policy]:
     """A run with its task, and as `open_run` its policies."""
-    from sail_jax.training import checkpoint, trainer
+    from sail_jax.training import checkpoint, setup
 
     if type(run) not in TASKS:
         raise UserError(f'{run_dir}: a {run.workload} study; it leaves figures, and no policy')
     if found := config.members(run):
         raise UserError(f'{run_dir}: a sweep; name one of its runs, e.g. {run_dir}/{found[0].name}')
     task = make_task(run, **given)
-    abstract = trainer.Layout.of(run, task).policy
+    abstract = setup.Layout.of(run, task).policy
     directory, frozen = run_dir / 'checkpoints', task.frozen()
     policy = checkpoint.restore_policy(directory, abstract, best)
     start = checkpoint.restore_start(directory, abstract)

@@ -15,7 +15,7 @@ from sail_jax import config, configfile, files
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
 from sail_jax.language.model import weights
-from sail_jax.training import trainer
+from sail_jax.training import rundir
 from tests.support.paths import ROOT
 from tests.support.toy import SETTINGS, Point
 
@@ -205,7 +205,7 @@ NOT_READ_AGAIN = ['lr=[1e-3]', '[0]', 'a[!b]/run', 'a*', 'is it?', 'back\\slash'
 @pytest.mark.parametrize('name', NOT_READ_AGAIN)
 def test_a_directory_whose_checkpoints_could_not_be_read_again_is_refused(name, run, tmp_path):
     for resume in (False, True):
-        claim = trainer.claimed(run, tmp_path / name, resume)
+        claim = rundir.claimed(run, tmp_path / name, resume)
         refuse('in the path|is no local directory', claim.__enter__)
     assert not any(tmp_path.iterdir())
 
@@ -215,7 +215,7 @@ ODD_NAMES = ['a\nb {} %s $x #;', '-rf', 'a:', '12:30', 'é 中 🙂.tmp', '~', '
 
 @pytest.mark.parametrize('name', ODD_NAMES)
 def test_checkpoints_of_a_directory_with_an_odd_name_are_read(name, run, tmp_path):
-    with trainer.claimed(run, tmp_path / name, False):
+    with rundir.claimed(run, tmp_path / name, False):
         pass
     path = tmp_path / name / 'checkpoints'
     with ocp.StandardCheckpointer() as checkpointer:
@@ -232,7 +232,7 @@ def run():
 @pytest.fixture
 def run_dir(run, tmp_path):
     """As a run leaves it that was killed before its first update."""
-    trainer.claim_run_dir(run, tmp_path / 'run', resume=False)
+    rundir.claim_run_dir(run, tmp_path / 'run', resume=False)
     return tmp_path / 'run'
 
 
@@ -272,10 +272,10 @@ def test_resume_does_not_follow_links_out_of_the_run_directory(
 
 def test_resume_does_not_follow_a_linked_member_of_a_sweep(tmp_path, outside):
     run = ControlRun.model_validate(SETTINGS | {'seeds': 2})
-    trainer.claim_run_dir(run, tmp_path / 'run', resume=False)
+    rundir.claim_run_dir(run, tmp_path / 'run', resume=False)
     link = tmp_path / 'run' / config.members(run)[1].name
     link.symlink_to(outside)
-    refuse(f'^{link}: a link', trainer.claim_run_dir, run, tmp_path / 'run', resume=True)
+    refuse(f'^{link}: a link', rundir.claim_run_dir, run, tmp_path / 'run', resume=True)
 
 
 def test_links_that_stay_inside_do_not_keep_a_run_from_going_on(run, run_dir, tmp_path, outside):
@@ -286,14 +286,14 @@ def test_links_that_stay_inside_do_not_keep_a_run_from_going_on(run, run_dir, tm
     (run_dir / 'wandb' / 'latest-run').symlink_to('run-1')
     elsewhere = tmp_path / 'elsewhere'
     elsewhere.symlink_to('run')
-    trainer.claim_run_dir(run, elsewhere, resume=True)
+    rundir.claim_run_dir(run, elsewhere, resume=True)
 
     named = tmp_path / 'wandb'
     shutil.copytree(run_dir, named, symlinks=True)
     shutil.rmtree(named / 'wandb')
     (named / 'checkpoints').mkdir()
     (named / 'checkpoints' / 'references').symlink_to(outside)
-    refuse('references: a link', trainer.claim_run_dir, run, named, resume=True)
+    refuse('references: a link', rundir.claim_run_dir, run, named, resume=True)
 
 
 @pytest.mark.parametrize('linked', [False, True])
@@ -306,12 +306,12 @@ def test_a_run_killed_before_it_had_its_configuration_is_started_anew(
         part.symlink_to(outside / 'metrics.jsonl')
     else:
         part.write_text('seed: 0\ntotal_')
-    refuse('no run to resume', trainer.claim_run_dir, run, part.parent, resume=True)
-    trainer.claim_run_dir(run, part.parent, resume=False)
+    refuse('no run to resume', rundir.claim_run_dir, run, part.parent, resume=True)
+    rundir.claim_run_dir(run, part.parent, resume=False)
     assert [path.name for path in part.parent.iterdir()] == ['config.yaml']
     assert yaml.safe_load((part.parent / 'config.yaml').read_text()) == yaml.safe_load(
         configfile.to_yaml(run)
     )
     assert (outside / 'metrics.jsonl').read_text() == '{"step": 0}\n'
     part.write_text('')
-    refuse('exists already', trainer.claim_run_dir, run, part.parent, resume=False)
+    refuse('exists already', rundir.claim_run_dir, run, part.parent, resume=False)

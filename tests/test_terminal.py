@@ -15,7 +15,7 @@ from sail_jax import config, reports, terminal
 from sail_jax.cli import main
 from sail_jax.control.config import ControlRun
 from sail_jax.training import metrics
-from sail_jax.training.trainer import Result
+from sail_jax.training.result import Result
 
 TITLE, RED, BACK = '\x1b]0;title\x07', '\x1b[31m', '\u202e'
 """Sets the title of a window, turns it red, and turns the text after it round."""

@@ -15,7 +15,7 @@ from sail_jax.bandit.config import Landscape, SampleComplexity, Study
 from sail_jax.bandit.measure import OBJECTIVES, Measured, Swept
 from sail_jax.bandit.problem import Problem
 from sail_jax.errors import TrainingFailed, UserError
-from sail_jax.training import metrics, trainer
+from sail_jax.training import metrics, rundir
 from sail_jax.training.progress import Stages
 
 Table = list[dict[str, Any]]
@@ -66,7 +66,7 @@ def run(study: Study, run_dir: Path, resume: bool = False, quiet: bool = False) 
         if resume and (run_dir / 'metrics.jsonl').exists():  # Which is written last.
             raise UserError(f'{run_dir}: this study is finished; nothing is left to do')
         measure_all = _landscape if isinstance(study, Landscape) else _samples
-        with trainer.claimed(study, run_dir, resume):
+        with rundir.claimed(study, run_dir, resume):
             configfile.write(study, run_dir / 'config.yaml')
             try:
                 return measure_all(problems, study, run_dir, stages)

@@ -13,7 +13,7 @@ from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Episodes
 from sail_jax.control.workload import row_keys
 from sail_jax.core.update import EVALUATE, Hyper, Policy, stream
-from sail_jax.training.trainer import Evaluate
+from sail_jax.training.task import Evaluate
 
 # Two stochastic episodes, so that pairs from one start state can be compared, and the mode's.
 LANES_DETERMINISTIC = (False, False, True)

@@ -13,7 +13,7 @@ from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun, check
 from sail_jax.control.workload import SegmentReward
 from sail_jax.training import devices
-from sail_jax.training.trainer import Task
+from sail_jax.training.task import Task
 
 WATCH = {
     'time/env_steps_per_s': 'steps/s',

@@ -19,7 +19,7 @@ from sail_jax.language.model.logprobs import Prompts
 from sail_jax.language.model.policy import Models
 from sail_jax.language.reward.labels import Labeller
 from sail_jax.language.samples import Answers, write_table
-from sail_jax.training.trainer import Evaluate
+from sail_jax.training.task import Evaluate
 
 Z95 = 1.959964
 """Of the normal distribution: 95 % lie within."""

@@ -24,7 +24,7 @@ from sail_jax.language.reward import labels
 from sail_jax.language.reward.labels import Labeller
 from sail_jax.language.reward.rewards import Judge, Reward
 from sail_jax.training import devices
-from sail_jax.training.trainer import Task
+from sail_jax.training.task import Task
 
 WATCH = {
     'time/prompts_per_s': 'prompts/s',

@@ -10,10 +10,12 @@ is the last of those up to its own step. What was taken after none is `start`, t
 import json
 import logging
 import math
+import platform
 import shutil
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -462,3 +464,21 @@ def abstract_like(tree: Any, shardings: Any) -> Any:
         tree,
         shardings,
     )
+
+
+def origin(run: config.Trained) -> dict[str, Any]:
+    """What every checkpoint says of where it is from."""
+    return {'config': run.model_dump(mode='json'), 'versions': versions()}
+
+
+def versions() -> dict[str, str]:
+    """What a checkpoint was written with."""
+    names = ('sail-jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'brax')
+    return {'python': platform.python_version(), **{name: _version(name) for name in names}}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # A clone that is on the path, and not installed.
+        return 'not installed'

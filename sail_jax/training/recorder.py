@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,14 +16,8 @@ from sail_jax.training.compilation import Stopwatch
 from sail_jax.training.metrics import Row
 from sail_jax.training.notices import Notices
 from sail_jax.training.progress import ProgressBar
-
-if TYPE_CHECKING:
-    from sail_jax.training.trainer import Task
-
-
-def directories(run: config.Trained, run_dir: Path) -> list[Path]:
-    """Where the rows go: the run directory; of a sweep, one within it for each member."""
-    return [run_dir / member.name for member in config.members(run)] or [run_dir]
+from sail_jax.training.rundir import directories
+from sail_jax.training.task import Task
 
 
 class Recorder:
@@ -32,7 +26,7 @@ class Recorder:
     def __init__(
         self,
         run: config.Trained,
-        task: 'Task',
+        task: Task,
         run_dir: Path,
         began: float,
         resumed: State | None,

@@ -11,7 +11,7 @@ from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import tokens
 from sail_jax.language.sft import task as sft_task
 from sail_jax.language.sft.config import SftRun
-from sail_jax.training import devices, trainer
+from sail_jax.training import devices, setup
 from tests.support import small, tiny, tiny_tokenizer
 from tests.support.toy import SETTINGS, Point
 
@@ -116,7 +116,7 @@ def test_lines_that_stand_for_more_than_they_say(tmp_path, capsys):
 
 def test_the_size_of_a_state_counts_every_copy():
     run = ControlRun.model_validate(SETTINGS)
-    state = trainer.Layout.of(run, runs.make_task(run, env=Point())).state
+    state = setup.Layout.of(run, runs.make_task(run, env=Point())).state
     assert devices.size(state.policy) < devices.size(state) < devices.memory()
     hidden = state.policy.params['policy']['params']['hidden_0']['kernel']
     assert devices.size(hidden) == 2 * 8 * 4

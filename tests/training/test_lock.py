@@ -15,7 +15,7 @@ from sail_jax.bandit import measure
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
 from sail_jax.language.quickstart import study as quickstart
-from sail_jax.training import lock, trainer
+from sail_jax.training import lock, rundir
 from tests.support.toy import SETTINGS, Point
 
 HOLD = """
@@ -24,7 +24,7 @@ from pathlib import Path
 # Without what takes seconds to import.
 sys.modules['sail_jax'] = package = types.ModuleType('sail_jax')
 package.__path__ = [sys.argv[2]]
-from sail_jax.training import lock
+from sail_jax.training import lock, rundir
 
 with lock.held(Path(sys.argv[1])):
     child = os.fork()
@@ -125,7 +125,7 @@ def everything(path):
 @pytest.mark.parametrize('resume', [False, True])
 def test_a_second_run_is_one_line_and_changes_nothing(tmp_path, resume):
     run = ControlRun.model_validate(SETTINGS)
-    trainer.claim_run_dir(run, tmp_path / 'run', resume=False)
+    rundir.claim_run_dir(run, tmp_path / 'run', resume=False)
     with lock.held(tmp_path / 'run'):
         before = everything(tmp_path)
         with pytest.raises(UserError, match='run: in use by process'):

@@ -23,8 +23,8 @@ from sail_jax.language.quickstart.config import (
 from sail_jax.language.quickstart.frontier import Point
 from sail_jax.language.sft import task as sft_task
 from sail_jax.language.sft.config import MODEL
-from sail_jax.training import trainer
-from sail_jax.training.trainer import Result
+from sail_jax.training import rundir, trainer
+from sail_jax.training.result import Result
 
 SHOWN = 8
 """Prompts in the table of samples."""
@@ -58,7 +58,7 @@ def run(run: QuickstartRun, run_dir: Path, resume: bool = False, quiet: bool = F
       UserError, TrainingFailed, Interrupted: as of `trainer.train`.
     """
     check(run)
-    with trainer.claimed(run, run_dir, resume):
+    with rundir.claimed(run, run_dir, resume):
         configfile.write(run, run_dir / 'config.yaml')
         if not (run_dir / REVIEWS).exists():
             part = run_dir / f'{REVIEWS}.part'

@@ -25,7 +25,8 @@ from sail_jax.language.model.sampler import bucket
 from sail_jax.language.sft import learn
 from sail_jax.language.sft.config import MODEL, SftRun, check
 from sail_jax.training import devices, trainer
-from sail_jax.training.trainer import Evaluate, Result, Task
+from sail_jax.training.result import Result
+from sail_jax.training.task import Evaluate, Task
 
 WATCH = {
     'time/prompts_per_s': 'prompts/s',

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sail_jax.language import task
-from sail_jax.training import trainer
+from sail_jax.training import setup
 from tests.support import small
 
 NAMES = ('objective', 'preference', 'kl', 'margin', 'grad_norm')
@@ -27,7 +27,7 @@ def learned(tmp_path_factory):
             divergence={'states': 'data', 'coefficient': 0.1},
         )
         made = task.make(run)
-        state = trainer.initial_state(run, made, made.start(0))
+        state = setup.initial_state(run, made, made.start(0))
         rows = []
         for _ in range(3):
             state, metrics = made.dispatch(state)

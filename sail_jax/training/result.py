@@ -1,0 +1,37 @@
+"""What a finished run gives back."""
+
+from typing import NamedTuple
+
+from sail_jax.core.update import Policy
+from sail_jax.training.rows import Row
+
+_TOLD = ('eval/return', 'eval/reward', 'eval/loss', 'eval/win_rate', 'eval/kl_policy_to_ref')
+"""What of the evaluations a `Result` shows."""
+
+
+class Result(NamedTuple):
+    """What a finished run gives back."""
+
+    policy: Policy
+    start: Policy
+    before: Row
+    """Evaluation of the start policy."""
+    after: Row
+    """Evaluation of the trained policy."""
+    length: int
+    """In `unit`s."""
+    unit: str
+    """`Task.unit`."""
+    labels: int
+    wall_s: float
+    """Of this process, compilation included."""
+
+    def __repr__(self) -> str:
+        """Without the parameters, which are pages of numbers."""
+        parts = [f'{self.length:,} {self.unit}', f'{self.labels:,} labels', f'{self.wall_s:.0f} s']
+        parts += [
+            f'{key} {before:.4g} -> {self.after[key]:.4g}'
+            for key in _TOLD
+            if (before := self.before.get(key)) is not None and self.after.get(key) is not None
+        ]
+        return f'Result({", ".join(parts)})'

@@ -1,0 +1,166 @@
+"""A run directory: who claims it, what is checked before a run goes on, what is kept aside."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from sail_jax import config, configfile, files
+from sail_jax.errors import UserError
+from sail_jax.files import ROOM, leads_out, writing
+from sail_jax.terminal import say
+from sail_jax.training import checkpoint, hosts, lock
+from sail_jax.training.rows import scan
+from sail_jax.training.task import Task
+
+
+def directories(run: config.Trained, run_dir: Path) -> list[Path]:
+    """Where the rows go: the run directory; of a sweep, one within it for each member."""
+    return [run_dir / member.name for member in config.members(run)] or [run_dir]
+
+
+@contextlib.contextmanager
+def claimed(run: config.Settings, run_dir: Path, resume: bool) -> Iterator[None]:
+    """`claim_run_dir`, with a lock that keeps other processes from the directory meanwhile.
+
+    Raises:
+      UserError: as of `claim_run_dir`, in all processes of the run; another run is at work there.
+    """
+    with contextlib.ExitStack() as exits:
+
+        def claim() -> None:
+            files.check_checkpoint_path(run_dir)
+            if resume:
+                _require_a_run(run_dir)
+            else:
+                _make_directory(run_dir)
+            exits.enter_context(lock.held(run_dir))
+            claim_run_dir(run, run_dir, resume)
+
+        hosts.on_main(claim)
+        yield
+
+
+def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
+    """Makes a directory with the configuration of a new run, or checks that a run can go on.
+
+    Raises:
+      UserError: the directory exists (without resume), is missing or not writable, belongs to
+        another configuration, or has a link that leads out of it.
+    """
+    if resume:
+        path = _require_a_run(run_dir)
+        _refuse_links_out(run_dir)
+        checkpoint.refuse_odd_names(run_dir / 'checkpoints')
+        data, node = configfile.read_yaml(path)
+        changed = configfile.differences(
+            run, configfile.validate(type(run), data, path, node), ignore=configfile.FREE_ON_RESUME
+        )
+        if changed:
+            raise UserError(f'{run_dir}: --resume with another configuration: {changed[0]}')
+        _require_writable(run_dir)
+        return
+    _make_directory(run_dir)
+    try:
+        # All that a run leaves which was killed before it had its configuration.
+        part = run_dir / 'config.part'
+        if any(path not in (part, run_dir / lock.NAME) for path in run_dir.iterdir()):
+            raise UserError(f'{run_dir}: exists already; use --resume, or another --run-dir')
+        _require_writable(run_dir)
+        part.unlink(missing_ok=True)  # It may be a link, which a write would follow.
+    except OSError as error:
+        raise UserError(f'{run_dir}: {error.strerror}') from None
+    configfile.write(run, run_dir / 'config.yaml')
+
+
+def hold_members(
+    members: Sequence[config.Member], run_dir: Path, exits: contextlib.ExitStack
+) -> None:
+    """Each member's directory is that of a run, which could be resumed alone."""
+    for member in members:
+        _make_directory(run_dir / member.name)
+        exits.enter_context(lock.held(run_dir / member.name))
+
+
+def _require_a_run(run_dir: Path) -> Path:
+    """The configuration of the run that is there."""
+    path = run_dir / 'config.yaml'
+    if not files.exists(path):
+        raise UserError(f'{run_dir}: no run to resume (no config.yaml)')
+    return path
+
+
+def _make_directory(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'{run_dir}: {error.strerror}') from None
+
+
+def _refuse_links_out(run_dir: Path) -> None:
+    """What a run writes, renames and deletes must lie in its directory, wherever that is from."""
+
+    def stop(error: OSError) -> NoReturn:
+        raise UserError(f'{error.filename}: {error.strerror}')
+
+    for parent, children, names in os.walk(run_dir, onerror=stop):
+        for entry in (Path(parent, name) for name in (*children, *names)):
+            try:
+                out = entry.is_symlink() and leads_out(entry, run_dir)
+            except (OSError, RuntimeError):  # Links in a circle.
+                out = True
+            if not (entry.is_symlink() or entry.is_dir() or entry.is_file()):
+                raise UserError(f'{entry}: not a regular file')
+            if out:
+                raise UserError(
+                    f'{entry}: a link that leads out of {run_dir}, where --resume must not write; '
+                    'put what it leads to in its place'
+                )
+        if Path(parent).name == 'wandb' and Path(parent) != run_dir:
+            # Earlier sessions of W&B link to their logs in its cache, and are not written again.
+            children.clear()
+
+
+def _require_writable(run_dir: Path) -> None:
+    if not os.access(run_dir, os.W_OK):
+        raise UserError(f'{run_dir}: not writable')
+
+
+def updated(run: config.Trained, run_dir: Path) -> list[Path]:
+    """The `metrics.jsonl` in which there are updates."""
+    paths = [parent / 'metrics.jsonl' for parent in directories(run, run_dir)]
+    return [p for p in paths if p.exists() and any(row['step'] > 0 for row in scan(p).rows)]
+
+
+def keep_rows_aside(run: config.Trained, run_dir: Path) -> None:
+    """Of a run that begins again, since none of its checkpoints was written."""
+    paths, now = updated(run, run_dir), time.time_ns()
+    for path in paths:
+        with writing(path, ROOM):
+            path.rename(path.with_name(f'before-{now}-{path.name}'))
+    if paths:
+        say(
+            f'{run_dir}: no checkpoint had been written; the run begins again from its start '
+            f'policy, and its rows so far are before-{now}-metrics.jsonl'
+        )
+
+
+def require_same_files(run_dir: Path, before: dict[str, str], now: dict[str, str]) -> None:
+    if changed := [name for name in before.keys() & now.keys() if before[name] != now[name]]:
+        more = f' ({len(changed)} files changed)' if len(changed) > 1 else ''
+        raise UserError(
+            f'{run_dir}: {min(changed)} is not what the run has read so far{more}; put that back, '
+            'or begin a new run'
+        )
+
+
+def require_not_shortened(task: Task, step: int, run_dir: Path) -> None:
+    """A run has been where it is, whatever its length is said to be now."""
+    if step - task.updates_per_dispatch >= task.updates:
+        done = step * task.units_per_update
+        raise UserError(
+            f'{run_dir}: --resume with total_{task.unit} below the {done} that are done; '
+            'it prolongs a run, and does not shorten it'
+        )

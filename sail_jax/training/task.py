@@ -1,0 +1,112 @@
+"""What the host needs of a workload, and the signatures of its parts."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from sail_jax.core.update import Hyper, Metrics, Policy, State, Workload
+
+
+class Start(Protocol):
+    """Makes or loads the policy that training starts from."""
+
+    def __call__(self, seed: int, /) -> Policy:
+        """The start policy of a seed, laid out as it is wherever it comes from.
+
+        Raises:
+          UserError: what it is read from cannot be used.
+        """
+        ...
+
+
+class Evaluate(Protocol):
+    """Measures a policy; every call of one seed uses the same start states or prompts and keys."""
+
+    def __call__(
+        self, policy: Policy, start: Policy, seed: jax.Array, hyper: Hyper, /
+    ) -> Mapping[str, jax.typing.ArrayLike]:
+        """Numbers by name, scalars.
+
+        Of a sweep the function is vmapped: every leaf of the arguments leads with the members.
+
+        Args:
+          policy: with what it shares with others.
+          start: the policy that training began from; what `Policy.frozen` holds is the policy's.
+          seed: uint32 scalar.
+          hyper: `State.hyper`.
+        """
+        ...
+
+
+class Dispatch(Protocol):
+    """A few updates."""
+
+    def __call__(self, state: State, /) -> tuple[State, Metrics]:
+        """The next state, and numbers with a last axis of updates, `update.counters` among them.
+
+        The state's buffers are donated.
+
+        Raises:
+          UserError, TrainingFailed: where the host has a part; the state is then as it was.
+        """
+        ...
+
+
+class Init(Protocol):
+    """Makes the first state; pure, so that it can be traced for its shapes."""
+
+    def __call__(self, start: Policy, seed: jax.Array, /) -> State:
+        """The state before the first update.
+
+        Args:
+          start: what training starts from.
+          seed: uint32 scalar.
+        """
+        ...
+
+
+class Shardings(Protocol):
+    """How a state lies on the devices."""
+
+    def __call__(self, state: State, /) -> State:
+        """From shapes and types to shardings, leaf by leaf."""
+        ...
+
+
+class Task(NamedTuple):
+    """What the host needs of a workload."""
+
+    workload: Workload | None
+    """None where `init` and `dispatch` do all of its work."""
+    shardings: Shardings
+    start: Start
+    abstract_policy: Policy
+    """Shapes and types of a policy, without what is frozen."""
+    evaluate: Evaluate
+    updates: int
+    updates_per_dispatch: int
+    evaluate_every: int
+    """Updates between evaluations."""
+    unit: str
+    """What the length of a run is counted in: `env_steps`, `prompts`."""
+    units_per_update: int
+    max_labels: int | None
+    watch: dict[str, str]
+    """Metrics for the progress bar, with short titles."""
+    best: tuple[str, ...]
+    """What the best checkpoint is chosen by, as `checkpoints.metric`: the first that there is."""
+    batch_bytes: Callable[[], int] = int
+    """What an update or an evaluation holds at the least, over all devices."""
+    smaller: str = 'lower the size of a batch'
+    """What to do where the devices' memory is not enough."""
+    frozen: Callable[[], Any] = tuple
+    """Makes or loads `Policy.frozen`, which no checkpoint holds."""
+    dispatch: Dispatch | None = None
+    """Stands in for the compiled program where the host has a part in every update."""
+    init: Init | None = None
+    """Stands in for `update.init` where there is no reference."""
+    hyper: Callable[[Any], Any] = Hyper.of
+    """`State.hyper` of a configuration."""
+    digests: Callable[[], dict[str, str]] = dict
+    """Of the files that a run reads, by what errors call them; every checkpoint has them."""
