@@ -1,15 +1,37 @@
 """Packaging of sail_jax; tool settings are in pyproject.toml."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name='sail-jax',
-    version='0.1.0',
+    version='0.2.0',
     description='SAIL-RevKL: online alignment of policies from preferences, in JAX',
+    long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author='The sail_jax authors',
     license='Apache-2.0',
+    project_urls={
+        'Paper (SAIL-RevKL)': 'https://arxiv.org/abs/2606.31524',
+        'Paper (SAIL)': 'https://arxiv.org/abs/2406.15567',
+    },
+    keywords='jax flax brax preferences alignment rlhf dpo sail reinforcement-learning',
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Environment :: Console',
+        'Intended Audience :: Science/Research',
+        'Operating System :: POSIX',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Typing :: Typed',
+    ],
     python_requires='>=3.11',
     packages=find_packages(include=['sail_jax', 'sail_jax.*']),
-    package_data={'sail_jax.control': ['viewer.html']},
+    package_data={'sail_jax': ['py.typed'], 'sail_jax.control': ['viewer.html']},
     install_requires=[
         'jax>=0.10,<0.13',
         'flax>=0.12',
@@ -33,7 +55,15 @@ setup(
         'tensorboardX>=2.6',
     ],
     extras_require={
-        'test': ['pytest>=8', 'pytest-xdist>=3', 'hypothesis>=6', 'ruff>=0.8', 'tensorboard>=2.18'],
+        'test': [
+            'pytest>=8',
+            'pytest-xdist>=3',
+            'hypothesis>=6',
+            'ruff>=0.8',
+            'setuptools>=77',  # Builds the wheel that a test installs.
+            'tensorboard>=2.18',
+        ],
+        'lint': ['pyright[nodejs]>=1.1.414', 'ruff>=0.8', 'pre-commit>=4'],
         'parity': ['torch>=2.6', 'transformers>=5', 'peft>=0.18'],
         'benchmarks': ['gymnasium[mujoco]>=1.4', 'torch>=2.6', 'transformers>=5', 'trl>=1.16'],
         'playground': ['playground>=0.2'],
