@@ -1,5 +1,6 @@
 """Settings of all tests."""
 
+import importlib
 import os
 from pathlib import Path
 
@@ -19,6 +20,19 @@ hypothesis.settings.register_profile(
     'sail_jax', deadline=None, max_examples=50, derandomize=derandomize
 )
 hypothesis.settings.load_profile('sail_jax')
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        '--extras',
+        action='store_true',
+        help='a test that needs a library that is not installed fails, and is not skipped',
+    )
+
+
+def pytest_configure(config):
+    if config.getoption('--extras'):
+        pytest.importorskip = importlib.import_module
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """What the README promises."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -14,10 +16,22 @@ README = (ROOT / 'README.md').read_text()
 def test_ci_runs_the_readmes_test_command():
     blocks = re.findall(r'```bash\n(.*?)```', README, re.DOTALL)
     command = next(block for block in blocks if 'pytest' in block).strip()
+    workflow = (ROOT / '.github' / 'workflows' / 'tests.yml').read_text()
+    assert command in map(str.strip, workflow.splitlines())
     lines = (ROOT / '.ci' / 'run').read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith('python3'))
     assert lines[first] == command
     assert not any('pytest' in line for line in lines[:first])
+
+
+def test_with_extras_a_missing_library_is_a_failure(tmp_path):
+    (tmp_path / 'test_it.py').write_text(
+        "import pytest\n\ndef test_it():\n    pytest.importorskip('no_such_library')\n"
+    )
+    command = [sys.executable, '-m', 'pytest', '-n', '0', '-p', 'tests.conftest', str(tmp_path)]
+    for options, ending in ([], '1 skipped'), (['--extras'], '1 failed'):
+        done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+        assert ending in done.stdout.splitlines()[-1]
 
 
 def test_settings_in_the_readme_exist():
