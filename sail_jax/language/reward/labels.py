@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -15,6 +16,10 @@ from sail_jax.language.data.rows import Prompt
 from sail_jax.language.model import sharding
 from sail_jax.language.reward import rewards
 from sail_jax.language.reward.rewards import Judge, Reward
+
+PROMPTS = ('prompt', 'prompts')
+RESPONSES = ('completion', 'completions', 'response', 'responses', 'pair', 'pairs')
+"""What functions call their arguments, which TRL gives by name, in any order."""
 
 
 class Labeller(NamedTuple):
@@ -34,17 +39,12 @@ def make(
       mesh: devices that a reward model is split over, as the policy is.
 
     Raises:
-      UserError: two rewards; what is no function, or one that has to be awaited; a reward model
-        that cannot be read.
+      UserError: two rewards; what is no function, one that has to be awaited, or one for other
+        arguments; a reward model that cannot be read.
     """
     for name, function in (('reward', reward), ('judge', judge)):
-        if function is not None and not callable(function):
-            raise UserError(f'{name}: {function!r:.80}; expected a function, or what can be called')
-        if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
-            raise UserError(
-                f'{name}: an async function; give one that returns the numbers '
-                '(asyncio.run within it)'
-            )
+        if function is not None:
+            _check_function(name, function)
     source = run.reward
     if reward is not None and source.source != 'none':
         raise UserError(
@@ -67,9 +67,52 @@ def make(
             padding = rewards.pad_id(source.path)
             reward = rewards.from_model(model, tokenizer, source.max_tokens, pad_id=padding)
     return Labeller(
-        reward and (lambda prompts, groups: rewards.score(reward, prompts, groups, **limits)),
-        judge and (lambda prompts, groups: rewards.judge(judge, prompts, groups, **limits)),
+        # One may be an object that is empty, and so false.
+        None if reward is None else partial(rewards.score, reward, **limits),
+        None if judge is None else partial(rewards.judge, judge, **limits),
     )
+
+
+def _check_function(name: str, function: Any) -> None:
+    """Refuses what cannot be called with prompts and responses, in this order, or answers another
+    question.
+
+    Args:
+      name: `reward` or `judge`.
+    """
+    if not callable(function):
+        raise UserError(f'{name}: {function!r:.80}; expected a function, or what can be called')
+    if isinstance(function, type):
+        raise UserError(f'{name}: the class {function.__name__}; give an instance of it')
+    if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
+        raise UserError(
+            f'{name}: an async function; give one that returns the numbers (asyncio.run within it)'
+        )
+    owner = type(getattr(function, '__self__', None))
+    if name == 'judge' and any(base.__module__.startswith('trl.') for base in owner.__mro__):
+        raise UserError(
+            f"judge: a method of TRL's {owner.__name__}, which gives the number of the better "
+            'response (0 is the first); give a function of the probability that the first is '
+            'better, lambda prompts, pairs: [1 - i for i in judge.judge(prompts, pairs)] for '
+            'example'
+        )
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # Of what is not written in Python.
+    takes = 'prompts, responses' if name == 'reward' else 'prompts, pairs of responses'
+    try:
+        given = signature.bind([], []).arguments
+    except TypeError as error:
+        raise UserError(
+            f'{name}: called with two lists, ({takes}), which {rewards.name_of(function)} does not '
+            f'take: {error}'
+        ) from None
+    first, second = (*given, '', '')[:2]
+    if first in RESPONSES or second in PROMPTS:
+        raise UserError(
+            f'{name}: called with ({takes}); {rewards.name_of(function)} takes ({first}, {second})'
+        )
 
 
 def check(run: LanguageRun, labeller: Labeller) -> None:

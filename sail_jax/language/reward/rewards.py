@@ -102,7 +102,7 @@ def judge(
     )
     if ((probability < 0) | (probability > 1)).any():
         wrong = probability[(probability < 0) | (probability > 1)][0]
-        raise UserError(f'{_name(judge)}: expected probabilities, got {wrong:g}')
+        raise UserError(f'{name_of(judge)}: expected probabilities, got {wrong:g}')
     prob_BxKxK = np.full((B, K, K), 0.5, np.float32)
     i, j = np.asarray(pairs, int).reshape(-1, 2).T
     prob_BxKxK[:, i, j] = probability.reshape(B, -1)
@@ -206,7 +206,8 @@ def _row(prompt: Asked) -> Prompt:
     return prompt if isinstance(prompt, str) else tuple(Message(**turn) for turn in prompt)
 
 
-def _name(function: Any) -> str:
+def name_of(function: Any) -> str:
+    """What errors call it."""
     return getattr(function, '__qualname__', type(function).__qualname__)
 
 
@@ -242,23 +243,23 @@ def _call(
         answer, error = answers.get(timeout=timeout_s)
     except queue.Empty:
         raise TrainingFailed(
-            f'{_name(function)}: no answer for {len(items)} responses in {timeout_s:g} s'
+            f'{name_of(function)}: no answer for {len(items)} responses in {timeout_s:g} s'
         ) from None
     if devices.out_of_memory(error):
         raise error
     if isinstance(error, UserError):
-        raise UserError(f'{_name(function)}: {error}') from None
+        raise UserError(f'{name_of(function)}: {error}') from None
     if error is not None:
         reason = ' '.join(f'{type(error).__name__}: {one_line(error)}'.split())[:200]
-        raise UserError(f'{_name(function)}: raised {reason}') from error
+        raise UserError(f'{name_of(function)}: raised {reason}') from error
     array = _numbers(answer)
     if array is None:
         raise UserError(
-            f'{_name(function)}: expected {len(items)} numbers, got {type(answer).__name__}'
+            f'{name_of(function)}: expected {len(items)} numbers, got {type(answer).__name__}'
         )
     if array.shape != (len(items),):
         raise UserError(
-            f'{_name(function)}: expected shape ({len(items)},), one number a response, '
+            f'{name_of(function)}: expected shape ({len(items)},), one number a response, '
             f'got {array.shape}'
         )
     return array

@@ -2,6 +2,7 @@
 
 import decimal
 import fractions
+import functools
 import threading
 from pathlib import Path
 
@@ -147,6 +148,81 @@ def test_what_is_no_function_is_refused_before_training(name, function, message)
     run = small.run(Path('model'), Path('prompts.jsonl'))
     with pytest.raises(UserError, match=f'^{name}: {message}'):
         labels.make(run, None, **{name: function})
+
+
+def keywords(completions, **columns):
+    return [1.0] * len(completions)
+
+
+def turned(completions, prompts):
+    return [1.0] * len(completions)
+
+
+def solved(completions, solution, **columns):
+    return [1.0] * len(completions)
+
+
+class Keeper:
+    """Empty, and so false."""
+
+    def __len__(self):
+        return 0
+
+    def __call__(self, prompts, items):
+        return [0.25] * len(items)
+
+
+@pytest.mark.parametrize('name', ['reward', 'judge'])
+@pytest.mark.parametrize(
+    ('function', 'message'),
+    [
+        (keywords, r'called with two lists, \(prompts, .*which keywords does not take: too many'),
+        (lambda: 0, 'called with two lists'),
+        (lambda samples, prompts, outputs: 0, "missing a required argument: 'outputs'"),
+        (turned, r'called with \(prompts, .*turned takes \(completions, prompts\)'),
+        (solved, r'solved takes \(completions, solution\)'),
+        (lambda pairs, prompts: 0, r'takes \(pairs, prompts\)'),
+        (Keeper, 'the class Keeper; give an instance of it'),
+    ],
+    ids=['keywords', 'nothing', 'three', 'turned', 'solved', 'pairs', 'class'],
+)
+def test_what_takes_other_arguments_is_refused_before_training(name, function, message):
+    run = small.run(Path('model'), Path('prompts.jsonl'))
+    with pytest.raises(UserError, match=f'^{name}: .*{message}'):
+        labels.make(run, None, **{name: function})
+
+
+@pytest.mark.parametrize('name', ['reward', 'judge'])
+@pytest.mark.parametrize(
+    'function',
+    [
+        Keeper(),
+        Keeper().__call__,
+        lambda *both: [0.25] * len(both[1]),
+        lambda asked, texts, scale=1: [0.25] * len(texts),
+        functools.partial(lambda scale, prompts, completions: [scale] * len(prompts), 0.25),
+    ],
+    ids=['object', 'method', 'star', 'default', 'partial'],
+)
+def test_whatever_takes_two_lists_is_called(name, function):
+    run = small.run(Path('model'), Path('prompts.jsonl'))
+    labeller = labels.make(run, None, **{name: function})
+    answer = getattr(labeller, name)(PROMPTS, RESPONSES)
+    value = answer if name == 'reward' else answer.prob_BxKxK[:, 0, 1]
+    np.testing.assert_array_equal(value, np.full(value.shape, 0.25))
+
+
+def test_a_judge_of_trl_which_gives_an_index_is_refused():
+    base = type('BasePairwiseJudge', (), {'__module__': 'trl.experimental.judges.judges'})
+
+    class Shorter(base):
+        def judge(self, prompts, completions, shuffle_order=True):
+            return [int(len(b) < len(a)) for a, b in completions]
+
+    run = small.run(Path('model'), Path('prompts.jsonl'))
+    with pytest.raises(UserError, match=r"judge: a method of TRL's Shorter.*1 - i for i in"):
+        labels.make(run, None, judge=Shorter().judge)
+    assert labels.make(run, None, judge=lambda p, c: [1 - i for i in Shorter().judge(p, c)]).judge
 
 
 def test_function_that_hangs_is_left():
