@@ -197,6 +197,7 @@ def wants_help(arguments: list[str]) -> bool:
 def print_help(model: type[Settings], prog: str, description: str) -> NoReturn:
     """Prints every field of a configuration that there is none of, and exits."""
     tyro.cli(model, args=['--help'], prog=prog, description=description, config=TYRO)
+    raise SystemExit  # tyro has done so.
 
 
 def override(run: RunT, arguments: list[str], prog: str, description: str) -> RunT:

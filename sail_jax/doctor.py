@@ -56,7 +56,9 @@ def _seen() -> Iterator[Finding]:
     mesh = devices.make_mesh(jax.device_count())
     shape = ', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
     yield Finding('mesh', f'{shape}: rows must divide by {mesh.shape["data"]}')
-    yield Finding('compilation cache', str(jax.config.jax_compilation_cache_dir))
+    # JAX declares its settings when it is imported.
+    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    yield Finding('compilation cache', str(cache))
 
 
 def _checked(directory: Path | None) -> Iterator[Finding]:

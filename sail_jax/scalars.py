@@ -4,7 +4,7 @@ devices compute with can hold it."""
 import contextlib
 import re
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, LiteralString, TypeVar
 
 import numpy as np
 import yaml
@@ -21,11 +21,14 @@ MAX_DIGITS = 1000
 """Of an integer in a file; every setting's bound is far below."""
 
 
-def guarded(schema: CoreSchema) -> CoreSchema:
+def guarded(schema: Any) -> CoreSchema:
     """The schema of a section with its scalars guarded, in place; sections in it guard their own.
 
     An integer or number is no text and no switch, a switch nothing else, an integer has a largest
     value, and a number is neither infinite, nor 0, nor at its bound for being rounded to float32.
+
+    Args:
+      schema: a `CoreSchema`, a union of mappings that have no key but `type` in common.
     """
     match schema.get('type'):
         case 'int':
@@ -69,7 +72,6 @@ class Loader(yaml.SafeLoader):
     value that is not what its tag says.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict] = {}
     _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
@@ -86,6 +88,9 @@ class Loader(yaml.SafeLoader):
             return super().construct_document(node)
         except (AttributeError, KeyError):  # PyYAML's, of `!!timestamp x` and `!!bool x`.
             raise ValueError('a value is not what its tag says') from None
+
+
+Loader.yaml_implicit_resolvers = {}  # None of YAML 1.1's.
 
 
 class Dumper(yaml.SafeDumper):
@@ -122,7 +127,10 @@ def _construct_int(loader: Loader, node: yaml.ScalarNode) -> int:
 Loader.add_constructor('tag:yaml.org,2002:int', _construct_int)
 
 
-def parse(kind: type[int] | type[float], text: str) -> int | float:
+Number = TypeVar('Number', int, float)
+
+
+def parse(kind: type[Number], text: str) -> Number:
     """A number of the command line, in the digits 0 to 9: Python reads other scripts' too.
 
     Raises:
@@ -145,7 +153,7 @@ def is_text(text: str) -> bool:
     return True
 
 
-def _refuse_other(kind: str, message: str) -> Callable[[Any], Any]:
+def _refuse_other(kind: LiteralString, message: LiteralString) -> Callable[[Any], Any]:
     """Before pydantic makes `'3'` and `true` into numbers."""
 
     def check(value: Any) -> Any:

@@ -70,6 +70,8 @@ class Lasting:
 
     def _let_go(self) -> None:
         """Python flushes at its end, and an error there would become the exit status."""
+        if self.stream is None:
+            return
         try:
             self.stream.flush()
         except OSError:

@@ -8,7 +8,7 @@ import sys
 import textwrap
 import unicodedata
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from rich.console import Console as RichConsole
 from rich.table import Table
@@ -85,7 +85,10 @@ class Console(RichConsole):
     def __init__(self, **settings: Any):
         super().__init__(markup=False, emoji=False, highlight=False, **settings)
 
-    file = property(lambda self: streams.of(RichConsole.file.fget(self)), RichConsole.file.fset)
+    @RichConsole.file.getter
+    def file(self) -> IO[str]:
+        """Where it prints."""
+        return streams.of(super().file)
 
     def render_str(self, text: str, **settings: Any) -> Text:
         settings |= {'markup': False, 'emoji': False, 'highlight': False}
