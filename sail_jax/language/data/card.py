@@ -39,11 +39,13 @@ def split_files(path: Path, split: str) -> list[Path] | None:
     configs = metadata.get('configs') if isinstance(metadata, dict) else None
     if not isinstance(configs, list):
         return None
+    configs = [config for config in configs if isinstance(config, dict)]
+    if not any('data_files' in config for config in configs):
+        if directories := [config['data_dir'] for config in configs if 'data_dir' in config]:
+            raise UserError(f'{card}: data_dir: {directories[0]!r:.80}: name that directory itself')
+        return None
     named = (
-        pattern
-        for config in configs
-        if isinstance(config, dict)
-        for pattern in _patterns(config.get('data_files'), split)
+        pattern for config in configs for pattern in _patterns(config.get('data_files'), split)
     )
     # Not all of them before they are counted: by aliases a few lines can stand for any number.
     patterns = list(islice(named, MAX_PATTERNS + 1))
@@ -53,10 +55,20 @@ def split_files(path: Path, split: str) -> list[Path] | None:
         if pattern.startswith('/') or '..' in Path(pattern).parts or '://' in pattern:
             raise UserError(f'{card}: data_files: {pattern!r:.80}: expected files of {path}')
     try:
-        found = {file for pattern in {*patterns} for file in path.glob(pattern) if file.is_file()}
+        found = {file for pattern in {*patterns} for file in _matches(path, pattern)}
     except (ValueError, NotImplementedError) as error:
         raise UserError(f'{card}: data_files: {one_line(error)}') from None
     return sorted(found)
+
+
+def _matches(path: Path, pattern: str) -> Iterator[Path]:
+    """Files, as `datasets` finds them: hidden ones (a notebook's `.ipynb_checkpoints`) only where
+    the pattern names them, never the README, and of a final ** those at any depth."""
+    named = {part for part in Path(pattern).parts if part.startswith('.')}
+    for file in path.glob(f'{pattern}/*' if Path(pattern).name == '**' else pattern):
+        hidden = {part for part in file.relative_to(path).parts if part.startswith('.')}
+        if hidden <= named and file.is_file() and file.name != 'README.md':
+            yield file
 
 
 def _patterns(data_files: Any, split: str) -> Iterator[str]:

@@ -161,6 +161,10 @@ def prepare(data: Data, kind: Kind, tokenizer: Tokenizer, cache: str | Path) -> 
             data.path,
             ', '.join(dataset.unread),
         )
+    if lacking := sources.missing_shards(files):
+        log.warning(
+            '%s: shards that are not there: %d, %s the first', data.path, len(lacking), lacking[0]
+        )
     if dataset.skipped:
         log.warning(
             '%s: %d bad rows skipped, %d kept; the first: %s',

@@ -4,7 +4,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,9 @@ NOT_ROWS = ('dataset_info.json', 'dataset_infos.json', 'dataset_dict.json', 'sta
 OTHER_SPLITS = ('test', 'testing', 'eval', 'evaluation', 'val', 'valid', 'validation', 'dev')
 BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 
+_SHARD = re.compile(r'(.*?)-(\d{5})-of-(\d{5})\b.*')
+"""A name of which the file is a part, the part's number, and of how many."""
+
 
 class Located(NamedTuple):
     """A row that is not decoded yet."""
@@ -53,7 +56,8 @@ def find(path: str | Path, split: str) -> list[Path]:
 
     Raises:
       UserError: nothing there; not a format that is read, or no regular file; a name or link that
-        leads out of the directory; a directory too large to be a data set.
+        leads out of the directory; a directory too large to be a data set; two files that by their
+        names hold the same rows.
     """
     path = Path(path)
     try:
@@ -71,7 +75,43 @@ def find(path: str | Path, split: str) -> list[Path]:
         raise UserError(f'{path}: {error}') from None
     if not of_split:
         raise UserError(f'{path}: no file of split {split!r} ({", ".join(SUFFIXES)})')
+    _require_once(of_split, path)
     return of_split
+
+
+def missing_shards(files: Iterable[Path]) -> list[str]:
+    """What `NAME-00000-of-00003` and the like lack of the others that they tell of."""
+    there: dict[tuple[Path, int], set[int]] = {}
+    for file in files:
+        if shard := _SHARD.fullmatch(file.name):
+            name, number, total = shard.groups()
+            there.setdefault((file.parent / name, int(total)), set()).add(int(number))
+    return [
+        f'{name}-{number:05}-of-{total:05}'
+        for (name, total), numbers in there.items()
+        for number in range(total)
+        if number not in numbers
+    ]
+
+
+def _require_once(files: list[Path], path: Path) -> None:
+    """Refuses what conversions and repeated uploads leave behind: the rows once more, in another
+    format or in another number of shards."""
+    said: dict[tuple, tuple[Any, Path]] = {}
+    for file in files:
+        stem, _, ending = file.name.removesuffix('.gz').rpartition('.')
+        facts = {(): ending.removesuffix('l'), (file.parent, stem): file}
+        if shard := _SHARD.fullmatch(stem):
+            name, number, total = shard.groups()
+            facts |= {(file.parent, name): total, (file.parent, name, number): file}
+        for key, fact in facts.items():
+            known, first = said.setdefault(key, (fact, file))
+            if known != fact:
+                both = f'{first.relative_to(path)} and {file.relative_to(path)}'
+                raise UserError(
+                    f'{path}: {both} would be read as one split, and by their names hold the same '
+                    'rows; take one of the two away, or name a file'
+                )
 
 
 def read(file: Path) -> Iterator[Located]:

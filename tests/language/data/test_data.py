@@ -189,6 +189,13 @@ def test_what_is_not_read_is_named_once_also_from_the_cache(tmp_path, tokenizer,
         )
 
 
+def test_shards_that_are_not_there_are_told(tmp_path, tokenizer, caplog):
+    for name in ('train-00000-of-00003.jsonl', 'train-00002-of-00003.jsonl'):
+        (tmp_path / name).write_text(json.dumps(PLAIN))
+    dataset.prepare(settings(tmp_path), 'preference', tokenizer, tmp_path / 'cache')
+    assert f'shards that are not there: 1, {tmp_path}/train-00001-of-00003 the first' in caplog.text
+
+
 @pytest.mark.parametrize(
     ('row', 'message'),
     [

@@ -27,6 +27,13 @@ def write_arrow(path, table):
         writer.write_table(table, max_chunksize=2)
 
 
+def lines(path, *names):
+    """Files of the same rows."""
+    for name in names:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(LINES)
+
+
 def test_json_lines_by_line_number(tmp_path):
     file = tmp_path / 'x.jsonl'
     file.write_bytes(b'\n' + LINES)
@@ -109,7 +116,74 @@ def test_a_readme_names_the_files_of_a_split(tmp_path):
         read(tmp_path, 'test')
 
 
-@pytest.mark.parametrize('card', ['# Rows\n', '---\nlicense: mit\n---\n', '---\nconfigs: 3\n---\n'])
+@pytest.mark.parametrize('pattern', ['**', 'data/**', '**/*.jsonl', 'data/*.jsonl', './**'])
+def test_a_readme_names_files_as_datasets_finds_them(tmp_path, pattern):
+    lines(tmp_path, 'data/a.jsonl', 'data/.ipynb_checkpoints/a-checkpoint.jsonl', '.cache/b.jsonl')
+    (tmp_path / 'README.md').write_text(f'---\nconfigs:\n- data_files: "{pattern}"\n---\n')
+    assert sources.find(tmp_path, 'train') == [tmp_path / 'data' / 'a.jsonl']
+
+
+def test_a_readme_names_hidden_files_too(tmp_path):
+    lines(tmp_path, '.rows/a.jsonl', '.rows/.b.jsonl')
+    (tmp_path / 'README.md').write_text('---\nconfigs:\n- data_files: ".rows/**"\n---\n')
+    assert sources.find(tmp_path, 'train') == [tmp_path / '.rows' / 'a.jsonl']
+
+
+def test_a_readme_that_names_a_directory_says_to_name_it(tmp_path):
+    lines(tmp_path, 'a/train.jsonl', 'b/train.jsonl')
+    (tmp_path / 'README.md').write_text('---\nconfigs:\n- {config_name: x, data_dir: a}\n---\n')
+    with pytest.raises(UserError, match=r"README.md: data_dir: 'a': name that directory itself"):
+        sources.find(tmp_path, 'train')
+
+
+@pytest.mark.parametrize(
+    ('names', 'two'),
+    [
+        (['train.jsonl', 'train.parquet'], 'train.jsonl and train.parquet'),
+        (['data/train-00000-of-00001.parquet', 'train.jsonl'], 'parquet and train.jsonl'),
+        (['train.jsonl', 'train.jsonl.gz'], 'train.jsonl and train.jsonl.gz'),
+        (['train.json', 'train.jsonl'], 'train.json and train.jsonl'),
+        (
+            ['train-00000-of-00001.jsonl', 'train-00001-of-00002.jsonl'],
+            '-of-00001.* and .*-of-00002',
+        ),
+        (['train-00000-of-00001-ab.jsonl', 'train-00000-of-00001-cd.jsonl'], '-ab.jsonl and .*-cd'),
+        (['train-00000-of-00001.jsonl', 'train.jsonl'], 'train-00000-of-00001.jsonl and train.js'),
+    ],
+)
+@pytest.mark.parametrize('card', ['', '---\nconfigs:\n- data_files: "**"\n---\n'])
+def test_rows_that_are_there_twice_by_their_names_are_refused(tmp_path, names, two, card):
+    lines(tmp_path, *names)
+    (tmp_path / 'README.md').write_text(card)
+    with pytest.raises(UserError, match=f'{two}.* by their names hold the same rows'):
+        sources.find(tmp_path, 'train')
+
+
+def test_files_that_only_look_alike_are_all_read(tmp_path):
+    names = ['a/train.jsonl', 'b/train.json', 'train-00000-of-00002-ab.jsonl', 'train-0.jsonl']
+    lines(tmp_path, *names, 'train-00001-of-00002-cd.jsonl', 'train_1.jsonl', 'train.v2.jsonl')
+    (tmp_path / 'README.md').write_text('---\nconfigs:\n- data_files: "**"\n---\n')
+    assert len(sources.find(tmp_path, 'train')) == 7
+
+
+def test_shards_that_are_not_there_are_told(tmp_path):
+    names = ['train-00001-of-00003.jsonl', 'b/train-00000-of-00001.jsonl', 'train.jsonl']
+    files = [tmp_path / name for name in names]
+    assert sources.missing_shards(files) == [
+        f'{tmp_path}/train-00000-of-00003',
+        f'{tmp_path}/train-00002-of-00003',
+    ]
+
+
+@pytest.mark.parametrize(
+    'card',
+    [
+        '# Rows\n',
+        '---\nlicense: mit\n---\n',
+        '---\nconfigs: 3\n---\n',
+        '---\nconfigs: [{config_name: x}]\n---\n',
+    ],
+)
 def test_a_readme_without_files_leaves_them_to_their_names(tmp_path, card):
     card_directory(tmp_path, card, ['train.jsonl', 'other.jsonl'])
     assert [row['prompt'] for row in read(tmp_path)[1]] == ['train.jsonl']
