@@ -48,7 +48,8 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
 
     Raises:
       UserError: the directory exists (without resume), is missing or not writable, belongs to
-        another configuration, or has a link that leads out of it.
+        another configuration, has a link that leads out of it, or a member of a sweep that went on
+        alone.
     """
     if resume:
         path = _require_a_run(run_dir)
@@ -60,6 +61,7 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
         )
         if changed:
             raise UserError(f'{run_dir}: --resume with another configuration: {changed[0]}')
+        _refuse_members_ahead(run, run_dir)
         _require_writable(run_dir)
         return
     _make_directory(run_dir)
@@ -73,6 +75,20 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
     except OSError as error:
         raise UserError(f'{run_dir}: {error.strerror}') from None
     configfile.write(run, run_dir / 'config.yaml')
+
+
+def _refuse_members_ahead(run: config.Settings, run_dir: Path) -> None:
+    """A sweep that goes on writes its members' directories anew, from where it is itself."""
+    step = max(checkpoint.saved_steps(run_dir / 'checkpoints'), default=0)
+    for member in config.members(run):
+        directory = run_dir / member.name
+        ahead = max(checkpoint.saved_steps(directory / 'checkpoints'), default=0)
+        if ahead > step:
+            raise UserError(
+                f'{directory}: went on alone to update {ahead}, and the sweep is at update {step}, '
+                'from which --resume would write it anew; to keep it, copy that directory '
+                f'elsewhere, then delete {directory}/checkpoints'
+            )
 
 
 def hold_members(

@@ -1,6 +1,7 @@
 """Members of a sweep are the runs that they would be alone."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -100,6 +101,26 @@ def test_a_sweep_resumes_bit_for_bit(swept, tmp_path):
     name = config.members(make_run(**SWEEP))[0].name
     rows = metrics.read_rows(tmp_path / 'run' / name / 'metrics.jsonl')
     assert [row['step'] for row in rows] == [0, 1, 2, 3, 4]
+
+
+def test_a_member_that_went_on_alone_is_not_overwritten(tmp_path):
+    path, steps = tmp_path / 'run', make_run().env_steps_per_update
+    train(path, make_run(seeds=2, total_env_steps=2 * steps))
+    member = path / 'seed-1'
+    alone = {'total_env_steps': 4 * steps}
+    train(member, sail_jax.load(member / 'config.yaml', **alone), resume=True)
+    left = {file: file.read_bytes() for file in sorted(path.rglob('*')) if file.is_file()}
+    whole = sail_jax.load(path / 'config.yaml')
+    with pytest.raises(UserError, match=r'seed-1: went on alone to update 4, .* at update 2'):
+        train(path, whole, resume=True)
+    assert left == {file: file.read_bytes() for file in sorted(path.rglob('*')) if file.is_file()}
+
+    # As the line says: where its checkpoints are gone, the sweep makes it what it was.
+    shutil.rmtree(member / 'checkpoints')
+    results = train(path, whole, resume=True)
+    _, policy, _ = runs.open_run(member, env=Point())
+    same(policy, results[1].policy)
+    assert [row['step'] for row in metrics.read_rows(member / 'metrics.jsonl')] == [0, 1, 2]
 
 
 @pytest.mark.parametrize('seeds', [0, []])
