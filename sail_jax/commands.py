@@ -354,5 +354,6 @@ def _use_cores(run: config.Settings) -> None:
 def _use_compilation_cache() -> None:
     """Has JAX, once it is imported, keep compiled programs between processes, unless the user's
     JAX_COMPILATION_CACHE_DIR says where."""
-    cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'sail_jax'
-    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))
+    if cache.is_absolute():  # Not every user has a home.
+        os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache / 'sail_jax'))

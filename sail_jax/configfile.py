@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -208,6 +209,7 @@ def override(run: RunT, arguments: list[str], prog: str, description: str) -> Ru
     """
     if wants_help(arguments):  # Which shows the file's values; tyro prints them as they are.
         run = type(run).model_validate(_printable(run.model_dump()))
+    _refuse_values_of_switches(type(run), arguments)
     printed = io.StringIO()
     with contextlib.nullcontext() if wants_help(arguments) else contextlib.redirect_stderr(printed):
         try:
@@ -308,14 +310,37 @@ def _fields(model: type[BaseModel], prefix: str = '') -> dict[str, Any]:
     return fields
 
 
+def _named(argument: str) -> str:
+    """The setting that an option is of."""
+    return argument.removeprefix('--').replace('-', '_')
+
+
 def _spell_none(model: type[BaseModel], arguments: list[str]) -> list[str]:
     """`--key none` as tyro wants it, `--key None`, for keys that can be null."""
-    fields = _fields(model)
-    keys = ['', *(argument.removeprefix('--').replace('-', '_') for argument in arguments)]
-    return [
-        'None' if value == 'none' and optional(fields.get(key)) else value
-        for key, value in zip(keys, arguments, strict=False)
-    ]
+    fields, spelled = _fields(model), []
+    for option, argument in zip(['', *arguments], arguments, strict=False):
+        name, equals, value = argument.partition('=')
+        if argument == 'none' and optional(fields.get(_named(option))):
+            argument = 'None'
+        elif equals and value == 'none' and optional(fields.get(_named(name))):
+            argument = f'{name}=None'
+        spelled.append(argument)
+    return spelled
+
+
+def _refuse_values_of_switches(model: type[BaseModel], arguments: list[str]) -> None:
+    """tyro would name the value, and not whose it is."""
+    switches = {key for key, field in _fields(model).items() if field.annotation is bool}
+    for argument, following in itertools.pairwise([*arguments, '--']):
+        option, equals, value = argument.partition('=')
+        section, dot, name = _named(option).rpartition('.')
+        key = f'{section}{dot}{name.removeprefix("no_")}'
+        value = value if equals else following
+        if argument.startswith('--') and key in switches and (equals or value[:1] != '-'):
+            off = f'--{section}{dot}no-{key.rpartition(".")[2]}'
+            raise UserError(
+                f'{key}: a switch, --{key} or {off}, without a value; got {value!r:.80}'
+            )
 
 
 def _nearest(model: type[BaseModel], key: str) -> str:
@@ -416,6 +441,10 @@ def _first_line(model: type[BaseModel], printed: str) -> str:
         return f'{wrong[1].replace("-", "_")}: should be {wrong[2]}, got {wrong[3]:.80}'
     if wrong := re.search(r'Error parsing --(\S+): Could not find .*?: (\[.*?\]) Argument', text):
         return f'{wrong[1].replace("-", "_")}: cannot be {wrong[2]:.80}'
+    if wrong := re.search(
+        r"choice ('.*') for argument '--(\S+)'\. Expected one of \((.*?),?\)", text
+    ):
+        return f'{_named(wrong[2])}: should be one of {wrong[3]}, got {wrong[1]:.80}'
     if other := re.search(
         r'(?:Error parsing --|(?=Missing value|Unrecognized options:))(.*?) (?:Argument|For full)',
         text,

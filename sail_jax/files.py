@@ -229,7 +229,10 @@ def check_checkpoint_path(path: Path) -> None:
     Raises:
       UserError: naming what is wrong with the path.
     """
-    whole = os.path.abspath(path)
+    try:
+        whole = os.path.abspath(path)
+    except OSError as error:
+        raise UserError(f'{path}: the current directory is gone ({error.strerror})') from None
     if found := re.search(r'[][*?\\]', whole):
         raise UserError(
             f'{path}: {found[0]!r} in the path ({whole}): checkpoints written there could not be '

@@ -167,12 +167,15 @@ def test_overrides_win_over_the_file(arguments, keys, value):
     assert changed == ['.'.join(keys)]
 
 
+@pytest.mark.parametrize('between', [' ', '='])
 @pytest.mark.parametrize('word', ['none', 'None'])
 @pytest.mark.parametrize('key', ['optimizer.clip', 'reference.path', 'labeller.max_labels'])
-def test_none_is_what_the_help_calls_it(key, word):
+def test_none_is_what_the_help_calls_it(key, word, between):
     # The documentation of the fields says "none"; the path must not become a file of that name.
     run = ControlRun.model_validate({'labeller': {'max_labels': 9}, 'reference': {'path': 'x'}})
-    assert setting(override(f'--{key}', word, run=run), key.split('.')) is None
+    for option in (f'--{key}', f'--{key.replace("_", "-")}'):
+        words = f'{option}{between}{word}'.split(' ')
+        assert setting(override(*words, run=run), key.split('.')) is None
 
 
 BAD_OVERRIDES = {
@@ -196,6 +199,19 @@ BAD_OVERRIDES = {
     'not finite': (['--objective.beta', 'nan'], ['objective.beta:', 'finite']),
     'group of one': (['--rollout.group_size', '1'], ['rollout.group_size:', '2']),
     'value for a switch': (['--labeller.soft', 'maybe'], ['maybe']),
+    'a switch that is said true': (
+        ['--labeller.soft', 'true'],
+        ['labeller.soft:', '--labeller.no-soft'],
+    ),
+    'a switch that is false': (
+        ['--logging.tensorboard=False'],
+        ['logging.tensorboard:', 'no-tensorboard', "'False'"],
+    ),
+    'a switch that is not': (['--logging.no-tensorboard', '0'], ['logging.tensorboard:', "'0'"]),
+    'no such choice': (
+        ['--divergence.states', "it's"],
+        ['divergence.states: should be one of', "it's"],
+    ),
     'no value': (['--seed'], ['--seed']),
     'two values': (['--seed', '1', '2'], ['2']),
     'stray word': (['stray'], ['stray']),

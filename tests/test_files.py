@@ -210,6 +210,14 @@ def test_a_directory_whose_checkpoints_could_not_be_read_again_is_refused(name, 
     assert not any(tmp_path.iterdir())
 
 
+def test_a_current_directory_that_is_gone_is_said(run, tmp_path, monkeypatch):
+    (tmp_path / 'gone').mkdir()
+    monkeypatch.chdir(tmp_path / 'gone')
+    (tmp_path / 'gone').rmdir()
+    claim = rundir.claimed(run, Path('runs/new'), False)
+    refuse('runs/new: the current directory is gone', claim.__enter__)
+
+
 ODD_NAMES = ['a\nb {} %s $x #;', '-rf', 'a:', '12:30', 'é 中 🙂.tmp', '~', '\'"|&']
 
 

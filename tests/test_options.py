@@ -1,6 +1,7 @@
 """Options of all commands: numbers in bounds, names that can be; one line, nothing left behind."""
 
 import argparse
+import os
 from pathlib import Path
 
 import matplotlib.image
@@ -51,6 +52,26 @@ def said(capsys, *arguments):
 )
 def test_options_out_of_bounds(capsys, arguments, what):
     assert what in said(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ('home', 'cache', 'wanted'),
+    [
+        ('/h', '/c', '/c/sail_jax'),
+        ('/h', '', '/h/.cache/sail_jax'),
+        ('/h', 'here', None),
+        ('here', '', None),
+    ],
+)
+def test_compiled_programs_are_kept_where_the_user_has_a_cache(
+    tmp_path, monkeypatch, capsys, home, cache, wanted
+):
+    monkeypatch.setenv('HOME', home)
+    monkeypatch.setenv('XDG_CACHE_HOME', cache)
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')
+    del os.environ['JAX_COMPILATION_CACHE_DIR']  # Put back at the end.
+    said(capsys, 'plot', str(tmp_path))
+    assert os.environ.get('JAX_COMPILATION_CACHE_DIR') == wanted
 
 
 @pytest.mark.parametrize('command', ['plot', 'render'])
