@@ -22,6 +22,7 @@ from benchmarks.machine import machine
 from sail_jax import runs
 from sail_jax.control import task as control_task
 from sail_jax.core import update
+from sail_jax.sweep import Members
 from sail_jax.training import setup
 
 BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 'f64': 8}
@@ -104,7 +105,7 @@ def seconds(found: list[Collective], gradient_steps: int, link: Link, devices: i
 def measure(path: Path) -> dict[str, Any]:
     run = runs.load(path)
     task = control_task.make(run)
-    layout = setup.Layout.of(run, task)
+    layout = setup.Layout.of(Members.of(run), task)
     dispatch = update.make_dispatch(task.workload, run, 1, layout.shardings)
     found = collectives(dispatch.lower(layout.state).compile().as_text())
     steps = run.optimizer.epochs * run.optimizer.minibatches

@@ -16,12 +16,12 @@ from brax.training.agents.ppo import train as ppo
 import sail_jax
 from benchmarks.control_throughput import Program, bare_steps, rollouts
 from benchmarks.rounds import Turn, serve
-from sail_jax import config
 from sail_jax.control import envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
 from sail_jax.core import update
+from sail_jax.sweep import Members
 from sail_jax.training import devices, setup
 
 
@@ -57,12 +57,11 @@ def program(made: Program, run: ControlRun, updates: int) -> None:
 
 def sail(run: ControlRun, updates: int, warm_up: int) -> None:
     """Training, through the program that `sail-jax train` runs."""
-    task, members = control_task.make(run), len(config.members(run))
-    dispatch = update.make_dispatch(
-        task.workload, run, updates, setup.Layout.of(run, task).shardings, bool(members)
-    )
-    state = setup.initial_state(run, task, setup.start_policy(run, task))
-    env_steps = updates * run.env_steps_per_update * max(members, 1)
+    task, members = control_task.make(run), Members.of(run)
+    shardings = setup.Layout.of(members, task).shardings
+    dispatch = update.make_dispatch(task.workload, run, updates, shardings, members.sweep)
+    state = setup.initial_state(members, task, setup.start_policy(members, task))
+    env_steps = updates * run.env_steps_per_update * len(members.each)
 
     def call() -> dict[str, float]:
         nonlocal state

@@ -33,6 +33,7 @@ from sail_jax.control.config import ControlRun
 from sail_jax.control.workload import row_keys
 from sail_jax.core import update
 from sail_jax.core.update import State
+from sail_jax.sweep import Members
 from sail_jax.training import devices, setup
 
 
@@ -89,18 +90,17 @@ def rollouts(run: ControlRun, updates: int) -> Program:
 
         return jax.lax.scan(body, state, length=updates)[0]
 
-    return compile_program(sample, setup.initial_state(run, task, task.start(run.seed)))
+    return compile_program(sample, setup.initial_state(Members.of(run), task, task.start(run.seed)))
 
 
 def training(run: ControlRun, updates: int) -> Program:
-    task = control_task.make(run)
-    dispatch = update.make_dispatch(
-        task.workload, run, updates, setup.Layout.of(run, task).shardings
-    )
+    task, members = control_task.make(run), Members.of(run)
+    shardings = setup.Layout.of(members, task).shardings
+    dispatch = update.make_dispatch(task.workload, run, updates, shardings)
     steps = run.optimizer.epochs * run.optimizer.minibatches
     return compile_program(
         lambda state: dispatch(state)[0],
-        setup.initial_state(run, task, task.start(run.seed)),
+        setup.initial_state(members, task, task.start(run.seed)),
         steps,
     )
 

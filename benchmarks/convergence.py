@@ -27,12 +27,13 @@ import numpy as np
 import sail_jax
 from benchmarks import convergence_report
 from benchmarks.machine import machine
-from sail_jax import config, configfile
+from sail_jax import configfile, sweep
 from sail_jax.control import envs, evaluate, reference
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.core import update
 from sail_jax.core.update import Policy
+from sail_jax.sweep import Members
 from sail_jax.training import devices, metrics
 from sail_jax.training.recorder import directories
 
@@ -152,9 +153,9 @@ def tune(env: str, name: str, method: Method, size: Size, runs: Path) -> dict[st
     )
     evaluations = train(run, runs / env / slug(name) / 'tuning')
     by_settings: dict[tuple, list[float]] = {}
-    for member, rows in zip(config.members(run), evaluations, strict=True):
+    for member, rows in zip(Members.of(run).each, evaluations, strict=True):
         data = configfile.flatten(member.run)
-        key = tuple(data[f'{config.SWEPT[name]}.{name}'] for name in method.tried)
+        key = tuple(data[f'{sweep.SECTIONS[name]}.{name}'] for name in method.tried)
         by_settings.setdefault(key, []).append(rows[-1]['eval/return'] or -np.inf)
     best = max(by_settings, key=lambda key: np.mean(by_settings[key]))
     return dict(zip(method.tried, best, strict=True))

@@ -74,6 +74,7 @@ def ours(settings: dict[str, Any]) -> None:
 
     from sail_jax.language import task
     from sail_jax.language.config import LanguageRun
+    from sail_jax.sweep import Members
     from sail_jax.training import setup
 
     base = peak_mib()
@@ -96,7 +97,7 @@ def ours(settings: dict[str, Any]) -> None:
         }
     )
     made = task.make(run, reward=reward)
-    state = setup.initial_state(run, made, made.start(0))
+    state = setup.initial_state(Members.of(run), made, made.start(0))
 
     def call(updates: int = settings['updates']) -> dict[str, Any]:
         nonlocal state

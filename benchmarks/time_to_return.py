@@ -25,6 +25,7 @@ from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
 from sail_jax.core import update
 from sail_jax.core.update import Hyper, Policy
+from sail_jax.sweep import Members
 from sail_jax.training import devices, setup
 
 LEVELS = (100, 200, 300, 400)
@@ -47,9 +48,9 @@ def sail(run: ControlRun, seed: int, judge: Any) -> tuple[float, list[Point]]:
     task, updates = control_task.make(run), run.evaluation.every_updates
     start = task.start(seed)
     began = time.perf_counter()
-    shardings = setup.Layout.of(run, task).shardings
+    shardings = setup.Layout.of(Members.of(run), task).shardings
     dispatch = update.make_dispatch(task.workload, run, updates, shardings)
-    state = setup.initial_state(run, task, start)
+    state = setup.initial_state(Members.of(run), task, start)
     dispatch = dispatch.lower(state).compile()
     compile_s, seconds, points = time.perf_counter() - began, 0.0, []
     for _ in range(task.updates // updates):

@@ -17,6 +17,7 @@ from sail_jax.files import writing
 from sail_jax.language.config import LanguageRun, Sampling
 from sail_jax.language.quickstart.config import QuickstartRun
 from sail_jax.language.sft.config import SftRun
+from sail_jax.sweep import Members
 from sail_jax.training import alarms, signals
 
 DESCRIPTION = """\
@@ -226,7 +227,7 @@ def _report(run: config.Settings, result: Any) -> None:
         from sail_jax.bandit import study
 
         study.print_table(result)
-    elif config.members(run):
+    elif Members.of(run).sweep:
         reports.print_sweep(run, result)
     else:
         reports.print_result(result)
@@ -348,7 +349,8 @@ def _use_cores(run: config.Settings) -> None:
     if isinstance(run, ControlRun):
         from sail_jax.training import devices
 
-        devices.use_cores(len(config.members(run)) or run.rollout.parts)
+        members = Members.of(run)
+        devices.use_cores(len(members.each) if members.sweep else run.rollout.parts)
 
 
 def _use_compilation_cache() -> None:

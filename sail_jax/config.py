@@ -3,11 +3,9 @@
 A docstring under a field is its documentation: it becomes the text of `--help`.
 """
 
-import itertools
-import math
 import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 from pydantic import (
@@ -248,64 +246,6 @@ class Run(Trained):
 RunT = TypeVar('RunT', bound=Settings)
 
 
-class Member(NamedTuple):
-    """One run of a sweep."""
-
-    name: str
-    run: Run
-
-
-def members(run: Trained) -> tuple[Member, ...]:
-    """The runs that `seeds` and `sweep` make of a configuration; none where neither is given."""
-    if not isinstance(run, Run):
-        return ()
-    swept = {key: values for key, values in run.sweep.model_dump().items() if values}
-    if run.seeds is None and not swept:
-        return ()
-    if isinstance(run.seeds, int):
-        seeds = range(run.seed, run.seed + run.seeds)
-    else:
-        seeds = run.seeds or (run.seed,)
-    number = run.seeds if isinstance(run.seeds, int) else len(seeds)
-    count = number * math.prod(map(len, swept.values()))
-    if count > MAX_MEMBERS:
-        raise UserError(f'seeds, sweep: {count:,} runs side by side; at most {MAX_MEMBERS:,}')
-    if max(seeds, default=0) > scalars.INT_MAX:
-        raise UserError(
-            f'seeds: {run.seeds} from seed {run.seed} on; the largest is {scalars.INT_MAX}'
-        )
-    found = []
-    for combination in itertools.product(*swept.values(), seeds):
-        *values, seed = combination
-        data = run.model_dump() | {'seeds': None, 'sweep': {}, 'seed': seed}
-        for key, value in zip(swept, values, strict=True):
-            section = SWEPT[key]
-            data[section] = data[section] | {key: value}
-        name = '-'.join(f'{key}-{value:g}' for key, value in zip(swept, values, strict=True))
-        name = f'{name}-seed-{seed}' if name else f'seed-{seed}'
-        found.append(Member(name, type(run).model_validate(data)))
-    return tuple(found)
-
-
-SWEPT = {
-    'beta': 'objective',
-    'response_grad': 'objective',
-    'coefficient': 'divergence',
-    'learning_rate': 'optimizer',
-}
-"""Where the values of a sweep belong."""
-
-
-def shared(run: RunT) -> RunT:
-    """The configuration that a program for all members is made of.
-
-    What depends on whether there is a penalty is there if any member has one.
-    """
-    coefficient = max(run.sweep.coefficient, default=run.divergence.coefficient)
-    divergence = run.divergence.model_copy(update={'coefficient': coefficient})
-    return run.model_copy(update={'divergence': divergence})
-
-
 def check(run: Run) -> None:
     """Refuses settings that are each fine but do not go together.
 
@@ -313,15 +253,6 @@ def check(run: Run) -> None:
       UserError: naming the keys.
     """
     mixture, divergence = run.objective.mixture, run.divergence
-    found = members(run)
-    if len({member.name for member in found}) < len(found):
-        raise UserError('seeds, sweep: the same run twice')
-    penalised = {member.run.divergence.coefficient > 0 for member in found}
-    if len(penalised) > 1 and divergence.states == 'reference':
-        raise UserError(
-            'sweep.coefficient: 0 and positive values draw different samples with '
-            'divergence.states: reference; sweep them apart'
-        )
     if mixture.dpr + mixture.dpp + mixture.ddp > 1 + 1e-6:
         raise UserError('objective.mixture: dpr + dpp + ddp is above 1')
     from_policy = mixture.dpr + mixture.dpp

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from sail_jax import config, terminal
+from sail_jax.sweep import Members
 
 if TYPE_CHECKING:
     from sail_jax.training.metrics import Row
@@ -55,7 +56,7 @@ def print_result(result: Result) -> None:
 
 def print_sweep(run: config.Run, results: list[Result]) -> None:
     """The members of a sweep, each by the name of its directory: reference, then trained."""
-    names = [member.name for member in config.members(run)]
+    names = [member.name for member in Members.of(run).each]
     rows = []
     for name, result in zip(names, results, strict=True):
         before, after = _strip(result.before), _strip(result.after)

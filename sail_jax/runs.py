@@ -24,6 +24,7 @@ from sail_jax.language.quickstart import config as quickstart_config
 from sail_jax.language.quickstart.config import QuickstartRun
 from sail_jax.language.sft import config as sft
 from sail_jax.language.sft.config import SftRun
+from sail_jax.sweep import Members
 
 if TYPE_CHECKING:
     from brax.envs.base import Env
@@ -287,10 +288,12 @@ def _open(
 
     if type(run) not in TASKS:
         raise UserError(f'{run_dir}: a {run.workload} study; it leaves figures, and no policy')
-    if found := config.members(run):
-        raise UserError(f'{run_dir}: a sweep; name one of its runs, e.g. {run_dir}/{found[0].name}')
+    members = Members.of(run)
+    if members.sweep:
+        one = members.each[0].directory(run_dir)
+        raise UserError(f'{run_dir}: a sweep; name one of its runs, e.g. {one}')
     task = make_task(run, **given)
-    abstract = setup.Layout.of(run, task).policy
+    abstract = setup.Layout.of(members, task).policy
     directory, frozen = run_dir / 'checkpoints', task.frozen()
     policy = checkpoint.restore_policy(directory, abstract, best)
     start = checkpoint.restore_start(directory, abstract)

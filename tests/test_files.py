@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 import sail_jax
-from sail_jax import config, configfile, files
+from sail_jax import configfile, files
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
 from sail_jax.language.model import weights
+from sail_jax.sweep import Members
 from sail_jax.training import rundir
 from tests.support.paths import ROOT
 from tests.support.toy import SETTINGS, Point
@@ -281,7 +282,7 @@ def test_resume_does_not_follow_links_out_of_the_run_directory(
 def test_resume_does_not_follow_a_linked_member_of_a_sweep(tmp_path, outside):
     run = ControlRun.model_validate(SETTINGS | {'seeds': 2})
     rundir.claim_run_dir(run, tmp_path / 'run', resume=False)
-    link = tmp_path / 'run' / config.members(run)[1].name
+    link = tmp_path / 'run' / Members.of(run).each[1].name
     link.symlink_to(outside)
     refuse(f'^{link}: a link', rundir.claim_run_dir, run, tmp_path / 'run', resume=True)
 

@@ -11,9 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_jax import config, reports, terminal
+from sail_jax import reports, terminal
 from sail_jax.cli import main
 from sail_jax.control.config import ControlRun
+from sail_jax.sweep import Members
 from sail_jax.training import metrics
 from sail_jax.training.result import Result
 
@@ -167,7 +168,7 @@ def test_members_of_a_sweep_can_be_told_apart(capsys, monkeypatch, columns):
     monkeypatch.delenv('COLUMNS', raising=False)
     if columns:
         monkeypatch.setenv('COLUMNS', columns)
-    members = config.members(SWEEP)
+    members = Members.of(SWEEP).each
     reports.print_sweep(SWEEP, [result(-123.4)] * len(members))
     printed = capsys.readouterr().out
     assert '…' not in printed

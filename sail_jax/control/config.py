@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from sail_jax import config
+from sail_jax import config, sweep
 from sail_jax.config import Section, Teacher
 from sail_jax.errors import UserError
 from sail_jax.scalars import INT_MAX
@@ -162,6 +162,7 @@ def check(run: ControlRun) -> None:
       UserError: naming the keys.
     """
     config.check(run)
+    sweep.check(run)
     segment, episode = run.rollout.segment_length, run.env.episode_length
     if segment > episode:
         raise UserError(

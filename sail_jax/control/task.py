@@ -7,11 +7,11 @@ import sail_jax.control.compat  # noqa: F401
 import jax
 from brax.envs.base import Env
 
-from sail_jax import config
 from sail_jax.control import contract, envs, evaluate, reference, workload
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun, check
 from sail_jax.control.workload import SegmentReward
+from sail_jax.sweep import Members
 from sail_jax.training import devices
 from sail_jax.training.task import Task
 
@@ -50,10 +50,10 @@ def make(
         `segment_reward` that is not what it should be.
     """
     check(run)
-    members = config.members(run)
-    run = config.shared(run)
-    if members:
-        mesh = devices.make_sweep_mesh(len(members))
+    members = Members.of(run)
+    run = members.shared
+    if members.sweep:
+        mesh = devices.make_sweep_mesh(len(members.each))
     else:
         apart = '' if run.rollout.contexts_at_once is None else ' / rollout.contexts_at_once'
         mesh = devices.make_mesh(run.rollout.parts, rows_key=f'rollout.contexts{apart}')

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from sail_jax import config
 from sail_jax.config import Devices, Section, Teacher
 from sail_jax.errors import UserError
+from sail_jax.sweep import Members
 
 DType = Literal['float32', 'bfloat16']
 Target = Literal['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
@@ -231,7 +232,7 @@ def check(run: LanguageRun) -> None:
     """
     config.check(run)
     mixture, reward = run.objective.mixture, run.reward
-    if config.members(run):
+    if Members.of(run).sweep:
         raise UserError('seeds, sweep: language runs are trained one by one')
     if run.prompts_per_update % run.optimizer.minibatches:
         raise UserError(

@@ -11,12 +11,12 @@ from sail_jax import config, configfile
 from sail_jax.core.update import OF_PAIRS, State
 from sail_jax.errors import TrainingFailed, one_line
 from sail_jax.files import ROOM, writing
+from sail_jax.sweep import Members
 from sail_jax.training import hosts, metrics
 from sail_jax.training.compilation import Stopwatch
 from sail_jax.training.metrics import Row
 from sail_jax.training.notices import Notices
 from sail_jax.training.progress import ProgressBar
-from sail_jax.training.rundir import directories
 from sail_jax.training.task import Task
 
 
@@ -25,7 +25,7 @@ class Recorder:
 
     def __init__(
         self,
-        run: config.Trained,
+        members: Members,
         task: Task,
         run_dir: Path,
         began: float,
@@ -35,31 +35,31 @@ class Recorder:
     ):
         # A row that waited for its evaluation is written now, perhaps for the second time.
         step = None if resumed is None else int(np.max(resumed.step)) - held
-        self._run, self._task = run, task
-        self._directories = directories(run, run_dir)
-        runs = [member.run for member in config.members(run)] or [run]
+        self._run, self._task = members.run, task
+        self._directories = members.directories(run_dir)
         self._began, self._since = began, time.perf_counter()
-        self._labels = np.zeros(len(runs), int) if resumed is None else np.ravel(resumed.labels)
+        self._labels = (
+            np.zeros(len(members.each), int) if resumed is None else np.ravel(resumed.labels)
+        )
         self._spent_at: int | None = None
         self._compile_s: float | None = None
         self._compiling = Stopwatch()
         self._failed: set[int] = set()
         self.saves_failed = 0
         """Checkpoints that could not be written; the run goes on without them."""
-        self._writers: list[list[metrics.Writer]] = [[] for _ in runs]
+        self._writers: list[list[metrics.Writer]] = [[] for _ in members.each]
         if hosts.is_main():
             self._writers = [
-                self._open(one, directory, directory != run_dir, step)
-                for one, directory in zip(runs, self._directories, strict=True)
+                self._open(member.run, member.directory(run_dir), members.sweep, step)
+                for member in members.each
             ]
         self._bar = bar
-        names = [member.name for member in config.members(run)] or ['']
-        self._notices = Notices(run, names, self._say)
+        self._notices = Notices(members.run, [member.name for member in members.each], self._say)
 
     def _open(
-        self, run: config.Run, directory: Path, member: bool, step: int | None
+        self, run: config.Trained, directory: Path, sweep: bool, step: int | None
     ) -> list[metrics.Writer]:
-        if member:
+        if sweep:
             with writing(directory, ROOM):
                 configfile.write(run, directory / 'config.yaml')
         at = None if step is None else step * self._task.units_per_update

@@ -3,22 +3,18 @@
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from sail_jax import config, configfile, files
 from sail_jax.errors import UserError
 from sail_jax.files import ROOM, leads_out, writing
+from sail_jax.sweep import Members
 from sail_jax.terminal import say
 from sail_jax.training import checkpoint, hosts, lock
 from sail_jax.training.rows import scan
 from sail_jax.training.task import Task
-
-
-def directories(run: config.Trained, run_dir: Path) -> list[Path]:
-    """Where the rows go: the run directory; of a sweep, one within it for each member."""
-    return [run_dir / member.name for member in config.members(run)] or [run_dir]
 
 
 @contextlib.contextmanager
@@ -80,8 +76,7 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
 def _refuse_members_ahead(run: config.Settings, run_dir: Path) -> None:
     """A sweep that goes on writes its members' directories anew, from where it is itself."""
     step = max(checkpoint.saved_steps(run_dir / 'checkpoints'), default=0)
-    for member in config.members(run):
-        directory = run_dir / member.name
+    for directory in Members.of(run).directories(run_dir):
         ahead = max(checkpoint.saved_steps(directory / 'checkpoints'), default=0)
         if ahead > step:
             raise UserError(
@@ -91,13 +86,11 @@ def _refuse_members_ahead(run: config.Settings, run_dir: Path) -> None:
             )
 
 
-def hold_members(
-    members: Sequence[config.Member], run_dir: Path, exits: contextlib.ExitStack
-) -> None:
+def hold_members(members: Members, run_dir: Path, exits: contextlib.ExitStack) -> None:
     """Each member's directory is that of a run, which could be resumed alone."""
-    for member in members:
-        _make_directory(run_dir / member.name)
-        exits.enter_context(lock.held(run_dir / member.name))
+    for directory in members.directories(run_dir) if members.sweep else []:
+        _make_directory(directory)
+        exits.enter_context(lock.held(directory))
 
 
 def _require_a_run(run_dir: Path) -> Path:
@@ -144,15 +137,15 @@ def _require_writable(run_dir: Path) -> None:
         raise UserError(f'{run_dir}: not writable')
 
 
-def updated(run: config.Trained, run_dir: Path) -> list[Path]:
+def updated(members: Members, run_dir: Path) -> list[Path]:
     """The `metrics.jsonl` in which there are updates."""
-    paths = [parent / 'metrics.jsonl' for parent in directories(run, run_dir)]
+    paths = [parent / 'metrics.jsonl' for parent in members.directories(run_dir)]
     return [p for p in paths if p.exists() and any(row['step'] > 0 for row in scan(p).rows)]
 
 
-def keep_rows_aside(run: config.Trained, run_dir: Path) -> None:
+def keep_rows_aside(members: Members, run_dir: Path) -> None:
     """Of a run that begins again, since none of its checkpoints was written."""
-    paths, now = updated(run, run_dir), time.time_ns()
+    paths, now = updated(members, run_dir), time.time_ns()
     for path in paths:
         with writing(path, ROOM):
             path.rename(path.with_name(f'before-{now}-{path.name}'))

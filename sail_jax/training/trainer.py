@@ -17,6 +17,7 @@ from sail_jax.core import update
 from sail_jax.core.update import Policy, State
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.files import ROOM, writing
+from sail_jax.sweep import Member, Members
 from sail_jax.training import checkpoint, devices, hosts, metrics, rundir, setup, signals
 from sail_jax.training.metrics import Row
 from sail_jax.training.progress import ProgressBar
@@ -61,17 +62,18 @@ def train(
     began = time.perf_counter()
     metrics.check(run)
     devices.require_memory(task.batch_bytes(), 'a batch of this configuration')
-    layout, read = Layout.of(run, task), task.digests()
+    members = Members.of(run)
+    layout, read = Layout.of(members, task), task.digests()
     devices.require_memory(devices.size(layout.state), 'the training state of this configuration')
     with rundir.claimed(run, run_dir, resume):
-        result = _train(run, task, layout, read, run_dir, resume, quiet, began)
+        result = _train(members, task, layout, read, run_dir, resume, quiet, began)
         if isinstance(result, Result):
             finish(result)
         return result
 
 
 def _train(
-    run: config.Trained,
+    members: Members,
     task: Task,
     layout: Layout,
     read: dict[str, str],
@@ -87,13 +89,11 @@ def _train(
       began: when, by `time.perf_counter`.
     """
     directory = run_dir / 'checkpoints'
-    found, (seed, hyper) = config.members(run), setup.identity(run, task)
-    judge = task.evaluate
-    if found:
-        judge = jax.jit(jax.vmap(judge, spmd_axis_name='seed'))
+    run, (seed, hyper) = members.run, setup.identity(members, task)
+    judge = setup.evaluation(members, task)
     saved = f'checkpoints so far are in {directory}'
     begun = resume and checkpoint.has_begun(directory)
-    if resume and not begun and rundir.updated(run, run_dir):
+    if resume and not begun and rundir.updated(members, run_dir):
         raise UserError(f'{directory}: no checkpoint, though metrics.jsonl has updates')
     with contextlib.ExitStack() as exits:
         bar = exits.enter_context(
@@ -102,7 +102,7 @@ def _train(
         bar.stage('preparing the start policy')
         try:
             # Killed before anything was saved, a run begins again.
-            start = None if begun else setup.start_policy(run, task)
+            start = None if begun else setup.start_policy(members, task)
         except UserError:
             if not resume and hosts.is_main():  # The directory is free for the corrected run.
                 (run_dir / 'config.yaml').unlink()
@@ -132,21 +132,21 @@ def _train(
             rundir.require_same_files(run_dir, meta.get('read', {}), read)
         else:
             if resume and hosts.is_main():
-                rundir.keep_rows_aside(run, run_dir)
+                rundir.keep_rows_aside(members, run_dir)
             bar.stage('compiling the start')
-            state = setup.initial_state(run, task, start._replace(frozen=frozen))
+            state = setup.initial_state(members, task, start._replace(frozen=frozen))
             before, held = [], []
         if resume and hosts.is_main():
             configfile.write(run, run_dir / 'config.yaml')
         step, size = int(np.max(state.step)), task.updates_per_dispatch
-        hosts.on_main(lambda: rundir.hold_members(found, run_dir, exits))
+        hosts.on_main(lambda: rundir.hold_members(members, run_dir, exits))
         recorder = exits.enter_context(
-            Recorder(run, task, run_dir, began, state if before else None, bool(held), bar)
+            Recorder(members, task, run_dir, began, state if before else None, bool(held), bar)
         )
 
         def evaluate() -> list[Row]:
             numbers = jax.device_get(judge(state.policy, start, seed, hyper))
-            rows = setup.split(numbers, len(found))
+            rows = setup.split(members, numbers)
             return [{f'eval/{key}': float(value) for key, value in row.items()} for row in rows]
 
         def save(score: float, wait: bool = False) -> bool:
@@ -175,7 +175,7 @@ def _train(
             bar.stage('compiling and evaluating')
             before = evaluate()
             recorder.write([[{**recorder.position(0, 0), **row}] for row in before])
-            score = _score(run, task, before)
+            score = _score(members, task, before)
             if hosts.any_process(bool(caught)):
                 stop(score)
             save(score)
@@ -190,7 +190,8 @@ def _train(
         dispatch = task.dispatch
         if not last and dispatch is None:
             dispatch = recorder.compile(
-                update.make_dispatch(task.workload, run, size, layout.shardings, bool(found)), state
+                update.make_dispatch(task.workload, run, size, layout.shardings, members.sweep),
+                state,
             )
         bar.training()
         recorder.restart_clock()
@@ -224,7 +225,7 @@ def _train(
                         held = [member.pop() for member in rows]
                         recorder.write(rows)
                         give_up(error)
-                    score = _score(run, task, after)
+                    score = _score(members, task, after)
                     for member, row in zip(rows, after, strict=True):
                         member[-1] |= row
                 recorder.write(rows)
@@ -260,20 +261,20 @@ def _train(
                 wall_s=recorder.wall_s(),
             )
             for policy, begin, first, row, labels in zip(
-                setup.split(state.policy, len(found)),
-                setup.split(start, len(found)),
+                setup.split(members, state.policy),
+                setup.split(members, start),
                 before,
                 after,
                 np.ravel(state.labels),
                 strict=True,
             )
         ]
-        if not found:
+        if not members.sweep:
             return results[0]
         for member, begin, own, first in zip(
-            found,
-            setup.split(start, len(found)),
-            setup.split(state, len(found)),
+            members.each,
+            setup.split(members, start),
+            setup.split(members, state),
             before,
             strict=True,
         ):
@@ -282,16 +283,17 @@ def _train(
         return results
 
 
-def _score(run: config.Trained, task: Task, evaluation: Sequence[Row]) -> float:
+def _score(members: Members, task: Task, evaluation: Sequence[Row]) -> float:
     """How good an evaluation is, by `checkpoints.metric`: more is better, -inf says nothing.
 
     Raises:
       UserError: the evaluation has no such number.
     """
     # Members of a sweep are at their best at different updates.
-    if config.members(run) or not run.checkpoints.keep_best:
+    checkpoints = members.run.checkpoints
+    if members.sweep or not checkpoints.keep_best:
         return -math.inf
-    (row,), given = evaluation, run.checkpoints.metric
+    (row,), given = evaluation, checkpoints.metric
     for name in task.best if given is None else (given,):
         value = row.get(name.removeprefix('-'))
         if value is not None:
@@ -304,7 +306,7 @@ def _score(run: config.Trained, task: Task, evaluation: Sequence[Row]) -> float:
 
 
 def _make_a_run_of(
-    member: config.Member, run_dir: Path, start: Policy, state: State, before: Row, wall_s: float
+    member: Member, run_dir: Path, start: Policy, state: State, before: Row, wall_s: float
 ) -> None:
     """Leaves a finished member of a sweep as a run that was trained alone would be left."""
     directory = run_dir / 'checkpoints'

@@ -28,6 +28,7 @@ from sail_jax import config, runs
 from sail_jax.control.config import ControlRun
 from sail_jax.core import update
 from sail_jax.core.update import Policy
+from sail_jax.sweep import Members
 from sail_jax.training import checkpoint, devices, setup, trainer
 from sail_jax.training.task import Task
 from tests.support import bandit_workload, exact, small
@@ -128,7 +129,9 @@ def named(tree: Any) -> dict[str, np.ndarray]:
 
 def state_of(plan: Plan, directory: Path) -> update.State:
     with checkpoint.open_manager(directory / 'checkpoints') as manager:
-        return checkpoint.restore(manager, setup.Layout.of(plan.run, plan.make()).state)[0]
+        return checkpoint.restore(
+            manager, setup.Layout.of(Members.of(plan.run), plan.make()).state
+        )[0]
 
 
 def left(plan: Plan, directory: Path) -> dict[str, Any]:
@@ -138,7 +141,7 @@ def left(plan: Plan, directory: Path) -> dict[str, Any]:
 
 def start_state(plan: Plan) -> update.State:
     task = plan.make()
-    return setup.initial_state(plan.run, task, task.start(0))
+    return setup.initial_state(Members.of(plan.run), task, task.start(0))
 
 
 def draw(plan: Plan, state: update.State) -> dict[str, np.ndarray]:
@@ -159,7 +162,7 @@ def draw_shape(contexts: int, lanes: int, at_once: int | None) -> dict[str, np.n
 
 def communication() -> dict[str, Any]:
     plan = control(Path())
-    task, layout = plan.make(), setup.Layout.of(plan.run, plan.make())
+    task, layout = plan.make(), setup.Layout.of(Members.of(plan.run), plan.make())
     dispatch = update.make_dispatch(task.workload, plan.run, 1, layout.shardings)
     found = collectives(dispatch.lower(layout.state).compile().as_text())
     return {
@@ -200,7 +203,7 @@ def gradients() -> dict[str, np.ndarray]:
         }
         run = ControlRun.model_validate(CONTROL.model_dump() | settings)
         task = runs.make_task(run, env=Point())
-        state = setup.initial_state(run, task, task.start(0))
+        state = setup.initial_state(Members.of(run), task, task.start(0))
 
         for kind, mesh in (('split', task.workload.mesh), ('whole', None)):
             workload = task.workload._replace(mesh=mesh)

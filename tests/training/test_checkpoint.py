@@ -17,6 +17,7 @@ from sail_jax.cli import main
 from sail_jax.control import envs
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import TrainingFailed, UserError
+from sail_jax.sweep import Members
 from sail_jax.training import checkpoint, metrics, setup, trainer
 from tests.support.checkpoints import damage, flip_bits, same
 from tests.support.disk import on_a_full_disk
@@ -253,7 +254,7 @@ def test_a_reference_of_a_save_that_was_killed_is_taken_anew(refreshed, tmp_path
     assert references(path) == [4, 6]
     with checkpoint.open_manager(path / 'checkpoints') as manager:
         env = runs.make_task(run, env=Point())
-        state, _ = checkpoint.restore(manager, setup.Layout.of(run, env).state)
+        state, _ = checkpoint.restore(manager, setup.Layout.of(Members.of(run), env).state)
     same(state.reference, refreshed[0].policy)
 
 

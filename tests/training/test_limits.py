@@ -3,7 +3,7 @@
 import pytest
 
 import sail_jax
-from sail_jax import config, runs
+from sail_jax import runs
 from sail_jax.cli import main
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
@@ -11,6 +11,7 @@ from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import tokens
 from sail_jax.language.sft import task as sft_task
 from sail_jax.language.sft.config import SftRun
+from sail_jax.sweep import Members
 from sail_jax.training import devices, setup
 from tests.support import small, tiny, tiny_tokenizer
 from tests.support.toy import SETTINGS, Point
@@ -99,8 +100,8 @@ def test_absurd_numbers_are_out_of_bounds(settings):
 )
 def test_more_runs_than_there_can_be(settings, said):
     with pytest.raises(UserError, match=said):
-        config.members(ControlRun.model_validate(settings))
-    assert len(config.members(ControlRun.model_validate({'seed': 2**31 - 2, 'seeds': 2}))) == 2
+        Members.of(ControlRun.model_validate(settings))
+    assert len(Members.of(ControlRun.model_validate({'seed': 2**31 - 2, 'seeds': 2})).each) == 2
 
 
 def test_lines_that_stand_for_more_than_they_say(tmp_path, capsys):
@@ -116,7 +117,7 @@ def test_lines_that_stand_for_more_than_they_say(tmp_path, capsys):
 
 def test_the_size_of_a_state_counts_every_copy():
     run = ControlRun.model_validate(SETTINGS)
-    state = setup.Layout.of(run, runs.make_task(run, env=Point())).state
+    state = setup.Layout.of(Members.of(run), runs.make_task(run, env=Point())).state
     assert devices.size(state.policy) < devices.size(state) < devices.memory()
     hidden = state.policy.params['policy']['params']['hidden_0']['kernel']
     assert devices.size(hidden) == 2 * 8 * 4

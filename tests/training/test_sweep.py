@@ -11,9 +11,10 @@ import pytest
 import yaml
 
 import sail_jax
-from sail_jax import config, configfile, runs
+from sail_jax import configfile, runs, sweep
 from sail_jax.control.config import ControlRun, recorded
 from sail_jax.errors import UserError
+from sail_jax.sweep import Members
 from sail_jax.training import metrics
 from tests.support.checkpoints import same
 from tests.support.toy import SETTINGS, Point
@@ -36,7 +37,7 @@ def swept(tmp_path_factory):
 
 
 def test_members_are_all_combinations():
-    found = config.members(make_run(**SWEEP))
+    found = Members.of(make_run(**SWEEP)).each
     assert [m.name for m in found][:3] == [
         'beta-0.1-coefficient-0-seed-3',
         'beta-0.1-coefficient-0-seed-5',
@@ -45,14 +46,14 @@ def test_members_are_all_combinations():
     assert len(found) == 8
     last = found[-1].run
     assert (last.seed, last.objective.beta, last.divergence.coefficient) == (5, 0.5, 0.3)
-    assert config.members(last) == ()
-    assert [m.run.seed for m in config.members(make_run(seed=4, seeds=3))] == [4, 5, 6]
+    assert not Members.of(last).sweep
+    assert [m.run.seed for m in Members.of(make_run(seed=4, seeds=3)).each] == [4, 5, 6]
 
 
 @pytest.mark.parametrize('index', [1, 7])
 def test_a_member_equals_the_run_alone(swept, tmp_path, index):
     results, path = swept
-    member = config.members(make_run(**SWEEP))[index]
+    member = Members.of(make_run(**SWEEP)).each[index]
     alone = train(tmp_path / 'alone', member.run)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
     jax.tree.map(close, results[index].policy.params, alone.policy.params)
@@ -78,7 +79,7 @@ def test_members_differ(swept):
 
 def test_a_member_is_a_run(swept):
     results, path = swept
-    member = config.members(make_run(**SWEEP))[2]
+    member = Members.of(make_run(**SWEEP)).each[2]
     run, policy, start = runs.open_run(path / member.name, env=Point())
     assert run == recorded(member.run, Point(), None)
     same(policy, results[2].policy)
@@ -98,7 +99,7 @@ def test_a_sweep_resumes_bit_for_bit(swept, tmp_path):
         same(ours.policy, theirs.policy)
         assert ours.after == theirs.after
         assert ours.before == theirs.before
-    name = config.members(make_run(**SWEEP))[0].name
+    name = Members.of(make_run(**SWEEP)).each[0].name
     rows = metrics.read_rows(tmp_path / 'run' / name / 'metrics.jsonl')
     assert [row['step'] for row in rows] == [0, 1, 2, 3, 4]
 
@@ -138,7 +139,7 @@ def test_what_cannot_be_swept_together():
         ),
     ):
         with pytest.raises(UserError, match=message):
-            config.check(make_run(**settings))
+            sweep.check(make_run(**settings))
 
 
 SCRIPT = """
@@ -182,7 +183,7 @@ def test_seeds_spread_over_devices(swept, tmp_path):
 )
 def test_command_line(arguments, names):
     run = configfile.override(make_run(), arguments, 'sail-jax', '')
-    assert [member.name for member in config.members(run)] == names
+    assert [member.name for member in Members.of(run).each] == names
     path = None
     again = configfile.validate(ControlRun, yaml.safe_load(configfile.to_yaml(run)), path, None)
     assert again == run

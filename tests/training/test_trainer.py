@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 import sail_jax
-from sail_jax import config, runs
+from sail_jax import runs
 from sail_jax.control.config import ControlRun
 from sail_jax.core import update
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
+from sail_jax.sweep import Members
 from sail_jax.training import checkpoint, metrics, setup, trainer
 from tests.support.checkpoints import damage, files, flip_bits, last_step, same, without_times
 from tests.support.toy import SETTINGS, Point, Poisoned
@@ -339,7 +340,7 @@ def test_a_run_none_of_whose_checkpoints_was_written_begins_again(tmp_path, monk
         patch.setattr(checkpoint, 'save', fail)
         with pytest.raises(TrainingFailed, match='no checkpoint could be written'):
             train(path, run)
-    directory = path / config.members(run)[0].name if seeds else path
+    directory = path / Members.of(run).each[0].name if seeds else path
     before = without_times(directory)
     assert [row['step'] for row in before] == [0, 1, 2, 3, 4]
     with metrics.console.capture() as said:
@@ -374,9 +375,10 @@ def test_tensorboard_keeps_what_came_before_a_resume(tmp_path):
 
 def test_the_step_neither_recompiles_nor_transfers(whole):
     run = make_run()
-    task = runs.make_task(run, env=Point())
-    state = setup.initial_state(run, task, task.start(run.seed))
-    dispatch = update.make_dispatch(task.workload, run, 2, setup.Layout.of(run, task).shardings)
+    task, members = runs.make_task(run, env=Point()), Members.of(run)
+    state = setup.initial_state(members, task, task.start(run.seed))
+    shardings = setup.Layout.of(members, task).shardings
+    dispatch = update.make_dispatch(task.workload, run, 2, shardings)
     state, _ = dispatch(state)
     with jax.transfer_guard('disallow'):
         for _ in range(2):
@@ -453,7 +455,7 @@ def test_sigkill_at_25_random_moments(undisturbed, tmp_path):
 
 def same_ends(path, other):
     task = runs.make_task(make_run(), env=Point())
-    abstract = setup.Layout.of(make_run(), task).policy
+    abstract = setup.Layout.of(Members.of(make_run()), task).policy
     same(*[checkpoint.restore_policy(run / 'checkpoints', abstract) for run in (path, other)])
     lines = (path / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line)['step'] for line in lines] == list(range(101))
@@ -529,14 +531,14 @@ def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path):
     # With room again the run goes on from there to the same end.
     assert run_full(path, 240, 'resume').returncode == 0
     task = runs.make_task(make_run(policy={'hidden': [256, 256]}), env=Point())
-    abstract = setup.Layout.of(make_run(policy={'hidden': [256, 256]}), task).policy
+    abstract = setup.Layout.of(Members.of(make_run(policy={'hidden': [256, 256]})), task).policy
     same(*[checkpoint.restore_policy(run / 'checkpoints', abstract) for run in (path, whole)])
 
 
 def test_the_state_survives_a_checkpoint_exactly(whole, tmp_path):
     run = make_run()
     task = runs.make_task(run, env=Point())
-    state = setup.initial_state(run, task, task.start(run.seed))
+    state = setup.initial_state(Members.of(run), task, task.start(run.seed))
     state = state._replace(labels=jnp.asarray(7, jnp.int32))
     checkpoint.save_start(tmp_path / 'checkpoints', state.reference)
     with checkpoint.open_manager(tmp_path / 'checkpoints', run.checkpoints) as manager:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from sail_jax.language import task
+from sail_jax.sweep import Members
 from sail_jax.training import setup
 from tests.support import small
 
@@ -27,7 +28,7 @@ def learned(tmp_path_factory):
             divergence={'states': 'data', 'coefficient': 0.1},
         )
         made = task.make(run)
-        state = setup.initial_state(run, made, made.start(0))
+        state = setup.initial_state(Members.of(run), made, made.start(0))
         rows = []
         for _ in range(3):
             state, metrics = made.dispatch(state)

@@ -12,6 +12,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import jax, numpy as np
+from sail_jax.sweep import Members
 from sail_jax.training import checkpoint, setup
 from sail_jax.language import task
 from tests.language import small
@@ -24,7 +25,7 @@ if not checkpoint.exists():
 settings |= {'prompts_per_update': 8, 'divergence': {'coefficient': 0.1}}
 run = small.run(checkpoint, prompts, **settings)
 made = task.make(run, reward=small.letters)
-state = setup.initial_state(run, made, made.start(0))
+state = setup.initial_state(Members.of(run), made, made.start(0))
 held = {'params': state.policy.params, 'moments': state.optimizer, 'frozen': state.policy.frozen}
 of_device = lambda x: x.addressable_shards[0].data.nbytes
 size = lambda tree, of: sum(map(of, jax.tree.leaves(tree)))
