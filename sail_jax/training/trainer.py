@@ -189,10 +189,10 @@ def _train(
             metrics.say(f'nothing is left to train: the run is at its end, {recorder.at(step)}')
         dispatch = task.dispatch
         if not last and dispatch is None:
-            dispatch = recorder.compile(
-                update.make_dispatch(task.workload, run, size, layout.shardings, members.sweep),
-                state,
+            dispatch = update.make_dispatch(
+                task.workload, members.shared, size, layout.shardings, members.sweep
             )
+            dispatch = recorder.compile(dispatch, state)
         bar.training()
         recorder.restart_clock()
         while not last:

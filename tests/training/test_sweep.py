@@ -77,6 +77,16 @@ def test_members_differ(swept):
     assert len(returns) == 8
 
 
+def test_a_swept_penalty_is_there_whatever_the_configuration_says_beside_it(tmp_path):
+    run = make_run(divergence={'coefficient': 0.0}, sweep={'coefficient': (0.0, 0.3)})
+    without, penalised = train(tmp_path / 'run', run)
+    alone = train(tmp_path / 'alone', make_run(divergence={'coefficient': 0.3}))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+    jax.tree.map(close, penalised.policy.params, alone.policy.params)
+    key = 'eval/kl_policy_to_ref'
+    assert without.after[key] > penalised.after[key]
+
+
 def test_a_member_is_a_run(swept):
     results, path = swept
     member = Members.of(make_run(**SWEEP)).each[2]
