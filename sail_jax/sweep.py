@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sail_jax import scalars
-from sail_jax.config import MAX_MEMBERS, Run, Sweep, Trained
+from sail_jax.config import MAX_MEMBERS, Run, Settings, Sweep
 from sail_jax.errors import UserError
 
 SECTIONS = {
@@ -26,7 +26,8 @@ class Member:
 
     name: str
     """Of its directory within the sweep's; empty for a run alone."""
-    run: Trained
+    run: Any
+    """A `config.Trained`; of a sweep, a `config.Run` without seeds and swept values."""
 
     def directory(self, run_dir: Path) -> Path:
         """Where its rows go; for a run alone, the run directory itself."""
@@ -37,14 +38,14 @@ class Member:
 class Members:
     """The runs of a configuration."""
 
-    run: Trained
+    run: Any
     """The configuration that they are made of."""
     each: tuple[Member, ...]
     sweep: bool
     """Whether arrays lead with an axis over the members. A run alone has no such axis."""
 
     @classmethod
-    def of(cls, run: Trained) -> 'Members':
+    def of(cls, run: Settings) -> 'Members':
         """The members of a configuration: one for each combination of seeds and swept values.
 
         Raises:
