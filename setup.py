@@ -66,6 +66,7 @@ setup(
         'lint': ['pyright[nodejs]>=1.1.414', 'ruff>=0.8', 'pre-commit>=4'],
         'parity': ['torch>=2.6', 'transformers>=5', 'peft>=0.18'],
         'benchmarks': ['gymnasium[mujoco]>=1.4', 'torch>=2.6', 'transformers>=5', 'trl>=1.16'],
+        'docs': ['sphinx>=8.2', 'myst-parser>=5', 'pydata-sphinx-theme>=0.20'],
         'playground': ['playground>=0.2'],
         'tensorboard': ['tensorboard>=2.18'],
         'wandb': ['wandb>=0.19'],

@@ -57,8 +57,10 @@ def one_line(capsys):
     return said
 
 
-def test_a_run_leaves_what_the_readme_says(runs):
+def test_a_run_leaves_what_the_documentation_says(runs):
+    page = (ROOT / 'docs' / 'reference' / 'run-directory.md').read_text()
     for name in ('config.yaml', 'metrics.jsonl', 'checkpoints', 'tensorboard'):
+        assert f'| `{name}' in page
         assert (runs[0] / name).exists()
     assert list((runs[0] / 'tensorboard').iterdir())
     rows = metrics.read_rows(runs[0] / 'metrics.jsonl')

@@ -13,6 +13,11 @@ from tests.support.paths import ROOT
 README = (ROOT / 'README.md').read_text()
 
 
+def test_it_is_short():
+    assert len(README.splitlines()) <= 160
+    assert len(README.split()) <= 1100
+
+
 def test_ci_runs_the_readmes_test_command():
     blocks = re.findall(r'```bash\n(.*?)```', README, re.DOTALL)
     command = next(block for block in blocks if 'pytest' in block).strip()

@@ -17,9 +17,9 @@ from tests.support import small
 from tests.support.paths import ROOT
 
 
-def test_readmes_configuration_is_one():
-    readme = (ROOT / 'README.md').read_text()
-    block = re.search(r'```yaml\n(workload: language.*?)```', readme, re.DOTALL)[1]
+def test_the_guides_configuration_is_one():
+    guide = (ROOT / 'docs' / 'guides' / 'language.md').read_text()
+    block = re.search(r'```yaml\n(workload: language.*?)```', guide, re.DOTALL)[1]
     check(LanguageRun.model_validate(yaml.safe_load(block)))
 
 

@@ -58,7 +58,7 @@ def test_before_anything_is_begun_and_while_the_reference_is_trained(tmp_path):
 
 @pytest.mark.slow
 def test_what_was_stopped_before_its_start_begins_again(tmp_path):
-    """As docs/hosts.md queues it again."""
+    """As docs/guides/hosts.md queues it again."""
     first = start(tmp_path)
     until(first, 'start policy')
     first.send_signal(signal.SIGTERM)

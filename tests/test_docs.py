@@ -1,0 +1,52 @@
+"""What the pages of docs/ say about the code; CI builds them strictly besides."""
+
+import ast
+import re
+
+import pytest
+
+from sail_jax import configfile, runs
+from tests.support.paths import ROOT
+
+PAGES = sorted(
+    path
+    for path in (ROOT / 'docs').rglob('*.md')
+    if not {'_build', 'generated'} & set(path.relative_to(ROOT).parts)
+)
+FILES = ('quickstart', 'language/qwen2.5-0.5b-ultrafeedback', 'language/sft')
+KEYS = {
+    key
+    for name in FILES
+    for key in configfile._fields(type(runs.load(ROOT / 'configs' / f'{name}.yaml')))
+}
+SECTIONS = {key.partition('.')[0] for key in KEYS if '.' in key}
+NO_KEYS = ('env.step', 'section.key')
+
+
+@pytest.fixture(params=PAGES, ids=lambda path: str(path.relative_to(ROOT / 'docs')))
+def page(request):
+    return request.param.read_text()
+
+
+def test_settings_exist(page):
+    named = re.findall(r'`(?:--)?([a-z_]+(?:\.[a-z_]+)+)\b(?![(/])[^`]*`', page)
+    for key in named:
+        if key.partition('.')[0] in SECTIONS and key not in NO_KEYS:
+            assert key in KEYS, key
+
+
+def test_options_in_commands_exist(page):
+    for key in re.findall(r'--([a-z_]+\.[a-z_.]+)', page):
+        assert key in KEYS or key in NO_KEYS, key
+
+
+def test_paths_exist(page):
+    for path in re.findall(
+        r'`((?:configs|benchmarks|sail_jax|docs|tests|examples)/[\w./-]+)`', page
+    ):
+        assert (ROOT / path).exists(), path
+
+
+def test_python_is_python(page):
+    for block in re.findall(r'```python\n(.*?)```', page, re.DOTALL):
+        ast.parse(block)
