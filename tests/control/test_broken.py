@@ -13,6 +13,7 @@ from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Episodes
 from sail_jax.core import update
 from sail_jax.core.update import Hyper
+from sail_jax.sweep import Members
 from sail_jax.training import devices, trainer
 from tests.support.toy import SETTINGS, Point
 
@@ -98,7 +99,7 @@ def test_a_policy_without_a_sound_episode_has_no_return_and_says_so(capsys):
     assert 'reference: none' not in said
     assert 'episodes that broke the simulator │ 0 │ 48' in said
     row = {f'eval/{key}': value for key, value in got.items()}
-    assert trainer._score(RUN, TASK, [row]) == -np.inf
+    assert trainer._score(Members.of(RUN), TASK, [row]) == -np.inf
 
 
 class TASK:
@@ -145,7 +146,7 @@ def test_the_best_checkpoint_is_a_sound_one():
         checkpoints = RUN.checkpoints.model_copy(update={'metric': metric})
         run = RUN.model_copy(update={'checkpoints': checkpoints})
         row = {'eval/return': value, 'eval/length': value, 'eval/not_finite': broken}
-        return trainer._score(run, TASK, [row])
+        return trainer._score(Members.of(run), TASK, [row])
 
     assert score(-1e6, 0) > score(1e6, 1) > score(0.5, 1) > score(0.25, 1) > score(1e6, 2)
     assert score(-5.0, 0, 'eval/length') > score(9.0, 1, 'eval/length')
