@@ -144,6 +144,14 @@ def save(
         raise TrainingFailed(f'{manager.directory}: update {step} was not saved')
 
 
+def rate(directory: Path, step: int, score: float) -> None:
+    """Gives a checkpoint another score, which managers see once they reload."""
+    path = directory / str(step) / 'metrics' / 'metrics'
+    part = path.with_suffix('.part')
+    part.write_text(json.dumps({'score': score}))
+    part.replace(path)
+
+
 def restore(
     manager: ocp.CheckpointManager, abstract: State, settings: dict[str, Any] | None = None
 ) -> tuple[State, dict[str, Any]]:

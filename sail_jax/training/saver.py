@@ -75,6 +75,17 @@ class Saver:
             return False
         return self._finish() if wait else True
 
+    def rate(self, step: int, score: float) -> None:
+        """Gives a checkpoint the score of an evaluation that was made only after its save."""
+        if hosts.is_main():
+            try:
+                checkpoint.rate(self._directory, step, score)
+            except OSError as error:
+                self._report(step, error)
+        hosts.any_process(False)  # No process looks before it is there.
+        self.manager.reload()
+        self._scores[step] = score
+
     def has(self, step: int) -> bool:
         """Whether the state after that many updates is on the disk."""
         return step in checkpoint.saved_steps(self._directory)

@@ -183,6 +183,7 @@ def _train(
         if held:
             after, rows = evaluate(), held
             recorder.write([[row | numbers] for row, numbers in zip(rows, after, strict=True)])
+            saver.rate(step, _score(members, task, after))
             held = []
         last = step >= task.updates or recorder.budget_spent()
         if last and resume and hosts.is_main() and not quiet:

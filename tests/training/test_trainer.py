@@ -305,6 +305,28 @@ def test_a_signal_before_the_first_update(whole, tmp_path, monkeypatch, moment):
     same(train(path, resume=True).policy, whole[0].policy)
 
 
+def test_an_evaluation_that_waited_is_among_the_best(tmp_path, monkeypatch):
+    run = make_run(checkpoints={'every_updates': 2, 'keep': 1, 'keep_best': 3})
+    train(tmp_path / 'whole', run)
+    compile_program = trainer.Recorder.compile
+
+    def signal_first(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return compile_program(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Recorder, 'compile', signal_first)
+        with pytest.raises(Interrupted):
+            train(tmp_path / 'cut', run)
+    train(tmp_path / 'cut', run, resume=True)
+    scores = []
+    for name in ('whole', 'cut'):
+        with checkpoint.open_manager(tmp_path / name / 'checkpoints') as manager:
+            scores.append(checkpoint.scores(manager))
+    assert scores[0].keys() == {0, 2, 4}
+    assert scores[1] == scores[0]
+
+
 @pytest.mark.parametrize(
     ('module', 'moment'),
     [
