@@ -42,8 +42,9 @@ from sail_jax.language import task, workload
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.model import policy, sampler, sharding
 from sail_jax.language.model.architecture import Architecture
+from sail_jax.language.model.attention import prompt_positions
 from sail_jax.language.model.logprobs import Prompts
-from sail_jax.language.model.transformer import Decoder, prompt_positions
+from sail_jax.language.model.transformer import Decoder
 from sail_jax.training import devices
 
 SIZES = SMALL | {'qwen2.5-0.5b': PUBLISHED['Qwen2.5-0.5B-Instruct'].architecture}

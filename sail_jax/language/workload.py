@@ -138,7 +138,7 @@ def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload
 
     def compare(policy: Policy, reference: Policy, theirs: jax.Array, inputs: Inputs) -> Compared:
         ours = logprobs.predictions(models.policy(policy), inputs.prompts, inputs.tokens_BxLxT)
-        held = logprobs.Tokens(theirs, models.reference(reference).head_DxV())
+        held = logprobs.Predictions(theirs, models.reference(reference).head())
         return logprobs.compare(ours, held, inputs.tokens_BxLxT)
 
     def auxiliary_loss(policy: Policy, inputs: Any, steps: jax.Array) -> tuple[jax.Array, Metrics]:

@@ -12,8 +12,8 @@ from sail_jax.core.update import Policy
 from sail_jax.language import workload
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.model import sampler
+from sail_jax.language.model.attention import Memory
 from sail_jax.language.model.sampler import Sampling
-from sail_jax.language.model.transformer import Memory
 from tests.support import tiny
 from tests.support.keys import reused, uses
 

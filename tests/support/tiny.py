@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 
 from sail_jax.language.model.architecture import Architecture, Rope
-from sail_jax.language.model.transformer import Decoder, prompt_positions
+from sail_jax.language.model.attention import prompt_positions
+from sail_jax.language.model.transformer import Decoder
 
 SIZES = {
     'vocab_size': 61,

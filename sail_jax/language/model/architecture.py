@@ -1,8 +1,4 @@
-"""The decoder that a Hugging Face `config.json` describes.
-
-Families: Llama 2 and 3, Mistral, Qwen1.5, Qwen2, Qwen2.5 (all three are `qwen2` there) and Qwen3.
-What these share is one network; a family is a set of switches of `Architecture`.
-"""
+"""The decoder that a Hugging Face `config.json` describes; `families` has what there are."""
 
 import json
 from pathlib import Path
@@ -15,6 +11,7 @@ from sail_jax import files
 from sail_jax.config import Section
 from sail_jax.errors import UserError
 from sail_jax.language.model import hf_config
+from sail_jax.language.model.families import FAMILIES
 
 MAX_JSON = 2**24
 """Bytes of a JSON file that describes others."""
@@ -45,8 +42,8 @@ class Rope(Section):
 class Architecture(Section):
     """Sizes and switches of a decoder; hashable. The bounds refuse what no such model has."""
 
-    family: Literal['llama', 'mistral', 'qwen2', 'qwen3']
-    """As what `transformers` reads it."""
+    family: str
+    """As what `transformers` reads it: llama, mistral, qwen2 or qwen3."""
     vocab_size: int = Field(ge=1, le=2**22)
     """At least the tokeniser's ids."""
     hidden_size: int = Field(ge=1, le=2**17)
@@ -76,6 +73,19 @@ class Architecture(Section):
     look back on all."""
     max_positions: int = Field(default=4096, ge=1, le=2**30)
     """Tokens of prompt and response together."""
+    extras: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """What only this family has, by the keys of its `config.json`; null is left out."""
+
+    def __hash__(self) -> int:
+        values = (getattr(self, name) for name in type(self).model_fields if name != 'extras')
+        return hash((*values, *sorted(self.extras.items())))
+
+    @pydantic.field_validator('family')
+    @classmethod
+    def _known(cls, family: str) -> str:
+        if family not in FAMILIES:
+            raise ValueError(f'should be one of {", ".join(FAMILIES)}')
+        return family
 
     @pydantic.model_validator(mode='after')
     def _consistent(self) -> 'Architecture':
@@ -83,7 +93,7 @@ class Architecture(Section):
             raise ValueError(
                 f'{self.heads} attention heads do not divide by {self.kv_heads} key-value heads'
             )
-        if self.family == 'llama' and self.hidden_size % self.heads:
+        if FAMILIES[self.family].whole_heads and self.hidden_size % self.heads:
             raise ValueError(
                 f'hidden_size {self.hidden_size} does not divide by {self.heads} attention heads'
             )
@@ -172,12 +182,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def to_hf(architecture: Architecture) -> dict[str, Any]:
     """A `config.json` for a model that did not come from one; transformers 4 and 5 read it."""
-    a = architecture
+    a, family = architecture, FAMILIES[architecture.family]
     data = {theirs: getattr(a, ours) for ours, theirs in RENAMED.items()}
     data |= {
-        'model_type': a.family,
-        'architectures': [f'{a.family.title()}ForCausalLM'],
-        'hidden_act': 'silu',
+        'model_type': family.name,
+        'architectures': [family.model_class],
+        'hidden_act': family.activation,
         'rope_theta': a.rope.theta,
         'sliding_window': max(a.windows, default=0) or None,
     }
@@ -185,15 +195,15 @@ def to_hf(architecture: Architecture) -> dict[str, Any]:
         scaling = a.rope.model_dump(exclude={'theta', 'kind'})
         keys = ('factor',) if a.rope.kind == 'linear' else tuple(scaling)
         data['rope_scaling'] = {'rope_type': a.rope.kind} | {key: scaling[key] for key in keys}
-    if a.family in ('llama', 'qwen3'):
+    if 'attention_bias' in family.keys:
         data['attention_bias'] = a.qkv_bias
-    if a.family == 'llama':
+    if 'mlp_bias' in family.keys:
         data['mlp_bias'] = a.mlp_bias
-    qwen = a.family.startswith('qwen') and any(a.windows)
-    if qwen:
+    switched = 'use_sliding_window' in family.keys and any(a.windows)
+    if switched:
         data['use_sliding_window'] = True
-    if qwen or len(set(a.windows)) > 1:
+    if switched or len(set(a.windows)) > 1:
         data['layer_types'] = [
             'sliding_attention' if window else 'full_attention' for window in a.windows
         ]
-    return data
+    return data | {key: a.extras.get(key) for key in family.extras}

@@ -1,15 +1,16 @@
-"""What a Hugging Face `config.json` says, family by family, as transformers 5 takes it.
+"""What a Hugging Face `config.json` says, as transformers 5 takes it; see `families`.
 
 A key that is absent has the value that transformers gives it there, a value of another type than
 its key's is refused, and so is a key of other architectures that would make another function.
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from sail_jax.errors import UserError, shown
+from sail_jax.language.model.families import FAMILIES, Family, Keys, Whole
 
 # Keys that are not of these families, and their value where they change nothing besides null. Those
 # that come with tensors of their own (experts, further norms) are told by their tensors.
@@ -59,77 +60,7 @@ ROPE_KEYS = {
 }
 """What each kind of RoPE takes besides `rope_theta`."""
 
-Whole = Annotated[float, Field(ge=1, le=1)]
 ModelT = TypeVar('ModelT', bound=BaseModel)
-
-
-class _Config(BaseModel):
-    """The keys that all families have; the sizes' bounds are `Architecture`'s."""
-
-    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
-    rms_norm_eps: float = 1e-6
-    tie_word_embeddings: bool = False
-    max_position_embeddings: int
-    rope_theta: float = 10_000.0
-    partial_rotary_factor: Whole | None = None
-    sliding_window: int | None = None
-    layer_types: list[Literal['full_attention', 'sliding_attention']] | None = None
-
-    @property
-    def window(self) -> int | None:
-        """Of the layers that have one."""
-        return self.sliding_window
-
-    @property
-    def full_layers(self) -> int:
-        """The first layers, which look back on all where `layer_types` does not say."""
-        return 0
-
-
-class _Llama(_Config):
-    max_position_embeddings: int = 2048
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    sliding_window: None = None
-    layer_types: list[Literal['full_attention']] | None = None
-
-
-class _Mistral(_Config):
-    """With `layer_types`, transformers takes it as its Ministral, the same network."""
-
-    num_key_value_heads: int = 8
-    max_position_embeddings: int = 131_072
-    sliding_window: int | None = 4096
-
-
-class _Qwen2(_Config):
-    num_key_value_heads: int | None = 32
-    head_dim: int = None  # Where it is given it is a number.
-    max_position_embeddings: int = 32_768
-    use_sliding_window: bool = False
-    sliding_window: int | None = 4096
-    max_window_layers: int = 28
-
-    @property
-    def window(self) -> int | None:
-        return self.sliding_window if self.use_sliding_window else None
-
-    @property
-    def full_layers(self) -> int:
-        return self.max_window_layers
-
-
-class _Qwen3(_Qwen2):
-    head_dim: int = 128
-    attention_bias: bool = False
 
 
 class _Rope(BaseModel):
@@ -145,9 +76,6 @@ class _Rope(BaseModel):
     original_max_position_embeddings: int = 8192
 
 
-OF_FAMILY = {'llama': _Llama, 'mistral': _Mistral, 'qwen2': _Qwen2, 'qwen3': _Qwen3}
-
-
 def fields(data: dict[str, Any], where: str) -> dict[str, Any]:
     """What of an `Architecture` the mapping of a `config.json` gives; sizes are not bounded yet.
 
@@ -158,42 +86,43 @@ def fields(data: dict[str, Any], where: str) -> dict[str, Any]:
     Raises:
       UserError: naming the key of what is not supported, contradicts itself, or is of a wrong type.
     """
-    family = data.get('model_type')
-    if not isinstance(family, str) or family not in OF_FAMILY:
-        raise UserError(f'{where}: model_type: {family!r:.80}; supported: {", ".join(OF_FAMILY)}')
-    if (activation := data.get('hidden_act', 'silu')) != 'silu':
-        raise UserError(f'{where}: hidden_act: {activation!r:.80}; supported: silu')
+    name = data.get('model_type')
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise UserError(f'{where}: model_type: {name!r:.80}; supported: {", ".join(FAMILIES)}')
+    family = FAMILIES[name]
+    if (activation := data.get('hidden_act', family.activation)) != family.activation:
+        raise UserError(f'{where}: hidden_act: {activation!r:.80}; supported: {family.activation}')
     _refuse_quantised(data, where)
     for key, neutral in FOREIGN.items():
-        if (value := data.get(key)) is not None and value != neutral:
+        if key not in family.extras and (value := data.get(key)) not in (None, neutral):
             raise UserError(
-                f'{where}: {key}: {value!r:.80}: not of a {family}, and another function; '
+                f'{where}: {key}: {value!r:.80}: not of a {name}, and another function; '
                 'where the model was trained without it, remove it'
             )
-    config = validated(OF_FAMILY[family], data, where)
-    heads = config.num_attention_heads
-    bias = getattr(config, 'attention_bias', False)
+    keys = validated(family.config, data, where)
+    heads, kv_heads, head_dim = keys.num_attention_heads, keys.num_key_value_heads, keys.head_dim
+    extras = {key: getattr(keys, key) for key in family.extras}
+    bias = getattr(keys, 'attention_bias', False)
     return {
-        'family': family,
-        'vocab_size': config.vocab_size,
-        'hidden_size': config.hidden_size,
-        'intermediate_size': config.intermediate_size,
-        'layers': config.num_hidden_layers,
+        'family': name,
+        'vocab_size': keys.vocab_size,
+        'hidden_size': keys.hidden_size,
+        'intermediate_size': keys.intermediate_size,
+        'layers': keys.num_hidden_layers,
         'heads': heads,
-        'kv_heads': heads if config.num_key_value_heads is None else config.num_key_value_heads,
+        'kv_heads': heads if kv_heads is None else kv_heads,
         # Where there are no heads, their own bound says so.
-        'head_dim': config.hidden_size // (heads or 1)
-        if config.head_dim is None
-        else config.head_dim,
-        'norm_eps': config.rms_norm_eps,
-        'tied': config.tie_word_embeddings,
-        'max_positions': config.max_position_embeddings,
-        'qkv_bias': bias or family == 'qwen2',
+        'head_dim': keys.hidden_size // (heads or 1) if head_dim is None else head_dim,
+        'norm_eps': keys.rms_norm_eps,
+        'tied': keys.tie_word_embeddings,
+        'max_positions': keys.max_position_embeddings,
+        'qkv_bias': bias,
         'out_bias': bias,
-        'mlp_bias': getattr(config, 'mlp_bias', False),
-        'qk_norm': family == 'qwen3',
-        'rope': _rope(data, config, where),
-        'windows': _windows(config, where),
+        'mlp_bias': getattr(keys, 'mlp_bias', False),
+        **family.switches,
+        'rope': _rope(data, keys, where),
+        'windows': _windows(keys, family, where),
+        'extras': {key: value for key, value in extras.items() if value is not None},
     }
 
 
@@ -231,7 +160,7 @@ def _refuse_quantised(data: dict[str, Any], where: str) -> None:
             )
 
 
-def _rope(data: dict[str, Any], config: _Config, where: str) -> dict[str, Any]:
+def _rope(data: dict[str, Any], keys: Keys, where: str) -> dict[str, Any]:
     """transformers 5 writes `rope_parameters`; an older `rope_scaling` beside it takes its place,
     base included."""
     key = 'rope_scaling' if data.get('rope_scaling') else 'rope_parameters'
@@ -252,11 +181,11 @@ def _rope(data: dict[str, Any], config: _Config, where: str) -> dict[str, Any]:
     values = {name: value for name, value in given.items() if name not in ('type', 'rope_type')}
     if unknown := values.keys() - known:
         raise UserError(f'{where}: {key}.{shown(min(unknown))}: not of rope type {kind}; remove it')
-    values = {'rope_theta': config.rope_theta} | values
+    values = {'rope_theta': keys.rope_theta} | values
     if kind == 'llama3':
         # One beside the object goes before one inside.
         name = 'original_max_position_embeddings'
-        values[name] = data.get(name, values.get(name, config.max_position_embeddings))
+        values[name] = data.get(name, values.get(name, keys.max_position_embeddings))
     if missing := [name for name in ROPE_KEYS[kind] if name not in values]:
         raise UserError(f'{where}: {key}: rope type {kind} needs {", ".join(missing)}')
     rope = validated(_Rope, values, f'{where}: {key}')
@@ -267,23 +196,23 @@ def _rope(data: dict[str, Any], config: _Config, where: str) -> dict[str, Any]:
     }
 
 
-def _windows(config: _Config, where: str) -> tuple[int, ...]:
+def _windows(keys: Keys, family: Family, where: str) -> tuple[int, ...]:
     """As of `Architecture`."""
-    window, layers, kinds = config.window, config.num_hidden_layers, config.layer_types
+    used = getattr(keys, 'use_sliding_window', True)
+    window = keys.sliding_window if used else None
+    layers, kinds = keys.num_hidden_layers, keys.layer_types
     if window is not None and window < 1:
         raise UserError(f'{where}: sliding_window: expected at least 1, got {window}')
     if kinds is not None and len(kinds) != layers:
         raise UserError(f'{where}: {len(kinds)} layer_types for {layers} layers')
     if kinds is None:
-        full = config.full_layers if window is not None else layers
         layers = min(layers, 2**12)  # More are refused.
-        kinds = [
-            'full_attention' if layer < full else 'sliding_attention' for layer in range(layers)
-        ]
+        on_all = [window is None or family.looks_back_on_all(keys, i) for i in range(layers)]
+        kinds = ['full_attention' if full else 'sliding_attention' for full in on_all]
     if 'sliding_attention' in kinds and window is None:
         raise UserError(
             f'{where}: layer_types: sliding_attention, but no sliding_window'
-            + ('' if config.sliding_window is None else ' (use_sliding_window is false)')
+            + ('' if keys.sliding_window is None else ' (use_sliding_window is false)')
         )
     if 'sliding_attention' not in kinds:
         return ()

@@ -12,12 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from sail_jax.core.update import Compared
-from sail_jax.language.model.transformer import (
-    Decoder,
-    as_prefix,
-    prompt_positions,
-    response_positions,
-)
+from sail_jax.language.model.attention import as_prefix, prompt_positions, response_positions
+from sail_jax.language.model.transformer import Decoder, Head
 
 CHUNK = 256
 """Tokens whose logits exist at once. The gradient of `compare` holds about four float32 arrays of
@@ -32,15 +28,16 @@ class Prompts(NamedTuple):
     """At least 1."""
 
 
-class Tokens(NamedTuple):
-    """A model's distributions over the next token, before the vocabulary is spelled out."""
+class Predictions(NamedTuple):
+    """A model's distributions over the next token at each of T places: what they follow from,
+    since the probabilities of all V words of all places are never held at once."""
 
     hidden: jax.Array
     """[..., T, D]"""
-    head_DxV: jax.Array
+    head: Head
 
 
-def predictions(decoder: Decoder, prompts: Prompts, responses_BxLxT: jax.Array) -> Tokens:
+def predictions(decoder: Decoder, prompts: Prompts, responses_BxLxT: jax.Array) -> Predictions:
     """What the model expects at each place of the responses, [B, L, T, D].
 
     The prompt is computed once for its L responses. Tokens after a response's end have no
@@ -56,7 +53,7 @@ def predictions(decoder: Decoder, prompts: Prompts, responses_BxLxT: jax.Array) 
     # The last token predicts nothing that is asked.
     rest, _ = decoder(responses_BxLxT[..., :-1], positions[..., :-1], as_prefix(memory))
     first = jnp.broadcast_to(first[:, None, None], (B, L, 1, first.shape[-1]))
-    return Tokens(jnp.concatenate([first, rest], 2), decoder.head_DxV())
+    return Predictions(jnp.concatenate([first, rest], 2), decoder.head())
 
 
 def last_hidden(hidden_Bx1xPxD: jax.Array, lengths_B: jax.Array) -> jax.Array:
@@ -65,7 +62,7 @@ def last_hidden(hidden_Bx1xPxD: jax.Array, lengths_B: jax.Array) -> jax.Array:
     return jnp.take_along_axis(hidden_Bx1xPxD[:, 0], index, axis=1)[:, 0]
 
 
-def log_probs(tokens: Tokens, target: jax.Array, chunk: int = CHUNK) -> jax.Array:
+def log_probs(predicted: Predictions, target: jax.Array, chunk: int = CHUNK) -> jax.Array:
     """Log-probability of each target, float32 [..., T].
 
     Args:
@@ -74,37 +71,37 @@ def log_probs(tokens: Tokens, target: jax.Array, chunk: int = CHUNK) -> jax.Arra
     """
 
     def one(hidden, target):
-        return _pick(_log_softmax(Tokens(hidden, tokens.head_DxV)), target)
+        return _pick(_log_softmax(predicted.head, hidden), target)
 
-    return _in_chunks(one, (tokens.hidden, target), target.shape, chunk)
+    return _in_chunks(one, (predicted.hidden, target), target.shape, chunk)
 
 
-def compare(policy: Tokens, reference: Tokens, target: jax.Array, chunk: int = CHUNK) -> Compared:
+def compare(
+    policy: Predictions, reference: Predictions, target: jax.Array, chunk: int = CHUNK
+) -> Compared:
     """Log-probabilities under both models and the exact KL between them, both directions.
 
     The KLs cost no matrix product beyond those of the two log-probabilities. Differentiable in the
-    policy; the reference is held. Arguments as of `log_probs`.
+    policy; the reference is constant. Arguments as of `log_probs`.
     """
     reference = jax.lax.stop_gradient(reference)
 
     def one(hidden, reference_hidden, target):
-        ours = _log_softmax(Tokens(hidden, policy.head_DxV))
-        theirs = _log_softmax(Tokens(reference_hidden, reference.head_DxV))
-        ratio = ours - theirs
+        logp_V = _log_softmax(policy.head, hidden)
+        reference_logp_V = _log_softmax(reference.head, reference_hidden)
+        ratio_V = logp_V - reference_logp_V
         return Compared(
-            logp=_pick(ours, target),
-            reference_logp=_pick(theirs, target),
-            ref_to_policy=-(jnp.exp(theirs) * ratio).sum(-1),
-            policy_to_ref=(jnp.exp(ours) * ratio).sum(-1),
+            logp=_pick(logp_V, target),
+            reference_logp=_pick(reference_logp_V, target),
+            ref_to_policy=-(jnp.exp(reference_logp_V) * ratio_V).sum(-1),
+            policy_to_ref=(jnp.exp(logp_V) * ratio_V).sum(-1),
         )
 
     return _in_chunks(one, (policy.hidden, reference.hidden, target), target.shape, chunk)
 
 
-def _log_softmax(tokens: Tokens) -> jax.Array:
-    wide = jnp.promote_types(tokens.hidden.dtype, jnp.float32)
-    logits = jnp.matmul(tokens.hidden, tokens.head_DxV, preferred_element_type=wide)
-    return jax.nn.log_softmax(logits)
+def _log_softmax(head: Head, hidden: jax.Array) -> jax.Array:
+    return jax.nn.log_softmax(head.logits(hidden))
 
 
 def _pick(logp: jax.Array, target: jax.Array) -> jax.Array:

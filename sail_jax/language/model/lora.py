@@ -24,8 +24,10 @@ from sail_jax.errors import UserError, shown
 from sail_jax.language.config import Lora
 from sail_jax.language.model import architecture as architectures
 from sail_jax.language.model import hf_config, weights
+from sail_jax.language.model.families import FAMILIES
+from sail_jax.language.model.layers import Linear
 from sail_jax.language.model.tensors import check_tensors, open_safetensors
-from sail_jax.language.model.transformer import Decoder, Linear
+from sail_jax.language.model.transformer import Decoder
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 # Settings that other tools read too, and their value of plain LoRA.
@@ -124,7 +126,7 @@ def save(
     for name, linear in _targets(decoder, settings):
         for part, variable in (('lora_A', linear.lora_a), ('lora_B', linear.lora_b)):
             for layer, value in enumerate(np.asarray(variable[...])):
-                tensors[_tensor_name(layer, name, part)] = np.ascontiguousarray(value.T)
+                tensors[_tensor_name(decoder, layer, name, part)] = np.ascontiguousarray(value.T)
     config = PLAIN | {
         'task_type': 'CAUSAL_LM',
         'base_model_name_or_path': None if base is None else str(base),
@@ -157,13 +159,18 @@ def load(decoder: Decoder, path: str | Path) -> tuple[Decoder, Lora]:
         shapes = {}
         for name, linear in linears.items():
             for layer in layers:
-                a, b = (_tensor_name(layer, name, part) for part in ('lora_A', 'lora_B'))
+                a, b = (_tensor_name(decoder, layer, name, part) for part in ('lora_A', 'lora_B'))
                 shapes |= {a: (settings.rank, linear.in_features)}
                 shapes |= {b: (linear.out_features, settings.rank)}
         check_tensors(shapes, sources, path / WEIGHTS)
         for name, linear in linears.items():
             stacks = [
-                np.stack([sources[_tensor_name(layer, name, part)].view[:].T for layer in layers])
+                np.stack(
+                    [
+                        sources[_tensor_name(decoder, layer, name, part)].view[:].T
+                        for layer in layers
+                    ]
+                )
                 for part in ('lora_A', 'lora_B')
             ]
             _attach(linear, settings, *(jnp.asarray(x, jnp.float32) for x in stacks))
@@ -189,8 +196,9 @@ def _attach(linear: Linear, settings: Lora, a: jax.Array, b: jax.Array) -> None:
     linear.lora_scale = settings.alpha / settings.rank
 
 
-def _tensor_name(layer: int, linear: str, part: str) -> str:
-    return f'base_model.model.model.layers.{layer}.{linear}.{part}.weight'
+def _tensor_name(decoder: Decoder, layer: int, linear: str, part: str) -> str:
+    family = FAMILIES[decoder.architecture.family]
+    return f'base_model.model.{family.module_name(f"layers.{linear}", layer)}.{part}.weight'
 
 
 class _Written(Lora):

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sail_jax.language.config import Sampling
-from sail_jax.language.model.logprobs import Prompts, last_hidden
-from sail_jax.language.model.transformer import (
-    Decoder,
+from sail_jax.language.model.attention import (
     as_prefix,
     empty_memory,
     prompt_positions,
     response_positions,
 )
+from sail_jax.language.model.logprobs import Prompts, last_hidden
+from sail_jax.language.model.transformer import Decoder
 
 BLOCK = 128
 """Tokens that are drawn from together."""

@@ -4,6 +4,9 @@ Tensor parallelism is Megatron's (arXiv 1909.08053): the maps into heads and int
 are split by their outputs, the maps out of them by their inputs, so that a layer needs two
 reductions. FSDP splits the other axis. Adapters are split likewise, by their rank too, so that no
 device holds more than its share. Layers are stacked along the first.
+
+A family's own maps follow the names that these have, `out_proj` included; any other map of a layer
+is split as one into heads.
 """
 
 from collections.abc import Callable
@@ -15,11 +18,13 @@ from jax.sharding import PartitionSpec as P
 
 from sail_jax.training import devices
 
-INTO, OUT_OF = '(q|k|v|gate|up)_proj', '(o|down)_proj'
+OUT_OF, INTO = r'layers\.(.+\.)?(o|out|down)_proj', r'layers\.(.+\.)?\w+'
+MAP = '(kernel|lora_a|lora_b)'
 RULES: devices.Rules = (
-    (rf'{INTO}\.(kernel|lora_a|lora_b)', P(None, 'fsdp', 'tensor')),
-    (rf'{INTO}\.bias', P(None, 'tensor')),
-    (rf'{OUT_OF}\.(kernel|lora_a|lora_b)', P(None, 'tensor', 'fsdp')),
+    (rf'{OUT_OF}\.{MAP}', P(None, 'tensor', 'fsdp')),
+    (rf'{OUT_OF}\.bias', P()),
+    (rf'{INTO}\.{MAP}', P(None, 'fsdp', 'tensor')),
+    (r'layers\.(.+\.)?\w+_proj\.bias', P(None, 'tensor')),
     (r'embed_tokens\.embedding', P('tensor', 'fsdp')),
     (r'lm_head\.kernel', P('fsdp', 'tensor')),
 )

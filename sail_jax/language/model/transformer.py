@@ -1,4 +1,4 @@
-"""One decoder for the Llama family, in Flax NNX: layers stacked along an axis and scanned.
+"""The decoder, in Flax NNX: layers stacked along an axis and scanned.
 
 Axes: B prompts, L lanes (the K responses to one prompt; 1 for the prompt itself), T tokens in, S
 tokens attended to, D width, N heads = G groups x M key-value heads, H entries of a head, V words.
@@ -11,7 +11,8 @@ id: padding is a position that no query reaches.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,193 +20,25 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sail_jax.language.model.architecture import Architecture, Rope
+from sail_jax.language.model.architecture import Architecture
+from sail_jax.language.model.attention import Memory, Scoring, attend, frequencies
+from sail_jax.language.model.layers import Block, Linear, Make, parts_of, unchanged
 from sail_jax.training import devices
 
-NOWHERE = 2**30
-"""Position of padding: after every token, so that causality hides it."""
 
+@partial(jax.tree_util.register_dataclass, data_fields=['matrix_DxV'], meta_fields=['finish'])
+@dataclass(frozen=True)
+class Head:
+    """From hidden states to logits."""
 
-class Memory(NamedTuple):
-    """Keys and values of all layers, [layers, B, M, (L,) S, H] or a tuple of the layers'; a prefix
-    has no lanes."""
+    matrix_DxV: jax.Array
+    finish: Callable[[jax.Array], jax.Array] = unchanged
+    """See `Parts.logits`."""
 
-    keys: jax.Array | tuple[jax.Array, ...]
-    values: jax.Array | tuple[jax.Array, ...]
-    positions: jax.Array
-    """[B, (L,) S]"""
-
-    def layer(self, index: int) -> 'Memory':
-        """One layer's."""
-        return Memory(self.keys[index], self.values[index], self.positions)
-
-    def apart(self) -> 'Memory':
-        """With the layers as a tuple, for decoding: each is read and written where it lies."""
-        return Memory(tuple(self.keys), tuple(self.values), self.positions)
-
-
-def prompt_positions(lengths_B: jax.Array, size: int) -> jax.Array:
-    """0, 1, ... for the prompt's tokens, `NOWHERE` after them: [B, 1, size]."""
-    slots = jnp.arange(size)
-    return jnp.where(slots < lengths_B[:, None], slots, NOWHERE)[:, None]
-
-
-def response_positions(lengths_B: jax.Array, lanes: int, size: int) -> jax.Array:
-    """Positions of `size` tokens that follow prompts of these lengths: [B, lanes, size]."""
-    positions_BxT = lengths_B[:, None] + jnp.arange(size)
-    return jnp.broadcast_to(positions_BxT[:, None], (len(lengths_B), lanes, size))
-
-
-def as_prefix(memory: Memory) -> Memory:
-    """The memory of a prompt (one lane) as what its lanes continue."""
-    keys, values = memory.keys[:, :, :, 0], memory.values[:, :, :, 0]
-    return Memory(keys, values, memory.positions[:, 0])
-
-
-def empty_memory(
-    architecture: Architecture, positions_BxLxS: jax.Array, dtype: jnp.dtype
-) -> Memory:
-    """Room for the tokens at these positions, for decoding."""
-    a = architecture
-    B, L, S = positions_BxLxS.shape
-    room = lambda: jnp.zeros((B, a.kv_heads, L, S, a.head_dim), dtype)  # noqa: E731
-    keys, values = (tuple(room() for _ in range(a.layers)) for _ in range(2))
-    return Memory(keys, values, positions_BxLxS)
-
-
-def frequencies(rope: Rope, head_dim: int) -> jax.Array:
-    """Radians per position of each pair of entries, float32 [H / 2].
-
-    `llama3` (Llama 3.1, section 3.2 of arXiv 2407.21783, as its configuration parametrises it):
-    wavelengths above `original / low_freq_factor` are stretched by `factor`, those below
-    `original / high_freq_factor` kept, and those between interpolated.
-    """
-    frequency = 1 / rope.theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    match rope.kind:
-        case 'default':
-            return frequency
-        case 'linear':
-            return frequency / rope.factor
-    turns = rope.original_max_position_embeddings * frequency / (2 * jnp.pi)
-    keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    keep = jnp.clip(keep, 0, 1)
-    return frequency * (keep + (1 - keep) / rope.factor)
-
-
-def rotate(x_BxLxTxNxH: jax.Array, angle_BxLxTxH: jax.Array) -> jax.Array:
-    """Rotary embedding, the first half of the entries paired with the second; in float32."""
-    cos, sin = jnp.cos(angle_BxLxTxH)[..., None, :], jnp.sin(angle_BxLxTxH)[..., None, :]
-    a, b = jnp.split(x_BxLxTxNxH.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
-    return rotated.astype(x_BxLxTxNxH.dtype)
-
-
-def attend(
-    query_BxLxTxNxH: jax.Array,
-    positions_BxLxT: jax.Array,
-    own: Memory,
-    prefix: Memory | None,
-    window: jax.Array,
-) -> jax.Array:
-    """Causal attention of one layer over a lane's own tokens and the prefix its lanes share.
-
-    Lanes of a group read one copy of the prefix. Softmax in float32 over both parts at once.
-
-    Args:
-      own: keys and values [B, M, L, S, H] of this layer.
-      prefix: the same without lanes, [B, M, S, H]; or None.
-      window: positions to look back on, itself included; 0 for all.
-
-    Returns:
-      [B, L, T, N * H].
-    """
-    B, L, T, N, H = query_BxLxTxNxH.shape
-    M = own.keys.shape[1]
-    G = N // M
-    query = query_BxLxTxNxH.reshape(B, L, T, M, G, H).transpose(0, 3, 1, 2, 4, 5) * H**-0.5
-    # Of every key-value head, the rows that read it: of a lane, and of a group for its prefix.
-    of_lane, of_group = (B, M, L, T * G), (B, M, L * T * G)
-
-    def scores(query: jax.Array, keys: jax.Array, key_positions: jax.Array) -> jax.Array:
-        """[B, M, L, T, G, S]"""
-        score = jnp.matmul(query, keys.swapaxes(-1, -2), preferred_element_type=jnp.float32)
-        back = positions_BxLxT[..., :, None] - key_positions[..., None, :]
-        visible = (back >= 0) & ((back < window) | (window == 0))
-        score = score.reshape(B, M, L, T, G, -1)
-        return jnp.where(visible[:, None, :, :, None], score, jnp.finfo(jnp.float32).min)
-
-    score = scores(query.reshape(*of_lane, H), own.keys, own.positions)
-    if prefix is not None:
-        before = scores(query.reshape(*of_group, H), prefix.keys, prefix.positions[:, None])
-        score = jnp.concatenate([score, before], -1)
-    weight = jax.nn.softmax(score, -1).astype(query.dtype)
-    S = own.keys.shape[-2]
-    out = jnp.matmul(weight[..., :S].reshape(*of_lane, S), own.values)
-    out = out.reshape(B, M, L, T, G, H)
-    if prefix is not None:
-        shared = jnp.matmul(weight[..., S:].reshape(*of_group, -1), prefix.values)
-        out += shared.reshape(out.shape)
-    return out.transpose(0, 2, 3, 1, 4, 5).reshape(B, L, T, N * H)
-
-
-class Linear(nnx.Linear):
-    """A linear map, with a low-rank adapter beside it where `lora.add` put one."""
-
-    lora_a: nnx.LoRAParam | None = None
-    """[in, rank]"""
-    lora_b: nnx.LoRAParam | None = None
-    """[rank, out]"""
-    lora_scale: float = 0.0
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = super().__call__(x)
-        if self.lora_a is None:
-            return y
-        a, b = self.lora_a[...].astype(y.dtype), self.lora_b[...].astype(y.dtype)
-        return y + (x @ a @ b) * self.lora_scale
-
-
-class Attention(nnx.Module):
-    """Grouped-query self-attention."""
-
-    def __init__(self, a: Architecture, linear, norm, rngs: nnx.Rngs):
-        self.head_dim = a.head_dim
-        self.q_proj = linear(a.hidden_size, a.heads * a.head_dim, use_bias=a.qkv_bias, rngs=rngs)
-        self.k_proj = linear(a.hidden_size, a.kv_heads * a.head_dim, use_bias=a.qkv_bias, rngs=rngs)
-        self.v_proj = linear(a.hidden_size, a.kv_heads * a.head_dim, use_bias=a.qkv_bias, rngs=rngs)
-        self.o_proj = linear(a.heads * a.head_dim, a.hidden_size, use_bias=a.out_bias, rngs=rngs)
-        if a.qk_norm:
-            self.q_norm, self.k_norm = norm(a.head_dim, rngs=rngs), norm(a.head_dim, rngs=rngs)
-
-    def project(self, x: jax.Array, angle: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values of tokens [B, L, T, D]: [B, L, T, heads, H] each."""
-        heads = lambda y: y.reshape(*y.shape[:-1], -1, self.head_dim)  # noqa: E731
-        q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
-        if hasattr(self, 'q_norm'):
-            q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, angle), rotate(k, angle), v
-
-
-class MLP(nnx.Module):
-    """SwiGLU (arXiv 2002.05202)."""
-
-    def __init__(self, a: Architecture, linear, rngs: nnx.Rngs):
-        self.gate_proj = linear(a.hidden_size, a.intermediate_size, use_bias=a.mlp_bias, rngs=rngs)
-        self.up_proj = linear(a.hidden_size, a.intermediate_size, use_bias=a.mlp_bias, rngs=rngs)
-        self.down_proj = linear(a.intermediate_size, a.hidden_size, use_bias=a.mlp_bias, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class Block(nnx.Module):
-    """One layer: attention and MLP, each behind an RMSNorm."""
-
-    def __init__(self, a: Architecture, linear, norm, rngs: nnx.Rngs):
-        self.input_layernorm = norm(a.hidden_size, rngs=rngs)
-        self.self_attn = Attention(a, linear, norm, rngs)
-        self.post_attention_layernorm = norm(a.hidden_size, rngs=rngs)
-        self.mlp = MLP(a, linear, rngs)
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits [..., V] of hidden states [..., D], at least float32."""
+        wide = jnp.promote_types(hidden.dtype, jnp.float32)
+        return self.finish(jnp.matmul(hidden, self.matrix_DxV, preferred_element_type=wide))
 
 
 class Decoder(nnx.Module):
@@ -234,18 +67,18 @@ class Decoder(nnx.Module):
         a = self.architecture = architecture
         self.dtype, self.remat, self.mesh = jnp.dtype(dtype), remat, mesh
         types = {'dtype': dtype, 'param_dtype': param_dtype}
-        init = nnx.initializers.normal(0.02)
+        init, parts = nnx.initializers.normal(0.02), parts_of(a)
 
         def linear(*sizes: int, **kwargs) -> Linear:
             return Linear(*sizes, kernel_init=init, **types, **kwargs)
 
-        def norm(size: int, rngs: nnx.Rngs) -> nnx.RMSNorm:
-            return nnx.RMSNorm(size, epsilon=a.norm_eps, rngs=rngs, **types)
+        def norm(size: int, rngs: nnx.Rngs) -> nnx.Module:
+            return parts.norm(size, epsilon=a.norm_eps, rngs=rngs, **types)
 
         @nnx.split_rngs(splits=a.layers)
         @nnx.vmap
         def blocks(rngs: nnx.Rngs) -> Block:
-            return Block(a, linear, norm, rngs)
+            return parts.block(Make(a, parts, linear, norm), rngs)
 
         self.embed_tokens = nnx.Embed(
             a.vocab_size, a.hidden_size, embedding_init=init, rngs=rngs, **types
@@ -255,14 +88,15 @@ class Decoder(nnx.Module):
         if not a.tied:
             self.lm_head = linear(a.hidden_size, a.vocab_size, use_bias=False, rngs=rngs)
 
-    def head_DxV(self) -> jax.Array:
-        """The matrix from hidden states to logits, in the compute type."""
+    def head(self) -> Head:
+        """From hidden states to logits, in the compute type."""
         if self.architecture.tied:
-            head_DxV = self.embed_tokens.embedding[...].T
+            matrix_DxV = self.embed_tokens.embedding[...].T
         else:
-            head_DxV = self.lm_head.kernel[...]
+            matrix_DxV = self.lm_head.kernel[...]
         # Gathered once: split by its rows, it would have the tokens of every chunk gathered.
-        return self.on_mesh(head_DxV.astype(self.dtype), None, 'tensor')
+        matrix_DxV = self.on_mesh(matrix_DxV.astype(self.dtype), None, 'tensor')
+        return Head(matrix_DxV, parts_of(self.architecture).logits)
 
     def on_mesh(self, x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
         """Splits an array's axes over those of the mesh; what is not named is whole.
@@ -274,14 +108,15 @@ class Decoder(nnx.Module):
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, P(*axes)))
 
     def embed(self, tokens_BxLxT: jax.Array) -> jax.Array:
-        """The tokens' embeddings, [B, L, T, D], in the compute type."""
+        """What the first layer reads of the tokens, [B, L, T, D], in the compute type."""
         # Rows of a table that is split by columns too would be looked up on every device.
         table_VxD = self.on_mesh(self.embed_tokens.embedding[...].astype(self.dtype), 'tensor')
-        return self.on_mesh(table_VxD[tokens_BxLxT], devices.ROWS)
+        x_BxLxTxD = self.on_mesh(table_VxD[tokens_BxLxT], devices.ROWS)
+        return parts_of(self.architecture).embedding(x_BxLxTxD)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits [..., V] of hidden states [..., D]; see `logprobs` for whole batches."""
-        return jnp.matmul(hidden, self.head_DxV(), preferred_element_type=jnp.float32)
+        return self.head().logits(hidden)
 
     def __call__(
         self,
@@ -301,7 +136,9 @@ class Decoder(nnx.Module):
         """
         a = self.architecture
         graphdef, stacked = nnx.split(self.layers)
-        remember = lambda keys, values: Memory(keys, values, positions_BxLxT)  # noqa: E731
+
+        def remember(keys: jax.Array, values: jax.Array) -> Memory:
+            return Memory(keys, values, positions_BxLxT)
 
         def layer(x, xs):
             state, window, keys_and_values = xs
@@ -360,23 +197,14 @@ class Decoder(nnx.Module):
           Hidden states [B, L, D] behind the final norm, and the memory with the token.
         """
         at = jax.lax.dynamic_slice_in_dim(memory.positions, index, 1, axis=-1)
-        x, found = self.embed(tokens_BxL[..., None]), []
-
-        def write(to: jax.Array, value: jax.Array) -> jax.Array:
-            # Fused into what reads it, the update would no longer be in place.
-            return jax.lax.optimization_barrier(
-                jax.lax.dynamic_update_slice_in_dim(to, value, index, axis=-2)
-            )
+        x, written = self.embed(tokens_BxL[..., None]), []
 
         for i, block in enumerate(blocks):
-            window = self.architecture.windows[i] if self.architecture.windows else 0
-            own = memory.layer(i)
-            remember = lambda keys, values, own=own: own._replace(  # noqa: E731
-                keys=write(own.keys, keys), values=write(own.values, values)
-            )
-            x, own = self._layer(block, x, at, jnp.asarray(window), remember, prefix.layer(i))
-            found.append((own.keys, own.values))
-        return self.norm(x)[:, :, 0], Memory(*zip(*found, strict=True), memory.positions)
+            remember = partial(_write, memory.layer(i), index)
+            window = jnp.asarray(self.architecture.windows[i] if self.architecture.windows else 0)
+            x, own = self._layer(block, x, at, window, remember, prefix.layer(i))
+            written.append((own.keys, own.values))
+        return self.norm(x)[:, :, 0], Memory(*zip(*written, strict=True), memory.positions)
 
     def _layer(
         self,
@@ -388,16 +216,33 @@ class Decoder(nnx.Module):
         prefix: Memory | None,
     ) -> tuple[jax.Array, Memory]:
         """The layer's output, and what `remember` made of the tokens' keys and values."""
-        a, x = self.architecture, x_BxLxTxD
+        a, parts = self.architecture, parts_of(self.architecture)
         # Splitting within a head would cost a reduction for each score.
         split = self.mesh is not None and a.kv_heads % self.mesh.shape['tensor'] == 0
         heads = 'tensor' if split else None
         angle = positions_BxLxT[..., None] * frequencies(a.rope, a.head_dim)
-        q, k, v = block.self_attn.project(block.input_layernorm(x), angle)
-        q, k, v = (self.on_mesh(y, devices.ROWS, None, None, heads) for y in (q, k, v))
-        # Heads lead, so that the products of attention read keys and values as they lie.
-        own = remember(*(jnp.moveaxis(y, 3, 1) for y in (k, v)))
-        x += block.self_attn.o_proj(attend(q, positions_BxLxT, own, prefix, window))
-        x = self.on_mesh(x, devices.ROWS)
-        x += block.mlp(block.post_attention_layernorm(x))
+        scale = a.head_dim**-0.5 if parts.attention_scale is None else parts.attention_scale
+        scoring = Scoring(window=window, scale=scale, cap=parts.attention_cap)
+
+        def attention(x: jax.Array) -> tuple[jax.Array, Memory]:
+            q, k, v = block.self_attn.project(x, angle)
+            q, k, v = (self.on_mesh(y, devices.ROWS, None, None, heads) for y in (q, k, v))
+            # Heads lead, so that the products of attention read keys and values as they lie.
+            own = remember(*(jnp.moveaxis(y, 3, 1) for y in (k, v)))
+            out = block.self_attn.o_proj(attend(q, positions_BxLxT, own, prefix, scoring))
+            return self.on_mesh(out, devices.ROWS), own
+
+        x, own = block(x_BxLxTxD, attention)
         return self.on_mesh(x, devices.ROWS), own
+
+
+def _write(memory: Memory, index: jax.Array, keys: jax.Array, values: jax.Array) -> Memory:
+    """A layer's memory with the keys and values of the token at `index`."""
+
+    def write(to: jax.Array, value: jax.Array) -> jax.Array:
+        # Fused into what reads it, the update would no longer be in place.
+        return jax.lax.optimization_barrier(
+            jax.lax.dynamic_update_slice_in_dim(to, value, index, axis=-2)
+        )
+
+    return memory._replace(keys=write(memory.keys, keys), values=write(memory.values, values))

@@ -22,6 +22,7 @@ from sail_jax import files
 from sail_jax.errors import UserError, shown
 from sail_jax.language.data.tokens import MAX_TOKENIZER
 from sail_jax.language.model import architecture as architectures
+from sail_jax.language.model.families import FAMILIES
 from sail_jax.language.model.tensors import DTYPES, Source, check_tensors, open_safetensors
 from sail_jax.language.model.transformer import Decoder
 
@@ -36,7 +37,9 @@ FOREIGN_COMPANIONS = (
     'quantization_config.json',
     'hf_quant_config.json',
 )
-EMBEDDING, HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
+WEIGHTS = dict.fromkeys(('kernel', 'scale', 'embedding'), 'weight')
+"""Parameters of another name than their tensors."""
+HEAD = 'lm_head.weight'
 ROWS = 2**12
 """Of the output matrix that are compared at once."""
 
@@ -66,20 +69,15 @@ def parameters(decoder: Decoder) -> dict[str, nnx.Param]:
 
 
 def places(decoder: Decoder) -> dict[str, Place]:
-    """All tensors of the checkpoint by Hugging Face's names."""
-    found = {}
+    """All tensors of the checkpoint by Hugging Face's names; see `layers` and `Family`."""
+    a, tensors = decoder.architecture, {}
     for parameter in parameters(decoder):
         module, _, kind = parameter.rpartition('.')
-        tail = 'bias' if kind == 'bias' else 'weight'
-        transposed = kind == 'kernel'
-        if module.startswith('layers.'):
-            for layer in range(decoder.architecture.layers):
-                name = f'model.layers.{layer}.{module.removeprefix("layers.")}.{tail}'
-                found[name] = Place(parameter, layer, transposed)
-        else:
-            prefix = '' if module in ('lm_head', 'score') else 'model.'
-            found[f'{prefix}{module}.{tail}'] = Place(parameter, None, transposed)
-    return found
+        tail = WEIGHTS.get(kind, kind)
+        for layer in range(a.layers) if module.startswith('layers.') else (None,):
+            name = f'{FAMILIES[a.family].module_name(module, layer)}.{tail}'
+            tensors[name] = Place(parameter, layer, transposed=kind == 'kernel')
+    return tensors
 
 
 def load(
@@ -230,8 +228,10 @@ def _matched(decoder: Decoder, sources: dict[str, Source], path: Path) -> dict[s
     Raises:
       UserError: they do not fit.
     """
+    family = FAMILIES[decoder.architecture.family]
+    embedding = f'{family.module_name("embed_tokens")}.weight'
     # The base model alone, as `AutoModel` saves it, has its tensors without the prefix.
-    if EMBEDDING not in sources and EMBEDDING.removeprefix('model.') in sources:
+    if embedding not in sources and embedding.removeprefix('model.') in sources:
         apart = ('lm_head.', 'score.')
         sources = {
             name if name.startswith(apart) else f'model.{name}': source
@@ -249,15 +249,15 @@ def _matched(decoder: Decoder, sources: dict[str, Source], path: Path) -> dict[s
             f'{path}: no {HEAD}, and config.json has tie_word_embeddings: false (where it is left '
             'out, too); set it to true if the embedding is the output matrix as well'
         )
-    if decoder.architecture.tied and HEAD in sources and EMBEDDING in sources:
-        _require_same_head(sources[EMBEDDING], sources.pop(HEAD))
+    if decoder.architecture.tied and HEAD in sources and embedding in sources:
+        _require_same_head(sources[embedding], sources.pop(HEAD), embedding)
     shapes = {name: place.shape(values[place.parameter].shape) for name, place in expected.items()}
     check_tensors(shapes, sources, path)
     return sources
 
 
-def _require_same_head(embedding: Source, head: Source) -> None:
-    """A tied matrix may be written twice, but only with the same values."""
+def _require_same_head(embedding: Source, head: Source, name: str) -> None:
+    """A tied matrix, the embedding of this name, may be written twice, but with the same values."""
     shapes = [tuple(source.view.get_shape()) for source in (embedding, head)]
     types = {source.view.get_dtype() for source in (embedding, head)}
     how = f'shapes {shapes[0]} and {shapes[1]}'
@@ -273,7 +273,7 @@ def _require_same_head(embedding: Source, head: Source) -> None:
             return
         how = f'apart by up to {apart / largest:.2g} of the largest entry'
     raise UserError(
-        f'{head.file}: {HEAD} is not {EMBEDDING} ({how}), but config.json has '
+        f'{head.file}: {HEAD} is not {name} ({how}), but config.json has '
         'tie_word_embeddings: true; set it to false if the model has an output matrix of its own'
     )
 

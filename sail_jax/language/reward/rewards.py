@@ -26,9 +26,11 @@ from sail_jax.language.data.rows import Message, Prompt
 from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.model import weights
 from sail_jax.language.model.architecture import Architecture, read_json
+from sail_jax.language.model.attention import prompt_positions
+from sail_jax.language.model.layers import Linear
 from sail_jax.language.model.logprobs import Prompts, last_hidden
 from sail_jax.language.model.sampler import pad_prompts
-from sail_jax.language.model.transformer import Decoder, Linear, prompt_positions
+from sail_jax.language.model.transformer import Decoder
 from sail_jax.training import devices
 
 log = logging.getLogger(__name__)

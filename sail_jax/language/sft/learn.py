@@ -12,9 +12,10 @@ import optax
 from sail_jax.core import update
 from sail_jax.core.update import Metrics, Policy, State
 from sail_jax.language.data.dataset import Example
-from sail_jax.language.model.logprobs import Tokens, log_probs
+from sail_jax.language.model.attention import prompt_positions
+from sail_jax.language.model.logprobs import Predictions, log_probs
 from sail_jax.language.model.sampler import pad_prompts
-from sail_jax.language.model.transformer import Decoder, prompt_positions
+from sail_jax.language.model.transformer import Decoder
 from sail_jax.language.sft.config import Optimizer, SftRun
 from sail_jax.language.workload import step_size
 
@@ -44,7 +45,7 @@ def nats(decoder: Decoder, rows: Rows, loss_on: str) -> tuple[jax.Array, jax.Arr
     S = rows.tokens_BxS.shape[1]
     positions = prompt_positions(rows.lengths_B, S)
     hidden_Bx1xSxD, _ = decoder(rows.tokens_BxS[:, None], positions)
-    predicted = Tokens(hidden_Bx1xSxD[:, 0, :-1], decoder.head_DxV())
+    predicted = Predictions(hidden_Bx1xSxD[:, 0, :-1], decoder.head())
     logp = log_probs(predicted, rows.tokens_BxS[:, 1:])
     place = jnp.arange(1, S)
     mask = place < rows.lengths_B[:, None]

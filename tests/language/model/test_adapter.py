@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sail_jax.language.model import lora, transformer
+from sail_jax.language.model import lora
+from sail_jax.language.model.layers import Linear
 from tests.support import tiny
 
 
@@ -21,7 +22,7 @@ def test_an_adapter_is_scaled_and_each_map_has_its_own(x64):
     assert all(0.9 * bound < np.abs(x).max() <= bound for x in a)
 
     rng = np.random.default_rng(0)
-    linear = transformer.Linear(4, 2, rngs=nnx.Rngs(0))
+    linear = Linear(4, 2, rngs=nnx.Rngs(0))
     x, low, high = (rng.normal(size=shape) for shape in ((7, 4), (4, 3), (3, 2)))
     plain = linear(jnp.asarray(x))
     lora._attach(linear, settings, jnp.asarray(low), jnp.asarray(high))

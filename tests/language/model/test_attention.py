@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sail_jax.language.model import transformer
+from sail_jax.language.model import attention
 from sail_jax.language.model.architecture import Rope
-from sail_jax.language.model.transformer import NOWHERE, Memory
+from sail_jax.language.model.attention import NOWHERE, Memory, Scoring
 
 B, L, T, P, HEADS, KV_HEADS, H = 2, 2, 4, 3, 4, 2, 6
 RNG = np.random.default_rng(0)
@@ -20,11 +20,16 @@ AFTER = np.broadcast_to(np.array([3, 2])[:, None, None] + np.arange(T), (B, L, T
 
 @pytest.mark.parametrize('window', [0, 1, 3, 100])
 @pytest.mark.parametrize('with_prefix', [True, False])
-def test_attention_is_softmax_over_what_is_visible(x64, window, with_prefix):
+@pytest.mark.parametrize(('scale', 'cap'), [(H**-0.5, None), (0.7, 2.0)])
+def test_attention_is_softmax_over_what_is_visible(x64, window, with_prefix, scale, cap):
     prefix = Memory(jnp.asarray(KEYS), jnp.asarray(VALUES), jnp.asarray(BEFORE))
     own = Memory(jnp.asarray(OWN_KEYS), jnp.asarray(OWN_VALUES), jnp.asarray(AFTER))
-    got = transformer.attend(
-        jnp.asarray(QUERY), own.positions, own, prefix if with_prefix else None, jnp.asarray(window)
+    got = attention.attend(
+        jnp.asarray(QUERY),
+        own.positions,
+        own,
+        prefix if with_prefix else None,
+        Scoring(window=jnp.asarray(window), scale=scale, cap=cap),
     ).reshape(B, L, T, HEADS, H)
     for b, lane, t, head in np.ndindex(B, L, T, HEADS):
         shared = head // (HEADS // KV_HEADS)
@@ -37,15 +42,17 @@ def test_attention_is_softmax_over_what_is_visible(x64, window, with_prefix):
             positions = np.concatenate([positions, BEFORE[b]])
         back = AFTER[b, lane, t] - positions
         visible = (back >= 0) & ((back < window) | (window == 0))
-        weight = np.where(visible, np.exp(keys @ QUERY[b, lane, t, head] / H**0.5), 0)
+        score = keys @ QUERY[b, lane, t, head] * scale
+        score = cap * np.tanh(score / cap) if cap else score
+        weight = np.where(visible, np.exp(score), 0)
         wanted = weight / weight.sum() @ values
         np.testing.assert_allclose(got[b, lane, t, head], wanted, rtol=1e-5, atol=1e-6)
 
 
 def scores(rope, query_position, key_position):
-    angle = lambda position: (position * transformer.frequencies(rope, H))[None]  # noqa: E731
+    angle = lambda position: (position * attention.frequencies(rope, H))[None]  # noqa: E731
     query, key = jnp.asarray(QUERY[0, 0, :1]), jnp.asarray(QUERY[0, 1, :1])
-    turn = lambda x, position: transformer.rotate(x[None], angle(position)[None])  # noqa: E731
+    turn = lambda x, position: attention.rotate(x[None], angle(position)[None])  # noqa: E731
     return np.asarray((turn(query, query_position) * turn(key, key_position)).sum(-1))
 
 
@@ -60,5 +67,5 @@ def test_scores_depend_on_distance_alone():
 
 
 def test_frequencies_are_powers_of_theta():
-    got = transformer.frequencies(Rope(theta=100.0), 4)
+    got = attention.frequencies(Rope(theta=100.0), 4)
     np.testing.assert_allclose(got, [1, 0.1], rtol=1e-6)

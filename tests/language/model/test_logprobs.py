@@ -8,23 +8,24 @@ from flax import nnx
 
 from sail_jax.core import divergence
 from sail_jax.language.model import logprobs
-from sail_jax.language.model.logprobs import Prompts, Tokens
+from sail_jax.language.model.logprobs import Predictions, Prompts
+from sail_jax.language.model.transformer import Head
 from tests.support import tiny
 
 B, L, T, D, V = 2, 3, 7, 5, 19
 
 
-def random_tokens(seed, dtype):
+def random_predictions(seed, dtype):
     rng = np.random.default_rng(seed)
     hidden, head = rng.standard_normal((B, L, T, D)), rng.standard_normal((D, V))
-    return Tokens(jnp.asarray(hidden, dtype), jnp.asarray(head, dtype))
+    return Predictions(jnp.asarray(hidden, dtype), Head(jnp.asarray(head, dtype)))
 
 
 TARGET = np.random.default_rng(3).integers(0, V, (B, L, T))
 
 
 def naive(policy, reference, target):
-    ours, theirs = policy.hidden @ policy.head_DxV, reference.hidden @ reference.head_DxV
+    ours, theirs = (x.hidden @ x.head.matrix_DxV for x in (policy, reference))
     pick = lambda x: jnp.take_along_axis(jax.nn.log_softmax(x), target[..., None], -1)[..., 0]  # noqa: E731
     return logprobs.Compared(
         pick(ours),
@@ -37,7 +38,7 @@ def naive(policy, reference, target):
 @pytest.mark.parametrize('chunk', [12, 1024])
 def test_values_and_gradients_are_those_of_the_naive_form(chunk):
     with jax.enable_x64(True):
-        policy, reference = random_tokens(0, jnp.float64), random_tokens(1, jnp.float64)
+        policy, reference = random_predictions(0, jnp.float64), random_predictions(1, jnp.float64)
         weights = np.random.default_rng(2).standard_normal((5, B, L, T))
 
         def value(function, policy, reference):
@@ -67,7 +68,7 @@ def test_values_and_gradients_are_those_of_the_naive_form(chunk):
 
 
 def test_bfloat16_states_give_float32_log_probabilities():
-    policy, reference = random_tokens(0, jnp.bfloat16), random_tokens(1, jnp.bfloat16)
+    policy, reference = random_predictions(0, jnp.bfloat16), random_predictions(1, jnp.bfloat16)
     compared = logprobs.compare(policy, reference, TARGET)
     assert {x.dtype for x in compared} == {jnp.dtype('float32')}
     exact = naive(*jax.tree.map(lambda x: x.astype(jnp.float32), (policy, reference)), TARGET)
@@ -95,7 +96,7 @@ def array_sizes(jaxpr):
 
 
 def test_vocabulary_of_a_whole_batch_never_exists():
-    policy, reference = random_tokens(0, jnp.float32), random_tokens(1, jnp.float32)
+    policy, reference = random_predictions(0, jnp.float32), random_predictions(1, jnp.float32)
 
     def program(function):
         loss = lambda policy: jnp.stack(function(policy, reference, TARGET)).sum()  # noqa: E731

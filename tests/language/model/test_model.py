@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sail_jax.language.model import transformer
+from sail_jax.language.model import attention, transformer
 from tests.support import tiny
 from tests.support.tiny import FAMILIES, call, whole
 
@@ -13,7 +13,7 @@ def test_decoding_token_by_token_gives_the_hidden_states_of_whole_sequences():
     prompt, response = tiny.tokens(2, 7), tiny.tokens(2, 3, 5, seed=1)
     lengths = jnp.array([6, 3])
     _, memory = whole(decoder, prompt, lengths)
-    prefix, positions = transformer.as_prefix(memory), transformer.response_positions(lengths, 3, 5)
+    prefix, positions = attention.as_prefix(memory), attention.response_positions(lengths, 3, 5)
     expected, _ = call(decoder, response, positions, prefix)
 
     @jax.jit
@@ -22,7 +22,7 @@ def test_decoding_token_by_token_gives_the_hidden_states_of_whole_sequences():
         return decoder.decode(decoder.blocks(), token, t, cache, prefix.apart())
 
     graphdef, state = nnx.split(decoder)
-    cache = transformer.empty_memory(decoder.architecture, positions, jnp.float32)
+    cache = attention.empty_memory(decoder.architecture, positions, jnp.float32)
     for t in range(5):
         hidden, cache = decode(state, response[..., t], t, cache)
         np.testing.assert_allclose(hidden, expected[:, :, t], atol=2e-5)
@@ -37,15 +37,15 @@ def test_padding_has_no_influence():
     np.testing.assert_array_equal(padded[0, :5], other[0, :5])
     np.testing.assert_allclose(padded[0, :5], short[0], atol=2e-5)
 
-    response, positions = tiny.tokens(2, 2, 3), transformer.response_positions(lengths, 2, 3)
-    a, _ = call(decoder, response, positions, transformer.as_prefix(memory))
-    b, _ = call(decoder, response, positions, transformer.as_prefix(other_memory))
+    response, positions = tiny.tokens(2, 2, 3), attention.response_positions(lengths, 2, 3)
+    a, _ = call(decoder, response, positions, attention.as_prefix(memory))
+    b, _ = call(decoder, response, positions, attention.as_prefix(other_memory))
     np.testing.assert_array_equal(a, b)
 
 
 def test_remat_changes_neither_values_nor_gradients():
     tokens = tiny.tokens(2, 1, 6)
-    positions = transformer.prompt_positions(jnp.array([6, 5]), 6)
+    positions = attention.prompt_positions(jnp.array([6, 5]), 6)
 
     def value_and_grad(remat):
         graphdef, params = nnx.split(tiny.decoder('llama2', remat=remat))
@@ -79,8 +79,8 @@ def test_bfloat16_computes_in_bfloat16_with_float32_logits():
 
 def test_llama3_keeps_short_wavelengths_and_stretches_long_ones():
     rope = FAMILIES['llama3'].rope
-    plain = transformer.frequencies(rope.model_copy(update={'kind': 'default'}), 64)
-    scaled = transformer.frequencies(rope, 64)
+    plain = attention.frequencies(rope.model_copy(update={'kind': 'default'}), 64)
+    scaled = attention.frequencies(rope, 64)
     wavelength = 2 * np.pi / plain
     kept, stretched = wavelength < 64 / 4, wavelength > 64
     np.testing.assert_allclose(scaled[kept], plain[kept], rtol=1e-6)

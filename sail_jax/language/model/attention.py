@@ -1,0 +1,152 @@
+"""Rotary embedding, and causal attention over a lane's tokens and the prompt that lanes share.
+
+Axes: B prompts, L lanes (the K responses to one prompt; 1 for the prompt itself), T tokens in, S
+tokens attended to, N heads = G groups x M key-value heads, H entries of a head.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sail_jax.language.model.architecture import Architecture, Rope
+
+NOWHERE = 2**30
+"""Position of padding: after every token, so that causality hides it."""
+
+
+class Memory(NamedTuple):
+    """Keys and values of all layers, [layers, B, M, (L,) S, H] or a tuple of the layers'; a prefix
+    has no lanes."""
+
+    keys: jax.Array | tuple[jax.Array, ...]
+    values: jax.Array | tuple[jax.Array, ...]
+    positions: jax.Array
+    """[B, (L,) S]"""
+
+    def layer(self, index: int) -> 'Memory':
+        """One layer's."""
+        return Memory(self.keys[index], self.values[index], self.positions)
+
+    def apart(self) -> 'Memory':
+        """With the layers as a tuple, for decoding: each is read and written where it lies."""
+        return Memory(tuple(self.keys), tuple(self.values), self.positions)
+
+
+def prompt_positions(lengths_B: jax.Array, size: int) -> jax.Array:
+    """0, 1, ... for the prompt's tokens, `NOWHERE` after them: [B, 1, size]."""
+    slots = jnp.arange(size)
+    return jnp.where(slots < lengths_B[:, None], slots, NOWHERE)[:, None]
+
+
+def response_positions(lengths_B: jax.Array, lanes: int, size: int) -> jax.Array:
+    """Positions of `size` tokens that follow prompts of these lengths: [B, lanes, size]."""
+    positions_BxT = lengths_B[:, None] + jnp.arange(size)
+    return jnp.broadcast_to(positions_BxT[:, None], (len(lengths_B), lanes, size))
+
+
+def as_prefix(memory: Memory) -> Memory:
+    """The memory of a prompt (one lane) as what its lanes continue."""
+    keys, values = memory.keys[:, :, :, 0], memory.values[:, :, :, 0]
+    return Memory(keys, values, memory.positions[:, 0])
+
+
+def empty_memory(
+    architecture: Architecture, positions_BxLxS: jax.Array, dtype: jnp.dtype
+) -> Memory:
+    """Room for the tokens at these positions, for decoding."""
+    a = architecture
+    B, L, S = positions_BxLxS.shape
+
+    def room() -> tuple[jax.Array, ...]:
+        shape = (B, a.kv_heads, L, S, a.head_dim)
+        return tuple(jnp.zeros(shape, dtype) for _ in range(a.layers))
+
+    return Memory(room(), room(), positions_BxLxS)
+
+
+def frequencies(rope: Rope, head_dim: int) -> jax.Array:
+    """Radians per position of each pair of entries, float32 [H / 2].
+
+    `llama3` (Llama 3.1, section 3.2 of arXiv 2407.21783, as its configuration parametrises it):
+    wavelengths above `original / low_freq_factor` are stretched by `factor`, those below
+    `original / high_freq_factor` kept, and those between interpolated.
+    """
+    frequency = 1 / rope.theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    match rope.kind:
+        case 'default':
+            return frequency
+        case 'linear':
+            return frequency / rope.factor
+    turns = rope.original_max_position_embeddings * frequency / (2 * jnp.pi)
+    keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    keep = jnp.clip(keep, 0, 1)
+    return frequency * (keep + (1 - keep) / rope.factor)
+
+
+def rotate(x_BxLxTxNxH: jax.Array, angle_BxLxTxH: jax.Array) -> jax.Array:
+    """Rotary embedding, the first half of the entries paired with the second; in float32."""
+    cos, sin = jnp.cos(angle_BxLxTxH)[..., None, :], jnp.sin(angle_BxLxTxH)[..., None, :]
+    a, b = jnp.split(x_BxLxTxNxH.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+    return rotated.astype(x_BxLxTxNxH.dtype)
+
+
+class Scoring(NamedTuple):
+    """How a layer scores what a query sees."""
+
+    window: jax.Array
+    """Positions to look back on, itself included; 0 for all."""
+    scale: float
+    """Of the products of queries and keys."""
+    cap: float | None = None
+    """Scores are bent to lie within +-cap, `cap * tanh(score / cap)`."""
+
+
+def attend(
+    query_BxLxTxNxH: jax.Array,
+    positions_BxLxT: jax.Array,
+    own: Memory,
+    prefix: Memory | None,
+    scoring: Scoring,
+) -> jax.Array:
+    """Causal attention of one layer over a lane's own tokens and the prefix its lanes share.
+
+    Lanes of a group read one copy of the prefix. Softmax in float32 over both parts at once.
+
+    Args:
+      own: keys and values [B, M, L, S, H] of this layer.
+      prefix: the same without lanes, [B, M, S, H]; or None.
+
+    Returns:
+      [B, L, T, N * H].
+    """
+    B, L, T, N, H = query_BxLxTxNxH.shape
+    M = own.keys.shape[1]
+    G = N // M
+    query = query_BxLxTxNxH.reshape(B, L, T, M, G, H).transpose(0, 3, 1, 2, 4, 5) * scoring.scale
+    # Of every key-value head, the rows that read it: of a lane, and of a group for its prefix.
+    of_lane, of_group = (B, M, L, T * G), (B, M, L * T * G)
+
+    def scores(query: jax.Array, keys: jax.Array, key_positions: jax.Array) -> jax.Array:
+        """[B, M, L, T, G, S]"""
+        score = jnp.matmul(query, keys.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+        if scoring.cap is not None:
+            score = scoring.cap * jnp.tanh(score / scoring.cap)
+        back, window = positions_BxLxT[..., :, None] - key_positions[..., None, :], scoring.window
+        visible = (back >= 0) & ((back < window) | (window == 0))
+        score = score.reshape(B, M, L, T, G, -1)
+        return jnp.where(visible[:, None, :, :, None], score, jnp.finfo(jnp.float32).min)
+
+    score = scores(query.reshape(*of_lane, H), own.keys, own.positions)
+    if prefix is not None:
+        before = scores(query.reshape(*of_group, H), prefix.keys, prefix.positions[:, None])
+        score = jnp.concatenate([score, before], -1)
+    weight = jax.nn.softmax(score, -1).astype(query.dtype)
+    S = own.keys.shape[-2]
+    out = jnp.matmul(weight[..., :S].reshape(*of_lane, S), own.values)
+    out = out.reshape(B, M, L, T, G, H)
+    if prefix is not None:
+        shared = jnp.matmul(weight[..., S:].reshape(*of_group, -1), prefix.values)
+        out += shared.reshape(out.shape)
+    return out.transpose(0, 2, 3, 1, 4, 5).reshape(B, L, T, N * H)

@@ -1,0 +1,152 @@
+"""What a decoder's layers are made of, named as in Hugging Face's checkpoints.
+
+A family with other layers than Llama's has `Parts` of its own, whose modules may be any of Flax
+NNX: a `kernel` [in, out] is a checkpoint's `weight` [out, in], a `scale` or `embedding` its
+`weight`, and any other parameter has its own name there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from sail_jax.language.model.architecture import Architecture
+from sail_jax.language.model.attention import Memory, rotate
+from sail_jax.language.model.families import FAMILIES, Family
+
+
+class Linear(nnx.Linear):
+    """A linear map, with a low-rank adapter beside it where `lora.add` put one."""
+
+    lora_a: nnx.LoRAParam | None = None
+    """[in, rank]"""
+    lora_b: nnx.LoRAParam | None = None
+    """[rank, out]"""
+    lora_scale: float = 0.0
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = super().__call__(x)
+        if self.lora_a is None:
+            return y
+        a, b = self.lora_a[...].astype(y.dtype), self.lora_b[...].astype(y.dtype)
+        return y + (x @ a @ b) * self.lora_scale
+
+
+class Make(NamedTuple):
+    """Makes the maps and norms of a model, in its types and as its family has them."""
+
+    architecture: Architecture
+    parts: 'Parts'
+    linear: Callable[..., Linear]
+    """`(size in, size out, use_bias=, rngs=)`."""
+    norm: Callable[[int, nnx.Rngs], nnx.Module]
+    """`(size, rngs)`."""
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention."""
+
+    def __init__(self, make: Make, rngs: nnx.Rngs):
+        a = make.architecture
+        self.head_dim, into, out = a.head_dim, a.hidden_size, a.heads * a.head_dim
+        kv = a.kv_heads * a.head_dim
+        self.q_proj = make.linear(into, out, use_bias=a.qkv_bias, rngs=rngs)
+        self.k_proj = make.linear(into, kv, use_bias=a.qkv_bias, rngs=rngs)
+        self.v_proj = make.linear(into, kv, use_bias=a.qkv_bias, rngs=rngs)
+        self.o_proj = make.linear(out, into, use_bias=a.out_bias, rngs=rngs)
+        if a.qk_norm:
+            self.q_norm, self.k_norm = make.norm(a.head_dim, rngs), make.norm(a.head_dim, rngs)
+
+    def project(self, x: jax.Array, angle: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values of tokens [B, L, T, D]: [B, L, T, heads, H] each."""
+
+        def heads(y: jax.Array) -> jax.Array:
+            return y.reshape(*y.shape[:-1], -1, self.head_dim)
+
+        q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
+        if hasattr(self, 'q_norm'):
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q, angle), rotate(k, angle), v
+
+
+class MLP(nnx.Module):
+    """A gated MLP; with silu it is SwiGLU (arXiv 2002.05202)."""
+
+    def __init__(self, make: Make, rngs: nnx.Rngs):
+        a = make.architecture
+        self.activation = make.parts.activation
+        self.gate_proj = make.linear(
+            a.hidden_size, a.intermediate_size, use_bias=a.mlp_bias, rngs=rngs
+        )
+        self.up_proj = make.linear(
+            a.hidden_size, a.intermediate_size, use_bias=a.mlp_bias, rngs=rngs
+        )
+        self.down_proj = make.linear(
+            a.intermediate_size, a.hidden_size, use_bias=a.mlp_bias, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nnx.Module):
+    """One layer: attention and MLP, each behind a norm."""
+
+    def __init__(self, make: Make, rngs: nnx.Rngs):
+        width, parts = make.architecture.hidden_size, make.parts
+        self.input_layernorm = make.norm(width, rngs)
+        self.self_attn = parts.attention(make, rngs)
+        self.post_attention_layernorm = make.norm(width, rngs)
+        self.mlp = parts.mlp(make, rngs)
+
+    def __call__(
+        self, x: jax.Array, attend: Callable[[jax.Array], tuple[jax.Array, Memory]]
+    ) -> tuple[jax.Array, Memory]:
+        """The layer's output, and what attention remembers.
+
+        Args:
+          x: hidden states [B, L, T, D].
+          attend: the layer's attention, of what stands behind the norm before it.
+        """
+        y, memory = attend(self.input_layernorm(x))
+        x = x + y
+        return x + self.mlp(self.post_attention_layernorm(x)), memory
+
+
+def unchanged(x: jax.Array) -> jax.Array:
+    """x."""
+    return x
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a family's network is made of; by default Llama's."""
+
+    norm: Callable[..., nnx.Module] = nnx.RMSNorm
+    """`(size, epsilon=, rngs=, dtype=, param_dtype=)`."""
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.silu
+    """Of the MLP's gate; the record's `activation` is its name."""
+    attention: type[Attention] = Attention
+    attention_scale: float | None = None
+    """Of the products of queries and keys; None is `head_dim ** -0.5`."""
+    attention_cap: float | None = None
+    """Attention's scores are bent to lie within it, `cap * tanh(score / cap)`."""
+    mlp: Callable[[Make, nnx.Rngs], nnx.Module] = MLP
+    block: type[Block] = Block
+    embedding: Callable[[jax.Array], jax.Array] = unchanged
+    """From the embeddings of tokens to what the first layer reads, [..., D]."""
+    logits: Callable[[jax.Array], jax.Array] = unchanged
+    """From what the output matrix gives to the logits, each by itself: a cap or a scale."""
+
+
+def parts_of(architecture: Architecture) -> Parts:
+    """What the architecture's family makes its network of."""
+    return _parts(FAMILIES[architecture.family], architecture)
+
+
+@cache  # Compiled programs are found again by the functions in it.
+def _parts(family: Family, architecture: Architecture) -> Parts:
+    return Parts() if family.parts is None else family.parts(architecture)
