@@ -100,7 +100,7 @@ def test_moments_lie_as_their_parameters():
 @pytest.mark.parametrize('said', [None, '3'])
 def test_every_core_becomes_a_device_unless_the_environment_says_otherwise(said):
     script = (
-        'import jax, os; from sail_jax import devices; '
+        'import jax, os; from sail_jax.training import devices; '
         'os.sched_getaffinity = lambda _: range(6); '
         'devices.use_cores(32); print(jax.device_count()); '
         'devices.use_cores(1); print(jax.device_count())'
