@@ -2,13 +2,14 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -20,6 +21,8 @@ BLOCK, MAX_DIGESTED = 2**18, 2**25
 """Bytes."""
 DIGITS = 16
 """Hexadecimal, of a digest."""
+MAX_JSON = 2**24
+"""Bytes of a JSON file that describes others."""
 MAX_LINES = 2**34
 """Bytes of a file that is read line by line."""
 
@@ -51,6 +54,27 @@ def read(path: Path, at_most: int) -> bytes:
         raise UserError(f'{path}: over {at_most} bytes; at most that')
     _refuse_stand_in(path, content[:HEAD])
     return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file's object.
+
+    Raises:
+      UserError: if it cannot be read, is absurdly large, or is no object.
+    """
+    content = read(path, MAX_JSON)
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{path}: not valid JSON: {error}') from None
+    if not isinstance(data, dict):
+        raise UserError(f'{path}: expected a JSON object, got {type(data).__name__}')
+    return data
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """A JSON file, indented as Hugging Face's are."""
+    path.write_text(json.dumps(data, indent=2) + '\n')
 
 
 def lines(path: Path, at_most: int) -> Iterator[bytes]:

@@ -17,7 +17,6 @@ from sail_jax.language.data.rows import Message
 from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.model import lora, sampler, weights
 from sail_jax.language.model import policy as language_policy
-from sail_jax.language.model.architecture import read_json
 from sail_jax.language.model.policy import Models
 from sail_jax.language.model.sampler import Sampling
 from sail_jax.language.model.transformer import Decoder
@@ -82,9 +81,9 @@ def export(opened: Opened, out: Path, adapter: bool = False, dtype: str | None =
 def _name_end(out: Path, tokenizer: Tokenizer) -> None:
     """`transformers` generates until the end that the model's files name, not the tokeniser's."""
     generation = out / 'generation_config.json'
-    config = read_json(out / 'config.json')
+    config = files.read_json(out / 'config.json')
     if not generation.exists() and config.get('eos_token_id') is None:
-        weights.write_json(generation, {'eos_token_id': list(tokenizer.eos_ids)})
+        files.write_json(generation, {'eos_token_id': list(tokenizer.eos_ids)})
 
 
 def load(path: Path, best: bool = False) -> tuple[Decoder, Tokenizer, Sampling]:

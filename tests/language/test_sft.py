@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from sail_jax import runs
+from sail_jax import files, runs
 from sail_jax.core.update import Policy
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.language.data import tokens
@@ -49,7 +49,7 @@ def text(tmp_path_factory):
     (path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in order))
     said = (row['prompt'] + row['chosen'] for row in rows)
     grammar.train_tokenizer(said, 300).save(str(path / 'tokenizer.json'))
-    weights.write_json(path / 'tokenizer_config.json', {'eos_token': grammar.END})
+    files.write_json(path / 'tokenizer_config.json', {'eos_token': grammar.END})
     return path
 
 

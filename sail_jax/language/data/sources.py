@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 from sail_jax import files
 from sail_jax.errors import UserError, one_line, shown
 from sail_jax.language.data import card
-from sail_jax.language.model.architecture import read_json
 
 MAX_LINE = 2**24
 """Bytes of one row."""
@@ -160,7 +159,7 @@ def _list(path: Path, split: str) -> list[Path]:
 def _saved(path: Path) -> list[Path]:
     """The files that a `state.json` lists."""
     state = path / 'state.json'
-    entries = read_json(state).get('_data_files')
+    entries = files.read_json(state).get('_data_files')
     if not isinstance(entries, list):
         raise UserError(f'{state}: _data_files: expected a list')
     names = [entry.get('filename') if isinstance(entry, dict) else None for entry in entries]

@@ -20,7 +20,6 @@ from sail_jax.language.config import DAY
 from sail_jax.language.data import sandbox, special
 from sail_jax.language.data.rows import Message, Prompt
 from sail_jax.language.data.sandbox import Definition
-from sail_jax.language.model.architecture import read_json
 
 MAX_TEMPLATE = 2**20
 """Characters of a chat template."""
@@ -292,7 +291,7 @@ def load(
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+    return files.read_json(path) if path.exists() else {}
 
 
 def _flag(config: dict[str, Any], name: str, path: Path) -> bool:

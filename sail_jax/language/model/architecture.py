@@ -1,6 +1,5 @@
 """The decoder that a Hugging Face `config.json` describes; `families` has what there are."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,9 +11,6 @@ from sail_jax.config import Section
 from sail_jax.errors import UserError
 from sail_jax.language.model import hf_config
 from sail_jax.language.model.families import FAMILIES
-
-MAX_JSON = 2**24
-"""Bytes of a JSON file that describes others."""
 
 
 class Rope(Section):
@@ -140,7 +136,7 @@ def read(path: Path) -> Architecture:
     """
     _require_checkpoint(path)
     path = path / 'config.json'
-    return from_hf(read_json(path), str(path))
+    return from_hf(files.read_json(path), str(path))
 
 
 def _require_checkpoint(path: Path) -> None:
@@ -162,22 +158,6 @@ def _require_checkpoint(path: Path) -> None:
         f'{path}: a run, and no model directory; `sail-jax export {path} DIR` writes one of a '
         "language model's run"
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object.
-
-    Raises:
-      UserError: if it cannot be read, is absurdly large, or is no object.
-    """
-    content = files.read(path, MAX_JSON)
-    try:
-        data = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'{path}: not valid JSON: {error}') from None
-    if not isinstance(data, dict):
-        raise UserError(f'{path}: expected a JSON object, got {type(data).__name__}')
-    return data
 
 
 def to_hf(architecture: Architecture) -> dict[str, Any]:

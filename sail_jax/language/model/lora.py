@@ -22,8 +22,7 @@ from safetensors.numpy import save_file
 from sail_jax import files
 from sail_jax.errors import UserError, shown
 from sail_jax.language.config import Lora
-from sail_jax.language.model import architecture as architectures
-from sail_jax.language.model import hf_config, weights
+from sail_jax.language.model import hf_config
 from sail_jax.language.model.families import FAMILIES
 from sail_jax.language.model.layers import Linear
 from sail_jax.language.model.tensors import check_tensors, open_safetensors
@@ -138,7 +137,7 @@ def save(
     }
     with files.new_directory(path) as partial:
         save_file(tensors, partial / WEIGHTS, metadata={'format': 'pt'})
-        weights.write_json(partial / CONFIG, config)
+        files.write_json(partial / CONFIG, config)
     return path
 
 
@@ -208,7 +207,7 @@ class _Written(Lora):
 
 
 def _read_settings(file: Path) -> Lora:
-    data = {'bias': 'none'} | architectures.read_json(file)
+    data = {'bias': 'none'} | files.read_json(file)
     if data.get('peft_type') != 'LORA':
         raise UserError(f"{file}: peft_type: {data.get('peft_type')!r:.80}; only 'LORA' is read")
     if (init := data.get('init_lora_weights', True)) not in INITS:

@@ -4,7 +4,6 @@ Parameters keep their names there: `layers.self_attn.q_proj.kernel` [layers, in,
 of the transposed `model.layers.{i}.self_attn.q_proj.weight` [out, in].
 """
 
-import json
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -173,7 +172,7 @@ def _save(
     kept = jnp.result_type(*values.values()) if dtype is None else jnp.dtype(dtype)
     for key in {'torch_dtype', 'dtype'} & config.keys() or {'dtype'}:
         config[key] = kept.name
-    write_json(to / 'config.json', config)
+    files.write_json(to / 'config.json', config)
 
     shards, sizes = [[]], [0]
     for name, place in places(decoder).items():
@@ -193,7 +192,7 @@ def _save(
         weight_map |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         index = {'metadata': {'total_size': sum(sizes)}, 'weight_map': weight_map}
-        write_json(to / INDEX, index)
+        files.write_json(to / INDEX, index)
 
 
 def _open(path: Path, stack: ExitStack) -> dict[str, Source]:
@@ -203,7 +202,7 @@ def _open(path: Path, stack: ExitStack) -> dict[str, Source]:
     index = path / INDEX
     if not index.exists():
         raise UserError(f'{path}: neither {SINGLE} nor {INDEX}; other formats are not read')
-    weight_map = architectures.read_json(index).get('weight_map')
+    weight_map = files.read_json(index).get('weight_map')
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f'{index}: weight_map: expected an object of tensor names and files')
     opened, sources = {}, {}
@@ -321,7 +320,7 @@ def _copy_companions(decoder: Decoder, source: str | Path | None, to: Path) -> d
     if architectures.read(source) != decoder.architecture:
         raise ValueError(f'the model is not of the architecture of {source}')
     copy_tokenizer(source, to)
-    config = architectures.read_json(source / 'config.json')
+    config = files.read_json(source / 'config.json')
     for key in ('auto_map', 'quantization_config', 'compression_config'):
         config.pop(key, None)
     if type(decoder) is Decoder:
@@ -345,17 +344,12 @@ def copy_tokenizer(source: Path, to: Path) -> None:
     for file in companions:
         (to / file.name).write_bytes(files.read(file, MAX_TOKENIZER))
     config = to / 'tokenizer_config.json'
-    if config.exists() and 'auto_map' in (data := architectures.read_json(config)):
+    if config.exists() and 'auto_map' in (data := files.read_json(config)):
         del data['auto_map']
-        write_json(config, data)
+        files.write_json(config, data)
 
 
 def _is_companion(file: Path) -> bool:
     apart = file.name in ('config.json', *FOREIGN_COMPANIONS) or file.name.endswith('.index.json')
     known = file.suffix in ('.json', '.jinja', '.model', '.txt')
     return known and not apart and file.is_file()  # Neither devices nor pipes, by link or itself.
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Indented, as these files are."""
-    path.write_text(json.dumps(data, indent=2) + '\n')

@@ -15,8 +15,8 @@ from typing import NamedTuple, TypeVar
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from sail_jax import files
 from sail_jax.errors import UserError
-from sail_jax.language.model.weights import write_json
 from sail_jax.language.quickstart.config import Reviews
 
 REVIEWS, PAIRS = 'reviews.jsonl', 'pairs.jsonl'
@@ -208,8 +208,8 @@ def write(settings: Reviews, seed: int, directory: Path) -> None:
         tokenizer.save(str(partial / 'tokenizer.json'))
         # The class lets transformers load it too.
         companion = {'eos_token': END, 'tokenizer_class': 'PreTrainedTokenizerFast'}
-        write_json(partial / 'tokenizer_config.json', companion)
-        write_json(partial / 'generation_config.json', {'eos_token_id': 0})
+        files.write_json(partial / 'tokenizer_config.json', companion)
+        files.write_json(partial / 'generation_config.json', {'eos_token_id': 0})
         partial.rename(directory)
     except OSError as error:
         raise UserError(f'{directory}: {error.strerror}') from None

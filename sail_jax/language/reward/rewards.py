@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sail_jax import files
 from sail_jax.core.objective import Preferences
 from sail_jax.errors import TrainingFailed, UserError, one_line
 from sail_jax.language.data.rows import Message, Prompt
 from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.model import weights
-from sail_jax.language.model.architecture import Architecture, read_json
+from sail_jax.language.model.architecture import Architecture
 from sail_jax.language.model.attention import prompt_positions
 from sail_jax.language.model.layers import Linear
 from sail_jax.language.model.logprobs import Prompts, last_hidden
@@ -153,7 +154,7 @@ def pad_id(path: str | Path) -> int | None:
       UserError: the file cannot be read; it is no id.
     """
     file = Path(path) / 'config.json'
-    value = read_json(file).get('pad_token_id')
+    value = files.read_json(file).get('pad_token_id')
     if value is not None and type(value) is not int:
         raise UserError(f'{file}: pad_token_id: expected an id, got {value!r:.80}')
     return value

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sail_jax import files
 from sail_jax.errors import UserError
 from sail_jax.language.model import architecture
 from tests.support.tiny import FAMILIES
@@ -186,7 +187,7 @@ def test_unreadable_file_is_named(tmp_path, content, message):
     assert str(tmp_path / 'config.json') in str(caught.value)
 
 
-@pytest.mark.parametrize('size', [None, architecture.MAX_JSON + 1])
+@pytest.mark.parametrize('size', [None, files.MAX_JSON + 1])
 def test_what_is_no_file_or_absurdly_large_is_not_read(tmp_path, size):
     path = tmp_path / 'config.json'
     if size is None:

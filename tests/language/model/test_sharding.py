@@ -15,7 +15,7 @@ import jax, numpy as np
 from sail_jax.sweep import Members
 from sail_jax.training import checkpoint, setup
 from sail_jax.language import task
-from tests.language import small
+from tests.support import small
 
 settings, out, path = json.loads(sys.argv[1]), sys.argv[2], Path(sys.argv[2]).parent
 checkpoint, prompts = path / 'model', path / 'prompts.jsonl'
@@ -55,7 +55,7 @@ from sail_jax.training import checkpoint, devices, setup
 from sail_jax.language.reward import labels, rewards
 from sail_jax.language.data import tokens
 from sail_jax.language.model import weights
-from tests.language import small, tiny, tiny_tokenizer
+from tests.support import small, tiny, tiny_tokenizer
 
 mesh, out, path = json.loads(sys.argv[1]), sys.argv[2], Path(sys.argv[2]).parent / 'reward'
 if not path.exists():
