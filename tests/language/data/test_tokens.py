@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from sail_jax.errors import UserError
+from sail_jax.files import MAX_JSON
 from sail_jax.language.data import tokens
 from sail_jax.language.data.rows import Message
-from sail_jax.language.model.architecture import MAX_JSON
 from tests.support.tiny_tokenizer import BEGIN, END, IM_END, IM_START, SPECIAL, TEXT, backend, write
 
 

@@ -1,4 +1,4 @@
-"""Families of one's own: `examples/custom_model.py` adds one that is a record, and one with parts."""
+"""Families of one's own: `examples/custom_model.py` adds a record, and one with parts."""
 
 import jax
 import jax.numpy as jnp
