@@ -79,12 +79,10 @@ def rollouts(run: ControlRun, updates: int) -> Program:
         def body(state, _):
             step = state.step + 1
             key = jax.random.fold_in(jax.random.key(state.seed), step)
-            sampled = task.workload.sample(
-                state.policy, state.reference, state.sampler, key, state.labels
-            )
+            sampled = task.workload.sample(state.policies, state.sampler, key, state.labels)
             # The labels are used, so that nothing of the sampling is optimised away.
             labels = state.labels + sampled.batch.labels.prob_BxKxK.sum().astype(int)
-            policy = state.policy._replace(fixed=sampled.fixed)
+            policy = state.policy._replace(statistics=sampled.statistics)
             state = state._replace(policy=policy, sampler=sampled.sampler)
             return state._replace(step=step, labels=labels), None
 

@@ -197,12 +197,12 @@ def ppo_rows(
         judge = evaluate.make(env, networks, run, devices.make_mesh(run.rollout.contexts))
         start = reference.load(env, networks, run, seed)
         identity = np.uint32(seed), update.Hyper.of(run)
-        points = {0: judge(start, start, *identity)}
+        points = {0: judge(start, start, (), *identity)}
 
         def note(step: int, params: tuple[Any, Any]) -> None:
             if step:
                 policy = Policy({**start.params, 'policy': params[1]}, params[0])
-                points[int(step)] = judge(policy, start, *identity)
+                points[int(step)] = judge(policy, start, (), *identity)
 
         reference.train_ppo(env, run, env_steps, seed, note, size.evaluations, **settings)
         rows = {

@@ -37,7 +37,7 @@ from sail_jax.language.model import policy, sharding
 from sail_jax.language.model.architecture import Architecture
 from sail_jax.language.model.logprobs import Prompts
 from sail_jax.language.model.sampler import bucket
-from sail_jax.training import checkpoint, devices, setup
+from sail_jax.training import checkpoint, devices
 from sail_jax.training.devices import Devices
 
 CONFIGS = (
@@ -62,12 +62,12 @@ class Program(NamedTuple):
 
 
 def abstract_state(run: LanguageRun, models: policy.Models, made: Workload, mesh: Mesh) -> State:
-    """Shapes, types and layouts of a run's state, frozen weights included."""
+    """Shapes, types and layouts of a run's state, the weights under an adapter included."""
 
     def init(start: update.Policy) -> State:
         return update.init(made, run, start, start, seed=np.uint32(run.seed), hyper=Hyper.of(run))
 
-    state = setup.with_frozen(jax.eval_shape(init, models.abstract), models.abstract_frozen)
+    state = jax.eval_shape(init, models.abstract)._replace(shared=models.abstract_shared)
     return checkpoint.abstract_like(state, devices.state_sharding(mesh, state, sharding.RULES))
 
 
@@ -119,7 +119,7 @@ class Lowered(NamedTuple):
 
     @property
     def state_bytes(self) -> int:
-        """Parameters, reference, moments and frozen weights, per device."""
+        """Parameters, reference, moments and the weights under an adapter, per device."""
         return devices.size(self.state) // self.mesh.size
 
 

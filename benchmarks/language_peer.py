@@ -97,7 +97,7 @@ def ours(settings: dict[str, Any]) -> None:
         }
     )
     made = task.make(run, reward=reward)
-    state = setup.initial_state(Members.of(run), made, made.start(0))
+    state = setup.initial_state(Members.of(run), made, made.start(0), made.shared())
 
     def call(updates: int = settings['updates']) -> dict[str, Any]:
         nonlocal state

@@ -107,7 +107,7 @@ def main() -> None:
     numbers = evaluate.make(env, networks, run, devices.make_mesh(run.rollout.contexts))
 
     def judge(policy: Policy, start: Policy, seed: int) -> float:
-        return float(numbers(policy, start, np.uint32(seed), Hyper.of(run))['return'])
+        return float(numbers(policy, start, (), np.uint32(seed), Hyper.of(run))['return'])
 
     found: dict[str, list] = {'SAIL-RevKL': [], 'Brax PPO': []}
     for seed in range(options.seeds):

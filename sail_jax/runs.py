@@ -294,10 +294,10 @@ def _open(
         raise UserError(f'{run_dir}: a sweep; name one of its runs, e.g. {one}')
     task = make_task(run, **given)
     abstract = setup.Layout.of(members, task).policy
-    directory, frozen = run_dir / 'checkpoints', task.frozen()
+    directory = run_dir / 'checkpoints'
     policy = checkpoint.restore_policy(directory, abstract, best)
     start = checkpoint.restore_start(directory, abstract)
-    return run, task, policy._replace(frozen=frozen), start._replace(frozen=frozen)
+    return run, task, policy, start
 
 
 def evaluate(
@@ -332,6 +332,7 @@ def evaluate(
     run, task, policy, start = _open(run, Path(run_dir), best, given)
     identity = np.uint32(run.seed), task.hyper(run)
     with devices.memory_named(task.smaller):
-        numbers = jax.device_get([task.evaluate(p, start, *identity) for p in (start, policy)])
+        rest = start, task.shared(), *identity
+        numbers = jax.device_get([task.evaluate(p, *rest) for p in (start, policy)])
     before, after = ({key: float(x) for key, x in row.items()} for row in numbers)
     return before, after

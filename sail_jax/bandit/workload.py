@@ -13,7 +13,7 @@ from sail_jax import config
 from sail_jax.bandit.problem import Problem, log_prob
 from sail_jax.core import labellers, objective
 from sail_jax.core.divergence import categorical_kl
-from sail_jax.core.update import Batch, Compared, Metrics, Policy, Sampled, Workload
+from sail_jax.core.update import Batch, Compared, Metrics, Policies, Policy, Sampled, Workload
 
 LABELLER = config.Teacher(rationality=1.0)
 """Bradley-Terry with the problem's reward, one hard label a pair."""
@@ -45,16 +45,10 @@ def make(problem: Problem, contexts: int, group_size: int) -> Workload:
     X = len(problem.reward_XxY)
     problem = jax.tree.map(jnp.asarray, problem)  # NumPy cannot be indexed within jit
 
-    def table(policy: Policy) -> jax.Array:
-        # A policy is a theta; the reference, which need not be log-linear, is its own table.
-        return log_prob(problem, policy.params) if policy.fixed is None else policy.fixed
-
-    def sample(
-        policy: Policy, reference: Policy, sampler: Any, key: jax.Array, labels: jax.Array
-    ) -> Sampled:
+    def sample(policies: Policies, sampler: Any, key: jax.Array, labels: jax.Array) -> Sampled:
         context_key, response_key, label_key = jax.random.split(key, 3)
         context_B = jax.random.randint(context_key, (B,), 0, X)
-        logp_Bx1xY = table(policy)[context_B][:, None]
+        logp_Bx1xY = log_prob(problem, policies.policy.params)[context_B][:, None]
         response_BxK = jax.random.categorical(response_key, logp_Bx1xY, shape=(B, K))
         label_key_B = jax.random.split(label_key, B)
         reward_BxK = jnp.take_along_axis(problem.reward_XxY[context_B], response_BxK, axis=1)
@@ -69,22 +63,20 @@ def make(problem: Problem, contexts: int, group_size: int) -> Workload:
                 preferences,
             ),
             sampler=sampler,
-            fixed=policy.fixed,
+            statistics=policies.policy.statistics,
             labels_asked=jnp.asarray(B * K * (K - 1) // 2, jnp.int32),
             metrics={},
         )
 
-    def predict(policy: Policy, inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def predict_reference(policies: Policies, inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
         """Log-probabilities of all responses to each context, [B, Y]."""
-        return table(policy)[inputs[0]]
+        return policies.reference.params[inputs[0]]
 
     def compare(
-        policy: Policy,
-        reference: Policy,
-        theirs_BxY: jax.Array,
-        inputs: tuple[jax.Array, jax.Array],
+        policies: Policies, theirs_BxY: jax.Array, inputs: tuple[jax.Array, jax.Array]
     ) -> Compared:
-        ours_BxY, response_BxK = predict(policy, inputs), inputs[1]
+        context_B, response_BxK = inputs
+        ours_BxY = log_prob(problem, policies.policy.params)[context_B]
         pick = lambda logp_BxY: jnp.take_along_axis(logp_BxY, response_BxK, axis=1)[..., None]  # noqa: E731
         spread = lambda kl_B: jnp.broadcast_to(kl_B[:, None, None], (*response_BxK.shape, 1))  # noqa: E731
         return Compared(
@@ -94,12 +86,17 @@ def make(problem: Problem, contexts: int, group_size: int) -> Workload:
             policy_to_ref=spread(categorical_kl(ours_BxY, theirs_BxY)),
         )
 
-    def auxiliary_loss(policy: Policy, inputs: Any, steps: jax.Array) -> tuple[jax.Array, Metrics]:
+    def auxiliary_loss(
+        policies: Policies, inputs: Any, steps: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
         return jnp.zeros(()), {}
 
-    return Workload(lambda key: (), sample, predict, compare, auxiliary_loss, K, None)
+    return Workload(lambda key: (), sample, predict_reference, compare, auxiliary_loss, K, None)
 
 
 def policies(problem: Problem, theta_D: jax.Array) -> tuple[Policy, Policy]:
-    """The policy of a theta, and the reference."""
-    return Policy(theta_D, None), Policy((), jnp.asarray(problem.reference_logp_XxY))
+    """The policy of a theta, and the reference.
+
+    The parameters of the reference, which need not be log-linear, are its table [X, Y].
+    """
+    return Policy(theta_D, ()), Policy(jnp.asarray(problem.reference_logp_XxY), ())

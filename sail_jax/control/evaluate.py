@@ -1,5 +1,7 @@
 """Evaluation of a control policy: full episodes under the true reward, against a reference."""
 
+from typing import Any
+
 import sail_jax.control.compat  # noqa: F401
 
 import jax
@@ -12,7 +14,7 @@ from sail_jax.control import rollout
 from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Episodes
 from sail_jax.control.workload import row_keys
-from sail_jax.core.update import EVALUATE, Hyper, Policy, stream
+from sail_jax.core.update import EVALUATE, Hyper, Policies, Policy, stream
 from sail_jax.training.task import Evaluate
 
 # Two stochastic episodes, so that pairs from one start state can be compared, and the mode's.
@@ -33,7 +35,7 @@ def make(env: Env, networks: PPONetworks, run: ControlRun, mesh: Mesh) -> Evalua
     rows = PartitionSpec('data') if divides else PartitionSpec()
     rows_of_both = PartitionSpec(None, *rows)
 
-    def episodes(policies: tuple[Policy, Policy], key_B: jax.Array) -> Episodes:
+    def episodes(policies: Policies, key_B: jax.Array) -> Episodes:
         def of(actor: Policy) -> Episodes:
             return rollout.episodes(
                 env,
@@ -46,11 +48,12 @@ def make(env: Env, networks: PPONetworks, run: ControlRun, mesh: Mesh) -> Evalua
             )
 
         # One after the other: the simulator is compiled once.
-        return jax.lax.map(of, jax.tree.map(lambda *x: jnp.stack(x), *policies))
+        actors = jax.tree.map(lambda *x: jnp.stack(x), policies.policy, policies.reference)
+        return jax.lax.map(of, actors)
 
     @jax.jit
     def evaluate(
-        policy: Policy, reference: Policy, seed: jax.Array, hyper: Hyper
+        policy: Policy, start: Policy, shared: Any, seed: jax.Array, hyper: Hyper
     ) -> dict[str, jax.Array]:
         key_B = row_keys(stream(seed, EVALUATE), run.evaluation.episodes)
         # Each device's loop ends with its own last episode, without asking the others.
@@ -60,7 +63,7 @@ def make(env: Env, networks: PPONetworks, run: ControlRun, mesh: Mesh) -> Evalua
             in_specs=(PartitionSpec(), rows),
             out_specs=rows_of_both,
             check_vma=False,
-        )((policy, reference), key_B)
+        )(Policies(policy, start), key_B)
         ours, theirs = (jax.tree.map(lambda x, i=i: x[i], both) for i in range(2))
         return summarise(ours, theirs, hyper.beta)
 

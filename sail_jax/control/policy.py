@@ -1,6 +1,6 @@
 """Brax's PPO policy as ours: network, tanh-normal actions, observation normaliser.
 
-Parameters are Brax's own, so that `(policy.fixed, policy.params['policy'])` is what
+Parameters are Brax's own, so that `(policy.statistics, policy.params['policy'])` is what
 `brax.training.agents.ppo.networks.make_inference_fn` takes, and the other way round.
 """
 
@@ -56,12 +56,12 @@ def init(key: jax.Array, env: Env, networks: ppo_networks.PPONetworks, run: Cont
         observation_shape(env),
         is_leaf=_is_shape,
     )
-    return Policy(params=params, fixed=running_statistics.init_state(spec))
+    return Policy(params=params, statistics=running_statistics.init_state(spec))
 
 
 def actions(networks: ppo_networks.PPONetworks, policy: Policy, obs: Any) -> Gaussian:
     """The normal over actions before the squash, for observations of any batch shape."""
-    logits = networks.policy_network.apply(policy.fixed, policy.params['policy'], obs)
+    logits = networks.policy_network.apply(policy.statistics, policy.params['policy'], obs)
     dist = networks.parametric_action_distribution.create_dist(logits)
     return Gaussian(dist.loc, dist.scale)
 

@@ -48,13 +48,13 @@ def load(env: Env, networks: PPONetworks, run: ControlRun, seed: int) -> Policy:
         case 'init':
             return fresh
         case 'run':
-            fixed, policy = _from_run(env, run)
+            statistics, policy = _from_run(env, run)
         case 'brax':
-            fixed, policy = _from_brax(env, run)
+            statistics, policy = _from_brax(env, run)
         case 'ppo':
-            fixed, policy = train_ppo(env, run, run.reference.ppo_env_steps, seed)
-    _check_shapes(fresh, fixed, policy, run.reference.path)
-    return Policy(params={**fresh.params, 'policy': policy}, fixed=fixed)
+            statistics, policy = train_ppo(env, run, run.reference.ppo_env_steps, seed)
+    _check_shapes(fresh, statistics, policy, run.reference.path)
+    return Policy(params={**fresh.params, 'policy': policy}, statistics=statistics)
 
 
 def _from_run(env: Env, run: ControlRun) -> tuple[Any, Any]:
@@ -73,7 +73,7 @@ def _from_run(env: Env, run: ControlRun) -> tuple[Any, Any]:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = checkpoint.abstract_like(abstract, jax.tree.map(lambda _: device, abstract))
     restored = checkpoint.restore_policy(path / 'checkpoints', abstract, run.reference.best)
-    return restored.fixed, restored.params['policy']
+    return restored.statistics, restored.params['policy']
 
 
 def _from_brax(env: Env, run: ControlRun) -> tuple[Any, Any]:
@@ -146,15 +146,15 @@ def _require_same(path: Path, key: str, theirs: Any, ours: Any) -> None:
         raise UserError(f'reference.path: {path}: has {key} {theirs}, this run {ours}')
 
 
-def _check_shapes(fresh: Policy, fixed: Any, policy: Any, path: Path | None) -> None:
+def _check_shapes(fresh: Policy, statistics: Any, policy: Any, path: Path | None) -> None:
     shapes = lambda tree: {  # noqa: E731
         jax.tree_util.keystr(key): jnp.shape(leaf)
         for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
     # Of the normaliser its mean, its standard deviation and what that is updated by.
-    normaliser = lambda fixed: (fixed.mean, fixed.std, fixed.summed_variance)  # noqa: E731
-    ours = shapes((fresh.params['policy'], *normaliser(fresh.fixed)))
-    theirs = shapes((policy, *normaliser(fixed)))
+    normaliser = lambda x: (x.mean, x.std, x.summed_variance)  # noqa: E731
+    ours = shapes((fresh.params['policy'], *normaliser(fresh.statistics)))
+    theirs = shapes((policy, *normaliser(statistics)))
     if ours != theirs:
         key = next(key for key in sorted(ours | theirs) if ours.get(key) != theirs.get(key))
         raise UserError(

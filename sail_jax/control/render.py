@@ -183,7 +183,7 @@ def export_brax(run: ControlRun, policy: Policy, path: Path, env: Env | None = N
         network_factory=ppo_networks.make_ppo_networks,
     )
     settings.network_factory_kwargs = control_policy.network_factory(run)
-    params = policy.fixed, policy.params['policy'], value
+    params = policy.statistics, policy.params['policy'], value
     with files.writing(path), files.new_directory(path) as directory:
         quiet.saving(lambda: ppo_checkpoint.save(directory, 0, params, settings))
     return path / f'{0:012d}'

@@ -16,7 +16,7 @@ from brax.training.agents.ppo.networks import PPONetworks
 
 from sail_jax.control import policy as control_policy
 from sail_jax.core.divergence import gaussian_kl
-from sail_jax.core.update import Policy
+from sail_jax.core.update import Policies, Policy
 
 
 class Contexts(NamedTuple):
@@ -67,7 +67,7 @@ def init_contexts(env: Env, key_B: jax.Array, episode_length: int, segment_lengt
 def segments(
     env: Env,
     networks: PPONetworks,
-    policies: tuple[Policy, Policy],
+    policies: Policies,
     contexts: Contexts,
     by_reference_BxL: jax.Array | None,
     key_B: jax.Array,
@@ -87,7 +87,7 @@ def segments(
     Returns:
       The segments, and the simulator states after them, leaves leading with [B, L].
     """
-    policy, reference = policies
+    policy, reference = policies.policy, policies.reference
     B = contexts.clock_B.shape[0]
     group = lambda x: x.reshape(B, lanes, *x.shape[1:])  # noqa: E731
 
@@ -167,7 +167,7 @@ class Episodes(NamedTuple):
 def episodes(
     env: Env,
     networks: PPONetworks,
-    policies: tuple[Policy, Policy],
+    policies: Policies,
     actor: Policy,
     deterministic_L: jax.Array,
     key_B: jax.Array,
@@ -183,7 +183,7 @@ def episodes(
       deterministic_L: lanes that take the mode instead of a sample.
       key_B: one key for each start state.
     """
-    policy, reference = policies
+    policy, reference = policies.policy, policies.reference
     B, L = key_B.shape[0], deterministic_L.shape[0]
     group = lambda x: x.reshape(B, L, *x.shape[1:])  # noqa: E731
     reset_B, noise_B = jax.vmap(jax.random.split, out_axes=1)(key_B)

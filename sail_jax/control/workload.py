@@ -19,7 +19,7 @@ from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Contexts, Segments
 from sail_jax.core import labellers, objective
 from sail_jax.core.divergence import Gaussian, gaussian_kl
-from sail_jax.core.update import Batch, Compared, Metrics, Policy, Sampled, Workload
+from sail_jax.core.update import Batch, Compared, Metrics, Policies, Policy, Sampled, Workload
 from sail_jax.errors import UserError
 
 
@@ -151,7 +151,7 @@ def make(
         return rollout.init_contexts(env, row_keys(key, B), episode_length, T)
 
     def sample_rows(
-        policies: tuple[Policy, Policy], contexts: Contexts, key_B: jax.Array
+        policies: Policies, contexts: Contexts, key_B: jax.Array
     ) -> tuple[Segments, objective.Route, Contexts]:
         route_B, act_B, next_B = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(key_B)
         route = objective.route(route_B, mixture.ddp, mixture.dpp, mixture.dpr)
@@ -174,7 +174,7 @@ def make(
         return segments, route, contexts
 
     def sample(
-        policy: Policy, reference: Policy, contexts: Contexts, key: jax.Array, labels: jax.Array
+        policies: Policies, contexts: Contexts, key: jax.Array, labels: jax.Array
     ) -> Sampled:
         row_key, label_key = jax.random.split(key)
         segments, route, contexts = jax.shard_map(
@@ -183,11 +183,11 @@ def make(
             in_specs=(PartitionSpec(), rows, rows),
             out_specs=(rows, rows, rows),
             check_vma=False,
-        )((policy, reference), contexts, row_keys(row_key, B))
+        )(policies, contexts, row_keys(row_key, B))
 
         reward = judged_rewards(networks, segments, segment_reward)
         if learned:
-            last = value(policy, segments.last_obs) * ~segments.terminated
+            last = value(policies.policy, segments.last_obs) * ~segments.terminated
             target = returns_to_go(reward, segments.mask, last, discount)
             true_BxK = perceived_BxK = target[:, :K, 0]
         else:
@@ -207,7 +207,9 @@ def make(
             labels,
             run.labeller.max_labels,
         )
-        fixed = running_statistics.update(policy.fixed, segments.obs, weights=segments.mask)
+        statistics = running_statistics.update(
+            policies.policy.statistics, segments.obs, weights=segments.mask
+        )
         steps = segments.mask.sum()
         return Sampled(
             batch=Batch(
@@ -218,7 +220,7 @@ def make(
                 preferences,
             ),
             sampler=contexts,
-            fixed=fixed,
+            statistics=statistics,
             labels_asked=asked,
             metrics={
                 'segment_return': segments.reward[:, :K].sum(-1).mean(),
@@ -231,14 +233,14 @@ def make(
 
     def value(policy: Policy, obs: Any) -> jax.Array:
         # The network gives the discounted average reward, so its output is of the reward's size.
-        average = networks.value_network.apply(policy.fixed, policy.params['value'], obs)
+        average = networks.value_network.apply(policy.statistics, policy.params['value'], obs)
         return average / (1 - discount)
 
-    def predict(policy: Policy, inputs: Inputs) -> Gaussian:
-        return control_policy.actions(networks, policy, inputs.obs)
+    def predict_reference(policies: Policies, inputs: Inputs) -> Gaussian:
+        return control_policy.actions(networks, policies.reference, inputs.obs)
 
-    def compare(policy: Policy, reference: Policy, theirs: Gaussian, inputs: Inputs) -> Compared:
-        ours = predict(policy, inputs)
+    def compare(policies: Policies, theirs: Gaussian, inputs: Inputs) -> Compared:
+        ours = control_policy.actions(networks, policies.policy, inputs.obs)
         return Compared(
             logp=control_policy.log_prob(ours, inputs.raw_action),
             reference_logp=control_policy.log_prob(theirs, inputs.raw_action),
@@ -247,18 +249,18 @@ def make(
         )
 
     def auxiliary_loss(
-        policy: Policy, inputs: Inputs, steps: jax.Array
+        policies: Policies, inputs: Inputs, steps: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         if not learned:
             return jnp.zeros(()), {}
-        error = (value(policy, inputs.obs) - inputs.value_target) * (1 - discount)
+        error = (value(policies.policy, inputs.obs) - inputs.value_target) * (1 - discount)
         loss = 0.5 * (error**2 * inputs.mask).sum() / jnp.maximum(steps, 1)
         return loss, {'value_loss': loss}
 
     return Workload(
         init,
         sample,
-        predict,
+        predict_reference,
         compare,
         auxiliary_loss,
         K,

@@ -34,14 +34,22 @@ def stream(seed: jax.typing.ArrayLike, which: int) -> jax.Array:
 
 
 class Policy(NamedTuple):
-    """A policy: what is trained, and what its log-probabilities depend on besides."""
+    """A policy: what is trained, and what it carries besides."""
 
     params: Any
-    fixed: Any
-    """Not touched by the gradient, but a policy's own: an observation normaliser."""
-    frozen: Any = ()
-    """What policy and reference share and nothing changes: the weights under an adapter. Held once,
-    in `State.policy`, and in no checkpoint."""
+    """What the gradient is taken of."""
+    statistics: Any
+    """What updates change without a gradient: the observation normaliser of control, language's
+    count of the updates that made the policy. A reference keeps those of when it was taken."""
+
+
+class Policies(NamedTuple):
+    """The two policies of an update, and the weights that both stand on."""
+
+    policy: Policy
+    reference: Policy
+    shared: Any = ()
+    """See `State.shared`."""
 
 
 class Batch(NamedTuple):
@@ -77,8 +85,8 @@ class Sampled(NamedTuple):
 
     batch: Batch
     sampler: Any
-    fixed: Any
-    """The policy's `fixed` part after this batch."""
+    statistics: Any
+    """`Policy.statistics` after this batch."""
     labels_asked: jax.Array
     metrics: Metrics
 
@@ -89,14 +97,14 @@ class Workload(NamedTuple):
     init: Callable[[jax.Array], Any]
     """`(key) -> sampler state`."""
     sample: Callable[..., Sampled]
-    """`(policy, reference, sampler, key, labels so far) -> Sampled`."""
-    predict: Callable[[Policy, Any], Any]
-    """`(policy, inputs) -> distributions` of each step, or what they follow from; rows lead. The
-    reference's are computed once for a batch."""
-    compare: Callable[[Policy, Policy, Any, Any], Compared]
-    """`(policy, reference, the reference's predict(), inputs) -> Compared`."""
-    auxiliary_loss: Callable[[Policy, Any, jax.Array], tuple[jax.Array, Any]]
-    """`(policy, inputs, steps of the batch) ->` a loss added to the surrogate's, as a value
+    """`(policies, sampler, key, labels so far) -> Sampled`."""
+    predict_reference: Callable[[Policies, Any], Any]
+    """`(policies, inputs) ->` the reference's distributions of each step, or what they follow from;
+    rows lead. Computed once for a batch."""
+    compare: Callable[[Policies, Any, Any], Compared]
+    """`(policies, predict_reference(), inputs) -> Compared`."""
+    auxiliary_loss: Callable[[Policies, Any, jax.Array], tuple[jax.Array, Any]]
+    """`(policies, inputs, steps of the batch) ->` a loss added to the surrogate's, as a value
     function's, and metrics; see `mesh`."""
     group_size: int
     """K."""
@@ -152,6 +160,10 @@ class State(NamedTuple):
     reference: Policy
     reference_step: jax.Array
     """The update after which the reference was taken."""
+    shared: Any
+    """Weights that policy and reference both stand on and that nothing changes, as those under an
+    adapter; `()` where each policy has all of its own. In no checkpoint: whoever made them can make
+    them again."""
     optimizer: Any
     sampler: Any
     seed: jax.Array
@@ -163,6 +175,11 @@ class State(NamedTuple):
     skipped: jax.Array
     """Gradient steps skipped so far because something was not finite."""
     skipped_in_a_row: jax.Array
+
+    @property
+    def policies(self) -> Policies:
+        """What a workload sees."""
+        return Policies(self.policy, self.reference, self.shared)
 
 
 def make_optimizer(
@@ -194,8 +211,9 @@ def init(
     zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731 - donated: no two may share a buffer
     return State(
         policy=policy,
-        reference=jax.tree.map(jnp.copy, reference._replace(frozen=())),
+        reference=jax.tree.map(jnp.copy, reference),
         reference_step=zero(),
+        shared=(),
         optimizer=optimizer.init(policy.params),
         sampler=workload.init(stream(seed, INIT)),
         seed=seed,
@@ -209,8 +227,7 @@ def init(
 
 def loss(
     params: Any,
-    policy: Policy,
-    reference: Policy,
+    policies: Policies,
     held: Any,
     batch: Batch,
     counts: Counts,
@@ -222,13 +239,13 @@ def loss(
     """Minus the surrogate of `J - lambda * KL`, plus the workload's own loss.
 
     Args:
-      params: what is differentiated; the rest of `policy` is as it was when the batch was drawn.
-      held: the reference's `Workload.predict`.
+      params: what is differentiated; the rest of `policies` is as when the batch was drawn.
+      held: `Workload.predict_reference`.
       counts: of the whole batch; of a part of its rows all that is returned is its share.
       axis: see `objective.advantages`.
     """
-    policy = policy._replace(params=params)
-    compared = workload.compare(policy, reference, held, batch.inputs)
+    policies = policies._replace(policy=policies.policy._replace(params=params))
+    compared = workload.compare(policies, held, batch.inputs)
     K, settings = workload.group_size, run.divergence
     behaviour_BxLxT, mask_BxLxT = batch.behaviour_logp_BxLxT, batch.mask_BxLxT
     estimate = objective.preference(
@@ -268,7 +285,7 @@ def loss(
             clip=run.optimizer.clip,
             count=counts.lanes,
         )
-    auxiliary, metrics = workload.auxiliary_loss(policy, batch.inputs, counts.steps)
+    auxiliary, metrics = workload.auxiliary_loss(policies, batch.inputs, counts.steps)
     total = auxiliary - estimate.surrogate
     if settings.coefficient > 0:
         total = total + hyper.coefficient * kl.surrogate
@@ -311,12 +328,12 @@ def gradient(
     devices tell each other two numbers before. Rows that do not divide by the devices are left to
     the compiler.
     """
-    fixed = params, state.policy, reference_of(state), counts, state.hyper
+    fixed = params, state.policies, counts, state.hyper
     across = 'data' if workload.group_size == 2 or workload.abstains else None
 
-    def own(params, policy, reference, counts, hyper, held, batch, axis=None):
+    def own(params, policies, counts, hyper, held, batch, axis=None):
         find = jax.value_and_grad(loss, has_aux=True)
-        return find(params, policy, reference, held, batch, counts, hyper, workload, run, axis)
+        return find(params, policies, held, batch, counts, hyper, workload, run, axis)
 
     def added(*args):
         share, unravel = ravel_pytree(own(*args, across))
@@ -359,17 +376,12 @@ def penalty_lanes(
 def draw(workload: Workload, state: State) -> Sampled:
     """The labelled batch of the state's next update."""
     key = update_key(state)
-    return workload.sample(state.policy, reference_of(state), state.sampler, key, state.labels)
+    return workload.sample(state.policies, state.sampler, key, state.labels)
 
 
 def update_key(state: State) -> jax.Array:
     """The key of the state's next update."""
     return jax.random.fold_in(stream(state.seed, UPDATE), state.step + 1)
-
-
-def reference_of(state: State) -> Policy:
-    """The reference, on the weights that it shares with the policy."""
-    return state.reference._replace(frozen=state.policy.frozen)
 
 
 def make_learn(
@@ -405,7 +417,7 @@ def make_learn(
     def learn(state: State, sampled: Sampled) -> tuple[State, Metrics]:
         step, batch = state.step + 1, sampled.batch
         # The batch is scored with the normaliser that drew it, so that the first ratio is 1.
-        held = workload.predict(reference_of(state), batch.inputs)
+        held = workload.predict_reference(state.policies, batch.inputs)
 
         split = lambda x: split_rows(x, minibatches)  # noqa: E731
         batches, of_reference = jax.tree.map(split, (batch, held))
@@ -424,14 +436,14 @@ def make_learn(
         params, optimizer_state, skipped, in_a_row = carry
 
         keep = lambda new, old: jnp.where(labelled, new, old)  # noqa: E731
-        fixed = jax.tree.map(keep, sampled.fixed, state.policy.fixed)
-        policy = state.policy._replace(params=params, fixed=fixed)
+        statistics = jax.tree.map(keep, sampled.statistics, state.policy.statistics)
+        policy = Policy(params, statistics)
         reference, reference_step = state.reference, state.reference_step
         if workload.refresh_updates is not None:
             due = labelled & (step % workload.refresh_updates == 0)
             reference, reference_step = jax.lax.cond(
                 due,
-                lambda: (policy._replace(frozen=()), step),
+                lambda: (policy, step),
                 lambda: (state.reference, state.reference_step),
             )
         state = state._replace(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sail_jax.core.update import EVALUATE, Hyper, Policy, stream
+from sail_jax.core.update import EVALUATE, Hyper, Policies, Policy, stream
 from sail_jax.language import workload
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import reader
@@ -55,9 +55,11 @@ def make(
     paired = all(example.rejected is not None for example in held_out)
 
     @jax.jit
-    def generate(policy: Policy, prompts: Prompts, key_B: jax.Array) -> sampler.Responses:
+    def generate(
+        policy: Policy, shared: Any, prompts: Prompts, key_B: jax.Array
+    ) -> sampler.Responses:
         return sampler.generate(
-            models.policy(policy),
+            models.policy(policy, shared),
             prompts,
             key_B,
             group_size=settings.samples,
@@ -67,24 +69,26 @@ def make(
 
     @jax.jit
     def weigh(
-        policy: Policy,
-        start: Policy,
+        policies: Policies,
         prompts: Prompts,
         tokens_BxSxR: jax.Array,
         lengths_BxS: jax.Array,
     ) -> Weighed:
         ours, theirs = (
             logprobs.predictions(decoder, prompts, tokens_BxSxR)
-            for decoder in (models.policy(policy), models.reference(start))
+            for decoder in (
+                models.policy(policies.policy, policies.shared),
+                models.reference(policies.reference, policies.shared),
+            )
         )
         mask = workload.lengths_mask(lengths_BxS, tokens_BxSxR.shape[-1])
         compared = logprobs.compare(ours, theirs, tokens_BxSxR)
         return Weighed(*(jnp.where(mask, x, 0).sum(-1) for x in compared))
 
-    def answer(policy: Policy, seed: jax.Array) -> Answers:
+    def answer(policy: Policy, shared: Any, seed: jax.Array) -> Answers:
         key = stream(seed, EVALUATE)
         key_N = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(held_out)))
-        drawn = _by_rows(lambda *args: generate(policy, *args), rows, whole, key_N)
+        drawn = _by_rows(lambda *args: generate(policy, shared, *args), rows, whole, key_N)
         texts = tokenizer.texts(drawn.tokens_BxKxR, drawn.lengths_BxK)
         reward = labeller.reward and labeller.reward(prompts, texts)
         return Answers(drawn.tokens_BxKxR, drawn.lengths_BxK, drawn.ended_BxK, texts, reward)
@@ -92,18 +96,20 @@ def make(
     # The start policy answers once.
     known: list[tuple[Policy, int, Answers]] = []
 
-    def answer_of_start(start: Policy, frozen: Any, seed: jax.Array) -> Answers:
+    def answer_of_start(start: Policy, shared: Any, seed: jax.Array) -> Answers:
         if not known or known[0][0] is not start or known[0][1] != int(seed):
-            answers = answer(start._replace(frozen=frozen), seed)
+            answers = answer(start, shared, seed)
             known[:] = [(start, int(seed), answers)]
         return known[0][2]
 
-    def evaluate(policy: Policy, start: Policy, seed: jax.Array, hyper: Hyper) -> dict[str, float]:
-        reference = start._replace(frozen=policy.frozen)
+    def evaluate(
+        policy: Policy, start: Policy, shared: Any, seed: jax.Array, hyper: Hyper
+    ) -> dict[str, float]:
+        policies = Policies(policy, start, shared)
         of = lambda responses: _by_rows(  # noqa: E731
-            lambda *args: weigh(policy, reference, *args), rows, whole, *responses
+            lambda *args: weigh(policies, *args), rows, whole, *responses
         )
-        ours, theirs = answer(policy, seed), answer_of_start(start, policy.frozen, seed)
+        ours, theirs = answer(policy, shared, seed), answer_of_start(start, shared, seed)
         numbers = _lengths(ours) | _divergences(
             of((ours.tokens, ours.lengths)), ours, of((theirs.tokens, theirs.lengths)), theirs
         )
@@ -115,7 +121,7 @@ def make(
             pairs = reader.batch(held_out, run.data.max_response_tokens).pairs
             numbers |= _pairs(of(pairs), float(hyper.beta))
         if run_dir is not None and settings.table_rows:
-            name = f'{int(policy.fixed):06}.md'
+            name = f'{int(policy.statistics):06}.md'
             write_table(run_dir / 'samples' / name, prompts[: settings.table_rows], theirs, ours)
         return numbers
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,13 @@ class Opened(NamedTuple):
     run: LanguageRun | SftRun
     models: Models
     policy: Policy
+    shared: Any
+    """`State.shared`."""
 
     @property
     def decoder(self) -> Decoder:
         """With its adapter, where it has one."""
-        return self.models.policy(self.policy)
+        return self.models.policy(self.policy, self.shared)
 
 
 def open_run(run_dir: Path, run: LanguageRun | SftRun, best: bool = False) -> Opened:
@@ -49,7 +51,7 @@ def open_run(run_dir: Path, run: LanguageRun | SftRun, best: bool = False) -> Op
     places = jax.tree.map(lambda _: device, models.abstract)
     abstract = checkpoint.abstract_like(models.abstract, places)
     policy = checkpoint.restore_policy(run_dir / 'checkpoints', abstract, best)
-    return Opened(run, models, policy._replace(frozen=models.frozen()))
+    return Opened(run, models, policy, models.shared())
 
 
 def export(opened: Opened, out: Path, adapter: bool = False, dtype: str | None = None) -> Path:

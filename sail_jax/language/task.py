@@ -88,7 +88,7 @@ def make(
         batch_bytes=lambda: batch_bytes(run, models),
         smaller='lower prompts_per_update, group_size, sampling.max_tokens, evaluation.samples or '
         'reward.batch_size, or set model.remat: true',
-        frozen=lambda: models.frozen(of_parameter),
+        shared=lambda: models.shared(of_parameter),
         digests=lambda: digests.of_run(run),
         dispatch=make_dispatch(run, made, data, tokenizer, labeller, mesh),
     )

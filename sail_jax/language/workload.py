@@ -16,7 +16,7 @@ from sail_jax.core.update import (
     Batch,
     Compared,
     Metrics,
-    Policy,
+    Policies,
     Sampled,
     State,
     Workload,
@@ -92,9 +92,8 @@ def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload
             decoder, prompts, key_B, group_size=lanes, settings=run.sampling, eos_E=eos_E
         )
 
-    def sample(
-        policy: Policy, reference: Policy, rows: Rows, key: jax.Array, labels: jax.Array
-    ) -> Sampled:
+    def sample(policies: Policies, rows: Rows, key: jax.Array, labels: jax.Array) -> Sampled:
+        policy, reference, shared = policies
         B = len(rows.prompts.lengths_B)
         keys = row_keys(key, B)
         route = objective.route(keys.route, mixture.ddp, mixture.dpp, mixture.dpr)
@@ -105,7 +104,7 @@ def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload
         logp = jnp.zeros((B, K, T))
         metrics = {}
         if run.samples_policy:
-            drawn = generate(models.policy(policy), rows.prompts, keys.draw, K)
+            drawn = generate(models.policy(policy, shared), rows.prompts, keys.draw, K)
             tokens, lengths = fit(drawn.tokens_BxKxR), drawn.lengths_BxK
             logp = fit(drawn.logp_BxKxR)
             metrics = _of_samples(drawn, on_policy_Bx1)
@@ -113,7 +112,8 @@ def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload
             tokens = jnp.where(on_policy_Bx1[..., None], tokens, fit(rows.pairs.tokens_Bx2xR))
             lengths = jnp.where(on_policy_Bx1, lengths, rows.pairs.lengths_Bx2)
         if run.divergence.draws_reference:
-            extra = generate(models.reference(reference), rows.prompts, keys.reference, 1)
+            decoder = models.reference(reference, shared)
+            extra = generate(decoder, rows.prompts, keys.reference, 1)
             tokens = jnp.concatenate([tokens, fit(extra.tokens_BxKxR)], 1)
             lengths = jnp.concatenate([lengths, extra.lengths_BxK], 1)
             logp = jnp.concatenate([logp, fit(extra.logp_BxKxR)], 1)
@@ -127,24 +127,28 @@ def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload
                 labels=Preferences(empty_BxKxK, empty_BxKxK),
             ),
             sampler=(),
-            fixed=policy.fixed + 1,
+            statistics=policy.statistics + 1,
             labels_asked=jnp.zeros((), jnp.int32),
             metrics={'response_length': lengths[:, :K].mean(), **metrics},
         )
 
-    def predict(policy: Policy, inputs: Inputs) -> jax.Array:
-        decoder = models.reference(policy)
+    def predict_reference(policies: Policies, inputs: Inputs) -> jax.Array:
+        decoder = models.reference(policies.reference, policies.shared)
         return logprobs.predictions(decoder, inputs.prompts, inputs.tokens_BxLxT).hidden
 
-    def compare(policy: Policy, reference: Policy, theirs: jax.Array, inputs: Inputs) -> Compared:
-        ours = logprobs.predictions(models.policy(policy), inputs.prompts, inputs.tokens_BxLxT)
-        held = logprobs.Predictions(theirs, models.reference(reference).head())
+    def compare(policies: Policies, theirs: jax.Array, inputs: Inputs) -> Compared:
+        policy, reference, shared = policies
+        decoder = models.policy(policy, shared)
+        ours = logprobs.predictions(decoder, inputs.prompts, inputs.tokens_BxLxT)
+        held = logprobs.Predictions(theirs, models.reference(reference, shared).head())
         return logprobs.compare(ours, held, inputs.tokens_BxLxT)
 
-    def auxiliary_loss(policy: Policy, inputs: Any, steps: jax.Array) -> tuple[jax.Array, Metrics]:
+    def auxiliary_loss(
+        policies: Policies, inputs: Any, steps: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
         return jnp.zeros(()), {}
 
-    return Workload(lambda key: (), sample, predict, compare, auxiliary_loss, K, None)
+    return Workload(lambda key: (), sample, predict_reference, compare, auxiliary_loss, K, None)
 
 
 def _of_samples(drawn: Responses, on_policy_Bx1: jax.Array) -> Metrics:

@@ -1,10 +1,11 @@
 """Orbax checkpoints of a training state.
 
 A checkpoint has three items: `policy`, which is all that evaluation or another run's reference
-needs; `training`, the rest of `update.State` but for the reference; and `meta`, JSON with a schema
-number. The reference is constant between refreshes and saved once for each, before the first
-checkpoint that needs it: `references/STEP` is what was taken after STEP updates, and a checkpoint's
-is the last of those up to its own step. What was taken after none is `start`, the start policy.
+needs; `training`, the rest of `update.State` but for the reference and what is shared; and `meta`,
+JSON with a schema number. The reference is constant between refreshes and saved once for each,
+before the first checkpoint that needs it: `references/STEP` is what was taken after STEP updates,
+and a checkpoint's is the last of those up to its own step. What was taken after none is `start`,
+the start policy.
 """
 
 import json
@@ -15,9 +16,10 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,7 @@ from sail_jax.core.update import Policy, State
 from sail_jax.errors import TrainingFailed, UserError, one_line
 from sail_jax.training import hosts, quiet
 
-SCHEMA = 4
+SCHEMA = 5
 UNFINISHED = '.orbax-checkpoint-tmp'
 """In the name of a save until it is whole."""
 
@@ -120,15 +122,15 @@ def save(
 ) -> None:
     """Starts a save of the state after `step` updates; returns once the arrays are off the devices.
 
-    What `Policy.frozen` holds is left out: whoever made it can make it again. A reference that was
-    not saved before is waited for.
+    `State.shared` is left out: whoever made it can make it again. A reference that was not saved
+    before is waited for.
 
     Args:
       score: more is better; -inf where there was no evaluation.
     """
     if manager.latest_step() == step:
         return
-    policy, training = state.policy._replace(frozen=()), _training(state)
+    policy, training = state.policy, _training(state)
     marks = {'policy': fingerprint(policy), 'training': fingerprint(training)}
     if jax.tree.leaves(state.reference):
         marks['reference'] = fingerprint(state.reference)
@@ -208,7 +210,9 @@ def restore(
         _rest(abstract),
         restored['training'],
     )
-    state = State(policy=restored['policy'], reference=reference, **training)
+    state = State(
+        policy=restored['policy'], reference=reference, shared=abstract.shared, **training
+    )
     return state, restored['meta']
 
 
@@ -218,9 +222,15 @@ def restore_policy(directory: Path, abstract: Policy, best: bool = False) -> Pol
     Raises:
       UserError: if there is none.
     """
-    args = ocp.args.Composite(
-        policy=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-    )
+
+    def read(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, Any], Policy]:
+        saved = _as_saved(directory / str(step) / 'policy', abstract)
+        args = ocp.args.Composite(
+            policy=ocp.args.StandardRestore(saved), meta=ocp.args.JsonRestore()
+        )
+        restored = _read(manager, step, args)
+        return restored['meta'], Policy(*restored['policy'][:2])
+
     while True:
         with open_manager(directory) as manager:
             steps = _newest_first(manager)
@@ -233,15 +243,13 @@ def restore_policy(directory: Path, abstract: Policy, best: bool = False) -> Pol
                         'checkpoints.keep_best above 0, and a sweep keeps none'
                     )
             try:
-                step, read = _first_readable(
-                    manager, steps, lambda step, m=manager: _read(m, step, args)
-                )
+                step, (meta, policy) = _first_readable(manager, steps, partial(read, manager))
             except UserError:
                 if set(steps) <= set(saved_steps(directory)):
                     raise
                 continue  # A run that is under way has put others in their place.
-        _warn_of_another_run(directory, step, read['meta'])
-        return read['policy']
+        _warn_of_another_run(directory, step, meta)
+        return policy
 
 
 def require_own(directory: Path, settings: dict[str, Any]) -> None:
@@ -287,7 +295,7 @@ def _training(state: State) -> dict[str, Any]:
 
 
 def _rest(state: State) -> dict[str, Any]:
-    apart = ('policy', 'reference')
+    apart = ('policy', 'reference', 'shared')
     return {name: value for name, value in state._asdict().items() if name not in apart}
 
 
@@ -454,15 +462,30 @@ def restore_start(directory: Path, abstract: Policy) -> Policy:
 def _save_policy(path: Path, policy: Policy) -> None:
     def save() -> None:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(path.absolute(), policy._replace(frozen=()))
+            checkpointer.save(path.absolute(), policy)
 
     quiet.saving(save)
 
 
 def _read_policy(path: Path, abstract: Policy) -> Policy:
-    files.require_regular(path)
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path.absolute(), abstract)
+        return Policy(*checkpointer.restore(path.absolute(), _as_saved(path, abstract))[:2])
+
+
+class _Policy4(NamedTuple):
+    """A policy on the disk, up to schema 4."""
+
+    params: Any
+    fixed: Any
+    """`Policy.statistics`."""
+    frozen: tuple[()] = ()
+
+
+def _as_saved(path: Path, abstract: Policy) -> Policy | _Policy4:
+    """The policy to restore, in the parts that it was saved in."""
+    files.require_regular(path)
+    parts = ocp.StandardCheckpointHandler().metadata(path.absolute())
+    return _Policy4(*abstract) if 'fixed' in parts else abstract
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:

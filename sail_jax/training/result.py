@@ -1,6 +1,6 @@
 """What a finished run gives back."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sail_jax.core.update import Policy
 from sail_jax.training.rows import Row
@@ -25,6 +25,8 @@ class Result(NamedTuple):
     labels: int
     wall_s: float
     """Of this process, compilation included."""
+    shared: Any = ()
+    """`State.shared`: what both policies stand on."""
 
     def __repr__(self) -> str:
         """Without the parameters, which are pages of numbers."""

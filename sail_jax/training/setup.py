@@ -60,18 +60,12 @@ def start_policy(members: Members, task: Task) -> Policy:
     return stack(members, [by_seed[seed] for seed in seeds])
 
 
-def initial_state(members: Members, task: Task, start: Policy) -> State:
+def initial_state(members: Members, task: Task, start: Policy, shared: Any = ()) -> State:
     """The state before the first update, laid out over the devices; `start` stays usable."""
     layout = Layout.of(members, task)
     init = jax.jit(_init(members, task), out_shardings=layout.shardings)
-    placed = hosts.place(start._replace(frozen=()), layout.shardings.policy)
-    state = init(placed, *identity(members, task))
-    return with_frozen(state, start.frozen)
-
-
-def with_frozen(state: State, frozen: Any) -> State:
-    """The state with what its policy and reference share."""
-    return state._replace(policy=state.policy._replace(frozen=frozen))
+    placed = hosts.place(start, layout.shardings.policy)
+    return init(placed, *identity(members, task))._replace(shared=shared)
 
 
 def evaluation(members: Members, task: Task) -> Evaluate:

@@ -24,15 +24,16 @@ class Evaluate(Protocol):
     """Measures a policy; every call of one seed uses the same start states or prompts and keys."""
 
     def __call__(
-        self, policy: Policy, start: Policy, seed: jax.Array, hyper: Hyper, /
+        self, policy: Policy, start: Policy, shared: Any, seed: jax.Array, hyper: Hyper, /
     ) -> Mapping[str, jax.typing.ArrayLike]:
         """Numbers by name, scalars.
 
         Of a sweep the function is vmapped: every leaf of the arguments leads with the members.
 
         Args:
-          policy: with what it shares with others.
-          start: the policy that training began from; what `Policy.frozen` holds is the policy's.
+          policy: what is measured.
+          start: the policy that training began from.
+          shared: `State.shared`, which both stand on.
           seed: uint32 scalar.
           hyper: `State.hyper`.
         """
@@ -82,7 +83,7 @@ class Task(NamedTuple):
     shardings: Shardings
     start: Start
     abstract_policy: Policy
-    """Shapes and types of a policy, without what is frozen."""
+    """Shapes and types of a policy."""
     evaluate: Evaluate
     updates: int
     updates_per_dispatch: int
@@ -100,8 +101,8 @@ class Task(NamedTuple):
     """What an update or an evaluation holds at the least, over all devices."""
     smaller: str = 'lower the size of a batch'
     """What to do where the devices' memory is not enough."""
-    frozen: Callable[[], Any] = tuple
-    """Makes or loads `Policy.frozen`, which no checkpoint holds."""
+    shared: Callable[[], Any] = tuple
+    """Makes or loads `State.shared`, which no checkpoint holds."""
     dispatch: Dispatch | None = None
     """Stands in for the compiled program where the host has a part in every update."""
     init: Init | None = None

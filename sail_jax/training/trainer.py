@@ -103,11 +103,11 @@ def _train(
         try:
             # Killed before anything was saved, a run begins again.
             start = None if begun else setup.start_policy(members, task)
+            shared = task.shared()
         except UserError:
             if not resume and hosts.is_main():  # The directory is free for the corrected run.
                 (run_dir / 'config.yaml').unlink()
             raise
-        frozen = task.frozen() if start is None else start.frozen
         exits.enter_context(devices.memory_named(f'{task.smaller}; {saved}'))
         with writing(directory, ROOM):
             saver = Saver(
@@ -119,7 +119,7 @@ def _train(
             checkpoint.require_own(directory, run.model_dump(mode='json'))
             start = checkpoint.restore_start(directory, layout.policy)
         else:
-            start = hosts.place(start._replace(frozen=()), layout.shardings.policy)
+            start = hosts.place(start, layout.shardings.policy)
             with writing(directory / 'start', ROOM):
                 checkpoint.save_start(directory, start)
         if resume and hosts.any_process(bool(checkpoint.saved_steps(directory))):
@@ -127,14 +127,14 @@ def _train(
                 saver.manager, layout.state, run.model_dump(mode='json')
             )
             rundir.require_not_shortened(task, int(np.max(state.step)), run_dir)
-            state = setup.with_frozen(state, frozen)
+            state = state._replace(shared=shared)
             before, held, began = meta['before'], meta['held'], began - meta['wall_s']
             rundir.require_same_files(run_dir, meta.get('read', {}), read)
         else:
             if resume and hosts.is_main():
                 rundir.keep_rows_aside(members, run_dir)
             bar.stage('compiling the start')
-            state = setup.initial_state(members, task, start._replace(frozen=frozen))
+            state = setup.initial_state(members, task, start, shared)
             before, held = [], []
         if resume and hosts.is_main():
             configfile.write(run, run_dir / 'config.yaml')
@@ -145,7 +145,7 @@ def _train(
         )
 
         def evaluate() -> list[Row]:
-            numbers = jax.device_get(judge(state.policy, start, seed, hyper))
+            numbers = jax.device_get(judge(state.policy, start, state.shared, seed, hyper))
             rows = setup.split(members, numbers)
             return [{f'eval/{key}': float(value) for key, value in row.items()} for row in rows]
 
@@ -260,6 +260,7 @@ def _train(
                 unit=task.unit,
                 labels=int(labels),
                 wall_s=recorder.wall_s(),
+                shared=state.shared,
             )
             for policy, begin, first, row, labels in zip(
                 setup.split(members, state.policy),

@@ -12,6 +12,7 @@ from sail_jax.bandit import stochastic, workload
 from sail_jax.bandit.config import Problems
 from sail_jax.bandit.problem import Objective
 from sail_jax.core import update
+from sail_jax.core.update import Policies
 
 THETA = np.array([0.8, -1.3])
 
@@ -60,8 +61,8 @@ def test_kl_of_the_workload_is_exact_in_both_directions(problem):
 
     @jax.jit
     def compare(theta):
-        theirs = task.predict(reference, inputs)
-        return task.compare(policy._replace(params=theta), reference, theirs, inputs)
+        policies = Policies(policy._replace(params=theta), reference)
+        return task.compare(policies, task.predict_reference(policies, inputs), inputs)
 
     compared = compare(policy.params)
     p, q = np.exp(jax.jit(exact.log_prob)(problem, THETA)), np.exp(problem.reference_logp_XxY)
@@ -76,8 +77,8 @@ def test_kl_of_the_workload_is_exact_in_both_directions(problem):
 def test_labels_follow_bradley_terry(problem):
     """Share of first responses that win, against the mean of the reward's own probabilities."""
     task = workload.make(problem, 5000, 2)
-    policy, reference = workload.policies(problem, jnp.asarray(THETA))
-    batch = jax.jit(lambda key: task.sample(policy, reference, (), key, 0).batch)(jax.random.key(0))
+    policies = Policies(*workload.policies(problem, jnp.asarray(THETA)))
+    batch = jax.jit(lambda key: task.sample(policies, (), key, 0).batch)(jax.random.key(0))
     context, response = batch.inputs
     reward = np.asarray(problem.reward_XxY)[context[:, None], response]
     apart = reward[:, 0] != reward[:, 1]

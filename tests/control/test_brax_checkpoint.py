@@ -185,7 +185,7 @@ def test_damaged_settings_are_one_line(content, tmp_path):
 @pytest.mark.parametrize('mode', ['welford', 'ema'])
 def test_the_normaliser_goes_on_as_braxs_does_in_memory(mode, std_eps, tmp_path):
     path, theirs, _ = write(tmp_path, mode=mode, std_eps=std_eps)
-    ours = load(path)[1].fixed
+    ours = load(path)[1].statistics
     for seed in (10, 11):
         np.testing.assert_allclose(ours.std, theirs.std, rtol=1e-5)
         np.testing.assert_allclose(ours.mean, theirs.mean, rtol=1e-5)
@@ -198,7 +198,7 @@ def test_the_normaliser_goes_on_as_braxs_does_in_memory(mode, std_eps, tmp_path)
 
 def test_a_normaliser_that_has_seen_nothing(tmp_path):
     path, theirs, _ = write(tmp_path, updates=0)
-    ours = load(path)[1].fixed
+    ours = load(path)[1].statistics
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
@@ -213,8 +213,8 @@ def test_a_normaliser_that_has_seen_nothing(tmp_path):
 )
 def test_counts_of_all_versions_train(count, number, tmp_path):
     path, _, _ = write(tmp_path / 'brax', count=count)
-    fixed = load(path)[1].fixed
-    fresh = policy.init(jax.random.key(0), Point(), *load(path)[:1], make_run(path)).fixed
+    fixed = load(path)[1].statistics
+    fresh = policy.init(jax.random.key(0), Point(), *load(path)[:1], make_run(path)).statistics
     assert int(fixed.count) == number
     assert jax.tree.structure(fixed) == jax.tree.structure(fresh)
     types_of = lambda tree: jax.tree.map(lambda x: jnp.asarray(x).dtype, tree)  # noqa: E731
@@ -304,6 +304,6 @@ def test_a_pipe_in_it_is_not_waited_for(tmp_path, name):
 def test_a_run_starts_from_it_and_keeps_its_epsilon(tmp_path):
     path, normaliser, _ = write(tmp_path / 'ppo', mode='ema', std_eps=0.5, count=np.float32(45))
     result = sail_jax.train(make_run(path), tmp_path / 'run', env=Point(), quiet=True)
-    np.testing.assert_allclose(result.start.fixed.std, normaliser.std, rtol=1e-5)
-    assert float(result.policy.fixed.std_eps) == 0.5
-    assert int(result.policy.fixed.count) > 45
+    np.testing.assert_allclose(result.start.statistics.std, normaliser.std, rtol=1e-5)
+    assert float(result.policy.statistics.std_eps) == 0.5
+    assert int(result.policy.statistics.count) > 45

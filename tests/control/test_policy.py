@@ -137,7 +137,7 @@ def test_ppo_on_the_spot():
     assert jax.tree.structure(trained) == jax.tree.structure(fresh)
     assert jax.tree.map(jnp.shape, trained) == jax.tree.map(jnp.shape, fresh)
     # One PPO step: 128 segments of 20 steps in each of 8 minibatches.
-    assert int(trained.fixed.count) == 128 * 20 * 8
+    assert int(trained.statistics.count) == 128 * 20 * 8
 
 
 @pytest.mark.parametrize('name', envs.NAMES)

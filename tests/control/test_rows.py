@@ -10,6 +10,7 @@ import pytest
 from sail_jax.control import policy as control_policy
 from sail_jax.control import workload
 from sail_jax.control.config import ControlRun
+from sail_jax.core.update import Policies
 from sail_jax.training import devices
 from tests.support.toy import SETTINGS, Point
 
@@ -38,7 +39,8 @@ def drawn():
 
     @jax.jit
     def sample(spent):
-        return made.sample(policy, reference, contexts, jax.random.key(3), spent)
+        policies = Policies(policy, reference)
+        return made.sample(policies, contexts, jax.random.key(3), spent)
 
     batch = sample(jnp.int32(0)).batch
     logp = [
@@ -120,7 +122,9 @@ def test_a_myopic_labeller_goes_by_what_it_sees():
     # Some are cut off by the episode's limit, where the end is near.
     contexts = contexts._replace(clock_B=jnp.where(jnp.arange(8) % 2 == 0, 17, 0))
     sample = jax.jit(made.sample)
-    batch = jax.device_get(sample(policy, policy, contexts, jax.random.key(3), jnp.int32(0)).batch)
+    batch = jax.device_get(
+        sample(Policies(policy, policy), contexts, jax.random.key(3), jnp.int32(0)).batch
+    )
     steps, lengths = reward_of(batch.inputs.obs[..., 0]), batch.mask_BxLxT.sum(-1)
     left = lengths[..., None] - 1 - np.arange(5)
     seen = (steps * discount ** np.maximum(left, 0) * batch.mask_BxLxT).sum(-1)

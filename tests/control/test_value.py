@@ -9,7 +9,7 @@ from sail_jax.control import policy as control_policy
 from sail_jax.control import workload
 from sail_jax.control.config import ControlRun
 from sail_jax.core import update
-from sail_jax.core.update import Policy
+from sail_jax.core.update import Policies, Policy
 from sail_jax.training import devices
 from tests.support.toy import SETTINGS, Point
 
@@ -48,12 +48,12 @@ def made():
 @pytest.fixture(scope='module')
 def sampled(made):
     _, _, made, policy, contexts = made
-    zero = jnp.zeros((), jnp.int32)
-    return jax.device_get(jax.jit(made.sample)(policy, policy, contexts, jax.random.key(7), zero))
+    policies, zero = Policies(policy, policy), jnp.zeros((), jnp.int32)
+    return jax.device_get(jax.jit(made.sample)(policies, contexts, jax.random.key(7), zero))
 
 
 def value_of(networks, policy, obs):
-    average = networks.value_network.apply(policy.fixed, policy.params['value'], obs)
+    average = networks.value_network.apply(policy.statistics, policy.params['value'], obs)
     return np.asarray(average / (1 - DISCOUNT))
 
 
@@ -90,15 +90,15 @@ def test_value_loss_is_over_the_steps_that_happened(made, sampled):
     error = (value_of(networks, policy, inputs.obs) - inputs.value_target) * (1 - DISCOUNT)
     junk = inputs._replace(value_target=np.where(happened, inputs.value_target, 1e4))
     for given in (inputs, junk):
-        loss, metrics = made.auxiliary_loss(policy, given, steps)
+        loss, metrics = made.auxiliary_loss(Policies(policy, policy), given, steps)
         np.testing.assert_allclose(loss, 0.5 * (error[happened] ** 2).sum() / steps, rtol=1e-4)
         assert metrics['value_loss'] == loss
 
 
 def gradient_of_value(made, policy, batch):
     def loss(params):
-        policy_now = policy._replace(params=params)
-        return made.auxiliary_loss(policy_now, batch.inputs, batch.mask_BxLxT.sum())[0]
+        policies = Policies(policy._replace(params=params), policy)
+        return made.auxiliary_loss(policies, batch.inputs, batch.mask_BxLxT.sum())[0]
 
     return jax.jit(jax.grad(loss))(policy.params)
 
@@ -126,13 +126,13 @@ def test_an_update_fits_the_value_and_bounds_the_policy_alone(made):
 
     # The policy normalises by what it has seen by now, its reference by what it had seen then.
     seen = jax.device_get(draw.batch.mask_BxLxT)
-    assert int(after.policy.fixed.count) == seen.sum()
+    assert int(after.policy.statistics.count) == seen.sum()
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        after.policy.fixed,
-        draw.fixed,
+        after.policy.statistics,
+        draw.statistics,
     )
-    assert int(after.reference.fixed.count) == 0
+    assert int(after.reference.statistics.count) == 0
 
 
 def test_where_the_value_is_right_the_target_is_the_value():
@@ -150,5 +150,5 @@ def test_without_a_value_labels_go_by_the_segment_alone():
     env = Point()
     networks = control_policy.make_networks(env, run)
     plain = workload.make(env, networks, run, devices.make_mesh(4))
-    loss, metrics = plain.auxiliary_loss(Policy({}, ()), None, 1.0)
+    loss, metrics = plain.auxiliary_loss(Policies(Policy({}, ()), Policy({}, ())), None, 1.0)
     assert (float(loss), metrics) == (0, {})

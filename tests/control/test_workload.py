@@ -12,6 +12,7 @@ from sail_jax.control import task as control_task
 from sail_jax.control import workload
 from sail_jax.control.config import ControlRun
 from sail_jax.core import update
+from sail_jax.core.update import Policies
 from sail_jax.errors import UserError
 from sail_jax.training import devices
 from tests.support.toy import SETTINGS, Point, Poisoned
@@ -28,9 +29,8 @@ def make(settings=None, segment_reward=None, env=None):
 
 
 def sample(made, policy, other, seed=0):
-    return jax.jit(made.sample)(
-        policy, other, made.init(jax.random.key(seed)), jax.random.key(7), jnp.zeros((), jnp.int32)
-    )
+    contexts, labels = made.init(jax.random.key(seed)), jnp.zeros((), jnp.int32)
+    return jax.jit(made.sample)(Policies(policy, other), contexts, jax.random.key(7), labels)
 
 
 @given(
@@ -156,8 +156,9 @@ def test_reference_lane_is_drawn_from_the_reference():
     batch = sample(made, policy, other).batch
     assert batch.mask_BxLxT.shape == (4, 4, 5)
     assert run.env_steps_per_update == 4 * 4 * 5
-    held = made.predict(other, batch.inputs)
-    logp = made.compare(policy, other, held, batch.inputs).reference_logp
+    policies = Policies(policy, other)
+    held = made.predict_reference(policies, batch.inputs)
+    logp = made.compare(policies, held, batch.inputs).reference_logp
     np.testing.assert_allclose(logp[:, 3], batch.behaviour_logp_BxLxT[:, 3], rtol=1e-4, atol=1e-5)
     assert np.abs(logp[:, :3] - batch.behaviour_logp_BxLxT[:, :3]).max() > 1e-2
 
@@ -169,9 +170,9 @@ def test_the_first_gradient_step_scores_a_batch_as_it_was_drawn():
     state = jax.jit(lambda policy: update.init(made, run, policy, policy))(policy)
     step = update.make_dispatch(made, run, 1)
     for _ in range(3):
-        before = np.array(state.policy.fixed.mean)
+        before = np.array(state.policy.statistics.mean)
         state, metrics = step(state)
-        assert np.abs(state.policy.fixed.mean - before).max() > 1e-3
+        assert np.abs(state.policy.statistics.mean - before).max() > 1e-3
         np.testing.assert_allclose([metrics['margin'], metrics['kl']], 0, atol=1e-6)
 
 
@@ -180,8 +181,8 @@ def test_normaliser_sees_only_steps_that_happened():
     sampled = sample(made, policy, other)
     mask, obs = np.asarray(sampled.batch.mask_BxLxT, bool), np.asarray(sampled.batch.inputs.obs)
     assert not mask.all()
-    np.testing.assert_allclose(sampled.fixed.mean, obs[mask].mean(0), rtol=1e-4)
-    np.testing.assert_allclose(sampled.fixed.std, obs[mask].std(0), rtol=1e-4)
+    np.testing.assert_allclose(sampled.statistics.mean, obs[mask].mean(0), rtol=1e-4)
+    np.testing.assert_allclose(sampled.statistics.std, obs[mask].std(0), rtol=1e-4)
 
 
 def test_task_refuses_a_group_over_devices_that_do_not_divide(monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 from sail_jax import config
 from sail_jax.core import update
 from sail_jax.core.objective import Preferences, Route
-from sail_jax.core.update import Batch, Compared, Hyper, Policy, Workload
+from sail_jax.core.update import Batch, Compared, Hyper, Policies, Policy, Workload
 
 # One row of each member of the family; groups of two, and a lane of the reference.
 B, K, L, T = 4, 2, 3, 3
@@ -57,15 +57,15 @@ def loss(params, behaviour, beta, response_grad, label_grad, clip, **divergence)
     workload = Workload(
         init=lambda key: None,
         sample=lambda *args: None,
-        predict=lambda policy, inputs: None,
-        compare=lambda policy, reference, held, inputs: Compared(
-            policy.params,
+        predict_reference=lambda policies, inputs: None,
+        compare=lambda policies, held, inputs: Compared(
+            policies.policy.params,
             REFERENCE,
-            kl(policy.params, 'ref_to_policy'),
-            kl(policy.params, 'policy_to_ref'),
+            kl(policies.policy.params, 'ref_to_policy'),
+            kl(policies.policy.params, 'policy_to_ref'),
         ),
-        auxiliary_loss=lambda policy, inputs, steps: (
-            AUXILIARY * (policy.params**2).sum() / steps,
+        auxiliary_loss=lambda policies, inputs, steps: (
+            AUXILIARY * (policies.policy.params**2).sum() / steps,
             {'own': steps},
         ),
         group_size=K,
@@ -77,8 +77,7 @@ def loss(params, behaviour, beta, response_grad, label_grad, clip, **divergence)
     batch = Batch(None, behaviour, MASK, ROUTE, labels)
     return update.loss(
         params,
-        Policy(LOGP, ()),
-        Policy(LOGP, ()),
+        Policies(Policy(LOGP, ()), Policy(LOGP, ())),
         None,
         batch,
         update.count(batch, workload, run),

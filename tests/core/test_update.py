@@ -10,7 +10,7 @@ import pytest
 
 from sail_jax import config
 from sail_jax.core import objective, update
-from sail_jax.core.update import Batch, Hyper, Policy
+from sail_jax.core.update import Batch, Hyper, Policies, Policy
 from tests.support import bandit_workload, exact
 from tests.support.bandit_workload import Inputs
 
@@ -83,17 +83,15 @@ def test_an_update_is_the_gradient_steps_written_out():
     state = bandit_workload.start(workload, run, THETA, ZERO)
 
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(run.seed), update.UPDATE), 1)
-    batch = jax.jit(workload.sample)(
-        state.policy, state.reference, state.sampler, key, state.labels
-    ).batch
-    held = jax.jit(workload.predict)(state.reference, batch.inputs)
+    batch = jax.jit(workload.sample)(state.policies, state.sampler, key, state.labels).batch
+    held = jax.jit(workload.predict_reference)(state.policies, batch.inputs)
     adam, params, first = optax.adam(run.optimizer.learning_rate), state.policy.params, []
     adam_state = adam.init(params)
 
     @jax.jit
     def gradient(params, batch, held):
         counts = update.count(batch, workload, run)
-        fixed = state.policy, state.reference, held, batch, counts, state.hyper, workload, run
+        fixed = state.policies, held, batch, counts, state.hyper, workload, run
         return jax.value_and_grad(update.loss, has_aux=True)(params, *fixed)
 
     for epoch, part in itertools.product(range(2), range(4)):
@@ -248,14 +246,15 @@ def loss_of_two_rows(**settings):
 
     @jax.jit
     def results():
-        ours, theirs = (workload.predict(p, inputs) for p in (policy, start))
-        compared = workload.compare(policy, start, theirs, inputs)
+        policies = Policies(policy, start)
+        theirs = workload.predict_reference(policies, inputs)
+        ours = workload.predict_reference(Policies(start, policy), inputs)
+        compared = workload.compare(policies, theirs, inputs)
         labels = objective.Preferences(np.full((2, 2, 2), 0.5), np.ones((2, 2, 2)))
         batch = Batch(inputs, compared.logp, jnp.ones((2, 3, 1)), ROUTE, labels)
         gradient, metrics = jax.grad(update.loss, has_aux=True)(
             policy.params,
-            policy,
-            start,
+            policies,
             theirs,
             batch,
             update.count(batch, workload, run),

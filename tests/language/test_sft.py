@@ -108,7 +108,9 @@ def test_accumulation_changes_nothing_but_the_memory(text):
     for parts in (1, 2):
         run = settings(text, optimizer={'accumulation': parts, 'learning_rate': 1e-2})
         state = learn.init(Policy(params, jnp.int32(0)), jnp.uint32(0), optax.sgd(0.1))
-        step = jax.jit(learn.make_learn(lambda p: nnx.merge(graphdef, p.params), run, optax.sgd(1)))
+        step = jax.jit(
+            learn.make_learn(lambda p, _: nnx.merge(graphdef, p.params), run, optax.sgd(1))
+        )
         results.append(step(state, rows))
     (whole, numbers), (parted, in_parts) = results
     np.testing.assert_allclose(in_parts['loss'], numbers['loss'], rtol=1e-5)
@@ -120,7 +122,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(text):
     graphdef, params = nnx.split(tiny.decoder())
     broken = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), params)
     optimizer = learn.make_optimizer(Optimizer(), 4)
-    step = learn.make_learn(lambda p: nnx.merge(graphdef, p.params), settings(text), optimizer)
+    step = learn.make_learn(lambda p, _: nnx.merge(graphdef, p.params), settings(text), optimizer)
     state = learn.init(Policy(broken, jnp.int32(0)), jnp.uint32(0), optimizer)
     after, _ = jax.jit(step)(state, learn.collate([example([3], [4]), example([3], [5])] * 4))
     assert int(after.skipped) == int(after.skipped_in_a_row) == int(after.step) == 1

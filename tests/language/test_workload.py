@@ -47,9 +47,9 @@ def drawn(tmp_path_factory):
     @jax.jit
     def both(state, rows):
         sampled = update.draw(made, state._replace(sampler=rows))
-        reference = update.reference_of(state)
-        held = made.predict(reference, sampled.batch.inputs)
-        return sampled, made.compare(state.policy, reference, held, sampled.batch.inputs)
+        inputs = sampled.batch.inputs
+        held = made.predict_reference(state.policies, inputs)
+        return sampled, made.compare(state.policies, held, inputs)
 
     sampled, compared = both(state, reader.batch(examples, run.data.max_response_tokens))
     return run, examples, state, jax.device_get(sampled), jax.device_get(compared)

@@ -8,7 +8,7 @@ import numpy as np
 
 from sail_jax import config
 from sail_jax.core import divergence, labellers, objective, update
-from sail_jax.core.update import Batch, Compared, Policy, Sampled, Workload
+from sail_jax.core.update import Batch, Compared, Policies, Policy, Sampled, Workload
 from tests.support import exact
 
 
@@ -50,8 +50,8 @@ def make(
         logits_XxY = problem.reference_logp_XxY + problem.features_XxYxF @ policy.params['theta']
         return jax.nn.log_softmax(logits_XxY)[inputs.context_B]
 
-    def compare(policy: Policy, reference: Policy, theirs_BxY, inputs: Inputs) -> Compared:
-        ours_BxY = predict(policy, inputs)
+    def compare(policies: Policies, theirs_BxY, inputs: Inputs) -> Compared:
+        ours_BxY = predict(policies.policy, inputs)
         shape = (*inputs.response_BxL.shape, 1)
 
         def pick(logp_BxY):
@@ -65,7 +65,8 @@ def make(
             pick(ours_BxY), pick(theirs_BxY), kl(theirs_BxY, ours_BxY), kl(ours_BxY, theirs_BxY)
         )
 
-    def sample(policy, reference, batches, key, labels):
+    def sample(policies, batches, key, labels):
+        policy, reference, _ = policies
         draw_key, route_key, label_key = jax.random.split(key, 3)
         keys_B = lambda key: jax.vmap(lambda b: jax.random.fold_in(key, b))(jnp.arange(B))
         route = objective.route(keys_B(route_key), mixture.ddp, mixture.dpp, mixture.dpr)
@@ -100,7 +101,7 @@ def make(
                 preferences,
             ),
             sampler=batches + 1,
-            fixed={'batches': policy.fixed['batches'] + 1},
+            statistics={'batches': policy.statistics['batches'] + 1},
             labels_asked=asked,
             metrics={'reward': reward_BxK.mean()},
         )
@@ -108,9 +109,9 @@ def make(
     return Workload(
         init=lambda key: jnp.zeros((), jnp.int32),
         sample=sample,
-        predict=predict,
+        predict_reference=lambda policies, inputs: predict(policies.reference, inputs),
         compare=compare,
-        auxiliary_loss=lambda policy, inputs, steps: (jnp.zeros(()), {}),
+        auxiliary_loss=lambda policies, inputs, steps: (jnp.zeros(()), {}),
         group_size=K,
         refresh_updates=refresh_updates,
     )

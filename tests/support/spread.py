@@ -148,7 +148,7 @@ def draw(plan: Plan, state: update.State) -> dict[str, np.ndarray]:
     """Everything that an update samples, labels included."""
     workload = plan.make().workload
     # Metrics are sums, whose order depends on the devices.
-    sample = jax.jit(lambda state: update.draw(workload, state)._replace(metrics={}, fixed={}))
+    sample = jax.jit(lambda state: update.draw(workload, state)._replace(metrics={}, statistics={}))
     return named(sample(state))
 
 
@@ -188,7 +188,7 @@ def gradients() -> dict[str, np.ndarray]:
 
     def find(state: update.State, workload: update.Workload, run: ControlRun) -> Any:
         batch = update.draw(workload, state).batch
-        held = workload.predict(state.reference, batch.inputs)
+        held = workload.predict_reference(state.policies, batch.inputs)
         params = jax.tree.map(lambda x: x + 0.1, state.policy.params)
         counts = update.count(batch, workload, run)
         return update.gradient(params, state, held, batch, counts, workload, run), batch

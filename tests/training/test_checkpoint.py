@@ -6,8 +6,10 @@ import shutil
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import orbax.checkpoint as ocp
 import pytest
 import yaml
 
@@ -290,11 +292,28 @@ def test_an_older_schema_is_one_line_and_its_policy_is_read(falling, tmp_path):
     meta = json.loads(path.read_text()) | {'schema': 2}
     del meta['checksum']  # Which schema 4 brought.
     path.write_text(json.dumps(meta))
+    for policy in (path.parents[1] / 'policy', path.parents[2] / 'start'):
+        save_as_schema_4(policy)
     with pytest.raises(
         UserError, match=r'checkpoints/4: sail-jax \S+ wrote it with schema 2, this'
     ):
         train(tmp_path / 'run', make_run({'metric': f'-{KL}'}), resume=True)
-    same(runs.open_run(tmp_path / 'run', env=Point())[1], falling[0].policy)
+    _, policy, start = runs.open_run(tmp_path / 'run', env=Point())
+    same((policy, start), (falling[0].policy, falling[0].start))
+
+
+def save_as_schema_4(path):
+    """`statistics` had another name, and there was a part more, always empty."""
+
+    class Policy(NamedTuple):
+        params: Any
+        fixed: Any
+        frozen: tuple[()] = ()
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.restore(path)
+        shutil.rmtree(path)
+        checkpointer.save(path, Policy(saved['params'], saved['statistics']))
 
 
 def immutable(directory):

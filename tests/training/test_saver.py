@@ -23,6 +23,7 @@ def make_state(step):
     return State(
         policy=large,
         reference=Policy((), ()),
+        shared=(),
         reference_step=zero,
         optimizer=jax.tree.map(jnp.sin, large.params),
         sampler={},

@@ -216,7 +216,7 @@ def test_too_many_skipped_steps_stop_the_run(tmp_path):
     rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
     assert rows[-1]['train/skipped'] >= 3
     kept = runs.open_run(tmp_path / 'run', env=Point())[1]
-    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves((kept.params, kept.fixed)))
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves((kept.params, kept.statistics)))
 
 
 @pytest.mark.parametrize('what', ['obs', 'reward', 'reset'])
@@ -227,7 +227,7 @@ def test_what_a_simulator_breaks_is_counted_and_nothing_else_suffers(tmp_path, w
     rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
     assert sum(row['train/not_finite'] for row in rows[1:]) > 0
     assert rows[-1]['train/skipped'] == 0
-    leaves = jax.tree.leaves((result.policy.params, result.policy.fixed))
+    leaves = jax.tree.leaves((result.policy.params, result.policy.statistics))
     assert all(bool(jnp.isfinite(x).all()) for x in leaves)
 
 

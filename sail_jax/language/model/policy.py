@@ -1,7 +1,7 @@
 """A language policy: what of a decoder is trained, and what it shares with its reference."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,49 +23,50 @@ class Models(NamedTuple):
     settings: Model
     architecture: Architecture
     on: nnx.GraphDef[Decoder]
-    """Merges with a policy's parameters, and what is frozen."""
+    """Merges with a policy's parameters and, under an adapter, the weights shared."""
     off: nnx.GraphDef[Decoder]
-    """Of an adapted model, the one without the adapter: merges with what is frozen."""
+    """Of an adapted model, the one without the adapter: merges with the weights shared."""
     abstract: Policy
-    """Shapes and types of a policy, without what is frozen."""
-    abstract_frozen: nnx.State | tuple = ()
-    """Shapes and types of what is frozen."""
+    """Shapes and types of a policy."""
+    abstract_shared: nnx.State | tuple = ()
+    """Shapes and types of `State.shared`: the weights under an adapter."""
 
     @property
     def adapted(self) -> bool:
         """Whether an adapter is trained."""
         return self.settings.train == 'lora'
 
-    def policy(self, policy: Policy) -> Decoder:
+    def policy(self, policy: Policy, shared: Any) -> Decoder:
         """The model that is trained."""
-        frozen = (policy.frozen,) if self.adapted else ()
-        return nnx.merge(self.on, policy.params, *frozen)
+        base = (shared,) if self.adapted else ()
+        return nnx.merge(self.on, policy.params, *base)
 
-    def reference(self, reference: Policy) -> Decoder:
+    def reference(self, reference: Policy, shared: Any) -> Decoder:
         """The model that training started from: its own copy, or the adapted model without its
         adapter."""
         if self.adapted:
-            return nnx.merge(self.off, reference.frozen)
+            return nnx.merge(self.off, shared)
         return nnx.merge(self.on, reference.params)
 
     def start(self, seed: int, sharding: ShardingOf | None = None) -> Policy:
-        """Reads the checkpoint; an adapter, or a network without one, is new, by the seed.
+        """Reads the checkpoint, but for what is `shared`; an adapter, or a network without a
+        checkpoint, is new, by the seed.
 
         Raises:
           UserError: as of `weights.load`.
         """
         if self.settings.path is None:
             return Policy(self._new(stream(seed, START), sharding), jnp.zeros((), jnp.int32))
-        decoder = self._load(sharding)
         # How many updates made the policy.
         updates = jnp.zeros((), jnp.int32)
         if not self.adapted:
-            return Policy(nnx.state(decoder), updates)
-        adapted = lora.split(lora.add(decoder, self.settings.lora, stream(seed, START)))
-        return Policy(adapted.adapter, updates, adapted.frozen)
+            return Policy(nnx.state(self._load(sharding)), updates)
+        base = nnx.merge(self.off, self.abstract_shared)
+        adapted = lora.split(lora.add(base, self.settings.lora, stream(seed, START)))
+        return Policy(adapted.adapter, updates)
 
-    def frozen(self, sharding: ShardingOf | None = None) -> nnx.State | tuple:
-        """Reads what policy and reference share.
+    def shared(self, sharding: ShardingOf | None = None) -> nnx.State | tuple:
+        """Reads what policy and reference share, see `State.shared`.
 
         Raises:
           UserError: as of `weights.load`.

@@ -88,6 +88,7 @@ def init(policy: Policy, seed: jax.Array, optimizer: optax.GradientTransformatio
         policy=policy,
         reference=Policy((), ()),
         reference_step=zero(),
+        shared=(),
         optimizer=optimizer.init(policy.params),
         sampler=(),
         seed=seed,
@@ -100,7 +101,7 @@ def init(policy: Policy, seed: jax.Array, optimizer: optax.GradientTransformatio
 
 
 def make_learn(
-    model: Callable[[Policy], Decoder], run: SftRun, optimizer: optax.GradientTransformation
+    model: Callable[[Policy, Any], Decoder], run: SftRun, optimizer: optax.GradientTransformation
 ) -> Callable[[State, Rows], tuple[State, Metrics]]:
     """The pure function from a state and a batch to the next state.
 
@@ -108,13 +109,14 @@ def make_learn(
     is not finite is skipped and counted.
 
     Args:
-      model: the decoder of a policy.
+      model: the decoder of a policy, on `State.shared`.
     """
     parts = run.optimizer.accumulation
 
     def learn(state: State, rows: Rows) -> tuple[State, Metrics]:
         def loss(params: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
-            return nats(model(state.policy._replace(params=params)), rows, run.loss_on)
+            decoder = model(state.policy._replace(params=params), state.shared)
+            return nats(decoder, rows, run.loss_on)
 
         def add(total: Any, rows: Rows) -> tuple[Any, None]:
             part = jax.value_and_grad(loss, has_aux=True)(state.policy.params, rows)
@@ -134,7 +136,7 @@ def make_learn(
         state = state._replace(
             policy=state.policy._replace(
                 params=jax.tree.map(keep, params, state.policy.params),
-                fixed=state.policy.fixed + 1,
+                statistics=state.policy.statistics + 1,
             ),
             optimizer=jax.tree.map(keep, optimizer_state, state.optimizer),
             step=state.step + 1,

@@ -28,7 +28,7 @@ def learned(tmp_path_factory):
             divergence={'states': 'data', 'coefficient': 0.1},
         )
         made = task.make(run)
-        state = setup.initial_state(Members.of(run), made, made.start(0))
+        state = setup.initial_state(Members.of(run), made, made.start(0), made.shared())
         rows = []
         for _ in range(3):
             state, metrics = made.dispatch(state)

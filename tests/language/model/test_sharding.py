@@ -25,8 +25,8 @@ if not checkpoint.exists():
 settings |= {'prompts_per_update': 8, 'divergence': {'coefficient': 0.1}}
 run = small.run(checkpoint, prompts, **settings)
 made = task.make(run, reward=small.letters)
-state = setup.initial_state(Members.of(run), made, made.start(0))
-held = {'params': state.policy.params, 'moments': state.optimizer, 'frozen': state.policy.frozen}
+state = setup.initial_state(Members.of(run), made, made.start(0), made.shared())
+held = {'params': state.policy.params, 'moments': state.optimizer, 'shared': state.shared}
 of_device = lambda x: x.addressable_shards[0].data.nbytes
 size = lambda tree, of: sum(map(of, jax.tree.leaves(tree)))
 whole = lambda x: x.nbytes
@@ -123,6 +123,6 @@ def test_losses_are_those_of_one_device(outcomes):
 
 def test_a_device_holds_its_share_of_parameters_and_moments(outcomes):
     parts = SPLIT['fsdp'] * SPLIT['tensor']
-    for name in ('params', 'moments', 'frozen'):
+    for name in ('params', 'moments', 'shared'):
         held, whole = map(int, outcomes[1][name])
         assert held <= 1.1 * whole / parts, name
