@@ -16,6 +16,7 @@ copyright = '2026, the sail_jax authors'
 extensions = ['myst_parser', 'sphinx.ext.mathjax']
 myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3
+toc_object_entries_show_parents = 'hide'
 exclude_patterns = ['_build']
 html_theme = 'pydata_sphinx_theme'
 html_title = 'sail_jax'
