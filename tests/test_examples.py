@@ -19,3 +19,8 @@ def test_families_of_ones_own_are_read_sampled_from_and_written_again(tmp_path, 
     assert said.count('written again are the same') == 2
     assert "pear: '" in said
     assert "gemma2: '" in said
+
+
+def test_an_environment_of_ones_own_is_learned(tmp_path):
+    result = examples.load('custom_environment').main(str(tmp_path / 'run'))
+    assert result.after['eval/return'] > 2 * result.before['eval/return']
