@@ -35,7 +35,7 @@ from sail_jax.core import update
 from sail_jax.core.update import Policy
 from sail_jax.sweep import Members
 from sail_jax.training import devices, metrics
-from sail_jax.training.recorder import directories
+from sail_jax.training.rundir import directories
 
 BASE = {
     'env': {'backend': 'spring'},

@@ -18,7 +18,7 @@ from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.sft.config import MODEL, SftRun
 from sail_jax.training import metrics
-from sail_jax.training.recorder import directories
+from sail_jax.training.rundir import directories
 
 
 def _model_name(path: Path) -> str:
