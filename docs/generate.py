@@ -30,6 +30,7 @@ KINDS = {
     'sample-complexity': ('Bandit: sample complexity', 'bandit/sample_complexity.yaml'),
 }
 """Each kind of configuration file: its title, and a file of it."""
+EXTENSION = ('sail_jax.training.task', 'sail_jax.language.model.families')
 COMMANDS = ('evaluate', 'plot', 'render', 'generate', 'export', 'doctor')
 INT_MAX = 2**31 - 1
 """The bound of every integer; not worth a word."""
@@ -39,7 +40,7 @@ SECTIONS = ('Args', 'Returns', 'Raises', 'Attributes', 'Yields')
 def write(directory: Path) -> None:
     """Writes every page that has changed."""
     pages = {f'configuration-{name}': configuration(*kind) for name, kind in KINDS.items()}
-    pages |= {'commands': commands(), 'api': api(), 'core': core()}
+    pages |= {'commands': commands(), 'api': api(), 'core': core(), 'extension': extension()}
     directory.mkdir(exist_ok=True)
     for path in directory.glob('*.md'):
         if path.stem not in pages:
@@ -158,17 +159,28 @@ def api() -> str:
 
 
 def core() -> str:
-    """The pure part, a section a module."""
-    lines = ['# `sail_jax.core`', '', 'Pure functions and the types that they pass on.', '']
+    """The pure part."""
     package = importlib.import_module('sail_jax.core')
-    for info in pkgutil.iter_modules(package.__path__, 'sail_jax.core.'):
-        module = importlib.import_module(info.name)
-        lines += [f'## `{info.name}`', '', _markdown(module.__doc__ or ''), '']
-        for name, value in vars(module).items():
-            public = inspect.isfunction(value) or inspect.isclass(value)
-            if public and value.__module__ == info.name and not name.startswith('_'):
-                lines += _described(f'{info.name}.{name}', value)
-    return '\n'.join(lines)
+    names = [info.name for info in pkgutil.iter_modules(package.__path__, 'sail_jax.core.')]
+    title = ['# `sail_jax.core`', '', 'Pure functions and the types that they pass on.', '']
+    return '\n'.join([*title, *(line for name in names for line in _module(name))])
+
+
+def extension() -> str:
+    """What those meet who add a workload or a family of models."""
+    title = ['# What extensions are made of', '', 'See [Extend](../../extend/index.md).', '']
+    return '\n'.join([*title, *(line for name in EXTENSION for line in _module(name))])
+
+
+def _module(where: str) -> list[str]:
+    """A section: the module's docstring, its public classes and functions."""
+    module = importlib.import_module(where)
+    lines = [f'## `{where}`', '', _markdown(module.__doc__ or ''), '']
+    for name, value in vars(module).items():
+        public = inspect.isfunction(value) or inspect.isclass(value)
+        if public and value.__module__ == where and not name.startswith('_'):
+            lines += _described(f'{where}.{name}', value)
+    return lines
 
 
 def _described(name: str, value: Any) -> list[str]:
@@ -204,7 +216,8 @@ def _fields(value: type) -> Iterator[tuple[str, str]]:
         if not name.startswith('_'):
             yield name, '\n'.join(comments.get((value.__qualname__, name), ()))
     for name, method in vars(value).items():
-        public = inspect.isfunction(method) and not name.startswith('_') and method.__doc__
+        called = name == '__call__' or not name.startswith('_')
+        public = inspect.isfunction(method) and called and method.__doc__
         if public and method.__module__ == value.__module__:
             yield f'{name}{_signature(method)}', inspect.getdoc(method)
 
