@@ -35,7 +35,6 @@ from sail_jax.core import update
 from sail_jax.core.update import Policy
 from sail_jax.sweep import Members
 from sail_jax.training import devices, metrics
-from sail_jax.training.rundir import directories
 
 BASE = {
     'env': {'backend': 'spring'},
@@ -134,7 +133,9 @@ def train(run: ControlRun, run_dir: Path) -> list[list[metrics.Row]]:
     if not finished.exists():
         sail_jax.train(run, run_dir, resume=(run_dir / 'config.yaml').exists())
         finished.touch()
-    rows = [metrics.read_rows(path / 'metrics.jsonl') for path in directories(run, run_dir)]
+    rows = [
+        metrics.read_rows(path / 'metrics.jsonl') for path in Members.of(run).directories(run_dir)
+    ]
     return [[row for row in member if 'eval/return' in row] for member in rows]
 
 

@@ -17,8 +17,8 @@ from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.sft.config import MODEL, SftRun
+from sail_jax.sweep import Members
 from sail_jax.training import metrics
-from sail_jax.training.rundir import directories
 
 
 def _model_name(path: Path) -> str:
@@ -90,7 +90,7 @@ def load(run_dir: Path) -> list[Curve]:
     if type(whole) not in FIGURES:
         raise UserError(f'{run_dir}: a {whole.workload} run leaves figures of its own')
     curves = []
-    for path in directories(whole, run_dir):
+    for path in Members.of(whole).directories(run_dir):
         rows = metrics.read_rows(path / 'metrics.jsonl')
         curve = Curve(run_dir.resolve().name, runs.load(path / 'config.yaml'), rows)
         rows = [row for row in rows if any(key in row for key in curve.figure.y)]
