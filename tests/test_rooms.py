@@ -1,0 +1,285 @@
+"""The house's rules: who imports whom, and how large a file or a function may be.
+
+Imports inside a function are rules' business too: `core` does not import a workload anywhere. They
+do not count for circles, where they are how a file puts off what takes long; nor does what only a
+type checker imports, which is never run.
+"""
+
+import ast
+import functools
+import io
+import tokenize
+from pathlib import Path
+
+import pytest
+
+from sail_jax import workloads
+from tests.support.paths import ROOT
+
+PACKAGE = ROOT / 'sail_jax'
+FILES = sorted(PACKAGE.rglob('*.py'))
+WORKLOADS = ('bandit', 'control', 'language')
+REGISTRY = 'workloads'
+MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 400, 60, 6
+
+# A comment on the line of a `def`, or right above it, says why a function has more parameters or
+# lines than others: `# parameters: those of the command`, `# lines: one case each`.
+
+# What does not keep to the rules yet, by room. Take a line out once it does: a line that is not
+# needed is an error too.
+LONG_FILES: set[str] = {
+    # the rest
+    'configfile',
+    # core
+    'core.update',
+    # language
+    'language.data.tokens',
+    'language.model.transformer',
+    # training
+    'training.checkpoint',
+    'training.trainer',
+}
+LONG_FUNCTIONS: set[str] = {
+    # bandit
+    'bandit.workload.make',
+    # control
+    'control.render.render',
+    'control.rollout.segments',
+    'control.workload.make',
+    # core
+    'core.objective.preference',
+    'core.update.loss',
+    'core.update.make_learn',
+    # doctor
+    'doctor._checked',
+    # language
+    'language.data.dataset.prepare',
+    'language.data.tokens.load',
+    'language.evaluate.make',
+    'language.model.sampler.generate',
+    'language.workload.make',
+    # training
+    'training.hosts.start',
+    'training.trainer._train',
+}
+MANY_PARAMETERS: set[str] = {
+    # bandit
+    'bandit.measure._measure',
+    # control
+    'control.reference.train_ppo',
+    'control.render.render',
+    'control.rollout.episodes',
+    'control.rollout.segments',
+    # core
+    'core.divergence.penalty',
+    'core.divergence.sampled_penalty',
+    'core.objective.preference',
+    'core.update.gradient',
+    'core.update.gradient.own',
+    'core.update.init',
+    'core.update.loss',
+    # language
+    'language.export.generate',
+    'language.model.weights.load',
+    # training
+    'training.recorder.Recorder.__init__',
+    'training.trainer._train',
+}
+IMPORTS: set[tuple[str, str]] = set()
+"""(importer, imported), as folders or files of the package."""
+CIRCLES: set[frozenset[str]] = set()
+
+
+def module(path: Path) -> str:
+    """'control.kind' of a file."""
+    name = '.'.join(path.relative_to(PACKAGE).with_suffix('').parts)
+    return name.removesuffix('.__init__').removesuffix('__init__')
+
+
+NAMES = {module(path): path for path in FILES}
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def own(dotted: str) -> str | None:
+    """The module of the package that an import of this name reads."""
+    parts = dotted.split('.')
+    if parts[0] != 'sail_jax':
+        return None
+    while parts and '.'.join(parts[1:]) not in NAMES:
+        parts.pop()
+    return '.'.join(parts[1:])
+
+
+def names_of(node: ast.AST) -> list[str]:
+    """What an import statement imports."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f'{node.module}.{alias.name}' for alias in node.names]
+    return []
+
+
+def is_typing(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.unparse(node.test)
+
+
+def imports(path: Path, at_once: bool = False) -> set[str]:
+    """Modules of the package that a file imports; `at_once`: when it is imported itself. What only
+    a type checker reads is left out."""
+
+    def walk(node: ast.AST) -> set[str]:
+        found = {own(name) for name in names_of(node)}
+        for child in ast.iter_child_nodes(node):
+            later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            if is_typing(child) or (at_once and later):
+                continue
+            found |= walk(child)
+        return found
+
+    return {name for name in walk(tree(path)) if name is not None} - {module(path), ''}
+
+
+def agree(broken: set, exceptions: set) -> None:
+    """What breaks a rule is what is let off above, neither more nor less."""
+    assert not broken - exceptions, 'breaks a rule of the house'
+    assert not exceptions - broken, 'keeps to the rule now: take it out of the exceptions'
+
+
+def room(name: str) -> str:
+    return name.partition('.')[0]
+
+
+def forbidden(importer: str, imported: str) -> bool:
+    """Whether the file of one room must not import one of another."""
+    match room(importer), room(imported):
+        case ('core', there):
+            return there in ('training', REGISTRY, *WORKLOADS)
+        case ('training', there):
+            return there in (REGISTRY, *WORKLOADS)
+        case (here, there) if here in WORKLOADS:
+            return there in {*WORKLOADS, REGISTRY} - {here}
+        case (here, there):
+            return there in WORKLOADS and here != REGISTRY
+    raise AssertionError
+
+
+def test_rooms_import_what_they_may():
+    broken = {
+        (name, other)
+        for name, path in NAMES.items()
+        for other in imports(path)
+        if forbidden(name, other)
+    }
+    agree(broken, IMPORTS)
+
+
+def late_imports(path: Path) -> list[str]:
+    """The modules that a file names to `late`."""
+    calls = (node for node in ast.walk(tree(path)) if isinstance(node, ast.Call))
+    return [
+        call.args[0].value.partition(':')[0]
+        for call in calls
+        if isinstance(call.func, ast.Name) and call.func.id == 'late'
+    ]
+
+
+def test_what_is_imported_late_keeps_to_the_rules_and_is_there():
+    for name, path in NAMES.items():
+        for dotted in late_imports(path):
+            assert own(dotted) == dotted.removeprefix('sail_jax.')
+            assert not forbidden(name, own(dotted))
+
+
+def test_no_circle_among_files():
+    edges = {name: imports(path, at_once=True) for name, path in NAMES.items()}
+
+    def reached(start: str) -> set[str]:
+        seen, todo = set(), [*edges[start]]
+        while todo:
+            if (name := todo.pop()) not in seen:
+                seen.add(name)
+                todo += edges[name]
+        return seen
+
+    after = {name: reached(name) for name in edges}
+    circles = {
+        frozenset(other for other in after[name] if name in after[other])
+        for name in edges
+        if name in after[name]
+    }
+    agree(circles, CIRCLES)
+
+
+def test_only_a_workloads_folder_says_its_name():
+    names = {kind.name for kind in workloads.KINDS}
+    for name, path in NAMES.items():
+        if room(name) in WORKLOADS:
+            continue
+        strings = {node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant)}
+        assert not strings & names, f'{name} names a workload; ask its Kind instead'
+
+
+def test_files_are_short():
+    long = {module(path) for path in FILES if path.read_text().count('\n') > MAX_FILE}
+    agree(long, LONG_FILES)
+
+
+def functions(path: Path) -> list[tuple[str, ast.FunctionDef]]:
+    """Every function of a file, by its dotted name."""
+
+    def walk(node: ast.AST, prefix: str) -> list[tuple[str, ast.FunctionDef]]:
+        found = []
+        for child in ast.iter_child_nodes(node):
+            name = prefix
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                name = f'{prefix}.{child.name}'
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                found.append((name, child))
+            found += walk(child, name)
+        return found
+
+    return walk(tree(path), module(path))
+
+
+@functools.cache
+def comments(path: Path) -> dict[int, str]:
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+    return {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT}
+
+
+def excused(path: Path, node: ast.FunctionDef, why: str) -> bool:
+    """Whether a comment in its signature, or above it and its decorators, says why."""
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    while first - 1 in comments(path):
+        first -= 1
+    said = [comments(path).get(line, '') for line in range(first, node.body[0].lineno)]
+    return any(text.startswith(why) for text in said)
+
+
+def parameters(node: ast.FunctionDef) -> int:
+    arguments = node.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    extra = [arguments.vararg, arguments.kwarg]
+    return len([a for a in named if a.arg not in ('self', 'cls')]) + sum(map(bool, extra))
+
+
+@pytest.mark.parametrize(
+    ('why', 'measure', 'limit', 'exceptions'),
+    [
+        ('parameters:', parameters, MAX_PARAMETERS, MANY_PARAMETERS),
+        ('lines:', lambda node: node.end_lineno - node.lineno + 1, MAX_FUNCTION, LONG_FUNCTIONS),
+    ],
+    ids=['parameters', 'lines'],
+)
+def test_functions_are_small(why, measure, limit, exceptions):
+    large = {
+        name
+        for path in FILES
+        for name, node in functions(path)
+        if measure(node) > limit and not excused(path, node, why)
+    }
+    agree(large, exceptions)
