@@ -6,25 +6,35 @@ from typing import TYPE_CHECKING, Any
 from sail_jax.errors import Interrupted, TrainingFailed, UserError, for_python
 
 if TYPE_CHECKING:
+    from sail_jax.kind import Kind
     from sail_jax.runs import evaluate, load, open_run, train
     from sail_jax.training.result import Result
+    from sail_jax.workloads import register
 
 __all__ = [
     'Interrupted',
+    'Kind',
     'Result',
     'TrainingFailed',
     'UserError',
     'evaluate',
     'load',
     'open_run',
+    'register',
     'train',
 ]
+
+MODULES = {
+    'Kind': 'sail_jax.kind',
+    'Result': 'sail_jax.training.result',
+    'register': 'sail_jax.workloads',
+}
+"""Where what is not in `runs` comes from."""
 
 
 def __getattr__(name: str) -> Any:
     """The rest, once it is asked for: JAX and Brax take seconds, which a refusal need not cost."""
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    if name == 'Result':
-        return importlib.import_module('sail_jax.training.result').Result
-    return for_python(getattr(importlib.import_module('sail_jax.runs'), name))
+    found = getattr(importlib.import_module(MODULES.get(name, 'sail_jax.runs')), name)
+    return found if isinstance(found, type) else for_python(found)

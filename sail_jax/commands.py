@@ -5,20 +5,14 @@ What takes long to import, JAX above all, each of them imports once its input is
 
 import argparse
 import os
-import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from sail_jax import config, configfile, option_types, reports, runs, terminal
-from sail_jax.bandit import config as bandit
-from sail_jax.control.config import ControlRun
+from sail_jax import option_types, reports, runs, saved, terminal, train_command, workloads
 from sail_jax.errors import UserError
-from sail_jax.files import writing
-from sail_jax.language.config import LanguageRun, Sampling
-from sail_jax.language.quickstart.config import QuickstartRun
-from sail_jax.language.sft.config import SftRun
-from sail_jax.sweep import Members
-from sail_jax.training import alarms, signals
+
+Commands = Any
+"""What `add_subparsers` returns; argparse gives its class no public name."""
 
 DESCRIPTION = """\
 SAIL-RevKL: online alignment of policies from preferences.
@@ -36,23 +30,6 @@ SAIL-RevKL: online alignment of policies from preferences.
   sail-jax doctor
 """
 
-PROG = 'sail-jax train CONFIG.yaml'
-TRAIN = """\
-sail-jax train CONFIG.yaml [--section.key VALUE ...] [--run-dir DIR] [--resume] [--quiet]
-
-CONFIG.yaml is one of configs/, your own, or the config.yaml of a run. Every field below can be
-given on the command line, where it wins over the file. --run-dir (default: runs/NAME-DATE-TIME)
-takes config.yaml, metrics.jsonl, checkpoints/ and tensorboard/; --resume goes on with the run
-that is there. On several hosts start the same command on each, with --distributed (SLURM, Cloud
-TPU, GKE, Open MPI) or --coordinator HOST:PORT --num-processes N --process-id I; they wait for
-each other for --join-timeout seconds (300). Exit status: 0 done, 1 training failed, 2 bad input,
-75 stopped by SIGTERM and 130 by Ctrl-C: saved, or nothing begun; start it again with --resume."""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
 
 def run(arguments: list[str]) -> int:
     """Does what the arguments say.
@@ -67,7 +44,7 @@ def run(arguments: list[str]) -> int:
     _use_compilation_cache()
     if arguments[:1] == ['train']:
         return _train(arguments[1:])
-    parser = _Parser(
+    parser = option_types.Parser(
         prog='sail-jax',
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -75,7 +52,17 @@ def run(arguments: list[str]) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     commands.add_parser('train', help='train a policy; `sail-jax train --help` lists all settings')
+    for add in (_add_evaluate, _add_plot, _add_render, _add_export, _add_generate, _add_doctor):
+        add(commands)
+    options = parser.parse_args(arguments)
+    return options.do(options) or 0
 
+
+def _train(arguments: list[str]) -> int:
+    return train_command.train(arguments)
+
+
+def _add_evaluate(commands: Commands) -> None:
     command = commands.add_parser('evaluate', help="evaluate a run's policy and its reference")
     command.add_argument('run', type=Path, help='a run directory')
     command.add_argument(
@@ -84,6 +71,8 @@ def run(arguments: list[str]) -> int:
     _add_best(command)
     command.set_defaults(do=_evaluate)
 
+
+def _add_plot(commands: Commands) -> None:
     command = commands.add_parser('plot', help='return or loss, and KL, of one or several runs')
     command.add_argument('run', type=Path, nargs='+', help='run directories; seeds become a band')
     command.add_argument(
@@ -91,6 +80,8 @@ def run(arguments: list[str]) -> int:
     )
     command.set_defaults(do=_plot)
 
+
+def _add_render(commands: Commands) -> None:
     command = commands.add_parser('render', help='an episode as a web page')
     command.add_argument('run', type=Path, help='a run directory')
     command.add_argument('--out', type=option_types.file, default=Path('episode.html'))
@@ -102,6 +93,8 @@ def run(arguments: list[str]) -> int:
     _add_best(command)
     command.set_defaults(do=_render)
 
+
+def _add_export(commands: Commands) -> None:
     command = commands.add_parser(
         'export', help='the policy as a Brax PPO checkpoint, or as a Hugging Face directory'
     )
@@ -114,6 +107,8 @@ def run(arguments: list[str]) -> int:
     _add_best(command)
     command.set_defaults(do=_export)
 
+
+def _add_generate(commands: Commands) -> None:
     command = commands.add_parser('generate', help="a language model's responses to prompts")
     command.add_argument('model', type=Path, help='a run, or a Hugging Face directory')
     command.add_argument('prompt', nargs='+')
@@ -131,15 +126,14 @@ def run(arguments: list[str]) -> int:
     _add_best(command)
     command.set_defaults(do=_generate)
 
+
+def _add_doctor(commands: Commands) -> None:
     command = commands.add_parser('doctor', help='what this host has, and whether it works')
     command.add_argument(
         '--dir', type=option_types.path, help='where to try a checkpoint; default: temporary'
     )
-    _add_hosts(command)
+    train_command.add_hosts(command)
     command.set_defaults(do=_doctor)
-
-    options = parser.parse_args(arguments)
-    return options.do(options) or 0
 
 
 def _add_best(parser: argparse.ArgumentParser) -> None:
@@ -148,120 +142,20 @@ def _add_best(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_hosts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--distributed', action='store_true', help='several processes: SLURM, Cloud TPU, GKE, MPI'
-    )
-    parser.add_argument('--coordinator', help='HOST:PORT of process 0, elsewhere')
-    parser.add_argument('--num-processes', type=option_types.integer(1, 2**16))
-    parser.add_argument('--process-id', type=option_types.integer(0, 2**16))
-    parser.add_argument(
-        '--join-timeout',
-        type=option_types.seconds,
-        default=300,
-        help='seconds to wait for the others; 300',
-    )
-
-
-def _start_hosts(options: argparse.Namespace) -> bool:
-    """Joins the processes that the options speak of; whether there are others."""
-    explicit = (options.coordinator, options.num_processes, options.process_id)
-    if not options.distributed and all(value is None for value in explicit):
-        return False
-    from sail_jax.training import hosts
-
-    return hosts.start(*explicit, options.join_timeout) > 1
-
-
-def _train(arguments: list[str]) -> int:
-    path = None
-    if arguments and not arguments[0].startswith('-'):
-        path, *arguments = arguments
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument('--run-dir', type=option_types.path)
-    parser.add_argument('--resume', action='store_true')
-    parser.add_argument('--quiet', action='store_true')
-    _add_hosts(parser)
-    options, overrides = parser.parse_known_args(arguments)
-    if path is None and any(Path(value).suffix in ('.yaml', '.yml') for value in overrides):
-        raise UserError('train: CONFIG.yaml comes first, the settings after it')
-    try:
-        run = ControlRun() if path is None else runs.load(path)
-    except UserError:
-        if not configfile.wants_help(overrides):
-            raise
-        configfile.print_help(_kind(path), PROG, TRAIN)
-    run = configfile.override(run, overrides, PROG, TRAIN)
-    if path is None:
-        raise UserError('train: which configuration? e.g. sail-jax train configs/quickstart.yaml')
-    if options.resume and options.run_dir is None:
-        raise UserError('train: --resume needs the --run-dir of the run to go on with')
-    if options.run_dir is not None:
-        signals.name_run(options.run_dir)
-    runs.check(run)
-    if not options.quiet and 'jax' not in sys.modules and options.process_id in (None, 0):
-        terminal.say(f'{path}: loading JAX and what else the run needs')
-    several = _start_hosts(options)
-    if not several:
-        _use_cores(run)
-    if several and options.run_dir is None:
-        raise UserError('train: several processes need the same --run-dir, on a shared disk')
-    run_dir = options.run_dir or runs.default_run_dir(runs.default_name(path, run))
-    signals.name_run(run_dir)
-    with alarms.kept_off():
-        result = runs.train(run, run_dir, resume=options.resume, quiet=options.quiet)
-    from sail_jax.training import hosts
-
-    if hosts.is_main():
-        _report(run, result)
-        terminal.out(f'run directory: {run_dir}')
-    return 0
-
-
-def _report(run: config.Settings, result: Any) -> None:
-    if isinstance(run, QuickstartRun):
-        from sail_jax.language.quickstart import study as quickstart
-
-        quickstart.report(result)
-    elif isinstance(run, bandit.Study):
-        from sail_jax.bandit import study
-
-        study.print_table(result)
-    elif Members.of(run).sweep:
-        reports.print_sweep(run, result)
-    else:
-        reports.print_result(result)
-
-
-def _kind(path: str) -> type[config.Settings]:
-    """What a file configures; what it would without a workload, where it cannot be read."""
-    try:
-        return runs.kind(path)
-    except UserError as error:
-        terminal.error(f'{error}; these are the settings of control runs')
-        return ControlRun
-
-
 def _evaluate(options: argparse.Namespace) -> None:
-    run = runs.load(options.run / 'config.yaml')
-    _use_cores(run)
+    run = runs.load(options.run / runs.CONFIG)
+    train_command.use_cores(run)
     before, after = runs.evaluate(options.run, options.episodes, options.best)
-    which = ', best checkpoint' if options.best else ''
-    reports.print_comparison(f'{options.run}{which}', before, after)
-    if isinstance(run, LanguageRun) and run.needs_function:
-        terminal.error(
-            f'{options.run}: labelled by a function from Python; evaluate it from Python '
-            f"for the rows of its reward: sail_jax.evaluate('{options.run}', reward=f)"
-        )
+    kind, which = workloads.of(run), ', best checkpoint' if options.best else ''
+    reports.print_comparison(kind.table, f'{options.run}{which}', before, after)
+    if remark := kind.remark(run, options.run):
+        terminal.error(remark)
 
 
 def _plot(options: argparse.Namespace) -> int:
     from sail_jax import plots
 
-    curves, refused = plots.load_all(options.run)
-    if not curves:
-        raise UserError('; '.join(map(str, refused)))
-    plots.plot(curves, options.out)
+    refused = plots.plot_runs(options.run, options.out)
     terminal.out(str(options.out))
     for error in refused:
         terminal.error(f'not drawn: {error}')
@@ -269,61 +163,39 @@ def _plot(options: argparse.Namespace) -> int:
 
 
 def _render(options: argparse.Namespace) -> None:
-    if not isinstance(runs.load(options.run / 'config.yaml'), ControlRun):
-        raise UserError(f'{options.run}: render is for control runs')
-    from sail_jax.control import render
-
-    run, policy, start = runs.open_run(options.run, options.best)
-    policy = start if options.start else policy
-    which = 'best checkpoint' if options.best else 'trained policy'
-    episode_return = render.render(
-        run,
-        policy,
+    episode_return = saved.render(
+        options.run,
         options.out,
-        options.seed,
-        options.stochastic,
-        name=options.run.resolve().name,
-        whose='policy before training' if options.start else which,
+        seed=options.seed,
+        stochastic=options.stochastic,
+        start=options.start,
+        best=options.best,
     )
     terminal.out(f'{options.out}: return {episode_return:.1f}')
 
 
 def _export(options: argparse.Namespace) -> None:
-    run = runs.load(options.run / 'config.yaml')
-    if isinstance(run, LanguageRun | SftRun):
-        from sail_jax.language import export
-
-        opened = export.open_run(options.run, run, options.best)
-        with writing(options.out):
-            path = export.export(opened, options.out, options.adapter, options.dtype)
-        terminal.out(str(path))
-        return
-    if options.adapter or options.dtype:
-        raise UserError('--adapter, --dtype: for language runs')
-    from sail_jax.control import render
-
-    run, policy, _ = runs.open_run(options.run, options.best)
-    terminal.out(str(render.export_brax(run, policy, options.out)))
+    path = saved.export(
+        options.run,
+        options.out,
+        best=options.best,
+        adapter=options.adapter,
+        dtype=options.dtype,
+    )
+    terminal.out(str(path))
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from sail_jax.language import export
-    from sail_jax.training import devices
-
-    decoder, tokenizer, sampling = export.load(options.model, options.best)
-    given = {'max_tokens': options.max_tokens, 'temperature': options.temperature}
-    given = {key: value for key, value in given.items() if value is not None}
-    sampling = configfile.validate(Sampling, sampling.model_dump() | given, Path('generate'), None)
-    with devices.memory_named('lower --samples or --max-tokens, or give fewer prompts'):
-        responses = export.generate(
-            decoder,
-            tokenizer,
-            options.prompt,
-            sampling,
-            seed=options.seed,
-            samples=options.samples,
-            chat=options.chat,
-        )
+    responses = saved.generate(
+        options.model,
+        options.prompt,
+        best=options.best,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        samples=options.samples,
+        chat=options.chat,
+    )
     shown = [
         response if options.chat else prompt + response
         for prompt, group in zip(options.prompt, responses, strict=True)
@@ -333,7 +205,7 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    if _start_hosts(options) and options.dir is None:
+    if train_command.start_hosts(options) and options.dir is None:
         raise UserError('doctor: several processes need the same --dir, on a shared disk')
     if options.dir is not None and not os.path.lexists(options.dir):
         raise UserError(f'--dir {options.dir}: there is no such directory')
@@ -343,14 +215,6 @@ def _doctor(options: argparse.Namespace) -> int:
     for finding in found:
         terminal.out(f'{"ok" if finding.well else "FAILED":7} {finding.what:20} {finding.answer}')
     return 0 if all(finding.well for finding in found) else 1
-
-
-def _use_cores(run: config.Settings) -> None:
-    if isinstance(run, ControlRun):
-        from sail_jax.training import devices
-
-        members = Members.of(run)
-        devices.use_cores(len(members.each) if members.sweep else run.rollout.parts)
 
 
 def _use_compilation_cache() -> None:

@@ -5,9 +5,17 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from sail_jax import scalars
 from sail_jax.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Whose refusals are ours, which are printed in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
 
 def check(arguments: list[str]) -> None:

@@ -1,7 +1,7 @@
 """Convergence plots from the `metrics.jsonl` of runs."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,58 +12,11 @@ from matplotlib.ticker import EngFormatter
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-from sail_jax import config, configfile, files, runs
-from sail_jax.control.config import ControlRun
+from sail_jax import config, configfile, files, runs, workloads
 from sail_jax.errors import UserError
-from sail_jax.language.config import LanguageRun
-from sail_jax.language.sft.config import MODEL, SftRun
+from sail_jax.kind import Figure
 from sail_jax.sweep import Members
 from sail_jax.training import metrics
-
-
-def _model_name(path: Path) -> str:
-    """Of a supervised run's model, with the run's directory."""
-    return f'{path.parent.name}/{MODEL}' if path.name == MODEL else path.name
-
-
-class Figure(NamedTuple):
-    """What is drawn of a workload's runs."""
-
-    x: dict[str, str]
-    """Metrics and their titles."""
-    y: dict[str, str]
-    subject: Callable[[config.Run], str]
-    """What a run is about: runs of one subject compare."""
-
-
-CONTROL = Figure(
-    {'env_steps': 'env steps', 'labels': 'labels', 'wall_s': 'wall time (s)'},
-    {
-        'eval/return': 'return (stochastic policy)',
-        'eval/deterministic_return': 'return (deterministic policy)',
-        'eval/kl_policy_to_ref': 'KL(policy || start), nats per step',
-    },
-    lambda run: f'{run.env.name} ({run.env.backend})',
-)
-LANGUAGE = Figure(
-    {'prompts': 'prompts', 'labels': 'labels', 'wall_s': 'wall time (s)'},
-    {
-        'eval/reward': 'reward',
-        'eval/pair_accuracy': 'accuracy on held-out pairs',
-        'eval/response_kl_policy_to_ref': 'KL(policy || start), nats per response',
-    },
-    lambda run: _model_name(run.model.path),
-)
-SFT = Figure(
-    {'prompts': 'prompts', 'wall_s': 'wall time (s)'},
-    {'eval/loss': 'loss on held-out responses, nats per token'},
-    lambda run: Path(run.data.path).name,
-)
-FIGURES: dict[type[config.Settings], Figure] = {
-    ControlRun: CONTROL,
-    LanguageRun: LANGUAGE,
-    SftRun: SFT,
-}
 
 
 class Curve(NamedTuple):
@@ -77,7 +30,7 @@ class Curve(NamedTuple):
     @property
     def figure(self) -> Figure:
         """What is drawn of it."""
-        return FIGURES[type(self.run)]
+        return workloads.of(self.run).figure
 
 
 def load(run_dir: Path) -> list[Curve]:
@@ -87,7 +40,7 @@ def load(run_dir: Path) -> list[Curve]:
       UserError: no run there, one that leaves no curve, or nothing evaluated yet.
     """
     whole = runs.load(run_dir / 'config.yaml')
-    if type(whole) not in FIGURES:
+    if workloads.of(whole).figure is None:
         raise UserError(f'{run_dir}: a {whole.workload} run leaves figures of its own')
     curves = []
     for path in Members.of(whole).directories(run_dir):
@@ -148,6 +101,22 @@ def group_by_settings(curves: list[Curve]) -> list[tuple[str, list[Curve]]]:
             name += ': ' + ', '.join(apart[:2])
         named.append((name + seeds, group))
     return named
+
+
+def plot_runs(run_dirs: Sequence[str | Path], out: str | Path = 'plot.png') -> list[UserError]:
+    """Draws the runs of directories into a PNG, PDF or SVG file: `load_all`, then `plot`.
+
+    Returns:
+      What is wrong with the runs that were left out.
+
+    Raises:
+      UserError: none of them can be drawn, or the file cannot be written.
+    """
+    curves, refused = load_all([Path(run_dir) for run_dir in run_dirs])
+    if not curves:
+        raise UserError('; '.join(map(str, refused)))
+    plot(curves, Path(out))
+    return refused
 
 
 def plot(curves: list[Curve], out: Path) -> None:

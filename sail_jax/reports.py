@@ -3,50 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sail_jax import config, terminal
+from sail_jax import config, terminal, workloads
+from sail_jax.kind import Line
 from sail_jax.sweep import Members
 
 if TYPE_CHECKING:
     from sail_jax.training.metrics import Row
     from sail_jax.training.result import Result
 
-# The rows of the final table: title, metric, and the metric of its standard error.
-TABLE = (
-    ('return, stochastic', 'return', 'return_se'),
-    ('return, deterministic', 'deterministic_return', 'deterministic_return_se'),
-    ('median return, stochastic', 'return_q50', None),
-    ('episode length', 'length', None),
-    ('KL(policy || reference) per step', 'kl_policy_to_ref', None),
-    ('KL(reference || policy) per step', 'kl_ref_to_policy', None),
-    ('win rate against the reference', 'win_rate', None),
-    ('label accuracy, whole episodes', 'label_accuracy', None),
-    ('episodes that broke the simulator', 'not_finite', None),
-)
-SWEEP_TABLE = (
-    ('return', 'return', 'return_se'),
-    ('of the mode', 'deterministic_return', 'deterministic_return_se'),
-    ('KL per step', 'kl_policy_to_ref', None),
-)
-LANGUAGE_TABLE = (
-    ('reward', 'reward', 'reward_se'),
-    ('win rate against the reference', 'win_rate', None),
-    ('KL(policy || reference) per response', 'response_kl_policy_to_ref', None),
-    ('KL(reference || policy) per response', 'response_kl_ref_to_policy', None),
-    ('accuracy on held-out pairs', 'pair_accuracy', None),
-    ('margin on held-out pairs', 'pair_margin', 'pair_margin_se'),
-    ('response length, tokens', 'response_length', None),
-    ('responses that ended', 'ended', None),
-    ('rewards and judgements that are no finite number', 'not_finite', None),
-    ('loss on held-out responses, nats per token', 'loss', None),
-    ('perplexity on held-out responses', 'perplexity', None),
-)
+PROMPT = 'Tell me a story'
+"""Of the command that shows how a model is asked."""
 
 
-def print_result(result: Result) -> None:
+def print_result(run: config.Trained, result: Result) -> None:
     """What a finished run came to."""
     print_comparison(
+        workloads.of(run).table,
         f'{result.length:,} {result.unit.replace("_", " ")}, {result.labels:,} labels, '
         f'{result.wall_s:.0f} s',
         _strip(result.before),
@@ -56,44 +33,72 @@ def print_result(result: Result) -> None:
 
 def print_sweep(run: config.Run, results: list[Result]) -> None:
     """The members of a sweep, each by the name of its directory: reference, then trained."""
-    names = [member.name for member in Members.of(run).each]
+    kind, names = workloads.of(run), [member.name for member in Members.of(run).each]
+    columns = kind.sweep_table or _lines(kind.table, _strip(results[0].after))[:3]
     rows = []
     for name, result in zip(names, results, strict=True):
         before, after = _strip(result.before), _strip(result.after)
-        cells = [f'{_cell(before, *keys)} → {_cell(after, *keys)}' for _, *keys in SWEEP_TABLE]
-        rows.append((name, *cells))
+        rows.append((name, *(f'{_cell(before, line)} → {_cell(after, line)}' for line in columns)))
     title = f'reference → trained, {results[0].length:,} steps each, {results[0].wall_s:.0f} s'
-    terminal.print_table(title, ('', *(name for name, *_ in SWEEP_TABLE)), rows)
+    terminal.print_table(title, ('', *(line.title for line in columns)), rows)
 
 
-def print_comparison(title: str, before: Row, after: Row) -> None:
+def print_comparison(table: Sequence[Line], title: str, before: Row, after: Row) -> None:
     """The table of reference against trained policy."""
-    table = TABLE if TABLE[0][1] in after else LANGUAGE_TABLE
     # A run that an older version has begun has a first evaluation of fewer numbers.
-    table = [row for row in table if row[1] in before.keys() & after.keys()]
-    rows = [(name, _cell(before, *keys), _cell(after, *keys)) for name, *keys in table]
+    lines = [line for line in _lines(table, after) if line.metric in before.keys() & after.keys()]
+    rows = [(line.title, _cell(before, line), _cell(after, line)) for line in lines]
     terminal.print_table(title, ('', 'reference', 'trained policy'), rows)
     for who, numbers in (('reference', before), ('trained policy', after)):
-        _say_what_is_not_sound(who, numbers)
+        for line in lines:
+            if line.if_nan is not None and math.isnan(numbers[line.metric]):
+                terminal.out(f'{who}: none of its {line.if_nan}')
 
 
-def _say_what_is_not_sound(who: str, numbers: Row) -> None:
-    """Of which episodes of a policy, or of its responses, there is nothing to go by."""
-    simulator = 'episodes is sound: the simulator returned NaN or infinity in all of them'
-    for key, what in (
-        ('return', f'stochastic {simulator}'),
-        ('deterministic_return', f'deterministic {simulator}'),
-        ('reward', 'responses has a reward that is a finite number'),
-    ):
-        if math.isnan(numbers.get(key, 0)):
-            terminal.out(f'{who}: none of its {what}')
+def _lines(table: Sequence[Line], evaluation: Row) -> Sequence[Line]:
+    """A workload's lines, or all numbers of its evaluations."""
+    numbers = [key for key in evaluation if not key.endswith(('_se', '_low', '_high'))]
+    return table or [Line(key.replace('_', ' '), key) for key in numbers]
+
+
+def next_commands(run: config.Settings, result: Any, run_dir: Path) -> list[str]:
+    """What to type after the end of a run, quoted for a shell.
+
+    Args:
+      result: what `sail_jax.train` gave back.
+    """
+    kind = workloads.of(run)
+    if kind.study is not None:
+        return [_command(*arguments) for arguments in kind.study.next_commands(run_dir)]
+    members = Members.of(run)
+    result, one = result[0] if members.sweep else result, members.each[0].directory(run_dir)
+    commands = []
+    if kind.figure is not None:
+        commands.append(_command('plot', run_dir))
+    if kind.render is not None:
+        commands.append(_command('render', one))
+    if kind.generate is not None:
+        commands.append(_command('generate', one, PROMPT))
+    commands.append(_command('evaluate', one))
+    length = getattr(run, f'total_{result.unit}', None)
+    if length is not None and result.length >= length:  # Else its label budget is spent.
+        option = f'--total-{result.unit.replace("_", "-")}'
+        path = run_dir / 'config.yaml'
+        resume = ('--run-dir', run_dir, '--resume', option, 2 * length)
+        commands.append(_command('train', path, *resume))
+    return commands
+
+
+def _command(*arguments: object) -> str:
+    return shlex.join(['sail-jax', *map(str, arguments)])
 
 
 def _strip(row: Row) -> Row:
     return {key.removeprefix('eval/'): value for key, value in row.items()}
 
 
-def _cell(numbers: Row, key: str, error: str | None) -> str:
+def _cell(numbers: Row, line: Line) -> str:
+    key, error = line.metric, line.error
     if math.isnan(numbers[key]):
         return '-'
     if key == 'not_finite':

@@ -37,7 +37,6 @@ LONG_FILES: set[str] = {
     'language.model.transformer',
     # training
     'training.checkpoint',
-    'training.trainer',
 }
 LONG_FUNCTIONS: set[str] = {
     # bandit

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sail_jax import reports, terminal
 from sail_jax.cli import main
 from sail_jax.control.config import ControlRun
+from sail_jax.language.kind import TABLE
 from sail_jax.sweep import Members
 from sail_jax.training import metrics
 from sail_jax.training.result import Result
@@ -132,7 +133,7 @@ def test_results(capsys, monkeypatch):
 
 
 def test_a_first_evaluation_of_an_older_version_has_fewer_numbers(capsys):
-    reports.print_comparison('', {'reward': 1.0, 'reward_se': 0.1}, {
+    reports.print_comparison(TABLE, '', {'reward': 1.0, 'reward_se': 0.1}, {
         'reward': 2.0, 'reward_se': 0.1, 'not_finite': 0.0,
     })  # fmt: skip
     printed = ' '.join(capsys.readouterr().out.split())

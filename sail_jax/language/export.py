@@ -21,7 +21,7 @@ from sail_jax.language.model.policy import Models
 from sail_jax.language.model.sampler import Sampling
 from sail_jax.language.model.transformer import Decoder
 from sail_jax.language.sft.config import MODEL, SftRun
-from sail_jax.training import checkpoint
+from sail_jax.training import checkpoint, devices
 
 
 class Opened(NamedTuple):
@@ -151,3 +151,31 @@ def generate(
     key_N = jax.random.split(jax.random.key(seed), len(prompts))
     drawn = jax.device_get(draw(state, padded, key_N))
     return tokenizer.texts(drawn.tokens_BxKxR, drawn.lengths_BxK)
+
+
+def respond(
+    path: Path,
+    prompts: Sequence[str],
+    *,
+    best: bool = False,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    **options: Any,
+) -> list[list[str]]:
+    """Responses of the model of a run, or of a Hugging Face directory.
+
+    Args:
+      best: as of `load`.
+      max_tokens, temperature: instead of the run's.
+      **options: of `generate`.
+
+    Raises:
+      UserError: as of `load` and `generate`; a setting out of bounds.
+      TrainingFailed: a device's memory was not enough.
+    """
+    decoder, tokenizer, sampling = load(path, best)
+    changed = {'max_tokens': max_tokens, 'temperature': temperature}
+    changed = {key: value for key, value in changed.items() if value is not None}
+    sampling = configfile.validate(Sampling, sampling.model_dump() | changed, Path('generate'))
+    with devices.memory_named('lower --samples or --max-tokens, or give fewer prompts'):
+        return generate(decoder, tokenizer, prompts, sampling, **options)

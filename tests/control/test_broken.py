@@ -10,6 +10,7 @@ from sail_jax import reports
 from sail_jax.control import evaluate, rollout
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
+from sail_jax.control.kind import TABLE
 from sail_jax.control.rollout import Episodes
 from sail_jax.core import update
 from sail_jax.core.update import Hyper
@@ -93,7 +94,7 @@ def test_a_policy_without_a_sound_episode_has_no_return_and_says_so(capsys):
     assert got['not_finite'] == 3 * RUN.evaluation.episodes
     assert np.isnan([got['return'], got['deterministic_return'], got['label_accuracy']]).all()
     assert (sound['return'], sound['not_finite']) == (-LENGTH, 0)
-    reports.print_comparison('', sound, got)
+    reports.print_comparison(TABLE, '', sound, got)
     said = ' '.join(capsys.readouterr().out.split())
     assert 'trained policy: none of its stochastic episodes is sound' in said
     assert 'reference: none' not in said

@@ -112,7 +112,7 @@ def test_checkpoints_of_before_it_was_recorded_are_the_runs_own():
 def test_a_plot_sets_it_apart_from_a_named_environment(trained, tmp_path):
     (ours,) = plots.load(trained)
     theirs = ours._replace(run=RUN)
-    assert plots.CONTROL.subject(ours.run) == 'Point (python)'
+    assert ours.figure.subject(ours.run) == 'Point (python)'
     names = [name for name, _ in plots.group_by_settings([theirs, ours])]
     assert names == ['run', 'run: env.name Point, env.backend python']
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sail_jax import configfile, plots
 from sail_jax.control.config import ControlRun
+from sail_jax.control.kind import CONTROL
 from sail_jax.errors import UserError
 from sail_jax.training import metrics
 from sail_jax.training.rows import scan
@@ -104,8 +105,8 @@ def test_curves_are_read_or_refused_in_one_line(tmp_path_factory, seed):
         assert str(path) in str(error)
         assert str(error).isprintable()
     figure, axis = plots.plt.subplots()
-    for x in plots.CONTROL.x:
-        for y in plots.CONTROL.y:
+    for x in CONTROL.figure.x:
+        for y in CONTROL.figure.y:
             plots.draw(axis, curves, x, y, 'C0', 'name')
     for line in axis.lines:
         assert np.isfinite(line.get_xydata().astype(float)).all()

@@ -6,6 +6,7 @@ import pytest
 from sail_jax import reports
 from sail_jax.core.objective import Preferences
 from sail_jax.language.evaluate import reward_numbers, win_numbers
+from sail_jax.language.kind import TABLE
 from sail_jax.language.reward import rewards
 from sail_jax.language.reward.labels import Labeller
 from sail_jax.language.samples import Answers
@@ -60,7 +61,7 @@ def test_without_any_reward_there_is_no_number_and_that_is_said(capsys):
     both = win_numbers(REWARDED, PROMPTS, ours, ours)
     assert both['win_rate'] == 0.5
     sound = reward_numbers(THEIRS, THEIRS) | win_numbers(REWARDED, PROMPTS, THEIRS, THEIRS)
-    reports.print_comparison('', sound, got)
+    reports.print_comparison(TABLE, '', sound, got)
     said = ' '.join(capsys.readouterr().out.split())
     assert 'trained policy: none of its responses has a reward' in said
     assert 'reference: none' not in said

@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,8 +88,10 @@ def run(run: QuickstartRun, run_dir: Path, resume: bool = False, quiet: bool = F
 
 def _train(run: QuickstartRun, run_dir: Path, quiet: bool) -> Result:
     """All stages, from where they are; gives back the supervised one's result."""
-    directory = run_dir / SFT
-    first = sft_task.train(supervised(run, run_dir), directory, _begun(directory), quiet)
+    directory, settings = run_dir / SFT, supervised(run, run_dir)
+    leave_model = partial(sft_task.leave_model, settings, directory)
+    task, begun = sft_task.make(settings), _begun(directory)
+    first = trainer.train(settings, task, directory, begun, quiet, leave_model)
     for name, title in METHODS.items():
         if not quiet:
             terminal.say(title)

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from sail_jax.language.model.policy import Models
 from sail_jax.language.model.sampler import bucket
 from sail_jax.language.sft import learn
 from sail_jax.language.sft.config import MODEL, SftRun, check
-from sail_jax.training import devices, trainer
+from sail_jax.training import devices
 from sail_jax.training.result import Result
 from sail_jax.training.task import Evaluate, Task
 
@@ -37,20 +36,19 @@ WATCH = {
 }
 
 
-def train(run: SftRun, run_dir: Path, resume: bool = False, quiet: bool = False) -> Result:
-    """Trains, and leaves the model in `RUN_DIR/model`; arguments and errors as of
-    `trainer.train`."""
+def leave_model(run: SftRun, run_dir: Path, result: Result) -> None:
+    """Leaves the model of a finished run in `RUN_DIR/model`.
 
-    def leave_model(result: Result) -> None:
-        models, path = policy.read(run.model, architecture=run.model.architecture), run_dir / MODEL
-        before = path.with_name(f'{MODEL}.before')  # Of a resumed run; kept until there is another.
-        with writing(path, ROOM):
-            if path.exists():
-                path.rename(before)
-            export.export(Opened(run, models, result.policy, result.shared), path)
-        shutil.rmtree(before, ignore_errors=True)
-
-    return trainer.train(run, make(run), run_dir, resume, quiet, leave_model)
+    Raises:
+      TrainingFailed: it cannot be written.
+    """
+    models, path = policy.read(run.model, architecture=run.model.architecture), run_dir / MODEL
+    before = path.with_name(f'{MODEL}.before')  # Of a resumed run; kept until there is another.
+    with writing(path, ROOM):
+        if path.exists():
+            path.rename(before)
+        export.export(Opened(run, models, result.policy, result.shared), path)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def load_tokenizer(run: SftRun) -> Tokenizer:
@@ -102,7 +100,7 @@ def make(run: SftRun) -> Task:
         batch_bytes=lambda: batch_bytes(run, models, data),
         smaller='raise optimizer.accumulation, lower prompts_per_update, or set model.remat: true',
         best=('-eval/loss',),
-        shared=lambda: models.shared(of_parameter),
+        frozen=lambda: models.frozen(of_parameter),
         digests=lambda: digests.of_run(run),
         dispatch=make_dispatch(run, models, data, optimizer, mesh),
     )
@@ -154,13 +152,11 @@ def make_evaluate(run: SftRun, models: Models, held_out: Sequence[Example]) -> E
     batches = [held_out[first : first + size] for first in range(0, len(held_out), size)]
 
     @jax.jit
-    def nats(policy: Policy, shared: Any, rows: learn.Rows) -> tuple[jax.Array, jax.Array]:
-        return learn.nats(models.policy(policy, shared), rows, 'response')
+    def nats(policy: Policy, rows: learn.Rows) -> tuple[jax.Array, jax.Array]:
+        return learn.nats(models.policy(policy), rows, 'response')
 
-    def evaluate(
-        policy: Policy, start: Policy, shared: Any, seed: jax.Array, hyper: tuple
-    ) -> dict[str, float]:
-        parts = [nats(policy, shared, learn.collate(batch)) for batch in batches]
+    def evaluate(policy: Policy, start: Policy, seed: jax.Array, hyper: tuple) -> dict[str, float]:
+        parts = [nats(policy, learn.collate(batch)) for batch in batches]
         total, tokens = np.sum(jax.device_get(parts), axis=0)
         return {
             'loss': total / tokens,

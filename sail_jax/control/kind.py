@@ -1,0 +1,155 @@
+"""Control as a workload of the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sail_jax.control.config import PYTHON, ControlRun, check, recorded
+from sail_jax.errors import UserError
+from sail_jax.kind import Doing, Figure, Kind, Line, Saved
+from sail_jax.sweep import Members
+
+if TYPE_CHECKING:
+    from brax.envs.base import Env
+
+    from sail_jax.control.workload import SegmentReward
+    from sail_jax.training.task import Task
+
+BROKEN = 'episodes is sound: the simulator returned NaN or infinity in all of them'
+TABLE = (
+    Line('return, stochastic', 'return', 'return_se', f'stochastic {BROKEN}'),
+    Line(
+        'return, deterministic',
+        'deterministic_return',
+        'deterministic_return_se',
+        f'deterministic {BROKEN}',
+    ),
+    Line('median return, stochastic', 'return_q50'),
+    Line('episode length', 'length'),
+    Line('KL(policy || reference) per step', 'kl_policy_to_ref'),
+    Line('KL(reference || policy) per step', 'kl_ref_to_policy'),
+    Line('win rate against the reference', 'win_rate'),
+    Line('label accuracy, whole episodes', 'label_accuracy'),
+    Line('episodes that broke the simulator', 'not_finite'),
+)
+SWEEP_TABLE = (
+    Line('return', 'return', 'return_se'),
+    Line('of the mode', 'deterministic_return', 'deterministic_return_se'),
+    Line('KL per step', 'kl_policy_to_ref'),
+)
+FIGURE = Figure(
+    x={'env_steps': 'env steps', 'labels': 'labels', 'wall_s': 'wall time (s)'},
+    y={
+        'eval/return': 'return (stochastic policy)',
+        'eval/deterministic_return': 'return (deterministic policy)',
+        'eval/kl_policy_to_ref': 'KL(policy || start), nats per step',
+    },
+    subject=lambda run: f'{run.env.name} ({run.env.backend})',
+)
+CALLS: dict[Doing, str] = {
+    'train': 'train from Python: sail_jax.train(CONFIG',
+    'resume': "resume it from Python: sail_jax.train('{0}/config.yaml', '{0}', resume=True",
+    'evaluate': "evaluate it from Python: sail_jax.evaluate('{0}'",
+    'open': "open it from Python: sail_jax.open_run('{0}'",
+}
+"""What to do with the run of a directory instead, up to the arguments that are missing."""
+
+
+def make_task(
+    run: ControlRun,
+    *,
+    run_dir: Path | None = None,
+    env: Env | None = None,
+    segment_reward: SegmentReward | None = None,
+) -> Task:
+    """As of `task.make`; no task of control writes into the run directory."""
+    from sail_jax.control import task
+
+    return task.make(run, env, segment_reward)
+
+
+def require(run: ControlRun, run_dir: Path, handed: Mapping[str, Any], doing: Doing) -> None:
+    """Refuses a run to which Python handed what is missing now."""
+    names = {'env': run.env.name if run.env.backend == PYTHON else None}
+    if doing in ('train', 'resume'):
+        names['segment_reward'] = run.segment_reward
+    recorded = {key: name for key, name in names.items() if name is not None}
+    if recorded.keys() - handed.keys():
+        what = ' and '.join(f'{key} {name}' for key, name in recorded.items())
+        arguments = ', '.join(f'{key}={key}' for key in recorded)
+        call = CALLS[doing].format(run_dir)
+        raise UserError(
+            f'{run_dir}: {what} came from Python, and is not found by its name; '
+            f'{call}, {arguments})'
+        )
+
+
+def cores(run: ControlRun) -> int:
+    """Members of a sweep, or contexts, are trained side by side."""
+    members = Members.of(run)
+    return len(members.each) if members.sweep else run.rollout.parts
+
+
+def render(
+    saved: Saved,
+    out: Path,
+    *,
+    seed: int = 0,
+    stochastic: bool = False,
+    start: bool = False,
+    env: Env | None = None,
+) -> float:
+    """Writes an episode; arguments and errors as of `sail_jax.control.render.render`."""
+    from sail_jax.control import render
+
+    policy, before = saved.policies()
+    trained = 'best checkpoint' if saved.best else 'trained policy'
+    return render.render(
+        saved.run,
+        before if start else policy,
+        out,
+        seed,
+        stochastic,
+        name=saved.run_dir.resolve().name,
+        whose='policy before training' if start else trained,
+        env=env,
+    )
+
+
+def export(
+    saved: Saved,
+    out: Path,
+    *,
+    adapter: bool = False,
+    dtype: str | None = None,
+    env: Env | None = None,
+) -> Path:
+    """Writes a Brax PPO checkpoint, whose numbers are as they were trained."""
+    if adapter or dtype is not None:
+        raise UserError(f'{"--adapter" if adapter else "--dtype"}: not for a control run')
+    from sail_jax.control import render
+
+    policy, _ = saved.policies()
+    return render.export_brax(saved.run, policy, out, env)
+
+
+CONTROL = Kind(
+    name='control',
+    trains='a Brax or MuJoCo Playground policy, from compared segments',
+    settings=ControlRun,
+    check=check,
+    task=make_task,
+    processes=True,
+    cores=cores,
+    from_python=('env', 'segment_reward'),
+    recorded=lambda run, handed: recorded(run, handed.get('env'), handed.get('segment_reward')),
+    require=require,
+    table=TABLE,
+    sweep_table=SWEEP_TABLE,
+    figure=FIGURE,
+    episodes='evaluation.episodes',
+    render=render,
+    export=export,
+)

@@ -1,0 +1,178 @@
+"""What the rest of the package knows of a workload: one record, in the workload's folder.
+
+`sail_jax.workloads` lists the records. The command line and `sail_jax.train` look a run's record up
+there and ask it for everything that is particular to the workload, so that a new one is a folder
+and a line.
+
+All records are made whenever anything of `sail_jax` is asked for, and a refusal or `--help` should
+take no second: their functions import JAX and what else is large when they are called, as `late`
+does for a function of another module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from sail_jax import config
+
+if TYPE_CHECKING:
+    from sail_jax.core.update import Policy
+    from sail_jax.training.result import Result
+    from sail_jax.training.task import Task
+
+Doing = Literal['train', 'resume', 'evaluate', 'open']
+"""What somebody wants of a run."""
+Command = Literal['evaluate', 'plot', 'render', 'export', 'generate']
+"""The commands that not every workload knows."""
+
+
+def late(where: str) -> Callable[..., Any]:
+    """A function that is imported when it is first called.
+
+    Args:
+      where: 'package.module:function'.
+    """
+    module, _, name = where.partition(':')
+
+    @functools.wraps(late, assigned=(), updated=())
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+    call.__qualname__ = call.__name__ = name
+    call.__module__ = module
+    return call
+
+
+class Line(NamedTuple):
+    """A line of the table at the end of a run."""
+
+    title: str
+    metric: str
+    """Of `Task.evaluate`; evaluations without it have no such line."""
+    error: str | None = None
+    """The metric of its standard error."""
+    if_nan: str | None = None
+    """What it means that there is no such number, after "none of its"."""
+
+
+class Figure(NamedTuple):
+    """What `sail-jax plot` draws of a workload's runs: every `y` against every `x`."""
+
+    x: dict[str, str]
+    """Metrics of `metrics.jsonl` and their titles: what the length of a run is counted in
+    (`Task.unit`), `labels`, `wall_s`."""
+    y: dict[str, str]
+    """Metrics of evaluations, `eval/...`, and their titles."""
+    subject: Callable[[Any], str]
+    """Of a configuration, what its run is about: runs of one subject compare."""
+
+
+class MakeTask(Protocol):
+    """What a workload's runs need to be trained by the common loop."""
+
+    def __call__(self, run: Any, *, run_dir: Path | None = None, **handed: Any) -> Task:
+        """Makes the task of a configuration.
+
+        Args:
+          run: of `Kind.settings`.
+          run_dir: of a run that is trained; None where one is only evaluated or opened.
+          **handed: of `Kind.from_python` what there is.
+
+        Raises:
+          UserError: settings that do not go together; what is handed in cannot be used.
+        """
+
+
+class Study(NamedTuple):
+    """A workload that has a course of its own instead of the common loop."""
+
+    train: Callable[[Any, Path, bool, bool], Any]
+    """`(run, run_dir, resume, quiet) -> what it came to`."""
+    report: Callable[[Any], None]
+    """Prints what it came to."""
+    next_commands: Callable[[Path], tuple[tuple[str, ...], ...]] = lambda run_dir: ()
+    """Of the run directory, commands of `sail-jax` that go on from there, each as its arguments."""
+
+
+class Saved(NamedTuple):
+    """A run that was trained, for `render` and `export`."""
+
+    run: Any
+    """Its configuration."""
+    run_dir: Path
+    best: bool
+    """Whether its best checkpoint is asked for instead of its newest."""
+    policies: Callable[[], tuple[Policy, Policy]]
+    """Opens the policy of that checkpoint and the one that training started from, with the run's
+    task; raises UserError as of `sail_jax.open_run`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A workload. It has either a `task`, which the common loop trains, or a `study` of its own."""
+
+    name: str
+    """What configuration files call it: `workload: NAME`; `workload` of its settings is that."""
+    trains: str
+    """What its runs train, in a few words; for `train --help`."""
+    settings: type[config.Settings]
+    """The class of its configurations: a `config.Run`, which has the objective, the KL penalty,
+    sweeps and what else all workloads share that are trained from preferences; or a
+    `config.Trained` or `config.Settings`, which have less."""
+    choose: Callable[[dict[str, Any], Path], type[config.Settings]] | None = None
+    """`(mapping of a file, its path) -> class`, where configurations have several classes, all of
+    them subclasses of `settings`. Raises UserError."""
+    check: Callable[[Any], None] = lambda run: None
+    """Refuses settings that are each fine but do not go together, before anything large is
+    imported: raises UserError, naming the keys."""
+
+    task: MakeTask | None = None
+    finish: Callable[[Any, Path, Result], None] = lambda run, run_dir, result: None
+    """Leaves in the directory of a finished run what there should be besides."""
+    study: Study | None = None
+    processes: bool = False
+    """Whether several processes, on several hosts say, can train one run together."""
+    cores: Callable[[Any], int] | None = None
+    """Where there is no accelerator, into how many equal parts a run's work can be divided: each
+    core is made a device, as far as they divide that. None: the compiler splits each operation."""
+
+    from_python: tuple[str, ...] = ()
+    """What `sail_jax.train` takes beside the configuration: keyword arguments, handed to `task`."""
+    recorded: Callable[[Any, Mapping[str, Any]], Any] = lambda run, handed: run
+    """`(run, handed) -> run` with the names of what was handed in, for `config.yaml`."""
+    require: Callable[[Any, Path, Mapping[str, Any], Doing], None] = lambda *_: None
+    """`(run, run_dir, handed, doing)`: raises UserError where a run cannot do without what was
+    handed to it and is not handed in now; says what to call."""
+    remark: Callable[[Any, Path], str | None] = lambda run, run_dir: None
+    """What the numbers of `sail-jax evaluate` lack of those that Python gets."""
+
+    table: tuple[Line, ...] = ()
+    """The lines of the table at the end of a run; none: all numbers of its evaluations."""
+    sweep_table: tuple[Line, ...] = ()
+    """The columns of the table at the end of a sweep; none: the first three lines of `table`."""
+    figure: Figure | None = None
+    episodes: str | None = None
+    """The setting that `evaluate --episodes` stands for."""
+    render: Callable[..., float] | None = None
+    """`(saved, out, *, seed, stochastic, start, **handed)` writes an episode as a web page and
+    returns its return; `start`: of the policy before training."""
+    export: Callable[..., Path] | None = None
+    """`(saved, out, *, adapter, dtype, **handed)` writes a policy as others read it and returns
+    where."""
+    generate: Callable[..., list[list[str]]] | None = None
+    """`(path, prompts, **options) -> responses`, [N][samples], as `runs.generate`; the path is that
+    of a run, or of a model that others have trained."""
+
+    def knows(self, command: Command) -> bool:
+        """Whether there is something that the command could do with its runs."""
+        match command:
+            case 'evaluate':
+                return self.task is not None
+            case 'plot':
+                return self.figure is not None
+        return getattr(self, command) is not None

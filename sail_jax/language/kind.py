@@ -1,0 +1,89 @@
+"""Language as a workload of the registry."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sail_jax.errors import UserError
+from sail_jax.kind import Doing, Figure, Kind, Line, Saved, late
+from sail_jax.language.config import LanguageRun, check
+from sail_jax.language.sft.config import MODEL
+
+TABLE = (
+    Line('reward', 'reward', 'reward_se', 'responses has a reward that is a finite number'),
+    Line('win rate against the reference', 'win_rate'),
+    Line('KL(policy || reference) per response', 'response_kl_policy_to_ref'),
+    Line('KL(reference || policy) per response', 'response_kl_ref_to_policy'),
+    Line('accuracy on held-out pairs', 'pair_accuracy'),
+    Line('margin on held-out pairs', 'pair_margin', 'pair_margin_se'),
+    Line('response length, tokens', 'response_length'),
+    Line('responses that ended', 'ended'),
+    Line('rewards and judgements that are no finite number', 'not_finite'),
+    Line('loss on held-out responses, nats per token', 'loss'),
+    Line('perplexity on held-out responses', 'perplexity'),
+)
+
+
+def start_model(run: LanguageRun) -> str:
+    """The model that training starts from; of a supervised run's, with the run's directory."""
+    path = run.model.path
+    return f'{path.parent.name}/{MODEL}' if path.name == MODEL else path.name
+
+
+FIGURE = Figure(
+    x={'prompts': 'prompts', 'labels': 'labels', 'wall_s': 'wall time (s)'},
+    y={
+        'eval/reward': 'reward',
+        'eval/pair_accuracy': 'accuracy on held-out pairs',
+        'eval/response_kl_policy_to_ref': 'KL(policy || start), nats per response',
+    },
+    subject=start_model,
+)
+
+
+def require(run: LanguageRun, run_dir: Path, handed: Mapping[str, Any], doing: Doing) -> None:
+    """Refuses to go on with a run whose labels come from a function that is missing now."""
+    if doing == 'resume' and run.needs_function and not handed.keys() & {'reward', 'judge'}:
+        raise UserError(
+            f'{run_dir}: labelled by a function from Python; resume it from Python, with the '
+            f"reward: sail_jax.train('{run_dir}/config.yaml', '{run_dir}', reward=f, resume=True)"
+        )
+
+
+def remark(run: LanguageRun, run_dir: Path) -> str | None:
+    """That the rows of a reward are missing which only Python has."""
+    if not run.needs_function:
+        return None
+    return (
+        f'{run_dir}: labelled by a function from Python; evaluate it from Python '
+        f"for the rows of its reward: sail_jax.evaluate('{run_dir}', reward=f)"
+    )
+
+
+def export(
+    saved: Saved, out: Path, *, adapter: bool = False, dtype: str | None = None, **handed: Any
+) -> Path:
+    """Writes a Hugging Face directory; neither data nor labeller are looked at. Arguments and
+    errors as of `sail_jax.language.export.export`."""
+    from sail_jax import files
+    from sail_jax.language import export
+
+    opened = export.open_run(saved.run_dir, saved.run, saved.best)
+    with files.writing(out):
+        return export.export(opened, out, adapter, dtype)
+
+
+LANGUAGE = Kind(
+    name='language',
+    trains='a language model, from compared responses',
+    settings=LanguageRun,
+    check=check,
+    task=late('sail_jax.language.task:make'),
+    from_python=('reward', 'judge'),
+    require=require,
+    remark=remark,
+    table=TABLE,
+    figure=FIGURE,
+    export=export,
+    generate=late('sail_jax.language.export:respond'),
+)

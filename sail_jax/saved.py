@@ -1,0 +1,114 @@
+"""What can be made of a run that is in its directory: a picture, an export, answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sail_jax import configfile, files, runs, workloads
+from sail_jax.errors import UserError
+from sail_jax.kind import Command, Kind, Saved
+
+
+def _saved(
+    run_dir: Path, best: bool, command: Command, handed: Mapping[str, Any]
+) -> tuple[Kind, Saved, dict[str, Any]]:
+    """What a command needs of a run, and what is handed in.
+
+    Raises:
+      UserError: no run there, or one of a workload that does not know the command.
+    """
+    run = runs.load(run_dir / runs.CONFIG)
+    kind = workloads.of(run)
+    if not kind.knows(command):
+        raise UserError(f'{run_dir}: {command} is for {workloads.names(command)} runs')
+    handed = runs.handed_to(kind, handed)
+    policies = lambda: runs.open_run(run_dir, best, **handed)[1:]
+    return kind, Saved(run=run, run_dir=run_dir, best=best, policies=policies), handed
+
+
+# parameters: those of the command, all but the first two by name
+def render(
+    run_dir: str | Path,
+    out: str | Path = 'episode.html',
+    *,
+    seed: int = 0,
+    stochastic: bool = False,
+    start: bool = False,
+    best: bool = False,
+    **handed: Any,
+) -> float:
+    """Writes an episode of a run's policy as a web page that needs nothing else.
+
+    Args:
+      seed: of the start state and the noise.
+      stochastic: sample actions, instead of taking the distribution's mode.
+      start: the policy before training.
+      best: as of `open_run`.
+      **handed: the environment that `train` was called with.
+
+    Returns:
+      The episode's return.
+
+    Raises:
+      UserError: as of `open_run`; a workload or an environment of which there is no picture.
+    """
+    kind, saved, handed = _saved(Path(run_dir), best, 'render', handed)
+    return kind.render(saved, Path(out), seed=seed, stochastic=stochastic, start=start, **handed)
+
+
+# parameters: those of the command, all but the first two by name
+def export(
+    run_dir: str | Path,
+    out: str | Path,
+    *,
+    best: bool = False,
+    adapter: bool = False,
+    dtype: str | None = None,
+    **handed: Any,
+) -> Path:
+    """Writes a run's policy as others read it: a Brax PPO checkpoint, or a Hugging Face directory.
+
+    Args:
+      out: a new directory.
+      best: as of `open_run`.
+      adapter: of a language run, the adapter alone, as PEFT reads it.
+      dtype: of a language run's tensors; None keeps the parameters'.
+      **handed: the environment that `train` was called with.
+
+    Returns:
+      Where it is.
+
+    Raises:
+      UserError: as of `open_run`; the directory exists.
+      TrainingFailed: it cannot be written.
+    """
+    kind, saved, handed = _saved(Path(run_dir), best, 'export', handed)
+    return kind.export(saved, Path(out), adapter=adapter, dtype=dtype, **handed)
+
+
+def generate(
+    model: str | Path, prompts: Sequence[str], *, best: bool = False, **options: Any
+) -> list[list[str]]:
+    """A language model's responses to prompts, [N][samples].
+
+    Args:
+      model: a run, or a Hugging Face directory.
+      best: of a run, as of `open_run`.
+      **options: `chat`, `samples`, `max_tokens`, `temperature`, `seed`; see
+        `sail_jax.language.export.respond`.
+
+    Raises:
+      UserError: no model there; a prompt that it cannot take; a setting out of bounds.
+      TrainingFailed: a device's memory was not enough.
+    """
+    model = Path(model)
+    if files.exists(model / runs.CONFIG):
+        data, _ = configfile.read_yaml(model / runs.CONFIG)
+        kind = workloads.of_file(data, model / runs.CONFIG)
+        if kind.generate is None:
+            raise UserError(f'{model}: generate is for {workloads.names("generate")} runs')
+    else:
+        kind = next(kind for kind in workloads.kinds() if kind.generate is not None)
+    return kind.generate(model, prompts, best=best, **options)
