@@ -34,7 +34,6 @@ LONG_FILES: set[str] = {
     'core.update',
     # language
     'language.data.tokens',
-    'language.model.transformer',
     # training
     'training.checkpoint',
 }
