@@ -38,8 +38,6 @@ LONG_FILES: set[str] = {
     'training.checkpoint',
 }
 LONG_FUNCTIONS: set[str] = {
-    # bandit
-    'bandit.workload.make',
     # control
     'control.render.render',
     'control.rollout.segments',

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +101,7 @@ def make(run: SftRun) -> Task:
         batch_bytes=lambda: batch_bytes(run, models, data),
         smaller='raise optimizer.accumulation, lower prompts_per_update, or set model.remat: true',
         best=('-eval/loss',),
-        frozen=lambda: models.frozen(of_parameter),
+        shared=lambda: models.shared(of_parameter),
         digests=lambda: digests.of_run(run),
         dispatch=make_dispatch(run, models, data, optimizer, mesh),
     )
@@ -152,11 +153,13 @@ def make_evaluate(run: SftRun, models: Models, held_out: Sequence[Example]) -> E
     batches = [held_out[first : first + size] for first in range(0, len(held_out), size)]
 
     @jax.jit
-    def nats(policy: Policy, rows: learn.Rows) -> tuple[jax.Array, jax.Array]:
-        return learn.nats(models.policy(policy), rows, 'response')
+    def nats(policy: Policy, shared: Any, rows: learn.Rows) -> tuple[jax.Array, jax.Array]:
+        return learn.nats(models.policy(policy, shared), rows, 'response')
 
-    def evaluate(policy: Policy, start: Policy, seed: jax.Array, hyper: tuple) -> dict[str, float]:
-        parts = [nats(policy, learn.collate(batch)) for batch in batches]
+    def evaluate(
+        policy: Policy, start: Policy, shared: Any, seed: jax.Array, hyper: tuple
+    ) -> dict[str, float]:
+        parts = [nats(policy, shared, learn.collate(batch)) for batch in batches]
         total, tokens = np.sum(jax.device_get(parts), axis=0)
         return {
             'loss': total / tokens,
