@@ -55,10 +55,10 @@ def split_files(path: Path, split: str) -> list[Path] | None:
         if pattern.startswith('/') or '..' in Path(pattern).parts or '://' in pattern:
             raise UserError(f'{card}: data_files: {pattern!r:.80}: expected files of {path}')
     try:
-        found = {file for pattern in {*patterns} for file in _matches(path, pattern)}
+        matches = {file for pattern in {*patterns} for file in _matches(path, pattern)}
     except (ValueError, NotImplementedError) as error:
         raise UserError(f'{card}: data_files: {one_line(error)}') from None
-    return sorted(found)
+    return sorted(matches)
 
 
 def _matches(path: Path, pattern: str) -> Iterator[Path]:

@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from sail_jax.errors import UserError
 from sail_jax.language.config import Data
 from sail_jax.language.data import rows, sources
-from sail_jax.language.data.rows import Kind, Message, Row
+from sail_jax.language.data.rows import Message, Row, RowType
 from sail_jax.language.data.tokens import Tokenizer
 
 KEPT_MESSAGES = 10
@@ -99,7 +99,7 @@ def encode(data: Data, tokenizer: Tokenizer, row: Row) -> Example:
     return Example(row, prompt, *responses)
 
 
-def prepare(data: Data, kind: Kind, tokenizer: Tokenizer, cache: str | Path) -> Dataset:
+def prepare(data: Data, row_type: RowType, tokenizer: Tokenizer, cache: str | Path) -> Dataset:
     """Makes the ArrayRecord files, or finds them made.
 
     They are kept under a digest of the data, the tokeniser and the settings, so a change of any of
@@ -107,7 +107,7 @@ def prepare(data: Data, kind: Kind, tokenizer: Tokenizer, cache: str | Path) -> 
 
     Args:
       data: which rows.
-      kind: what is needed of each row.
+      row_type: what is needed of each row.
       tokenizer: whose ids the limits count.
       cache: directory for the files.
 
@@ -116,21 +116,21 @@ def prepare(data: Data, kind: Kind, tokenizer: Tokenizer, cache: str | Path) -> 
         by file and line.
     """
     files = sources.find(data.path, data.split)
-    directory = Path(cache) / _digest(data, kind, tokenizer, files)
+    directory = Path(cache) / _digest(data, row_type, tokenizer, files)
     encode_row = functools.partial(encode, data, tokenizer)
     form = rows.FORMATS[data.format]
 
     def checked(raw: dict[str, Any]) -> Row:
         try:
-            row = rows.check(form.convert(raw), kind)
+            row = rows.check(form.convert(raw), row_type)
         except rows.Missing as error:
             names = ', '.join(map(str, raw)) or 'none'
             raise UserError(f'{error}; the columns are {names:.200}') from None
         encode_row(row)
         return row
 
-    def builder() -> Preferences:
-        return Preferences(
+    def builder() -> PreferenceRecords:
+        return PreferenceRecords(
             data_dir=directory,
             file_format='array_record',
             files=files,
@@ -146,34 +146,42 @@ def prepare(data: Data, kind: Kind, tokenizer: Tokenizer, cache: str | Path) -> 
         # Another process may have been faster.
         if not builder().is_prepared():
             raise UserError(f'{directory}: {error.strerror or error}') from None
-    made = builder()
-    found = made.info.metadata or {}
+    records = builder()
+    metadata = records.info.metadata or {}
     dataset = Dataset(
-        source=made.as_data_source('train'),
+        source=records.as_data_source('train'),
         encode=encode_row,
-        skipped=found.get('skipped', 0),
-        skipped_messages=tuple(found.get('messages', ())),
-        unread=tuple(found.get('unread', ())),
+        skipped=metadata.get('skipped', 0),
+        skipped_messages=tuple(metadata.get('messages', ())),
+        unread=tuple(metadata.get('unread', ())),
     )
+    _warn(data.path, dataset, sources.missing_shards(files))
+    return dataset
+
+
+def _warn(path: str, dataset: Dataset, missing_shards: list[str]) -> None:
+    """Names what of the data is not used, or not there."""
     if dataset.unread:
         log.warning(
             '%s: not read: %s (columns of the data, and keys of their messages)',
-            data.path,
+            path,
             ', '.join(dataset.unread),
         )
-    if lacking := sources.missing_shards(files):
+    if missing_shards:
         log.warning(
-            '%s: shards that are not there: %d, %s the first', data.path, len(lacking), lacking[0]
+            '%s: shards that are not there: %d, %s the first',
+            path,
+            len(missing_shards),
+            missing_shards[0],
         )
     if dataset.skipped:
         log.warning(
             '%s: %d bad rows skipped, %d kept; the first: %s',
-            data.path,
+            path,
             dataset.skipped,
             len(dataset),
             dataset.skipped_messages[0],
         )
-    return dataset
 
 
 def indices(seed: int, cursor: int, count: int, size: int) -> np.ndarray:
@@ -192,7 +200,7 @@ def indices(seed: int, cursor: int, count: int, size: int) -> np.ndarray:
     return np.asarray([order[i] for i in range(cursor, cursor + count)], np.int64)
 
 
-class Preferences(tfds.core.GeneratorBasedBuilder):
+class PreferenceRecords(tfds.core.GeneratorBasedBuilder):
     """Rows with prompt, chosen and rejected, in the order of the files.
 
     A prompt is its messages; plain text is one message without a role. A response that a row does
@@ -205,6 +213,7 @@ class Preferences(tfds.core.GeneratorBasedBuilder):
       skip: leave bad rows out instead of raising.
     """
 
+    name = 'preferences'  # Of the directory in the cache.
     # To be raised when the same files give other rows.
     VERSION = tfds.core.Version('1.1.0')
 
@@ -293,10 +302,10 @@ def _check_length(name: str, ids: list[int], most: int) -> None:
         raise UserError(f'{name}: {len(ids)} tokens; at most {most}')
 
 
-def _digest(data: Data, kind: Kind, tokenizer: Tokenizer, files: list[Path]) -> str:
+def _digest(data: Data, row_type: RowType, tokenizer: Tokenizer, files: list[Path]) -> str:
     """Of everything that the records depend on, where the data lie excepted."""
     settings = data.model_dump(exclude={'path', 'split'})
-    whole = hashlib.sha256(json.dumps([settings, kind, tokenizer.digest]).encode())
+    whole = hashlib.sha256(json.dumps([settings, row_type, tokenizer.digest]).encode())
     for file in files:
         try:
             with file.open('rb') as stream:

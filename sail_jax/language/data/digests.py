@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sail_jax import files
 from sail_jax.language.config import LanguageRun
-from sail_jax.language.data import sources, tokens
+from sail_jax.language.data import sources, template, tokens
 from sail_jax.language.sft.config import SftRun
 
 MODEL_FILES = ('tokenizer.json', 'chat_template.jinja', *tokens.COMPANIONS)
@@ -23,35 +23,35 @@ def of_run(run: LanguageRun | SftRun) -> dict[str, str]:
     Raises:
       UserError: a file that cannot be read.
     """
-    found, held_out = {}, run.evaluation
+    digests, held_out = {}, run.evaluation
     if run.model.path is not None:
-        found |= of_model('model.path', run.model.path)
+        digests |= of_model('model.path', run.model.path)
     if isinstance(run, SftRun) and run.model.tokenizer is not None:
-        found |= of_model('model.tokenizer', run.model.tokenizer)
+        digests |= of_model('model.tokenizer', run.model.tokenizer)
     if isinstance(run, LanguageRun) and run.reward.source == 'model':
-        found |= of_model('reward.path', run.reward.path)
-    found['data.path'] = of_data(run.data.path, run.data.split)
+        digests |= of_model('reward.path', run.reward.path)
+    digests['data.path'] = of_data(run.data.path, run.data.split)
     if held_out.path is not None or held_out.split is not None:
         path, split = held_out.path or run.data.path, held_out.split or 'test'
-        found['evaluation.path'] = of_data(path, split)
-    return found
+        digests['evaluation.path'] = of_data(path, split)
+    return digests
 
 
 def of_model(key: str, path: Path) -> dict[str, str]:
     """Of a directory's files. One that may be missing and is, is `ABSENT`; weights that are gone
     are left out: whoever needs them says so."""
-    found = {}
+    digests = {}
     for name in MODEL_FILES:
         file = path / name
-        found[f'{key}: {name}'] = files.digest(file) if file.exists() else ABSENT
+        digests[f'{key}: {name}'] = files.digest(file) if file.exists() else ABSENT
     named = [
         f'{file.name} {files.digest(file)}'
-        for file in sorted(path.glob(f'{tokens.MORE_TEMPLATES}/*.jinja'))
+        for file in sorted(path.glob(f'{template.MORE_TEMPLATES}/*.jinja'))
     ]
-    found[f'{key}: {tokens.MORE_TEMPLATES}'] = _of_all(named) if named else ABSENT
+    digests[f'{key}: {template.MORE_TEMPLATES}'] = _of_all(named) if named else ABSENT
     for file in sorted(path.glob('*.safetensors')):
-        found[f'{key}: {file.name}'] = files.digest(file)
-    return found
+        digests[f'{key}: {file.name}'] = files.digest(file)
+    return digests
 
 
 def of_data(path: str, split: str) -> str:

@@ -12,7 +12,7 @@ from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import dataset
 from sail_jax.language.data.dataset import Data, Dataset, Example
-from sail_jax.language.data.rows import Kind
+from sail_jax.language.data.rows import RowType
 from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.model.sampler import bucket, pad_prompts
 from sail_jax.language.sft.config import SftRun
@@ -48,29 +48,31 @@ def prepare(
     run: LanguageRun | SftRun,
     tokenizer: Tokenizer,
     cache: Path | None = None,
-    kind: Kind | None = None,
+    row_type: RowType | None = None,
 ) -> Reader:
     """Reads and checks the data of a run, or finds them prepared.
 
     Args:
-      kind: what is needed of each row. None needs pairs of a data set that has them, whether or not
-        training reads the responses.
+      row_type: what is needed of each row. None needs pairs of a data set that has them, whether or
+        not training reads the responses.
 
     Raises:
       UserError: as of `data.prepare`; fewer rows than are to be held out.
     """
     cache, settings = cache or cache_dir(), run.evaluation
-    training = dataset.prepare(run.data, kind or _kind(run.data, run.reads_pairs), tokenizer, cache)
+    training = dataset.prepare(
+        run.data, row_type or _row_type(run.data, run.reads_pairs), tokenizer, cache
+    )
     rows = np.arange(len(training))
     if settings.path is None and settings.split is None:
         elsewhere = training
-        held = _spread(settings.prompts, len(training), 'data.path: ' + run.data.path, spare=1)
-        rows = np.setdiff1d(rows, held)
+        numbers = _spread(settings.prompts, len(training), 'data.path: ' + run.data.path, spare=1)
+        rows = np.setdiff1d(rows, numbers)
     else:
         path, split = settings.path or run.data.path, settings.split or 'test'
         other = run.data.model_copy(update={'path': path, 'split': split})
-        elsewhere = dataset.prepare(other, kind or _kind(other, False), tokenizer, cache)
-        held = _spread(settings.prompts, len(elsewhere), f'evaluation.path: {path}')
+        elsewhere = dataset.prepare(other, row_type or _row_type(other, False), tokenizer, cache)
+        numbers = _spread(settings.prompts, len(elsewhere), f'evaluation.path: {path}')
     if run.prompts_per_update > len(rows):
         log.warning(
             'prompts_per_update: %d, and %s has %d rows to train on: every update has some of them '
@@ -79,7 +81,7 @@ def prepare(
             run.data.path,
             len(rows),
         )
-    held_out = [elsewhere[row] for row in held]
+    held_out = [elsewhere[number] for number in numbers]
     return Reader(training, rows, held_out, run.seed, run.prompts_per_update)
 
 
@@ -106,7 +108,7 @@ def places(longest: int, most: int) -> int:
     return min(bucket(longest), most)
 
 
-def _kind(settings: Data, pairs: bool) -> Kind:
+def _row_type(settings: Data, pairs: bool) -> RowType:
     return 'preference' if pairs or dataset.has_pairs(settings) else 'prompt'
 
 

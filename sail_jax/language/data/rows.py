@@ -25,7 +25,7 @@ class Message(NamedTuple):
 Prompt = str | tuple[Message, ...]
 """Plain text, or a conversation that awaits the assistant's turn."""
 
-Kind = Literal['prompt', 'completion', 'preference']
+RowType = Literal['prompt', 'completion', 'preference']
 """What is needed of a row: the prompt, the chosen response too, or both responses."""
 
 
@@ -171,7 +171,7 @@ def unread(raw: Raw, columns: frozenset[str]) -> set[str]:
     return names
 
 
-def check(row: Row, kind: Kind) -> Row:
+def check(row: Row, row_type: RowType) -> Row:
     """The row with what is needed of it and no more.
 
     Raises:
@@ -190,14 +190,14 @@ def check(row: Row, kind: Kind) -> Row:
             _check_text(message.content, f'prompt[{i}].content', message.role != 'system')
         if row.prompt[-1].role == 'assistant':
             raise UserError("prompt: its last message is the assistant's; expected another role")
-    if kind == 'prompt':
+    if row_type == 'prompt':
         return Row(row.prompt)
-    needed = ('chosen',) if kind == 'completion' else ('chosen', 'rejected')
-    for name in needed:
+    names = ('chosen',) if row_type == 'completion' else ('chosen', 'rejected')
+    for name in names:
         if (text := getattr(row, name)) is None:
             raise Missing(f'{name}: missing')
         _check_text(text, name)
-    if kind == 'completion':
+    if row_type == 'completion':
         return Row(row.prompt, row.chosen)
     if row.chosen == row.rejected:
         raise UserError('chosen and rejected are the same')

@@ -29,7 +29,7 @@ import tokenizers
 MAX_RENDERED = 2**24
 """Characters that a template may write."""
 KEPT = 8
-"""Tokenisers that are held at once."""
+"""Tokenisers that are there at once."""
 SPACES = (' .', ' ?', ' !', ' ,', " ' ", " n't", " 'm", " 's", " 've", " 're")
 """What `clean_up_tokenization_spaces` takes the blanks out of."""
 
@@ -77,7 +77,10 @@ def load(request: dict[str, Any]) -> tuple[Loaded, dict[str, Any]]:
 def complete(tokenizer: tokenizers.Tokenizer, declared: dict[str, Any]) -> None:
     """Adds the tokens that other files declare, by the rule of `TokenizersBackend` of
     transformers 5, so that ids and flags are those."""
-    read = lambda state: tokenizers.AddedToken(**state)  # noqa: E731
+
+    def read(state: dict[str, Any]) -> tokenizers.AddedToken:
+        return tokenizers.AddedToken(**state)
+
     own = tokenizer.get_added_tokens_decoder()
     added = {int(i): read(state) for i, state in declared['added']}
     if declared['legacy']:
@@ -94,9 +97,9 @@ def complete(tokenizer: tokenizers.Tokenizer, declared: dict[str, Any]) -> None:
         token.special = token.special or token.content in named
     tokenizer.add_tokens(tokens)
     for i, token in sorted(added.items()):
-        if token.content and (found := tokenizer.token_to_id(token.content)) != i:
+        if token.content and (id := tokenizer.token_to_id(token.content)) != i:
             raise ValueError(
-                f'{token.content!r:.80} is declared with id {i}, and has {found} by tokenizer.json'
+                f'{token.content!r:.80} is declared with id {i}, and has {id} by tokenizer.json'
             )
 
 
@@ -154,8 +157,8 @@ def render(loaded: Loaded, calls: list[dict[str, Any]]) -> list[str]:
     """What the template writes."""
     texts = []
     for call in calls:
-        given = {'tools': None, 'documents': None, **call, **loaded.variables}
-        texts.append(loaded.template.render(**given))
+        variables = {'tools': None, 'documents': None, **call, **loaded.variables}
+        texts.append(loaded.template.render(**variables))
         try:
             texts[-1].encode()
         except UnicodeEncodeError as error:
@@ -269,19 +272,19 @@ REQUESTS: dict[str, Callable] = {
 }
 
 
-def answer(line: bytes, held: dict[str, Loaded]) -> dict[str, Any]:
+def answer(line: bytes, cache: dict[str, Loaded]) -> dict[str, Any]:
     """Of one request."""
     try:
         request = json.loads(line)
         key, what = request.pop('key'), request.pop('what')
         if what == 'load':
-            while len(held) >= KEPT:
-                del held[next(iter(held))]
-            held[key], value = load(request)
-        elif key not in held:
+            while len(cache) >= KEPT:
+                del cache[next(iter(cache))]
+            cache[key], value = load(request)
+        elif key not in cache:
             return {'unknown': True}
         else:
-            value = REQUESTS[what](held[key], **request)
+            value = REQUESTS[what](cache[key], **request)
         return {'value': value}
     except BaseException as error:  # What panics is no Exception, and a template raises anything.
         return {'error': reason(error)}
@@ -301,11 +304,11 @@ def main(memory: int, seconds: float, bytes_per_second: float) -> None:
     with contextlib.suppress(ValueError, OSError):  # Not everywhere can it be bounded.
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    held: dict[str, Loaded] = {}
+    cache: dict[str, Loaded] = {}
     for line in sys.stdin.buffer:
         # Its signal ends the process.
         signal.setitimer(signal.ITIMER_PROF, seconds + len(line) / bytes_per_second)
-        reply = json.dumps(answer(line, held)).encode()
+        reply = json.dumps(answer(line, cache)).encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.buffer.write(reply + b'\n')
         sys.stdout.buffer.flush()

@@ -104,8 +104,8 @@ def _require_once(files: list[Path], path: Path) -> None:
             name, number, total = shard.groups()
             facts |= {(file.parent, name): total, (file.parent, name, number): file}
         for key, fact in facts.items():
-            known, first = said.setdefault(key, (fact, file))
-            if known != fact:
+            earlier, first = said.setdefault(key, (fact, file))
+            if earlier != fact:
                 both = f'{first.relative_to(path)} and {file.relative_to(path)}'
                 raise UserError(
                     f'{path}: {both} would be read as one split, and by their names hold the same '

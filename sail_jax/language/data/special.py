@@ -88,8 +88,8 @@ def read(
 
 def _is_own_name(key: str, value: Any, kind: Any) -> bool:
     """Whether it names a token that only this model has: `image_token`."""
-    known = isinstance(value, kind) and (isinstance(value, str) or 'content' in value)
-    return known and key.endswith('_token') and key not in NAMES
+    is_token = isinstance(value, kind) and (isinstance(value, str) or 'content' in value)
+    return is_token and key.endswith('_token') and key not in NAMES
 
 
 def _list(value: Any, key: str, where: Path) -> list[Any]:
@@ -110,16 +110,16 @@ def _id(value: Any, where: str) -> int:
 
 def _state(value: Any, where: str, special: bool = True) -> State:
     """A token that is text, or an object with flags; `special` where that does not say."""
-    given = {'content': value} if isinstance(value, str) else value
-    if not isinstance(given, dict) or not isinstance(given.get('content'), str):
+    token = {'content': value} if isinstance(value, str) else value
+    if not isinstance(token, dict) or not isinstance(token.get('content'), str):
         raise UserError(f'{where}: expected text, got {value!r:.80}')
-    flags = {k: given[k] for k in FLAGS if k in given}
+    flags = {k: token[k] for k in FLAGS if k in token}
     if wrong := [k for k, v in flags.items() if type(v) is not bool]:
         raise UserError(f'{where}: {wrong[0]}: expected true or false, got {flags[wrong[0]]!r:.80}')
     try:
-        given['content'].encode()
+        token['content'].encode()
     except UnicodeEncodeError as error:  # JSON can escape half of a surrogate pair.
         raise UserError(f'{where}: not valid UTF-8 at character {error.start}') from None
-    if '__type' in given:  # Such an object says what is true.
+    if '__type' in token:  # Such an object says what is true.
         special = False
-    return {'content': given['content'], 'special': special} | flags
+    return {'content': token['content'], 'special': special} | flags

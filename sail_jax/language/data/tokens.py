@@ -6,23 +6,20 @@ Ids are made once, here; text made from ids is for people and labellers and is n
 import datetime
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sail_jax import files
 from sail_jax.errors import UserError
 from sail_jax.language.config import DAY
-from sail_jax.language.data import sandbox, special
+from sail_jax.language.data import sandbox, special, template
 from sail_jax.language.data.rows import Message, Prompt
 from sail_jax.language.data.sandbox import Definition
 
-MAX_TEMPLATE = 2**20
-"""Characters of a chat template."""
 MAX_TOKENIZER = 2**28
 """Bytes of a tokenizer.json."""
 COMPANIONS = (
@@ -32,10 +29,6 @@ COMPANIONS = (
     'generation_config.json',
     'config.json',
 )
-MORE_TEMPLATES = 'additional_chat_templates'
-"""A directory of named templates."""
-RESERVED = ('messages', 'add_generation_prompt', 'tools', 'documents')
-"""Variables of a template that are not settings."""
 FLAGS = (
     'split_special_tokens',
     'clean_up_tokenization_spaces',
@@ -172,7 +165,7 @@ class Tokenizer:
         before, whole = self._render([(prompt, True), (prompt + turn, False)])
         if whole.startswith(before):
             return before, whole[len(before) :]
-        turn = _after_thoughts(before, whole, response)
+        turn = template.after_thoughts(before, whole, response)
         if turn is None:
             raise UserError(
                 f'{self.path}: chat template: adding a response changes the text before it'
@@ -184,7 +177,7 @@ class Tokenizer:
         if self.no_template is not None:
             raise UserError(f'{self.path}: {self.no_template}')
         # What a message does not have, templates must not find.
-        given = [
+        conversations = [
             {
                 'messages': [
                     {k: v for k, v in message._asdict().items() if v is not None}
@@ -195,7 +188,7 @@ class Tokenizer:
             for messages, generate in calls
         ]
         try:
-            return sandbox.ask(self.definition, 'render', calls=given)
+            return sandbox.ask(self.definition, 'render', calls=conversations)
         except sandbox.Failed as error:
             kind = _Exceeded if isinstance(error, sandbox.Exceeded) else UserError
             raise kind(f'{self.path}: chat template: {error}') from None
@@ -223,20 +216,13 @@ def load(
         a variable that the template does not have; no end of sequence.
     """
     path = Path(path)
-    file = path / 'tokenizer.json'
-    if not files.exists(file):
-        raise UserError(f'{file}: No such file or directory; other formats are not read')
-    try:
-        content = files.read(file, MAX_TOKENIZER).decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f'{file}: not a tokenizer.json: {error}') from None
-    config, special_map, added, generation, model = (_optional(path / name) for name in COMPANIONS)
-    declared = special.read(config, special_map, added, path)
-    source, no_template = _template(config, path)
-    flags = {name: _flag(config, name, path) for name in FLAGS}
+    written = _read_files(path)
+    declared = special.read(written.config, written.special_map, written.added, path)
+    source, no_template = template.read(written.config, path)
+    flags = {name: _flag(written.config, name, path) for name in FLAGS}
     named = {name: state['content'] for name, state in declared.named.items()}
-    given = {
-        'tokenizer': content,
+    request = {
+        'tokenizer': written.tokenizer,
         'declared': declared._asdict(),
         'split_special': flags['split_special_tokens'],
         'clean_up': flags[FLAGS[1]],
@@ -245,15 +231,9 @@ def load(
         'variables': named | dict(variables or {}),
         'date': str(date),
     }
-    key = hashlib.sha256(json.dumps(given).encode()).hexdigest()
-    try:
-        definition, found = sandbox.load(key, **given)
-    except sandbox.Failed as error:
-        where = path if str(error).startswith('chat template: ') else file
-        raise UserError(f'{where}: {error}') from None
-    _check_variables(variables or {}, found['names'], path)
-
-    vocab_size = model.get('vocab_size', found['ids'])
+    definition, defined = _define(path, request)
+    template.check_variables(variables or {}, defined['names'], path)
+    vocab_size = written.model.get('vocab_size', defined['ids'])
     if type(vocab_size) is not int or vocab_size < 1:
         raise UserError(f'{path / "config.json"}: vocab_size: {vocab_size!r:.80}')
     tokenizer = Tokenizer(
@@ -266,28 +246,52 @@ def load(
         vocab_size=vocab_size,
         digest='',
     )
-    eos_ids = [*_eos(tokenizer, generation, model), *_turn_end(tokenizer)]
-    eos_ids = tuple(dict.fromkeys(eos_ids))
+    listed = [*_eos(tokenizer, written.generation, written.model), *_turn_end(tokenizer)]
+    eos_ids = tuple(dict.fromkeys(listed))
     if not eos_ids:
         raise UserError(f'{path}: no end of sequence: no eos_token in tokenizer_config.json')
-    dated = 'strftime_now' in (source or '')
-    parts = [
-        found['digest'],
-        source,
-        sorted(given['variables'].items()),
-        flags,
-        eos_ids,
-        vocab_size,
-        given['date'] if dated else None,
-    ]
-    return Tokenizer(
-        **vars(tokenizer)
-        | {
-            'eos_ids': eos_ids,
-            'ends': tuple(tokenizer._ask('tokens_of', ids=eos_ids)),
-            'digest': hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
-        }
+    # All that ids depend on.
+    day = request['date'] if 'strftime_now' in (source or '') else None
+    texts = sorted(request['variables'].items())
+    parts = [defined['digest'], source, texts, flags, eos_ids, vocab_size, day]
+    return replace(
+        tokenizer,
+        eos_ids=eos_ids,
+        ends=tuple(tokenizer._ask('tokens_of', ids=eos_ids)),
+        digest=hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
     )
+
+
+class _Files(NamedTuple):
+    """What a checkpoint's directory has of its tokeniser: tokenizer.json, and `COMPANIONS`."""
+
+    tokenizer: str
+    config: dict[str, Any]
+    special_map: dict[str, Any]
+    added: dict[str, Any]
+    generation: dict[str, Any]
+    model: dict[str, Any]
+
+
+def _read_files(path: Path) -> _Files:
+    file = path / 'tokenizer.json'
+    if not files.exists(file):
+        raise UserError(f'{file}: No such file or directory; other formats are not read')
+    try:
+        tokenizer = files.read(file, MAX_TOKENIZER).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f'{file}: not a tokenizer.json: {error}') from None
+    return _Files(tokenizer, *(_optional(path / name) for name in COMPANIONS))
+
+
+def _define(path: Path, request: dict[str, Any]) -> tuple[Definition, dict[str, Any]]:
+    """Loads tokeniser and template in the process of `sandbox`, and says what they are."""
+    key = hashlib.sha256(json.dumps(request).encode()).hexdigest()
+    try:
+        return sandbox.load(key, **request)
+    except sandbox.Failed as error:
+        where = path if str(error).startswith('chat template: ') else path / 'tokenizer.json'
+        raise UserError(f'{where}: {error}') from None
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -302,25 +306,16 @@ def _flag(config: dict[str, Any], name: str, path: Path) -> bool:
     return value
 
 
-def _check_variables(variables: Mapping[str, Any], names: Sequence[str] | None, path: Path) -> None:
-    for name in variables:
-        if name in RESERVED:
-            raise UserError(f'chat_template_kwargs: {name}: not a setting of a template')
-        if names is None or name not in names:
-            raise UserError(
-                f'chat_template_kwargs: {name}: the chat template of {path} has no such variable'
-            )
-
-
 def _eos(tokenizer: Tokenizer, generation: dict[str, Any], model: dict[str, Any]) -> list[int]:
-    found, path, vocab_size = [], tokenizer.path, tokenizer.vocab_size
+    """The ids that end a response by the tokeniser's files, and by the model's."""
+    declared, path, vocab_size = [], tokenizer.path, tokenizer.vocab_size
     if (token := tokenizer.special.get('eos_token')) is not None:
-        found = tokenizer._ask('ids_of', tokens=[token])
-        if found[0] is None:
+        declared = tokenizer._ask('ids_of', tokens=[token])
+        if declared[0] is None:
             raise UserError(f'{path}: eos_token: {token!r:.80} is not in tokenizer.json')
-        if found[0] >= vocab_size:
+        if declared[0] >= vocab_size:
             raise UserError(
-                f'{path}: eos_token: {token!r:.80} has id {found[0]}, and the model only '
+                f'{path}: eos_token: {token!r:.80} has id {declared[0]}, and the model only '
                 f'{vocab_size} ids'
             )
     value = generation.get('eos_token_id', model.get('eos_token_id'))
@@ -332,7 +327,7 @@ def _eos(tokenizer: Tokenizer, generation: dict[str, Any], model: dict[str, Any]
             or tokenizer._ask('tokens_of', ids=[i]) == [None]
         ):
             raise UserError(f'{path}: eos_token_id: {i!r:.80} is not in tokenizer.json')
-    return found + listed
+    return declared + listed
 
 
 def _turn_end(tokenizer: Tokenizer) -> list[int]:
@@ -349,77 +344,3 @@ def _turn_end(tokenizer: Tokenizer) -> list[int]:
     # Some tokenisers have runs of blanks as added tokens.
     added = {int(i): token.strip() for i, token in tokenizer._ask('added_of').items()}
     return after[:1] if after and added.get(after[0]) and after[0] < tokenizer.vocab_size else []
-
-
-def _after_thoughts(before: str, whole: str, response: str) -> str | None:
-    """The assistant's turn where `before` ends within it, behind thoughts or at their beginning.
-
-    Templates of models that think begin a turn with `<think>`, or with `<think></think>` where
-    they shall not; of turns that are over many show no thoughts. A response without thoughts then
-    ends them at once, as those templates do that show them.
-
-    Args:
-      before: a conversation with the beginning of the assistant's turn.
-      whole: the same with the turn.
-      response: what is said in the turn.
-
-    Returns:
-      What follows `before`; None if it cannot.
-    """
-    found = re.search(r'<([\w:]+)>\s*(</\1>\s*)?$', before)
-    if found is None or not whole.startswith(before[: found.start()]):
-        return None
-    rest = whole[found.start() :]
-    opening, closing = f'<{found[1]}>', f'</{found[1]}>'
-    if found[2]:  # No thoughts are wanted.
-        return None if opening in rest or closing in rest else rest
-    if rest.startswith(opening):
-        return rest.removeprefix(opening).lstrip('\n')
-    if closing not in response:
-        return f'\n{closing}\n\n{rest}'
-    if closing in rest:
-        return rest
-    thoughts, _, answer = response.rpartition(closing)
-    thoughts = thoughts.lstrip().removeprefix(opening).lstrip('\n')
-    blanks = answer[: len(answer) - len(answer.lstrip())]
-    return f'{thoughts}{closing}{blanks}{rest.lstrip()}'
-
-
-def _template(config: dict[str, Any], path: Path) -> tuple[str | None, str | None]:
-    """The chat template, or why there is none: `chat_template.jinja`, and beside it a directory of
-    named ones; else the one in the tokeniser's configuration, which may be named ones too."""
-    file, more = path / 'chat_template.jinja', path / MORE_TEMPLATES
-    named = {found.stem: found for found in sorted(more.glob('*.jinja'))}
-    if file.exists():
-        named.setdefault('default', file)
-    if named:
-        source = {name: _read_template(f) if name == 'default' else '' for name, f in named.items()}
-    else:
-        source = config.get('chat_template')
-    if isinstance(source, list):
-        if not all(isinstance(one, dict) and isinstance(one.get('name'), str) for one in source):
-            raise UserError(f'{path}: chat_template: expected text, or named templates')
-        source = {one['name']: one.get('template') for one in source}
-    if isinstance(source, dict) and 'default' not in source:
-        listed = ', '.join(sorted(source))
-        return None, (
-            f'no chat template is the default; there are {listed:.200}; put the one to be used '
-            f'there as {file.name}'
-        )
-    if isinstance(source, dict):
-        source = source['default']
-    if source is None:
-        return None, f'no chat template, which a conversation needs; put a {file.name} there'
-    if not isinstance(source, str):
-        raise UserError(f'{path}: chat_template: expected text, got {type(source).__name__}')
-    if len(source) > MAX_TEMPLATE:
-        raise UserError(f'{path}: chat_template: {len(source)} characters; at most {MAX_TEMPLATE}')
-    return source, None
-
-
-def _read_template(file: Path) -> str:
-    content = files.read(file, 4 * MAX_TEMPLATE)  # A character has up to four bytes.
-    try:
-        return content.decode().replace('\r\n', '\n')
-    except UnicodeDecodeError as error:
-        raise UserError(f'{file}: cannot be read: {error}') from None

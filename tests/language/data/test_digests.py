@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 import sail_jax
 from sail_jax import files
 from sail_jax.errors import UserError
-from sail_jax.language.data import digests, tokens
+from sail_jax.language.data import digests, template, tokens
 from tests.support import small
 
 
@@ -51,7 +51,7 @@ def test_changed_files_of_a_model_are_named(model, name):
 def test_every_file_that_a_tokeniser_is_made_of_counts(model):
     found = [digests.of_model('model.path', model)]
     assert {f'model.path: {name}' for name in tokens.COMPANIONS} <= found[0].keys()
-    named = model / tokens.MORE_TEMPLATES
+    named = model / template.MORE_TEMPLATES
     named.mkdir()
     for name, text in (('tool', 'a'), ('default', 'a'), ('default', 'b')):
         (named / f'{name}.jinja').write_text(text)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from sail_jax.errors import UserError
 from sail_jax.files import MAX_JSON
-from sail_jax.language.data import tokens
+from sail_jax.language.data import template, tokens
 from sail_jax.language.data.rows import Message
 from tests.support.tiny_tokenizer import BEGIN, END, IM_END, IM_START, SPECIAL, TEXT, backend, write
 
@@ -276,7 +276,7 @@ def test_parity_of_template_features_with_transformers(tmp_path):
     ('name', 'most'),
     [
         ('tokenizer.json', tokens.MAX_TOKENIZER),
-        ('chat_template.jinja', 4 * tokens.MAX_TEMPLATE),
+        ('chat_template.jinja', 4 * template.MAX_TEMPLATE),
         ('tokenizer_config.json', MAX_JSON),
     ],
 )
