@@ -8,8 +8,6 @@ compiled program, and puts their count and bytes into a model of weak scaling (r
 The model (`MODEL`, `LINKS`) is written into the file with what it says.
 """
 
-import argparse
-import json
 import math
 import os
 import re
@@ -18,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, make_parser, write
 from sail_jax import runs
 from sail_jax.control import task as control_task
 from sail_jax.core import update
@@ -134,11 +132,8 @@ def measure(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, needs_out=True)
     parser.add_argument('configs', type=Path, nargs='+')
-    parser.add_argument('--out', type=Path, required=True, help='JSON file')
     options = parser.parse_args()
     # Read when JAX first looks for devices, which is not before here.
     flags = os.environ.get('XLA_FLAGS', '')
@@ -152,7 +147,7 @@ def main() -> None:
         },
         'programs': [measure(path) for path in options.configs],
     }
-    options.out.write_text(json.dumps(results, indent=1) + '\n')
+    write(results, options.out)
     for program in results['programs']:
         kinds = [one['kind'] for one in program['collectives']]
         counts = ', '.join(f'{kinds.count(kind)} {kind}' for kind in KINDS if kind in kinds)

@@ -14,7 +14,7 @@ from brax.training.agents.ppo import networks as ppo_networks
 from brax.training.agents.ppo import train as ppo
 
 import sail_jax
-from benchmarks.control_throughput import Program, bare_steps, rollouts
+from benchmarks.control_throughput import bare_steps, rollouts
 from benchmarks.rounds import Turn, serve
 from sail_jax.control import envs
 from sail_jax.control import policy as control_policy
@@ -41,18 +41,6 @@ def configuration(options: argparse.Namespace) -> ControlRun:
         'seeds': options.seeds,
     }
     return ControlRun.model_validate(base | changed)
-
-
-def program(made: Program, run: ControlRun, updates: int) -> None:
-    """Bare `env.step` with random actions, the limit; or rollouts without learning."""
-    carry = jax.block_until_ready(made.run(made.carry))
-
-    def call() -> dict[str, float]:
-        nonlocal carry
-        carry = jax.block_until_ready(made.run(carry))
-        return {'env_steps': updates * run.env_steps_per_update}
-
-    serve(call)
 
 
 def sail(run: ControlRun, updates: int, warm_up: int) -> None:
@@ -153,10 +141,10 @@ def main() -> None:
     if options.contender not in ('brax-ppo', 'brax-ppo-published'):
         devices.use_cores(options.seeds or run.rollout.contexts)
     match options.contender:
-        case 'steps':
-            program(bare_steps(run, options.updates), run, options.updates)
-        case 'rollouts':
-            program(rollouts(run, options.updates), run, options.updates)
+        case 'steps' | 'rollouts' as limit:
+            program = (bare_steps if limit == 'steps' else rollouts)(run, options.updates)
+            program()
+            serve(program)
         case 'sail':
             sail(run, options.updates, options.warm_up)
         case 'brax-ppo-published':

@@ -19,7 +19,6 @@ step dead lanes, are of live steps. Ratios are medians over rounds of the ratio 
 Of environments that --envs leaves out, --out keeps what it has.
 """
 
-import argparse
 import json
 import sys
 from importlib.util import find_spec
@@ -31,7 +30,7 @@ import numpy as np
 
 from benchmarks import ENVS
 from benchmarks.control_contenders import PUBLISHED
-from benchmarks.machine import machine
+from benchmarks.machine import machine, make_parser, write
 from benchmarks.rounds import rates, row, take_turns
 
 matplotlib.use('Agg')
@@ -134,13 +133,10 @@ def draw(envs: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, needs_out=True)
     parser.add_argument('--envs', nargs='+', choices=ENVS, default=ENVS)
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--updates', type=int, default=4, help='in a timed call, 8192 steps each')
-    parser.add_argument('--out', type=Path, required=True, help='JSON; a plot goes beside it')
     options = parser.parse_args()
     results: dict[str, Any] = {'machines': {}, 'envs': {}}
     if options.out.exists():
@@ -150,7 +146,7 @@ def main() -> None:
         logs = options.out.parent / 'logs'
         results['envs'][env] = measure(env, options.rounds, options.updates, logs)
         results['rows'] = rows(results['envs'])
-        options.out.write_text(json.dumps(results, indent=1) + '\n')
+        write(results, options.out)
         draw(results['envs'], options.out.with_suffix('.png'))
         for name, result in results['envs'][env].items():
             print(f'{env:12} {name:15} {result["env_steps_per_s"]:>10,.0f} env steps/s', flush=True)

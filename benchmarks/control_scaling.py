@@ -7,8 +7,6 @@ one `vmap` (64 environments each). The first curve has bare `env.step` beside it
     python -m benchmarks.control_scaling --out benchmarks/results/control_scaling_cpu.json
 """
 
-import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, make_parser, write
 from benchmarks.rounds import rates, take_turns
 
 matplotlib.use('Agg')
@@ -99,16 +97,13 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, needs_out=True)
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--most', type=int, default=16_384, help='environments side by side')
-    parser.add_argument('--out', type=Path, required=True, help='JSON; a plot goes beside it')
     options = parser.parse_args()
     found = curves(options.out.parent / 'logs' / 'scaling', options.rounds, options.most)
     results = {'machine': machine('benchmarks.control_scaling'), 'curves': found}
-    options.out.write_text(json.dumps(results, indent=1) + '\n')
+    write(results, options.out)
     draw(found, options.out.with_suffix('.png'))
     for name, points in found.items():
         print(name, *(f'{p["env_steps_per_s"]:,.0f}' for p in points))

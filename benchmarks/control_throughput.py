@@ -13,20 +13,18 @@ medians over rounds, the ratios medians of the ratios within a round.
     python -m benchmarks.control_throughput configs/quickstart.yaml --out benchmarks/results/x.json
 """
 
-import argparse
 import math
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 import sail_jax
-from benchmarks.machine import machine, write
-from benchmarks.rounds import row
+from benchmarks.machine import machine, make_parser, write
+from benchmarks.rounds import rates, row, take_turns_here
 from sail_jax.control import envs, rollout
 from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
@@ -37,19 +35,19 @@ from sail_jax.sweep import Members
 from sail_jax.training import devices, setup
 
 
-class Program(NamedTuple):
+class Program:
     """A compiled program that takes and returns its own carry, donated."""
 
-    run: Callable[[Any], Any]
-    carry: Any
-    compile_s: float
-    gradient_steps: int
+    def __init__(self, fn: Callable[[Any], Any], carry: Any, env_steps: int) -> None:
+        """`env_steps` are those of a call."""
+        began = time.perf_counter()
+        self._run = jax.jit(fn, donate_argnums=0).lower(carry).compile()
+        self.compile_s = time.perf_counter() - began
+        self._carry, self._env_steps = carry, env_steps
 
-
-def compile_program(fn: Callable[[Any], Any], carry: Any, gradient_steps: int = 0) -> Program:
-    began = time.perf_counter()
-    compiled = jax.jit(fn, donate_argnums=0).lower(carry).compile()
-    return Program(compiled, carry, time.perf_counter() - began, gradient_steps)
+    def __call__(self) -> dict[str, int]:
+        self._carry = jax.block_until_ready(self._run(self._carry))
+        return {'env_steps': self._env_steps}
 
 
 def bare_steps(run: ControlRun, updates: int) -> Program:
@@ -68,7 +66,7 @@ def bare_steps(run: ControlRun, updates: int) -> Program:
 
         return jax.lax.scan(step, carry, length=updates * run.rollout.segment_length)[0]
 
-    return compile_program(steps, (state, jax.random.key(run.seed)))
+    return Program(steps, (state, jax.random.key(run.seed)), updates * run.env_steps_per_update)
 
 
 def rollouts(run: ControlRun, updates: int) -> Program:
@@ -88,19 +86,16 @@ def rollouts(run: ControlRun, updates: int) -> Program:
 
         return jax.lax.scan(body, state, length=updates)[0]
 
-    return compile_program(sample, setup.initial_state(Members.of(run), task, task.start(run.seed)))
+    state = setup.initial_state(Members.of(run), task, task.start(run.seed))
+    return Program(sample, state, updates * run.env_steps_per_update)
 
 
 def training(run: ControlRun, updates: int) -> Program:
     task, members = control_task.make(run), Members.of(run)
     shardings = setup.Layout.of(members, task).shardings
     dispatch = update.make_dispatch(task.workload, run, updates, shardings)
-    steps = run.optimizer.epochs * run.optimizer.minibatches
-    return compile_program(
-        lambda state: dispatch(state)[0],
-        setup.initial_state(members, task, task.start(run.seed)),
-        steps,
-    )
+    state = setup.initial_state(members, task, task.start(run.seed))
+    return Program(lambda state: dispatch(state)[0], state, updates * run.env_steps_per_update)
 
 
 def measure(run: ControlRun, updates: int, rounds: int) -> dict[str, Any]:
@@ -112,23 +107,17 @@ def measure(run: ControlRun, updates: int, rounds: int) -> dict[str, Any]:
         'train_1': training(run.model_copy(update={'optimizer': one_step}), updates),
         'train_config': training(run, updates),
     }
-    env_steps = updates * run.env_steps_per_update
-    carries = {name: program.carry for name, program in programs.items()}
-    speed: dict[str, list[float]] = {name: [] for name in programs}
-    for round_index in range(rounds + 1):
-        for name, program in programs.items():
-            began = time.perf_counter()
-            carries[name] = jax.block_until_ready(program.run(carries[name]))
-            if round_index:  # The first round warms up.
-                speed[name].append(env_steps / (time.perf_counter() - began))
-    bare = np.asarray(speed['step'])
+    passes = run.optimizer.epochs * run.optimizer.minibatches
+    gradient_steps = {'step': 0, 'rollout': 0, 'train_1': 1, 'train_config': passes}
+    results = take_turns_here(programs, rounds)
+    speed = {name: rates(result, 'env_steps') for name, result in results.items()}
     return {
         name: {
             'env_steps_per_s': round(float(np.median(values)), 1),
-            'ratio_to_step': round(float(np.median(np.asarray(values) / bare)), 3),
-            'gradient_steps_per_update': programs[name].gradient_steps,
+            'ratio_to_step': round(float(np.median(values / speed['step'])), 3),
+            'gradient_steps_per_update': gradient_steps[name],
             'compile_s': round(programs[name].compile_s, 2),
-            'rounds_env_steps_per_s': [round(value, 1) for value in values],
+            'rounds_env_steps_per_s': np.round(values, 1).tolist(),
         }
         for name, values in speed.items()
     }
@@ -147,13 +136,10 @@ def rows(configs: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument('config', nargs='+', help='configurations to measure')
     parser.add_argument('--updates', type=int, default=10, help='updates in one timed call')
     parser.add_argument('--rounds', type=int, default=5, help='timed calls of each program')
-    parser.add_argument('--out', type=Path, help='JSON file; default: standard output')
     options = parser.parse_args()
     runs = {path: sail_jax.load(path) for path in options.config}
     devices.use_cores(math.gcd(*(run.rollout.contexts for run in runs.values())))

@@ -7,7 +7,6 @@ with an empty compilation cache, and with the one that this has left.
     python -m benchmarks.first_update configs/quickstart.yaml --out benchmarks/results/x.json
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.machine import machine, write
+from benchmarks.machine import machine, make_parser, write
 from sail_jax.errors import UserError
 from sail_jax.training import metrics
 
@@ -45,11 +44,8 @@ def updated(path: Path) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument('configs', nargs='+')
-    parser.add_argument('--out', type=Path, help='JSON file; default: standard output')
     options = parser.parse_args()
     results = {'machine': machine('benchmarks.first_update'), 'configs': {}}
     for config in options.configs:

@@ -8,14 +8,11 @@ buffers in its own way, so temporaries are an upper estimate for accelerators.
     python -m benchmarks.language_memory --out benchmarks/results/language_memory.json
 """
 
-import argparse
-import json
 import os
 import re
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 if __name__ == '__main__':  # Before the first import of JAX.
@@ -28,7 +25,7 @@ from jax.sharding import Mesh
 
 import sail_jax
 from benchmarks.language_models import published
-from benchmarks.machine import machine
+from benchmarks.machine import machine, make_parser, write
 from sail_jax.core import update
 from sail_jax.core.update import Hyper, State, Workload
 from sail_jax.language import task, workload
@@ -168,12 +165,9 @@ def compile_update(run: LanguageRun, lowered: Lowered) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument('config', nargs='*', default=CONFIGS, help='default: those in configs/')
     parser.add_argument('--mesh', type=int, nargs=3, metavar=('DATA', 'FSDP', 'TENSOR'))
-    parser.add_argument('--out', type=Path, help='JSON file; default: standard output')
     options = parser.parse_args()
     sizes = options.mesh and Devices(**dict(zip(devices.AXES, options.mesh, strict=True)))
     results: dict[str, Any] = {'machine': machine('benchmarks.language_memory'), 'configs': {}}
@@ -182,7 +176,7 @@ def main() -> None:
         found = compile_update(run, lower_update(run, sizes))
         results['configs'][path] = found
         if options.out:
-            options.out.write_text(json.dumps(results, indent=2) + '\n')
+            write(results, options.out)
         for name in ('draw', 'learn'):
             program = found[name]
             print(
@@ -193,7 +187,7 @@ def main() -> None:
                 file=sys.stderr,
             )
     if not options.out:
-        print(json.dumps(results, indent=2))
+        write(results, None)
 
 
 if __name__ == '__main__':

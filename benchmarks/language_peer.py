@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import machine, make_parser, write
 from benchmarks.rounds import Turn, peak_mib, row, serve, take_turns
 
 WARM_UP = 2
@@ -239,9 +240,7 @@ def rows(sizes: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument('--sizes', nargs='+', default=['4M', '12M', '32M'])
     parser.add_argument('--batch', type=int, default=8, help="prompts an update (TRL's default)")
     parser.add_argument('--prompt-tokens', type=int, default=64, help='the longest')
@@ -250,7 +249,6 @@ def main() -> None:
     parser.add_argument('--updates', type=int, default=8, help="in a round; TRL's a quarter")
     parser.add_argument('--quick', action='store_true', help='the smallest size, 2 rounds')
     parser.add_argument('--trl-python', default=sys.executable, help='has trl and torch')
-    parser.add_argument('--out', type=Path, help='JSON file; default: standard output')
     parser.add_argument('--worker', help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -261,7 +259,6 @@ def main() -> None:
         options.sizes, options.rounds = options.sizes[:1], 2
 
     from benchmarks.language_models import SMALL, parameter_count
-    from benchmarks.machine import machine
 
     versions = subprocess.run(
         [
@@ -300,7 +297,7 @@ def main() -> None:
             results['sizes'][size] = {'parameters': parameter_count(SMALL[size])} | found
             results['rows'] = rows(results['sizes'])
             if options.out:
-                options.out.write_text(json.dumps(results, indent=2) + '\n')
+                write(results, options.out)
             for kind, numbers in found.items():
                 print(
                     f'{size:4} {kind:9} {numbers["pairs_per_s"]:8.2f} pairs/s '
@@ -309,7 +306,7 @@ def main() -> None:
                     file=sys.stderr,
                 )
     if not options.out:
-        print(json.dumps(results, indent=2))
+        write(results, None)
 
 
 if __name__ == '__main__':

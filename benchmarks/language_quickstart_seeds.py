@@ -7,7 +7,6 @@ repeated.
     python -m benchmarks.language_quickstart_seeds --runs runs/seeds --out x.json
 """
 
-import argparse
 import json
 import resource
 import subprocess
@@ -16,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, make_parser, write
 from sail_jax.language.quickstart import frontier
 from sail_jax.language.quickstart.config import METHODS, SFT
 from sail_jax.training import metrics
@@ -66,12 +65,9 @@ def summary(run_dir: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, needs_out=True)
     parser.add_argument('--seeds', type=int, nargs='+', default=list(range(5)))
     parser.add_argument('--runs', type=Path, required=True, help='directory of the runs')
-    parser.add_argument('--out', type=Path, required=True, help='JSON file')
     parser.add_argument('--figure', type=Path, help='the frontier over all seeds')
     options = parser.parse_args()
     results: dict[str, Any] = {
@@ -83,7 +79,7 @@ def main() -> None:
         if not (run_dir / SECONDS).exists():
             train(seed, run_dir)
         results['seeds'][seed] = summary(run_dir)
-        options.out.write_text(json.dumps(results, indent=2, ensure_ascii=False) + '\n')
+        write(results, options.out)
     if options.figure:
         curves = {
             title: [frontier.points(options.runs / f'seed{seed}' / name) for seed in options.seeds]

@@ -25,7 +25,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -34,8 +34,8 @@ import numpy as np
 from flax import nnx
 
 from benchmarks.language_models import PUBLISHED, SMALL, parameter_count
-from benchmarks.machine import machine
-from benchmarks.rounds import row
+from benchmarks.machine import machine, make_parser, write
+from benchmarks.rounds import row, take_turns_here
 from sail_jax.core import update
 from sail_jax.core.update import Policy, State
 from sail_jax.language import task, workload
@@ -68,12 +68,13 @@ class Limits(NamedTuple):
 
 def seconds(run: Callable[[], Any], times: int = 5) -> float:
     """The median of some runs after the first."""
-    found = []
-    for _ in range(times + 1):
-        began = time.perf_counter()
+
+    def call() -> dict[str, Any]:
         jax.block_until_ready(run())
-        found.append(time.perf_counter() - began)
-    return float(np.median(found[1:]))
+        return {}
+
+    calls = take_turns_here({'run': call}, times)['run']['calls']
+    return float(np.median([call['seconds'] for call in calls]))
 
 
 def limits(dtype: str) -> Limits:
@@ -157,7 +158,8 @@ def operations(a: Architecture, tokens: int, scored: int, context: float = 0) ->
     return tokens * (2 * layers + attention) + scored * 2 * head
 
 
-class Updates(NamedTuple):
+@dataclass
+class Updates:
     """A method's compiled programs with what they work on."""
 
     draw: jax.stages.Compiled
@@ -165,6 +167,15 @@ class Updates(NamedTuple):
     rows: workload.Rows
     scores: jax.Array | None
     state: State
+
+    def __call__(self) -> dict[str, float]:
+        """An update."""
+        began = time.perf_counter()
+        sampled = jax.block_until_ready(self.draw(self.state, self.rows))
+        draw_s = time.perf_counter() - began
+        self.state = self.learn(self.state, sampled, self.scores)[0]
+        jax.block_until_ready(self.state)
+        return {'draw_s': draw_s}
 
 
 def prepare(name: str, a: Architecture, options: argparse.Namespace) -> Updates:
@@ -207,24 +218,18 @@ def updating(a: Architecture, options: argparse.Namespace, best: Limits) -> dict
     """Pairs/s of the four methods, and how well the learning program uses the device."""
     B, P, R = options.prompts, options.prompt_tokens, options.new_tokens
     made = {name: prepare(name, a, options) for name in METHODS}
-    states = {name: one.state for name, one in made.items()}
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
-    for index in range(options.rounds + 1):
-        for name, one in made.items():
-            began = time.perf_counter()
-            sampled = jax.block_until_ready(one.draw(states[name], one.rows))
-            drawn = time.perf_counter()
-            states[name] = one.learn(states[name], sampled, one.scores)[0]
-            jax.block_until_ready(states[name])
-            if index:  # The first round warms up.
-                found[name].append((drawn - began, time.perf_counter() - drawn))
+    results = take_turns_here(made, options.rounds)
     # A prompt is computed once for both of its responses; the reference runs forward only.
     context = (P + R) / 2
     useful = (3 + 1) * operations(a, B * (P + 2 * R), B * 2 * R, context)
-    totals = {name: np.sum(times, 1) for name, times in found.items()}
+    totals = {
+        name: np.asarray([call['seconds'] for call in result['calls']])
+        for name, result in results.items()
+    }
     out = {}
-    for name, times in found.items():
-        draw_s, learn_s = np.median(times, 0)
+    for name, result in results.items():
+        draws = np.asarray([call['draw_s'] for call in result['calls']])
+        draw_s, learn_s = np.median(draws), np.median(totals[name] - draws)
         sizes = [
             memory.argument_size_in_bytes + memory.temp_size_in_bytes
             for memory in (made[name].draw.memory_analysis(), made[name].learn.memory_analysis())
@@ -258,9 +263,7 @@ def rows(sizes: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument('--sizes', nargs='+', default=list(SMALL), choices=list(SIZES))
     parser.add_argument('--prompts', type=int, default=32, help='two responses each')
     parser.add_argument('--prompt-tokens', type=int, default=64)
@@ -269,7 +272,6 @@ def main() -> None:
     parser.add_argument('--remat', action='store_true', help='recompute activations')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--quick', action='store_true', help='the smallest size, 1 round')
-    parser.add_argument('--out', type=Path, help='JSON file; default: standard output')
     options = parser.parse_args()
     if options.quick:
         options.sizes, options.rounds = options.sizes[:1], 1
@@ -291,7 +293,7 @@ def main() -> None:
         results['sizes'][size] = found
         results['rows'] = rows(results['sizes'])
         if options.out:
-            options.out.write_text(json.dumps(results, indent=2) + '\n')
+            write(results, options.out)
         print(size, json.dumps(found['sampling']), file=sys.stderr)
         for name, numbers in found['update'].items():
             print(
@@ -301,7 +303,7 @@ def main() -> None:
                 file=sys.stderr,
             )
     if not options.out:
-        print(json.dumps(results, indent=2))
+        write(results, None)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """What figures were measured on, and where they go."""
 
+import argparse
 import json
 import os
 import platform
@@ -9,13 +10,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
+BEGAN = time.perf_counter()
 
-from sail_jax.training import checkpoint
+
+def make_parser(description: str | None, *, needs_out: bool = False) -> argparse.ArgumentParser:
+    """Of a benchmark: its docstring, and `--out`, where `write` puts its results."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = '' if needs_out else '; default: standard output'
+    made.add_argument('--out', type=Path, required=needs_out, help=f'JSON file{default}')
+    return made
 
 
 def machine(module: str) -> dict[str, Any]:
     """Device, versions, date, and the command line of the benchmark `module`."""
+    import jax  # Not for workers, which take options only, and may be without.
+
+    from sail_jax.training import checkpoint
+
     device = jax.devices()[0]
     return {
         'device': f'{len(jax.devices())} x {device.device_kind}',
@@ -40,10 +53,14 @@ def _relative(argument: str) -> str:
 
 
 def write(results: dict[str, Any], out: Path | None) -> None:
-    """As JSON into a file, or to standard output."""
-    text = json.dumps(results, indent=2)
+    """As JSON into a file, or to standard output; with the minutes that the benchmark has taken.
+
+    What takes long writes again whenever a part is done.
+    """
+    minutes = round((time.perf_counter() - BEGAN) / 60, 1)
+    text = json.dumps({**results, 'minutes': minutes}, indent=1, ensure_ascii=False)
     if out:
-        out.write_text(text + '\n')
+        out.write_text(text + '\n', encoding='utf-8')
     else:
         print(text)
 

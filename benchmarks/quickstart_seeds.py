@@ -7,14 +7,12 @@ directory are read, not repeated.
     python -m benchmarks.quickstart_seeds --runs runs/quickstart --out benchmarks/results/x.json
 """
 
-import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, make_parser, write
 from sail_jax.training import metrics
 
 CONFIG = 'configs/quickstart.yaml'
@@ -43,12 +41,9 @@ def summary(run_dir: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, needs_out=True)
     parser.add_argument('--seeds', type=int, nargs='+', default=list(range(6)))
     parser.add_argument('--runs', type=Path, required=True, help='directory of the runs')
-    parser.add_argument('--out', type=Path, required=True, help='JSON file')
     options = parser.parse_args()
     results: dict[str, Any] = {'machine': machine('benchmarks.quickstart_seeds'), 'seeds': {}}
     for seed in options.seeds:
@@ -56,7 +51,7 @@ def main() -> None:
         if not run_dir.exists():
             train(seed, run_dir)
         results['seeds'][seed] = summary(run_dir)
-    options.out.write_text(json.dumps(results, indent=2) + '\n')
+    write(results, options.out)
 
 
 if __name__ == '__main__':

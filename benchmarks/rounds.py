@@ -1,6 +1,8 @@
-"""Contenders take turns: each is a process of its own, warmed up once, that makes one timed call
-whenever it is told to. A slow moment of the machine then hits all of them, and none can slow
-another down, or spoil its memory figure, by being in its process.
+"""Contenders take turns, so that a slow moment of the machine hits all of them.
+
+`take_turns` is for contenders that are processes of their own, warmed up once, each of which makes
+one timed call whenever it is told to: none can slow another down, or spoil its memory figure, by
+being in its process. `take_turns_here` is for programs of one process.
 """
 
 import json
@@ -113,6 +115,21 @@ def take_turns(
         name: {'warm_up_s': round(contenders[name].warm_up_s, 2), 'calls': calls[name]}
         for name in commands
     }
+
+
+def take_turns_here(
+    calls: Mapping[str, Callable[[], Mapping[str, Any]]], rounds: int
+) -> dict[str, dict[str, list[Call]]]:
+    """The same of functions; a first round, which warms up, is left out."""
+    found: dict[str, list[Call]] = {name: [] for name in calls}
+    for index in range(rounds + 1):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            counted = call()
+            seconds = time.perf_counter() - began
+            if index:
+                found[name].append({'seconds': seconds, **counted})
+    return {name: {'calls': made} for name, made in found.items()}
 
 
 def rates(found: Mapping[str, Any], counted: str) -> np.ndarray:

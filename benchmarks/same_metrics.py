@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write
 
 
 class Case(NamedTuple):
@@ -103,7 +103,7 @@ def main() -> int:
         digests = measure(Path(runs), options.cases)
     if options.out:
         results = {'machine': machine('benchmarks.same_metrics'), 'digests': digests}
-        options.out.write_text(json.dumps(results, indent=1) + '\n')
+        write(results, options.out)
     if not options.against:
         return 0
     before = json.loads(options.against.read_text())['digests']

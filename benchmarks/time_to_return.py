@@ -8,17 +8,14 @@ hopper; both with a device for each core, by turns over seeds.
     python -m benchmarks.time_to_return --out benchmarks/results/time_to_return_cpu.json
 """
 
-import argparse
-import json
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import sail_jax
-from benchmarks.machine import machine
+from benchmarks.machine import machine, make_parser, write
 from sail_jax.control import envs, evaluate, reference
 from sail_jax.control import policy as control_policy
 from sail_jax.control import task as control_task
@@ -92,11 +89,8 @@ def reached(points: list[Point]) -> dict[str, float | None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, needs_out=True)
     parser.add_argument('--seeds', type=int, default=5)
-    parser.add_argument('--out', type=Path, required=True)
     options = parser.parse_args()
     run = sail_jax.load('configs/quickstart.yaml')
     evaluation = run.evaluation.model_copy(update={'episodes': 64, 'every_updates': 10})
@@ -126,7 +120,7 @@ def main() -> None:
             )
             print(name, seed, reached(points), f'end {points[-1].episode_return:.0f}', flush=True)
     results = {'machine': machine('benchmarks.time_to_return'), 'runs': found}
-    options.out.write_text(json.dumps(results, indent=1) + '\n')
+    write(results, options.out)
 
 
 if __name__ == '__main__':

@@ -50,6 +50,20 @@ def test_contenders_take_turns_and_share_nothing(tmp_path):
     assert peaks['small'][2] - peaks['small'][0] < 50
 
 
+def test_functions_of_one_process_take_turns_after_a_round_that_warms_up():
+    order = []
+
+    def call(name):
+        order.append(name)
+        return {'items': len(order)}
+
+    calls = {name: lambda name=name: call(name) for name in 'ab'}
+    found = rounds.take_turns_here(calls, 2)
+    assert order == list('ababab')
+    assert [call['items'] for call in found['b']['calls']] == [4, 6]
+    assert (rounds.rates(found['a'], 'items') > 0).all()
+
+
 def test_a_contender_that_ends_is_named_with_what_it_said(tmp_path):
     command = [sys.executable, '-c', 'raise SystemExit("no such environment")']
     with pytest.raises(SystemExit, match=r'(?s)ended.*no such environment'):
@@ -115,6 +129,39 @@ def test_weak_scaling_counts_every_gradient_step():
 
 
 RESULTS = ROOT / 'benchmarks' / 'results'
+TABLES = [
+    line for line in (ROOT / 'benchmarks' / 'README.md').read_text().splitlines() if '|' in line
+]
+
+
+def test_the_list_of_benchmarks_has_every_module_and_result():
+    listed = set(re.findall(r'`([\w/.]+)', '\n'.join(TABLES)))
+    modules = {path.stem for path in (ROOT / 'benchmarks').glob('[a-z]*.py')}
+    assert modules - listed == {'machine', 'rounds', 'regressions'}
+    files = [path for path in RESULTS.rglob('*') if path.suffix in ('.json', '.md')]
+    assert {path.relative_to(RESULTS).as_posix() for path in files} <= listed
+
+
+def test_the_list_of_benchmarks_has_the_dates_of_their_results():
+    checked = set()
+    for line in TABLES:
+        for name in re.findall(r'`([\w/]+\.json)`', line):
+            dates = re.findall(r'"date": "([\d-]+)"', (RESULTS / name).read_text())
+            if dates:
+                assert set(re.findall(r'\d{4}-\d\d-\d\d', line)) == {min(dates), max(dates)}, name
+                checked.add(name)
+    assert len(checked) > 10
+
+
+def test_results_are_written_with_the_minutes_that_they_took(tmp_path, capsys):
+    machine.write({'rows': ['é']}, tmp_path / 'x.json')
+    machine.write({'rows': ['é']}, None)
+    text = (tmp_path / 'x.json').read_text(encoding='utf-8')
+    assert text == capsys.readouterr().out
+    assert 'é' in text
+    assert json.loads(text)['minutes'] >= 0
+
+
 ABSOLUTE = re.compile(r'(?<![\w.:/-])/[\w.-]+/[\w./-]+')
 
 
