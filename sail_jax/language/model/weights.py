@@ -38,7 +38,7 @@ FOREIGN_COMPANIONS = (
 )
 WEIGHTS = dict.fromkeys(('kernel', 'scale', 'embedding'), 'weight')
 """Parameters of another name than their tensors."""
-HEAD = 'lm_head.weight'
+HEAD, SCORE = 'lm_head.weight', 'score.weight'
 ROWS = 2**12
 """Of the output matrix that are compared at once."""
 
@@ -248,6 +248,13 @@ def _matched(decoder: Decoder, sources: dict[str, Source], path: Path) -> dict[s
             f'{path}: no {HEAD}, and config.json has tie_word_embeddings: false (where it is left '
             'out, too); set it to true if the embedding is the output matrix as well'
         )
+    if SCORE in expected and HEAD in sources:
+        if SCORE not in sources:
+            raise UserError(
+                f'{path}: a language model, not a reward model: it has {HEAD} and no {SCORE} (in '
+                'transformers, AutoModelForSequenceClassification with num_labels=1)'
+            )
+        del sources[HEAD]  # Of the language model that it was made from; its function has none.
     if decoder.architecture.tied and HEAD in sources and embedding in sources:
         _require_same_head(sources[embedding], sources.pop(HEAD), embedding)
     shapes = {name: place.shape(values[place.parameter].shape) for name, place in expected.items()}

@@ -337,3 +337,14 @@ def test_other_checkpoints_are_no_reward_models(tmp_path):
     save_file(load_file(file) | two_labels, file)
     with pytest.raises(UserError, match=r'score.weight: shape \(2, 16\); .* needs \(1, 16\)'):
         rewards.load(path)
+
+
+def test_a_language_model_is_no_reward_model_and_says_so(tmp_path):
+    model = tiny.decoder('llama2')
+    assert not model.architecture.tied
+    path = weights.save(model, tmp_path / 'a')
+    with pytest.raises(UserError, match=r'a: a language model, .* lm_head.weight and no score.wei'):
+        rewards.load(path)
+    file, width = path / 'model.safetensors', model.architecture.hidden_size
+    save_file(load_file(file) | {'score.weight': np.ones((1, width), np.float32)}, file)
+    assert rewards.load(path).score.kernel.shape == (width, 1)
