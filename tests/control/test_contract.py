@@ -8,7 +8,7 @@ from brax import envs as brax_envs
 from brax.envs.wrappers import training
 
 import sail_jax
-from sail_jax.control import contract
+from sail_jax.control import contract, task
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
 from tests.support.toy import SETTINGS, Point
@@ -327,3 +327,15 @@ def test_what_was_made_right_trains_and_goes_on_bit_for_bit(tmp_path):
     whole = sail_jax.train(longer, tmp_path / 'whole', env=env(), quiet=True)
     jax.tree.map(np.testing.assert_array_equal, halves.policy, whole.policy)
     assert whole.after['eval/length'] > 1
+
+
+def test_keys_of_other_generators_are_taken():
+    # Of four numbers where threefry's have two.
+    jax.config.update('jax_default_prng_impl', 'rbg')
+    try:
+        made = task.make(ControlRun.model_validate(SETTINGS), env=Point())
+        assert made.batch_bytes() > 0
+        start = jax.eval_shape(made.workload.init, jax.random.key(0))
+        assert jax.tree.leaves(start)
+    finally:
+        jax.config.update('jax_default_prng_impl', 'threefry2x32')
