@@ -26,6 +26,8 @@ class Curve(NamedTuple):
     """Of its directory; of a member of a sweep, the sweep's."""
     run: config.Trained
     rows: list[metrics.Row]
+    directory: Path | None = None
+    """Where they are from."""
 
     @property
     def figure(self) -> Figure:
@@ -45,7 +47,7 @@ def load(run_dir: Path) -> list[Curve]:
     curves = []
     for path in Members.of(whole).directories(run_dir):
         rows = metrics.read_rows(path / 'metrics.jsonl')
-        curve = Curve(run_dir.resolve().name, runs.load(path / 'config.yaml'), rows)
+        curve = Curve(run_dir.resolve().name, runs.load(path / 'config.yaml'), rows, path.resolve())
         rows = [row for row in rows if any(key in row for key in curve.figure.y)]
         if not rows:
             raise UserError(f'{path}/metrics.jsonl: no evaluation in it yet')
@@ -55,7 +57,7 @@ def load(run_dir: Path) -> list[Curve]:
 
 def load_all(run_dirs: Sequence[Path]) -> tuple[list[Curve], list[UserError]]:
     """The curves that go into one figure, those of the first run's workload, and what is wrong with
-    the other runs."""
+    the other runs. A run that is named twice, beside its sweep for example, is there once."""
     curves: list[Curve] = []
     refused = []
     for run_dir in run_dirs:
@@ -66,7 +68,8 @@ def load_all(run_dirs: Sequence[Path]) -> tuple[list[Curve], list[UserError]]:
             continue
         ours, theirs = (curves or found)[0].run.workload, found[0].run.workload
         if theirs == ours:
-            curves += found
+            there = {curve.directory for curve in curves}
+            curves += [curve for curve in found if curve.directory not in there]
         else:
             refused.append(UserError(f'{run_dir}: {theirs} beside {ours}; plot them apart'))
     return curves, refused
@@ -95,7 +98,8 @@ def group_by_settings(curves: list[Curve]) -> list[tuple[str, list[Curve]]]:
             for key, value in settings.items()
             if key != 'seed' and value != first.get(key)
         ]
-        seeds = f' ({len(group)} seeds)' if len(group) > 1 else ''
+        apiece = 'seeds' if len({curve.run.seed for curve in group}) == len(group) else 'runs'
+        seeds = f' ({len(group)} {apiece})' if len(group) > 1 else ''
         name = group[0].name
         if apart:
             name += ': ' + ', '.join(apart[:2])
@@ -162,7 +166,7 @@ def plot(curves: list[Curve], out: Path) -> None:
     drawn = io.BytesIO()
     try:
         figure.savefig(drawn, dpi=150, format=out.suffix[1:] or 'png')
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # No such format; PGF without LaTeX.
         raise UserError(f'{out}: {error}') from None
     finally:
         plt.close(figure)

@@ -1,6 +1,7 @@
 """Options of all commands: numbers in bounds, names that can be; one line, nothing left behind."""
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import matplotlib.image
 import pytest
 
 import sail_jax
-from sail_jax import cli, files, plots
+from sail_jax import cli, configfile, files, plots
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
+from sail_jax.sweep import Members
 from tests.support.disk import disk_of
 from tests.support.toy import SETTINGS, Point
 
@@ -94,6 +96,30 @@ def test_a_plot_lies_where_it_was_asked_for(tmp_path, name):
     assert [path for path in tmp_path.rglob('*') if path.is_file()] == [out]
     if out.suffix in ('', '.png'):
         assert matplotlib.image.imread(out).shape[1] > 1000
+
+
+def test_a_run_that_is_named_twice_is_drawn_once(tmp_path):
+    whole = ControlRun(seeds=2)
+    for directory, run in (
+        (tmp_path / 'sweep', whole),
+        *((tmp_path / 'sweep' / member.name, member.run) for member in Members.of(whole).each),
+        (tmp_path / 'again', ControlRun(seed=1)),
+    ):
+        directory.mkdir()
+        configfile.write(run, directory / 'config.yaml')
+        row = {'step': 0, 'env_steps': 0, 'labels': 0, 'wall_s': 1, 'eval/return': run.seed}
+        (directory / 'metrics.jsonl').write_text(json.dumps(row) + '\n')
+    (tmp_path / 'link').symlink_to('sweep')
+
+    def names(*directories):
+        curves, refused = plots.load_all([tmp_path / name for name in directories])
+        assert not refused
+        return [name for name, _ in plots.group_by_settings(curves)]
+
+    assert names('sweep') == ['sweep (2 seeds)']
+    assert names('sweep', 'sweep/seed-0', 'link', 'sweep') == ['sweep (2 seeds)']
+    assert names('again', 'again/../again') == ['again']
+    assert names('sweep', 'again') == ['sweep (3 runs)']
 
 
 def test_a_plot_of_a_format_that_there_is_not(tmp_path):

@@ -52,12 +52,17 @@ def kept_off() -> Iterator[None]:
         yield  # Somebody else's already.
         return
     before, there = sys.stderr, os.dup(2)
-    filtering = subprocess.Popen(
-        [sys.executable, '-I', '-S', __file__],
-        stdin=subprocess.PIPE,
-        stdout=there,
-        start_new_session=True,  # Ctrl-C is for us.
-    )
+    try:
+        filtering = subprocess.Popen(
+            [sys.executable, '-I', '-S', __file__],
+            stdin=subprocess.PIPE,
+            stdout=there,
+            start_new_session=True,  # Ctrl-C is for us.
+        )
+    except OSError:  # As many processes as the user may have: alarms do no harm.
+        os.close(there)
+        yield
+        return
     before.flush()
     sys.stderr = Lasting(
         open(  # noqa: SIM115

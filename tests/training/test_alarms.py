@@ -60,3 +60,15 @@ other.kill()
 """
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, timeout=30)
     assert (done.returncode, done.stdout, done.stderr) == (0, b'at the end\n', b'')
+
+
+def test_where_no_process_can_be_begun_alarms_are_shown(capfd):
+    code = """
+import os, sys
+from sail_jax.training import alarms
+sys.executable = '/no/such/python'
+with alarms.kept_off():
+    os.write(2, b'as it is')
+"""
+    subprocess.run([sys.executable, '-c', code], check=True)
+    assert capfd.readouterr().err == 'as it is'
