@@ -30,7 +30,12 @@ KINDS = {
     'sample-complexity': ('Bandit: sample complexity', 'bandit/sample_complexity.yaml'),
 }
 """Each kind of configuration file: its title, and a file of it."""
-EXTENSION = ('sail_jax.training.task', 'sail_jax.language.model.families')
+EXTENSION = (
+    'sail_jax.kind',
+    'sail_jax.workloads',
+    'sail_jax.training.task',
+    'sail_jax.language.model.families',
+)
 COMMANDS = ('evaluate', 'plot', 'render', 'generate', 'export', 'doctor')
 INT_MAX = 2**31 - 1
 """The bound of every integer; not worth a word."""
