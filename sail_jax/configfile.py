@@ -6,7 +6,7 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, get_origin
 
@@ -45,10 +45,11 @@ def _number(
 MAX_YAML = 2**19
 """Bytes of a configuration."""
 
-# What `--resume` may change: a run can be prolonged, and logged or kept elsewhere.
+LENGTH = 'total_'
+"""What the setting of a run's length begins with; `Task.unit`, what it is counted in, follows."""
+
+# What `--resume` may change besides: a run can be prolonged, and logged or kept elsewhere.
 FREE_ON_RESUME = (
-    'total_env_steps',
-    'total_prompts',
     'logging.tensorboard',
     'logging.wandb',
     'checkpoints.every_updates',
@@ -269,6 +270,11 @@ def differences(ours: Settings, theirs: Settings, ignore: tuple[str, ...] = ()) 
     ]
 
 
+def free_on_resume(keys: Iterable[str]) -> tuple[str, ...]:
+    """Of dotted keys those that `--resume` may change."""
+    return tuple(key for key in keys if key in FREE_ON_RESUME or key.startswith(LENGTH))
+
+
 def another_runs(saved: dict[str, Any], ours: dict[str, Any]) -> str | None:
     """What tells the settings that a checkpoint was saved with from a run's, by dotted key; None
     where it may be the run's own.
@@ -276,7 +282,7 @@ def another_runs(saved: dict[str, Any], ours: dict[str, Any]) -> str | None:
     Another version has other keys, and `--resume` may change some.
     """
     theirs, ours = _flatten(saved), _flatten(ours)
-    free = {*FREE_ON_RESUME}
+    free = {*free_on_resume(ours)}
     if ours.get('env.backend') == 'python' and 'segment_reward' not in theirs:
         free |= {'env.name', 'env.backend'}  # Saved when environments from Python had no name.
     for key in sorted(theirs.keys() & ours.keys() - free):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,11 +13,12 @@ import pytest
 import yaml
 from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 
-from sail_jax import plots
+from sail_jax import plots, reports, workloads
 from sail_jax.cli import main
 from sail_jax.config import Objective
 from sail_jax.runs import load
 from sail_jax.training import metrics
+from sail_jax.training.result import Result
 from tests.support.disk import disk_of
 from tests.support.paths import ROOT
 from tests.support.toy import SETTINGS
@@ -225,6 +227,45 @@ def test_help_names_every_setting(capsys):
     printed = capsys.readouterr().out
     for setting in ('--objective.beta', '--rollout.group-size', '--value.terminal', '--resume'):
         assert setting in printed
+
+
+def test_help_names_the_kinds_of_files_and_the_options_of_the_command(capsys):
+    with pytest.raises(SystemExit):
+        main(['train', 'configs/bandit/landscape.yaml', '--help'])
+    printed = capsys.readouterr().out
+    kinds, options = printed.split('those of bandit files', 1)
+    for kind in workloads.KINDS:
+        assert f'{kind.name:20} {kind.trains}' in kinds
+    for option in ('--run-dir DIR', '--resume', '--quiet', '--coordinator HOST:PORT', '--starts'):
+        assert option in options
+
+
+def test_the_end_of_a_run_says_what_to_type_next(runs, config, tmp_path, capsys):
+    path = tmp_path / 'my run'
+    shutil.copytree(runs[0], path)
+    assert main(['train', str(config), '--run-dir', str(path), '--resume']) == 0
+    *_, printed = capsys.readouterr().out.partition('next:\n')
+    commands = [shlex.split(line) for line in printed.splitlines()]
+    assert [command[:3] for command in commands] == [
+        ['sail-jax', 'plot', str(path)],
+        ['sail-jax', 'render', str(path)],
+        ['sail-jax', 'evaluate', str(path)],
+        ['sail-jax', 'train', str(path / 'config.yaml')],
+    ]
+    assert commands[-1][-3:] == ['--resume', '--total-env-steps', '480']
+    assert main([*commands[0][1:], '--out', str(tmp_path / 'plot.png')]) == 0
+
+
+def test_of_a_sweep_a_member_is_named_next(tmp_path):
+    run = load(ROOT / 'configs/quickstart.yaml', seeds=2)
+    result = Result((), (), {}, {}, run.total_env_steps, 'env_steps', 0, 0.0)
+    plot, render, evaluate, resume = reports.next_commands(run, [result] * 2, tmp_path)
+    assert plot.endswith(str(tmp_path))
+    assert render.endswith(f'{tmp_path}/seed-0')
+    assert evaluate.endswith(f'{tmp_path}/seed-0')
+    assert f'--run-dir {tmp_path} --resume' in resume
+    spent = result._replace(length=run.total_env_steps - 1)  # By a label budget.
+    assert len(reports.next_commands(run, [spent] * 2, tmp_path)) == 3
 
 
 @pytest.mark.parametrize(

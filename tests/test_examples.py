@@ -1,10 +1,14 @@
 """What stands in `examples` runs, and does what it says."""
 
+import dataclasses
 import re
 
 import pytest
 
+import sail_jax
+from sail_jax.cli import main
 from tests.support import examples
+from tests.support.checkpoints import same
 from tests.support.paths import ROOT
 
 
@@ -24,3 +28,24 @@ def test_families_of_ones_own_are_read_sampled_from_and_written_again(tmp_path, 
 def test_an_environment_of_ones_own_is_learned(tmp_path):
     result = examples.load('custom_environment').main(str(tmp_path / 'run'))
     assert result.after['eval/return'] > 2 * result.before['eval/return']
+
+
+def test_a_workload_of_ones_own_is_trained_resumed_evaluated_and_plotted(tmp_path, capsys):
+    example, path = examples.load('custom_workload'), tmp_path / 'run'
+    result = example.main(str(path))
+    assert result.after['eval/distance'] < 0.5 * result.before['eval/distance']
+    assert (path / 'compass.png').stat().st_size > 10_000
+    capsys.readouterr()
+    assert main(['evaluate', str(path)]) == 0
+    assert 'points nearest to where the user goes' in capsys.readouterr().out
+    whole = sail_jax.train(sail_jax.load(path / 'config.yaml'), tmp_path / 'whole', quiet=True)
+    same(whole.policy, result.policy)
+
+
+def test_a_name_of_ones_own_is_not_that_of_another_workload(tmp_path):
+    kind = examples.load('custom_workload').COMPASS
+    sail_jax.register(kind)  # A notebook's cell runs again.
+    with pytest.raises(sail_jax.UserError, match='workload control: the name of one of sail_jax'):
+        sail_jax.register(dataclasses.replace(kind, name='control'))
+    with pytest.raises(sail_jax.UserError, match='workload compass: give either task or study'):
+        sail_jax.register(dataclasses.replace(kind, task=None))

@@ -52,9 +52,9 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
         _refuse_links_out(run_dir)
         checkpoint.refuse_odd_names(run_dir / 'checkpoints')
         data, node = configfile.read_yaml(path)
-        changed = configfile.differences(
-            run, configfile.validate(type(run), data, path, node), ignore=configfile.FREE_ON_RESUME
-        )
+        begun = configfile.validate(type(run), data, path, node)
+        free = configfile.free_on_resume(configfile.flatten(run))
+        changed = configfile.differences(run, begun, ignore=free)
         if changed:
             raise UserError(f'{run_dir}: --resume with another configuration: {changed[0]}')
         _refuse_members_ahead(run, run_dir)
