@@ -32,8 +32,6 @@ LONG_FILES: set[str] = {
     'configfile',
     # core
     'core.update',
-    # language
-    'language.data.tokens',
     # training
     'training.checkpoint',
 }
@@ -49,7 +47,6 @@ LONG_FUNCTIONS: set[str] = {
     # doctor
     'doctor._checked',
     # language
-    'language.data.dataset.prepare',
     'language.data.tokens.load',
     'language.evaluate.make',
     'language.model.sampler.generate',
