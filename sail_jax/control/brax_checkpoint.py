@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sail_jax import files
 from sail_jax.errors import UserError, one_line
+from sail_jax.training import quiet
 
 CONFIG = 'ppo_network_config.json'
 MAX_CONFIG = 2**20
@@ -112,6 +113,7 @@ def read_policy(path: Path) -> tuple[RunningStatisticsState, Any]:
       UserError: damaged, a pipe or device in it, or something in it is not finite.
     """
     files.require_regular(path)
+    quiet.silence_failed_saves()  # And what is left of a failed reading.
     try:
         # Orbax takes no relative path.
         fixed, policy = ppo_checkpoint.load(path.absolute())[:2]

@@ -468,6 +468,7 @@ def _save_policy(path: Path, policy: Policy) -> None:
 
 
 def _read_policy(path: Path, abstract: Policy) -> Policy:
+    quiet.silence_failed_saves()
     with ocp.StandardCheckpointer() as checkpointer:
         return Policy(*checkpointer.restore(path.absolute(), _as_saved(path, abstract))[:2])
 

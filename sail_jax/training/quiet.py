@@ -1,7 +1,7 @@
 """What Orbax says on its own, beside what it raises: nothing of it reaches the terminal.
 
-A failed write ends the event loop that others of the same save still want to tell of their own end;
-each of those is a traceback. The failure itself is raised, and said in one line.
+A failed write or read ends the event loop that others of the same save still want to tell of their
+own end; each of those is a traceback. The failure itself is raised, and said in one line.
 """
 
 import asyncio

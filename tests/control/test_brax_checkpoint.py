@@ -4,6 +4,9 @@ import functools
 import inspect
 import json
 import os
+import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -289,6 +292,25 @@ def test_what_is_no_checkpoint_says_what_it_is_and_what_to_do(tmp_path):
     }.items():
         with pytest.raises(UserError, match=rf'reference\.path: {place}: .*{said}'):
             load(place)
+
+
+def test_of_a_damaged_one_nothing_but_the_error_reaches_the_terminal(tmp_path):
+    path, _, _ = write(tmp_path / 'ppo')
+    shutil.rmtree(path / 'd')  # What manifests speak of.
+    program = (
+        'import pathlib, sys\n'
+        'from sail_jax.control import brax_checkpoint\n'
+        'try:\n'
+        '    brax_checkpoint.read_policy(pathlib.Path(sys.argv[1]))\n'
+        'except Exception as error:\n'
+        '    print(type(error).__name__, error)\n'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', program, str(path)], capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout.startswith(f'UserError reference.path: {path}: no readable Brax PPO checkp')
+    assert 'Event loop' not in done.stderr
+    assert 'Traceback' not in done.stderr
 
 
 @pytest.mark.parametrize('name', ['_METADATA', 'manifest.ocdbt', brax_checkpoint.CONFIG])
