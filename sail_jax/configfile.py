@@ -183,7 +183,7 @@ def update(run: RunT, overrides: Mapping[str, Any]) -> RunT:
 def _merge(old: Any, new: Any) -> Any:
     if isinstance(new, os.PathLike):
         return os.fspath(new)
-    if getattr(new, 'ndim', 0):  # An array, of seeds for example.
+    if hasattr(new, 'ndim'):  # An array, of seeds for example, or what is taken out of one.
         return new.tolist()
     if not isinstance(new, Mapping):
         return new

@@ -51,6 +51,8 @@ def test_load_takes_overrides():
     assert changes(objective=Objective(beta=0.3)) == {'objective.beta': 0.3}
     for seeds in (np.arange(3), jnp.arange(3), range(3), (0, 1, 2)):
         assert changes(seeds=seeds) == {'seeds': [0, 1, 2]}
+    for switch in (np.asarray([True])[0], jnp.asarray(True)):
+        assert changes(**{'labeller.soft': switch}) == {'labeller.soft': True}
     assert changes(reference={'source': 'run', 'path': Path('runs/a')}) == {
         'reference.source': 'run',
         'reference.path': 'runs/a',
