@@ -7,14 +7,17 @@ from sail_jax.errors import Interrupted, TrainingFailed, UserError, for_python
 
 if TYPE_CHECKING:
     from sail_jax.kind import Kind
+    from sail_jax.language.reward.protocols import Judge, Reward
     from sail_jax.runs import evaluate, load, open_run, train
     from sail_jax.training.result import Result
     from sail_jax.workloads import register
 
 __all__ = [
     'Interrupted',
+    'Judge',
     'Kind',
     'Result',
+    'Reward',
     'TrainingFailed',
     'UserError',
     'evaluate',
@@ -25,8 +28,10 @@ __all__ = [
 ]
 
 MODULES = {
+    'Judge': 'sail_jax.language.reward.protocols',
     'Kind': 'sail_jax.kind',
     'Result': 'sail_jax.training.result',
+    'Reward': 'sail_jax.language.reward.protocols',
     'register': 'sail_jax.workloads',
 }
 """Where what is not in `runs` comes from."""

@@ -78,9 +78,9 @@ def train(
       segment_reward: of a control run, what the labeller goes by instead of the environment's
         reward; see `sail_jax.control.workload.SegmentReward`. Its name is recorded.
       reward: of a language run, scores responses instead of the configuration's reward; see
-        `sail_jax.language.reward.rewards.Reward`.
+        `sail_jax.Reward`.
       judge: of a language run, says which of two responses is better; see
-        `sail_jax.language.reward.rewards.Judge`. With both, `reward` is for evaluation.
+        `sail_jax.Judge`. With both, `reward` is for evaluation.
       **handed: what a workload of your own takes (`Kind.from_python`). None is nothing.
 
     Returns:

@@ -46,11 +46,6 @@ LONG_FUNCTIONS: set[str] = {
     'core.update.make_learn',
     # doctor
     'doctor._checked',
-    # language
-    'language.data.tokens.load',
-    'language.evaluate.make',
-    'language.model.sampler.generate',
-    'language.workload.make',
     # training
     'training.hosts.start',
     'training.trainer._train',
@@ -71,9 +66,6 @@ MANY_PARAMETERS: set[str] = {
     'core.update.gradient.own',
     'core.update.init',
     'core.update.loss',
-    # language
-    'language.export.generate',
-    'language.model.weights.load',
     # training
     'training.recorder.Recorder.__init__',
     'training.trainer._train',

@@ -1,6 +1,7 @@
 """Evaluation on held-out prompts and pairs, on keys of its own, against the start policy."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.model import logprobs, sampler
 from sail_jax.language.model.logprobs import Prompts
 from sail_jax.language.model.policy import Models
+from sail_jax.language.model.sampler import Responses
 from sail_jax.language.reward.labels import Labeller
 from sail_jax.language.samples import Answers, write_table
 from sail_jax.training.task import Evaluate
@@ -34,6 +36,46 @@ class Weighed(NamedTuple):
     policy_to_ref: jax.Array
 
 
+class Programs(NamedTuple):
+    """What is compiled of an evaluation; both go through some of its rows at a time."""
+
+    generate: Callable[[Policy, Any, Prompts, jax.Array], Responses]
+    """`(policy, shared, prompts, keys) -> responses`."""
+    weigh: Callable[[Policies, Prompts, jax.Array, jax.Array], Weighed]
+    """`(policies, prompts, tokens [B, S, R], lengths [B, S])`."""
+
+
+def make_programs(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Programs:
+    """Compiled at their first call."""
+    eos_E = jnp.asarray(eos_ids, jnp.int32)
+
+    @jax.jit
+    def generate(policy: Policy, shared: Any, prompts: Prompts, key_B: jax.Array) -> Responses:
+        return sampler.generate(
+            models.policy(policy, shared),
+            prompts,
+            key_B,
+            group_size=run.evaluation.samples,
+            settings=run.sampling,
+            eos_E=eos_E,
+        )
+
+    @jax.jit
+    def weigh(
+        policies: Policies, prompts: Prompts, tokens_BxSxR: jax.Array, lengths_BxS: jax.Array
+    ) -> Weighed:
+        policy, reference, shared = policies
+        predicted, reference_predicted = (
+            logprobs.predictions(decoder, prompts, tokens_BxSxR)
+            for decoder in (models.policy(policy, shared), models.reference(reference, shared))
+        )
+        mask = workload.lengths_mask(lengths_BxS, tokens_BxSxR.shape[-1])
+        compared = logprobs.compare(predicted, reference_predicted, tokens_BxSxR)
+        return Weighed(**{k: jnp.where(mask, x, 0).sum(-1) for k, x in compared._asdict().items()})
+
+    return Programs(generate, weigh)
+
+
 def make(
     run: LanguageRun,
     models: Models,
@@ -48,84 +90,64 @@ def make(
       held_out: the prompts, and pairs if all have them.
       run_dir: takes a sample table at each evaluation; None writes none.
     """
-    settings, eos_E = run.evaluation, jnp.asarray(tokenizer.eos_ids, jnp.int32)
-    whole = reader.batch(held_out).prompts
+    settings, programs = run.evaluation, make_programs(run, models, tokenizer.eos_ids)
+    padded = reader.batch(held_out).prompts
     rows = min(len(held_out), run.prompts_per_update)
     prompts = [example.row.prompt for example in held_out]
     paired = all(example.rejected is not None for example in held_out)
 
-    @jax.jit
-    def generate(
-        policy: Policy, shared: Any, prompts: Prompts, key_B: jax.Array
-    ) -> sampler.Responses:
-        return sampler.generate(
-            models.policy(policy, shared),
-            prompts,
-            key_B,
-            group_size=settings.samples,
-            settings=run.sampling,
-            eos_E=eos_E,
-        )
-
-    @jax.jit
-    def weigh(
-        policies: Policies,
-        prompts: Prompts,
-        tokens_BxSxR: jax.Array,
-        lengths_BxS: jax.Array,
-    ) -> Weighed:
-        ours, theirs = (
-            logprobs.predictions(decoder, prompts, tokens_BxSxR)
-            for decoder in (
-                models.policy(policies.policy, policies.shared),
-                models.reference(policies.reference, policies.shared),
-            )
-        )
-        mask = workload.lengths_mask(lengths_BxS, tokens_BxSxR.shape[-1])
-        compared = logprobs.compare(ours, theirs, tokens_BxSxR)
-        return Weighed(*(jnp.where(mask, x, 0).sum(-1) for x in compared))
-
     def answer(policy: Policy, shared: Any, seed: jax.Array) -> Answers:
         key = stream(seed, EVALUATE)
         key_N = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(held_out)))
-        drawn = _by_rows(lambda *args: generate(policy, shared, *args), rows, whole, key_N)
+        drawn = _by_rows(partial(programs.generate, policy, shared), rows, padded, key_N)
         texts = tokenizer.texts(drawn.tokens_BxKxR, drawn.lengths_BxK)
-        reward = labeller.reward and labeller.reward(prompts, texts)
-        return Answers(drawn.tokens_BxKxR, drawn.lengths_BxK, drawn.ended_BxK, texts, reward)
+        return Answers(
+            tokens=drawn.tokens_BxKxR,
+            lengths=drawn.lengths_BxK,
+            ended=drawn.ended_BxK,
+            texts=texts,
+            rewards=labeller.score and labeller.score(prompts, texts),
+        )
 
-    # The start policy answers once.
-    known: list[tuple[Policy, int, Answers]] = []
-
-    def answer_of_start(start: Policy, shared: Any, seed: jax.Array) -> Answers:
-        if not known or known[0][0] is not start or known[0][1] != int(seed):
-            answers = answer(start, shared, seed)
-            known[:] = [(start, int(seed), answers)]
-        return known[0][2]
+    answer_of_start = _once(answer)
 
     def evaluate(
         policy: Policy, start: Policy, shared: Any, seed: jax.Array, hyper: Hyper
     ) -> dict[str, float]:
-        policies = Policies(policy, start, shared)
-        of = lambda responses: _by_rows(  # noqa: E731
-            lambda *args: weigh(policies, *args), rows, whole, *responses
-        )
-        ours, theirs = answer(policy, shared, seed), answer_of_start(start, shared, seed)
+        def weigh(tokens_NxSxR: np.ndarray, lengths_NxS: np.ndarray) -> Weighed:
+            weigh_rows = partial(programs.weigh, Policies(policy, start, shared))
+            return _by_rows(weigh_rows, rows, padded, tokens_NxSxR, lengths_NxS)
+
+        ours, starts = answer(policy, shared, seed), answer_of_start(start, shared, seed)
         numbers = _lengths(ours) | _divergences(
-            of((ours.tokens, ours.lengths)), ours, of((theirs.tokens, theirs.lengths)), theirs
+            weigh(ours.tokens, ours.lengths), ours, weigh(starts.tokens, starts.lengths), starts
         )
-        rewards, wins = reward_numbers(ours, theirs), win_numbers(labeller, prompts, ours, theirs)
+        rewards, wins = reward_numbers(ours, starts), win_numbers(labeller, prompts, ours, starts)
         numbers |= rewards | wins
         if 'not_finite' in rewards and 'not_finite' in wins:
             numbers['not_finite'] = rewards['not_finite'] + wins['not_finite']
         if paired:
             pairs = reader.batch(held_out, run.data.max_response_tokens).pairs
-            numbers |= _pairs(of(pairs), float(hyper.beta))
+            numbers |= _pairs(weigh(*pairs), float(hyper.beta))
         if run_dir is not None and settings.table_rows:
             name = f'{int(policy.statistics):06}.md'
-            write_table(run_dir / 'samples' / name, prompts[: settings.table_rows], theirs, ours)
+            write_table(run_dir / 'samples' / name, prompts[: settings.table_rows], starts, ours)
         return numbers
 
     return evaluate
+
+
+def _once(answer: Callable[[Policy, Any, jax.Array], Answers]) -> Callable[..., Answers]:
+    """`answer` of a policy that stays: it answers once for a seed."""
+    last: list[tuple[Policy, int, Answers]] = []
+
+    def answer_once(policy: Policy, shared: Any, seed: jax.Array) -> Answers:
+        if not last or last[0][0] is not policy or last[0][1] != int(seed):
+            answers = answer(policy, shared, seed)
+            last[:] = [(policy, int(seed), answers)]
+        return last[0][2]
+
+    return answer_once
 
 
 def _by_rows(function: Callable, rows: int, *arrays):
@@ -136,7 +158,10 @@ def _by_rows(function: Callable, rows: int, *arrays):
         index = np.minimum(np.arange(first, first + rows), count - 1)
         part = jax.tree.map(lambda x, index=index: x[index], arrays)
         parts.append(jax.device_get(function(*part)))
-    join = lambda *x: np.concatenate(x)[:count] if np.ndim(x[0]) else x[0]  # noqa: E731
+
+    def join(*x: np.ndarray) -> np.ndarray:
+        return np.concatenate(x)[:count] if np.ndim(x[0]) else x[0]
+
     return jax.tree.map(join, *parts)
 
 
@@ -145,20 +170,20 @@ def _lengths(ours: Answers) -> dict[str, float]:
 
 
 def _divergences(
-    ours: Weighed, our_answers: Answers, theirs: Weighed, their_answers: Answers
+    ours: Weighed, our_answers: Answers, starts: Weighed, start_answers: Answers
 ) -> dict[str, float]:
     """Exact at every token, over samples of the first distribution: nats per token, and per
     response as a whole."""
-    forward, backward = ours.policy_to_ref, theirs.ref_to_policy
+    forward, backward = ours.policy_to_ref, starts.ref_to_policy
     return {
         'kl_policy_to_ref': forward.sum() / our_answers.lengths.sum(),
-        'kl_ref_to_policy': backward.sum() / their_answers.lengths.sum(),
+        'kl_ref_to_policy': backward.sum() / start_answers.lengths.sum(),
         'response_kl_policy_to_ref': forward.mean(),
         'response_kl_ref_to_policy': backward.mean(),
     }
 
 
-def reward_numbers(ours: Answers, theirs: Answers) -> dict[str, float]:
+def reward_numbers(ours: Answers, starts: Answers) -> dict[str, float]:
     """Mean over prompts, whose samples are averaged first.
 
     A reward that is not a finite number is none: counted, `not_finite`, and in means the worst one
@@ -167,27 +192,28 @@ def reward_numbers(ours: Answers, theirs: Answers) -> dict[str, float]:
     if ours.rewards is None:
         return {}
     n = len(ours.rewards)
-    counted = _counted(ours.rewards, theirs.rewards)
-    own, difference = counted.mean(1), (counted - _counted(theirs.rewards, ours.rewards)).mean(1)
+    counted_NxS = _counted(ours.rewards, starts.rewards)
+    mean_N = counted_NxS.mean(1)
+    gain_N = (counted_NxS - _counted(starts.rewards, ours.rewards)).mean(1)
     return {
-        'reward': own.mean(),
-        'reward_se': own.std(ddof=1) / n**0.5,
-        'reward_gain': difference.mean(),
-        'reward_gain_se': difference.std(ddof=1) / n**0.5,
+        'reward': mean_N.mean(),
+        'reward_se': mean_N.std(ddof=1) / n**0.5,
+        'reward_gain': gain_N.mean(),
+        'reward_gain_se': gain_N.std(ddof=1) / n**0.5,
         'not_finite': (~np.isfinite(ours.rewards)).sum(),
     }
 
 
 def _counted(rewards_NxS: np.ndarray, others_NxS: np.ndarray) -> np.ndarray:
-    known = np.isfinite(rewards_NxS)
-    if not known.any():
+    finite = np.isfinite(rewards_NxS)
+    if not finite.any():
         return np.full(rewards_NxS.shape, np.nan)
-    worst = min(rewards_NxS[known].min(), others_NxS[np.isfinite(others_NxS)].min(initial=np.inf))
-    return np.where(known, rewards_NxS, worst)
+    worst = min(rewards_NxS[finite].min(), others_NxS[np.isfinite(others_NxS)].min(initial=np.inf))
+    return np.where(finite, rewards_NxS, worst)
 
 
 def win_numbers(
-    labeller: Labeller, prompts: Sequence, ours: Answers, theirs: Answers
+    labeller: Labeller, prompts: Sequence, ours: Answers, starts: Answers
 ) -> dict[str, float]:
     """Share of prompts on which the policy's response is preferred to the start policy's; equal
     ones count one half. With Wilson's 95 % interval over prompts.
@@ -197,23 +223,23 @@ def win_numbers(
     first for every other prompt, and second for the rest, so that one who favours a position
     favours neither policy.
     """
-    if labeller.judge is not None:
-        samples = zip(_columns(ours.texts), _columns(theirs.texts), strict=True)
+    if labeller.compare is not None:
+        samples = zip(_columns(ours.texts), _columns(starts.texts), strict=True)
         row_N = np.arange(len(prompts))
         won_NxS = np.stack(
             [
-                _judged(labeller, prompts, a, b, (row_N + sample) % 2)
+                _probabilities(labeller, prompts, a, b, (row_N + sample) % 2)
                 for sample, (a, b) in enumerate(samples)
             ],
             axis=1,
         )
     elif ours.rewards is not None:
-        a, b = (np.where(np.isfinite(x.rewards), x.rewards, -np.inf) for x in (ours, theirs))
+        a, b = (np.where(np.isfinite(x.rewards), x.rewards, -np.inf) for x in (ours, starts))
         won_NxS = (a > b) + 0.5 * (a == b)
     else:
         return {}
     said_NxS = np.isfinite(won_NxS)
-    counts = {} if labeller.judge is None else {'not_finite': (~said_NxS).sum()}
+    counts = {} if labeller.compare is None else {'not_finite': (~said_NxS).sum()}
     if not said_NxS.any():
         return dict.fromkeys(('win_rate', 'win_rate_low', 'win_rate_high'), np.nan) | counts
     n, rate = said_NxS.any(1).sum(), won_NxS[said_NxS].mean()
@@ -226,13 +252,13 @@ def win_numbers(
     } | counts
 
 
-def _judged(
-    labeller: Labeller, prompts: Sequence, ours_N: tuple, theirs_N: tuple, place_N: np.ndarray
+def _probabilities(
+    labeller: Labeller, prompts: Sequence, ours_N: tuple, starts_N: tuple, place_N: np.ndarray
 ) -> np.ndarray:
     """Probabilities that ours are preferred, [N]; `place`, 0 or 1, is where ours stand."""
-    both = zip(ours_N, theirs_N, place_N, strict=True)
-    pairs = [(theirs, ours) if place else (ours, theirs) for ours, theirs, place in both]
-    prob_NxKxK = np.asarray(labeller.judge(prompts, pairs).prob_BxKxK)
+    both = zip(ours_N, starts_N, place_N, strict=True)
+    pairs = [(starts, ours) if place else (ours, starts) for ours, starts, place in both]
+    prob_NxKxK = np.asarray(labeller.compare(prompts, pairs).prob_BxKxK)
     return prob_NxKxK[np.arange(len(pairs)), place_N, 1 - place_N]
 
 

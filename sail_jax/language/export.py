@@ -99,21 +99,22 @@ def load(path: Path, best: bool = False) -> tuple[Decoder, Tokenizer, Sampling]:
     """
     if files.exists(path / 'config.yaml'):
         data, node = configfile.read_yaml(path / 'config.yaml')
-        kind = {'sft': SftRun, 'language': LanguageRun}.get(str(data.get('workload')))
-        if kind is None:
+        settings = {'sft': SftRun, 'language': LanguageRun}.get(str(data.get('workload')))
+        if settings is None:
             raise UserError(f'{path}: not a run of a language model')
         # A finished supervised run does not need what it started from.
-        if kind is SftRun and not best and (path / MODEL).exists():
+        if settings is SftRun and not best and (path / MODEL).exists():
             return load(path / MODEL)
-        run = configfile.validate(kind, data, path / 'config.yaml', node)
+        run = configfile.validate(settings, data, path / 'config.yaml', node)
         tokenizer = tokens.load(run.model.path or run.model.tokenizer, **run.model.template)
-        sampling = run.sampling if kind is LanguageRun else Sampling()
+        sampling = run.sampling if settings is LanguageRun else Sampling()
         return open_run(path, run, best).decoder, tokenizer, sampling
     if best:
         raise UserError(f'--best: {path} is one model, without checkpoints')
     return weights.load(path), tokens.load(path), Sampling()
 
 
+# parameters: what `respond` and the command line take, and the model.
 def generate(
     decoder: Decoder,
     tokenizer: Tokenizer,

@@ -22,7 +22,8 @@ from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.model import policy, sharding
 from sail_jax.language.reward import labels
 from sail_jax.language.reward.labels import Labeller
-from sail_jax.language.reward.rewards import Judge, Reward
+from sail_jax.language.reward.protocols import Judge, Reward
+from sail_jax.language.schedule import step_size
 from sail_jax.training import devices
 from sail_jax.training.task import Task
 
@@ -47,8 +48,8 @@ def make(
 
     Args:
       run: the configuration.
-      reward: scores responses; see `rewards.Reward`. With a judge, for evaluation only.
-      judge: says which of two responses is better; see `rewards.Judge`.
+      reward: scores responses; see `Reward`. With a judge, for evaluation only.
+      judge: says which of two responses is better; see `Judge`.
       run_dir: of a run that is trained; takes a sample table at each evaluation.
 
     Raises:
@@ -114,7 +115,7 @@ class Programs(NamedTuple):
 def make_programs(run: LanguageRun, made: Workload, mesh: Mesh) -> Programs:
     """Compiled at their first call, for each bucket of lengths."""
     core = update.make_learn(made, run)
-    share = workload.step_size(run.optimizer, run.updates)
+    share = step_size(run.optimizer, run.updates)
 
     @jax.jit
     def draw(state: State, rows: workload.Rows) -> Sampled:

@@ -22,7 +22,7 @@ from sail_jax.core.update import (
     Workload,
     update_key,
 )
-from sail_jax.language.config import LanguageRun, Optimizer
+from sail_jax.language.config import LanguageRun
 from sail_jax.language.model import logprobs, sampler
 from sail_jax.language.model.logprobs import Prompts
 from sail_jax.language.model.policy import Models
@@ -63,7 +63,9 @@ class Keys(NamedTuple):
 def row_keys(key: jax.Array, rows: int) -> Keys:
     """Keys of the update's rows."""
     key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
-    return Keys(*jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)(key_B))
+    split = jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)
+    route, draw, reference, label = split(key_B)
+    return Keys(route=route, draw=draw, reference=reference, label=label)
 
 
 def lengths_mask(lengths: jax.Array, size: int) -> jax.Array:
@@ -80,6 +82,40 @@ def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload
       models: decoders of policies.
       eos_ids: the token ids that end a response.
     """
+
+    def predict_reference(policies: Policies, inputs: Inputs) -> jax.Array:
+        decoder = models.reference(policies.reference, policies.shared)
+        return logprobs.predictions(decoder, inputs.prompts, inputs.tokens_BxLxT).hidden
+
+    def compare(policies: Policies, reference_hidden: jax.Array, inputs: Inputs) -> Compared:
+        policy, reference, shared = policies
+        decoder, head = models.policy(policy, shared), models.reference(reference, shared).head()
+        return logprobs.compare(
+            logprobs.predictions(decoder, inputs.prompts, inputs.tokens_BxLxT),
+            logprobs.Predictions(reference_hidden, head),
+            inputs.tokens_BxLxT,
+        )
+
+    def auxiliary_loss(
+        policies: Policies, inputs: Any, steps: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        return jnp.zeros(()), {}
+
+    return Workload(
+        init=lambda key: (),
+        sample=make_sample(run, models, eos_ids),
+        predict_reference=predict_reference,
+        compare=compare,
+        auxiliary_loss=auxiliary_loss,
+        group_size=run.group_size,
+        refresh_updates=None,
+    )
+
+
+def make_sample(
+    run: LanguageRun, models: Models, eos_ids: tuple[int, ...]
+) -> Callable[..., Sampled]:
+    """`Workload.sample`: draws the responses of an update, or takes them from the data."""
     K, mixture = run.group_size, run.objective.mixture
     T = run.max_response_tokens
     eos_E = jnp.asarray(eos_ids, jnp.int32)
@@ -124,7 +160,7 @@ def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload
                 behaviour_logp_BxLxT=logp,
                 mask_BxLxT=lengths_mask(lengths, T),
                 route=route,
-                labels=Preferences(empty_BxKxK, empty_BxKxK),
+                labels=Preferences(prob_BxKxK=empty_BxKxK, weight_BxKxK=empty_BxKxK),
             ),
             sampler=(),
             statistics=policy.statistics + 1,
@@ -132,23 +168,7 @@ def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload
             metrics={'response_length': lengths[:, :K].mean(), **metrics},
         )
 
-    def predict_reference(policies: Policies, inputs: Inputs) -> jax.Array:
-        decoder = models.reference(policies.reference, policies.shared)
-        return logprobs.predictions(decoder, inputs.prompts, inputs.tokens_BxLxT).hidden
-
-    def compare(policies: Policies, theirs: jax.Array, inputs: Inputs) -> Compared:
-        policy, reference, shared = policies
-        decoder = models.policy(policy, shared)
-        ours = logprobs.predictions(decoder, inputs.prompts, inputs.tokens_BxLxT)
-        held = logprobs.Predictions(theirs, models.reference(reference, shared).head())
-        return logprobs.compare(ours, held, inputs.tokens_BxLxT)
-
-    def auxiliary_loss(
-        policies: Policies, inputs: Any, steps: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
-        return jnp.zeros(()), {}
-
-    return Workload(lambda key: (), sample, predict_reference, compare, auxiliary_loss, K, None)
+    return sample
 
 
 def _of_samples(drawn: Responses, on_policy_Bx1: jax.Array) -> Metrics:
@@ -182,15 +202,16 @@ def labelled(
 
     # The chosen response stands first.
     labels = Preferences(
-        jnp.broadcast_to(jnp.asarray([[0.5, 1.0], [0.0, 0.5]]), (B, 2, 2)),
-        jnp.broadcast_to(1 - jnp.eye(2), (B, 2, 2)),
+        prob_BxKxK=jnp.broadcast_to(jnp.asarray([[0.5, 1.0], [0.0, 0.5]]), (B, 2, 2)),
+        weight_BxKxK=jnp.broadcast_to(1 - jnp.eye(2), (B, 2, 2)),
     )
     if scores is not None:
         if not isinstance(scores, Preferences):
             key_B = row_keys(update_key(state), B).label
             # The others' rewards are not known.
             everywhere = jnp.ones((B, *[scores.shape[1]] * 2))
-            covered = within_budget(Preferences(everywhere, everywhere)).preferences
+            every_pair = Preferences(prob_BxKxK=everywhere, weight_BxKxK=everywhere)
+            covered = within_budget(every_pair).preferences
             asked_B = route.on_policy_B & ~route.policy_label_B & covered.weight_BxKxK.any((1, 2))
             asked_BxK = jnp.broadcast_to(asked_B[:, None], scores.shape)
             scores = labellers.compare(key_B, scores, scores, run.labeller, asked_BxK)
@@ -214,21 +235,3 @@ def trimmed(sampled: Sampled, size: int) -> Sampled:
             mask_BxLxT=batch.mask_BxLxT[..., :size],
         )
     )
-
-
-def step_size(settings: Optimizer, updates: int) -> Callable[[jax.Array], jax.Array]:
-    """The share of the learning rate that update `step` (from 0) has."""
-
-    def share(step: jax.Array) -> jax.Array:
-        warmup = jnp.minimum((step + 1) / max(settings.warmup_updates, 1), 1)
-        done = (step - settings.warmup_updates) / max(updates - settings.warmup_updates, 1)
-        done = jnp.clip(done, 0, 1)
-        match settings.decay:
-            case 'none':
-                return warmup
-            case 'linear':
-                return warmup * (1 - done)
-            case 'cosine':
-                return warmup * (1 + jnp.cos(jnp.pi * done)) / 2
-
-    return share

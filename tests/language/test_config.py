@@ -113,7 +113,7 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
 
 
 def test_a_mixture_with_the_labeller_needs_one():
-    nobody = Labeller(None, None)
+    nobody = Labeller()
     with pytest.raises(UserError, match=r'reward.source: none, but the rows of .* dpr'):
         check_labeller(make(), nobody)
     check_labeller(make(objective=OFFLINE), nobody)

@@ -13,7 +13,7 @@ from sail_jax.language.samples import Answers
 
 NOTHING = [np.nan, np.inf, -np.inf]
 PROMPTS = ['a', 'b', 'c']
-REWARDED = Labeller(lambda *_: None, None)
+REWARDED = Labeller(score=lambda *_: None)
 
 
 def answers(rewards=None):
@@ -74,14 +74,14 @@ def test_pairs_that_a_judge_says_nothing_of_are_left_out_and_counted():
         first = next(prob)
         return Preferences(np.stack([np.stack([first, first], -1)] * 2, 1), None)
 
-    got = win_numbers(Labeller(None, judge), PROMPTS, answers(), answers())
+    got = win_numbers(Labeller(compare=judge), PROMPTS, answers(), answers())
     assert got['win_rate'] == pytest.approx((0.75 + 1 + 0.5) / 3)
     assert got['not_finite'] == 3
     # Of two prompts something is known: the interval is that of two.
     assert got['win_rate_high'] - got['win_rate_low'] > 0.6
 
-    nothing = lambda *_: Preferences(np.full((3, 2, 2), np.nan), None)  # noqa: E731
-    got = win_numbers(Labeller(None, nothing), PROMPTS, answers(), answers())
+    nothing = lambda *_: Preferences(np.full((3, 2, 2), np.nan), None)
+    got = win_numbers(Labeller(compare=nothing), PROMPTS, answers(), answers())
     assert np.isnan(got['win_rate'])
     assert got['not_finite'] == 6
 
@@ -89,15 +89,15 @@ def test_pairs_that_a_judge_says_nothing_of_are_left_out_and_counted():
 @pytest.mark.parametrize('favoured', [0, 1])
 def test_a_judge_who_favours_a_position_favours_no_policy(favoured):
     def judge(prompts, groups):
-        prefers = lambda pairs: [  # noqa: E731
+        prefers = lambda pairs: [
             float(a > b) if 'better' in (a, b) else 1.0 - favoured for a, b in pairs
         ]
-        return rewards.judge(lambda _, pairs: prefers(pairs), prompts, groups)
+        return rewards.compare(lambda _, pairs: prefers(pairs), prompts, groups)
 
-    of = lambda *texts: answers()._replace(texts=[list(texts)] * 4)  # noqa: E731
-    got = lambda ours: win_numbers(  # noqa: E731
-        Labeller(None, judge), [*PROMPTS, 'd'], ours, of('a', 'a')
-    )['win_rate']
+    of = lambda *texts: answers()._replace(texts=[list(texts)] * 4)
+    got = lambda ours: win_numbers(Labeller(compare=judge), [*PROMPTS, 'd'], ours, of('a', 'a'))[
+        'win_rate'
+    ]
     assert got(of('a', 'a')) == 0.5
     # What it does know counts wherever it stands.
     assert got(of('better', 'a')) == (1 + 0.5) / 2

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sail_jax.language.config import Optimizer
-from sail_jax.language.workload import step_size
+from sail_jax.language.schedule import step_size
 
 
 def shares(updates, **settings):

@@ -114,7 +114,7 @@ def test_accumulation_changes_nothing_but_the_memory(text):
         results.append(step(state, rows))
     (whole, numbers), (parted, in_parts) = results
     np.testing.assert_allclose(in_parts['loss'], numbers['loss'], rtol=1e-5)
-    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)  # noqa: E731
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)
     jax.tree.map(close, parted.policy.params, whole.policy.params)
 
 

@@ -236,30 +236,19 @@ def load(
     vocab_size = written.model.get('vocab_size', defined['ids'])
     if type(vocab_size) is not int or vocab_size < 1:
         raise UserError(f'{path / "config.json"}: vocab_size: {vocab_size!r:.80}')
-    tokenizer = Tokenizer(
+    tokenizer = _with_ends(
+        written,
         path=path,
         definition=definition,
         no_template=no_template,
         special=named,
-        eos_ids=(),
-        ends=(),
         vocab_size=vocab_size,
-        digest='',
     )
-    listed = [*_eos(tokenizer, written.generation, written.model), *_turn_end(tokenizer)]
-    eos_ids = tuple(dict.fromkeys(listed))
-    if not eos_ids:
-        raise UserError(f'{path}: no end of sequence: no eos_token in tokenizer_config.json')
     # All that ids depend on.
     day = request['date'] if 'strftime_now' in (source or '') else None
     texts = sorted(request['variables'].items())
-    parts = [defined['digest'], source, texts, flags, eos_ids, vocab_size, day]
-    return replace(
-        tokenizer,
-        eos_ids=eos_ids,
-        ends=tuple(tokenizer._ask('tokens_of', ids=eos_ids)),
-        digest=hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
-    )
+    parts = [defined['digest'], source, texts, flags, tokenizer.eos_ids, vocab_size, day]
+    return replace(tokenizer, digest=hashlib.sha256(json.dumps(parts).encode()).hexdigest())
 
 
 class _Files(NamedTuple):
@@ -304,6 +293,19 @@ def _flag(config: dict[str, Any], name: str, path: Path) -> bool:
         where = path / 'tokenizer_config.json'
         raise UserError(f'{where}: {name}: expected true or false, got {value!r:.80}')
     return value
+
+
+def _with_ends(written: _Files, **fields: Any) -> Tokenizer:
+    """The tokeniser that can do all but say where a response ends, which it is asked here."""
+    tokenizer = Tokenizer(eos_ids=(), ends=(), digest='', **fields)
+    listed = [*_eos(tokenizer, written.generation, written.model), *_turn_end(tokenizer)]
+    eos_ids = tuple(dict.fromkeys(listed))
+    if not eos_ids:
+        raise UserError(
+            f'{tokenizer.path}: no end of sequence: no eos_token in tokenizer_config.json'
+        )
+    ends = tuple(tokenizer._ask('tokens_of', ids=eos_ids))
+    return replace(tokenizer, eos_ids=eos_ids, ends=ends)
 
 
 def _eos(tokenizer: Tokenizer, generation: dict[str, Any], model: dict[str, Any]) -> list[int]:

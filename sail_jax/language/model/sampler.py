@@ -5,7 +5,7 @@ depends neither on the rest of the batch nor on its padding (but for float32 rou
 matrix product of another size sums in another order).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -87,8 +87,8 @@ def truncate(logits_V: jax.Array, settings: Sampling) -> jax.Array:
     if settings.top_p < 1:
         ordered_V = jnp.sort(logits_V, descending=True)
         probability_V = jax.nn.softmax(ordered_V)
-        kept_V = jnp.cumsum(probability_V) - probability_V < settings.top_p
-        least = jnp.where(kept_V, ordered_V, jnp.inf).min()
+        within_V = jnp.cumsum(probability_V) - probability_V < settings.top_p
+        least = jnp.where(within_V, ordered_V, jnp.inf).min()
         logits_V = jnp.where(logits_V < least, -jnp.inf, logits_V)
     return logits_V
 
@@ -139,28 +139,7 @@ def generate(
       eos_E: the token ids that end a response; they belong to it.
     """
     B, K, R = len(prompts.lengths_B), group_size, settings.max_tokens
-    fold_in = jax.vmap(jax.vmap(jax.random.fold_in))
-    key_BxK = fold_in(
-        jnp.broadcast_to(key_B[:, None], (B, K)), jnp.broadcast_to(jnp.arange(K), (B, K))
-    )
-    pick = jax.vmap(jax.vmap(lambda key, logits_V: draw(key, logits_V, settings)))
-
-    def record(responses: Responses, hidden_BxKxD: jax.Array) -> Responses:
-        """Draws the next token of the lanes that have not ended."""
-        t = responses.steps
-        token_key_BxK = fold_in(key_BxK, jnp.broadcast_to(t, (B, K)))
-        token, logp, sampling_logp = pick(token_key_BxK, decoder.logits(hidden_BxKxD))
-        going_BxK = ~responses.ended_BxK
-        write = lambda x, value: x.at[..., t].set(jnp.where(going_BxK, value, 0))  # noqa: E731
-        return Responses(
-            tokens_BxKxR=write(responses.tokens_BxKxR, token),
-            lengths_BxK=responses.lengths_BxK + going_BxK,
-            ended_BxK=responses.ended_BxK | (token[..., None] == eos_E).any(-1),
-            logp_BxKxR=write(responses.logp_BxKxR, logp),
-            sampling_logp_BxKxR=write(responses.sampling_logp_BxKxR, sampling_logp),
-            steps=t + 1,
-        )
-
+    record = _recorder(decoder, key_B, group_size, settings, eos_E)
     hidden, memory = decoder(
         prompts.tokens_BxP[:, None],
         prompt_positions(prompts.lengths_B, prompts.tokens_BxP.shape[1]),
@@ -193,3 +172,36 @@ def generate(
 
     cache = empty_memory(decoder.architecture, positions_BxKxR, decoder.dtype)
     return jax.lax.while_loop(going_on, step, (responses, cache))[0]
+
+
+def _recorder(
+    decoder: Decoder, key_B: jax.Array, group_size: int, settings: Sampling, eos_E: jax.Array
+) -> Callable[[Responses, jax.Array], Responses]:
+    """Draws the next token of the lanes that have not ended: `(responses, hidden states [B, K, D])
+    -> responses`; arguments as of `generate`."""
+    B, K = len(key_B), group_size
+    fold_in = jax.vmap(jax.vmap(jax.random.fold_in))
+    key_BxK = fold_in(
+        jnp.broadcast_to(key_B[:, None], (B, K)), jnp.broadcast_to(jnp.arange(K), (B, K))
+    )
+    pick = jax.vmap(jax.vmap(lambda key, logits_V: draw(key, logits_V, settings)))
+
+    def record(responses: Responses, hidden_BxKxD: jax.Array) -> Responses:
+        t = responses.steps
+        token_key_BxK = fold_in(key_BxK, jnp.broadcast_to(t, (B, K)))
+        token, logp, sampling_logp = pick(token_key_BxK, decoder.logits(hidden_BxKxD))
+        going_BxK = ~responses.ended_BxK
+
+        def write(to_BxKxR: jax.Array, value_BxK: jax.Array) -> jax.Array:
+            return to_BxKxR.at[..., t].set(jnp.where(going_BxK, value_BxK, 0))
+
+        return Responses(
+            tokens_BxKxR=write(responses.tokens_BxKxR, token),
+            lengths_BxK=responses.lengths_BxK + going_BxK,
+            ended_BxK=responses.ended_BxK | (token[..., None] == eos_E).any(-1),
+            logp_BxKxR=write(responses.logp_BxKxR, logp),
+            sampling_logp_BxKxR=write(responses.sampling_logp_BxKxR, sampling_logp),
+            steps=t + 1,
+        )
+
+    return record

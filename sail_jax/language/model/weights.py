@@ -79,6 +79,7 @@ def places(decoder: Decoder) -> dict[str, Place]:
     return tensors
 
 
+# parameters: those of `Decoder`, and where its arrays come from and go.
 def load(
     path: str | Path,
     model: type[DecoderT] = Decoder,
@@ -96,7 +97,7 @@ def load(
 
     Args:
       path: the directory.
-      model: what is in it; see `rewards.RewardModel`.
+      model: what is in it; see `reward_model.RewardModel`.
       dtype: of activations.
       param_dtype: of parameters; None keeps the file's.
       remat: see `Decoder`.
@@ -114,7 +115,7 @@ def load(
     )
     if sharding is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        sharding = lambda name, shape: device  # noqa: E731
+        sharding = lambda name, shape: device
     with ExitStack() as stack:
         sources = _matched(decoder, _open(path, stack), path)
         of_parameter: dict[str, list[Source]] = {}

@@ -14,8 +14,8 @@ from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import tokens
 from sail_jax.language.data.rows import Prompt
 from sail_jax.language.model import sharding
-from sail_jax.language.reward import rewards
-from sail_jax.language.reward.rewards import Judge, Reward
+from sail_jax.language.reward import reward_model, rewards
+from sail_jax.language.reward.protocols import Judge, Reward
 
 PROMPTS = ('prompt', 'prompts')
 RESPONSES = ('completion', 'completions', 'response', 'responses', 'pair', 'pairs')
@@ -23,11 +23,12 @@ RESPONSES = ('completion', 'completions', 'response', 'responses', 'pair', 'pair
 
 
 class Labeller(NamedTuple):
-    """A reward or a judge; neither, where the labels come from the data and the policy."""
+    """Asks a reward or a judge; neither, where the labels come from the data and the policy."""
 
-    reward: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], np.ndarray] | None
-    """`(prompts, groups of responses) -> [B, K]`."""
-    judge: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Preferences] | None
+    score: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], np.ndarray] | None = None
+    """`(prompts, groups of responses) -> rewards [B, K]`."""
+    compare: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Preferences] | None = None
+    """`(prompts, groups of responses) -> preferences`."""
 
 
 def make(
@@ -57,19 +58,23 @@ def make(
 
             reward = sentiment.positivity
         case 'model':
-            layout = sharding.of_parameter(mesh)
-            model = rewards.load(source.path, dtype=run.model.dtype, sharding=layout, mesh=mesh)
+            model = reward_model.load(
+                source.path,
+                dtype=run.model.dtype,
+                sharding=sharding.of_parameter(mesh),
+                mesh=mesh,
+            )
             tokenizer = tokens.load(
                 source.path,
                 variables=source.chat_template_kwargs,
                 date=run.model.chat_template_date,
             )
-            padding = rewards.pad_id(source.path)
-            reward = rewards.from_model(model, tokenizer, source.max_tokens, pad_id=padding)
+            padding = reward_model.pad_id(source.path)
+            reward = reward_model.from_model(model, tokenizer, source.max_tokens, pad_id=padding)
     return Labeller(
         # One may be an object that is empty, and so false.
-        None if reward is None else partial(rewards.score, reward, **limits),
-        None if judge is None else partial(rewards.judge, judge, **limits),
+        score=None if reward is None else partial(rewards.score, reward, **limits),
+        compare=None if judge is None else partial(rewards.compare, judge, **limits),
     )
 
 
@@ -102,13 +107,13 @@ def _check_function(name: str, function: Any) -> None:
         return  # Of what is not written in Python.
     takes = 'prompts, responses' if name == 'reward' else 'prompts, pairs of responses'
     try:
-        given = signature.bind([], []).arguments
+        arguments = signature.bind([], []).arguments
     except TypeError as error:
         raise UserError(
             f'{name}: called with two lists, ({takes}), which {rewards.name_of(function)} does not '
             f'take: {error}'
         ) from None
-    first, second = (*given, '', '')[:2]
+    first, second = (*arguments, '', '')[:2]
     if first in RESPONSES or second in PROMPTS:
         raise UserError(
             f'{name}: called with ({takes}); {rewards.name_of(function)} takes ({first}, {second})'
@@ -121,7 +126,7 @@ def check(run: LanguageRun, labeller: Labeller) -> None:
     Raises:
       UserError: naming the keys.
     """
-    if run.needs_function and labeller == Labeller(None, None):
+    if run.needs_function and labeller == Labeller():
         raise UserError(
             "reward.source: none, but the rows of objective.mixture's dpr need a labeller: "
             'positivity, model, or a function from Python'
@@ -138,18 +143,16 @@ def scores(
     """
     rows = np.flatnonzero(asked_B)
     asked_prompts, asked_groups = [prompts[i] for i in rows], [groups[i] for i in rows]
-    shape = (len(groups), len(groups[0]))
+    B, K = len(groups), len(groups[0])
 
     def spread(values: np.ndarray, *shape: int) -> np.ndarray:
         whole = np.zeros(shape, np.float32)
         whole[rows] = values
         return whole
 
-    if labeller.judge is None:
-        if not len(rows):
-            return np.zeros(shape, np.float32)
-        return spread(labeller.reward(asked_prompts, asked_groups), *shape)
-    K = shape[1]
-    if not len(rows):
-        return Preferences(*[np.zeros((*shape, K), np.float32)] * 2)
-    return Preferences(*(spread(x, *shape, K) for x in labeller.judge(asked_prompts, asked_groups)))
+    if labeller.compare is None:
+        rewards = labeller.score(asked_prompts, asked_groups) if len(rows) else 0
+        return spread(rewards, B, K)
+    preferences = labeller.compare(asked_prompts, asked_groups) if len(rows) else (0, 0)
+    prob, weight = preferences
+    return Preferences(prob_BxKxK=spread(prob, B, K, K), weight_BxKxK=spread(weight, B, K, K))

@@ -1,57 +1,29 @@
-"""Who scores responses: a Python function, a reward model, a judge of pairs.
+"""Asks rewards and judges, on the host: `score` the one, `compare` the other.
 
-All are functions of two lists of one length that give one number for each place. Labels are made
-from them on the host: `score` and `judge`.
+Both are functions of two lists of one length that give one number for each place. Whatever they
+answer is checked here.
 """
 
 import decimal
-import functools
 import itertools
-import logging
 import numbers
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from sail_jax import files
 from sail_jax.core.objective import Preferences
 from sail_jax.errors import TrainingFailed, UserError, one_line
-from sail_jax.language.data.rows import Message, Prompt
-from sail_jax.language.data.tokens import Tokenizer
-from sail_jax.language.model import weights
-from sail_jax.language.model.architecture import Architecture
-from sail_jax.language.model.attention import prompt_positions
-from sail_jax.language.model.layers import Linear
-from sail_jax.language.model.logprobs import Prompts, last_hidden
-from sail_jax.language.model.sampler import pad_prompts
-from sail_jax.language.model.transformer import Decoder
+from sail_jax.language.data.rows import Prompt
+from sail_jax.language.reward.protocols import Judge, Reward, TrlPrompt
 from sail_jax.training import devices
 
-log = logging.getLogger(__name__)
 
-Asked = str | list[dict[str, str]]
-"""A prompt as TRL's reward functions get it: text, or a conversation of
-`{'role': 'user', 'content': '...'}` that awaits the assistant's turn."""
-
-Reward = Callable[[list[Asked], list[str]], Sequence[float]]
-"""`(prompts, responses) -> rewards`: a prompt stands before each of its responses, as in TRL's
-reward functions. A response is text, also to a conversation, where TRL has a message of the
-assistant's. NaN is no answer: the update is skipped and counted."""
-
-Judge = Callable[[list[Asked], list[tuple[str, str]]], Sequence[float]]
-"""`(prompts, pairs of responses) -> probabilities` that the first of the pair is preferred;
-prompts, responses and NaN as of `Reward`."""
-
-
-def asked(prompt: Prompt) -> Asked:
-    """A copy of the prompt's own, which the function may change."""
+def trl_prompt(prompt: Prompt) -> TrlPrompt:
+    """The prompt as a function from Python gets it."""
     return prompt if isinstance(prompt, str) else [turn._asdict() for turn in prompt]
 
 
@@ -74,12 +46,12 @@ def score(
       TrainingFailed: it took longer than it may.
     """
     K = len(responses_BxK[0])
-    prompts = [asked(prompt) for prompt in prompts_B for _ in range(K)]
+    prompts = [trl_prompt(prompt) for prompt in prompts_B for _ in range(K)]
     responses = [response for group in responses_BxK for response in group]
     return _in_batches(reward, prompts, responses, batch_size, timeout_s).reshape(-1, K)
 
 
-def judge(
+def compare(
     judge: Judge,
     prompts_B: Sequence[Prompt],
     responses_BxK: Sequence[Sequence[str]],
@@ -98,7 +70,7 @@ def judge(
     pairs = list(itertools.combinations(range(K), 2))
     probability = _in_batches(
         judge,
-        [asked(prompt) for prompt in prompts_B for _ in pairs],
+        [trl_prompt(prompt) for prompt in prompts_B for _ in pairs],
         [(group[i], group[j]) for group in responses_BxK for i, j in pairs],
         batch_size,
         timeout_s,
@@ -111,102 +83,7 @@ def judge(
     prob_BxKxK[:, i, j] = probability.reshape(B, -1)
     prob_BxKxK[:, j, i] = 1 - prob_BxKxK[:, i, j]
     weight_BxKxK = np.broadcast_to(1 - np.eye(K, dtype=np.float32), (B, K, K))
-    return Preferences(jnp.asarray(prob_BxKxK), jnp.asarray(weight_BxKxK))
-
-
-class RewardModel(Decoder):
-    """A sequence classifier with one label, as `AutoModelForSequenceClassification` has it: the
-    last token's hidden state times `score`."""
-
-    def __init__(self, architecture: Architecture, *, rngs: nnx.Rngs, **kwargs: Any):
-        # It predicts no tokens, so there is no output matrix.
-        tied = architecture.model_copy(update={'tied': True})
-        super().__init__(tied, rngs=rngs, **kwargs)
-        types = {'dtype': self.dtype, 'param_dtype': self.embed_tokens.param_dtype}
-        self.score = Linear(architecture.hidden_size, 1, use_bias=False, rngs=rngs, **types)
-
-    def rewards(self, sequences: Prompts) -> jax.Array:
-        """Of whole sequences, float32 [B]; pure."""
-        positions = prompt_positions(sequences.lengths_B, sequences.tokens_BxP.shape[1])
-        hidden, _ = self(sequences.tokens_BxP[:, None], positions)
-        last_BxD = last_hidden(hidden, sequences.lengths_B)
-        kernel = self.score.kernel[...].astype(last_BxD.dtype)
-        return jnp.matmul(last_BxD, kernel, preferred_element_type=jnp.float32)[:, 0]
-
-
-def load(path: str | Path, **kwargs: Any) -> RewardModel:
-    """A sequence-classification checkpoint of a family that `Decoder` has.
-
-    Args:
-      path: the directory.
-      **kwargs: of `weights.load`.
-
-    Raises:
-      UserError: as of `weights.load`; also if it has more than one label.
-    """
-    return weights.load(path, RewardModel, **kwargs)
-
-
-def pad_id(path: str | Path) -> int | None:
-    """The id that a checkpoint's `config.json` pads with, if any.
-
-    Raises:
-      UserError: the file cannot be read; it is no id.
-    """
-    file = Path(path) / 'config.json'
-    value = files.read_json(file).get('pad_token_id')
-    if value is not None and type(value) is not int:
-        raise UserError(f'{file}: pad_token_id: expected an id, got {value!r:.80}')
-    return value
-
-
-def from_model(
-    model: RewardModel, tokenizer: Tokenizer, max_tokens: int, *, pad_id: int | None = None
-) -> Reward:
-    """The reward function of a model with a tokeniser and chat template of its own.
-
-    Args:
-      model: runs where its parameters lie.
-      tokenizer: the reward model's, not the policy's.
-      max_tokens: of prompt and response together; of more the first are scored, as with
-        transformers' `truncation=True`, which is logged at the first time.
-      pad_id: see `pad_id`. The reward is read at the last token that is another, as transformers
-        does: where the end of sequence is the padding too, at the token before it.
-    """
-    warn_once = functools.cache(log.warning)
-    graphdef, state = nnx.split(model)
-
-    @jax.jit
-    def rewards(state: nnx.State, sequences: Prompts) -> jax.Array:
-        return nnx.merge(graphdef, state).rewards(sequences)
-
-    def reward(prompts: list[Asked], responses: list[str]) -> np.ndarray:
-        sequences = list(map(tokenizer.scored_ids, map(_row, prompts), responses))
-        if any(len(ids) > max_tokens for ids in sequences):
-            warn_once(
-                '%s: prompts with responses of more than reward.max_tokens (%d) tokens: the reward '
-                'is of the first %d',
-                tokenizer.path,
-                max_tokens,
-                max_tokens,
-            )
-            sequences = [ids[:max_tokens] for ids in sequences]
-        sequences = [_without_padding(ids, pad_id) for ids in sequences]
-        return np.asarray(rewards(state, pad_prompts(sequences)))
-
-    reward.__qualname__ = str(tokenizer.path)  # What errors call it.
-    return reward
-
-
-def _without_padding(ids: list[int], pad_id: int | None) -> list[int]:
-    """Less the padding at its end; of nothing but padding the first, which transformers takes."""
-    end = max((n for n, i in enumerate(ids, 1) if i != pad_id), default=1)
-    return ids[:end]
-
-
-def _row(prompt: Asked) -> Prompt:
-    """The prompt as rows have it."""
-    return prompt if isinstance(prompt, str) else tuple(Message(**turn) for turn in prompt)
+    return Preferences(prob_BxKxK=jnp.asarray(prob_BxKxK), weight_BxKxK=jnp.asarray(weight_BxKxK))
 
 
 def name_of(function: Any) -> str:
@@ -216,7 +93,7 @@ def name_of(function: Any) -> str:
 
 def _in_batches(
     function: Callable[[list, list], Any],
-    prompts: list[Asked],
+    prompts: list[TrlPrompt],
     items: list[Any],
     batch_size: int,
     timeout_s: float,
@@ -279,16 +156,16 @@ def _numbers(answer: Any) -> np.ndarray | None:
         if isinstance(answer, list | tuple):
             answer = [_listed(value) for value in answer]
         answer = _listed(answer)
-        given = np.asarray(answer)
-        if given.dtype == object:
-            kinds = numbers.Real, np.bool_, decimal.Decimal, type(None)
-            if not all(isinstance(value, kinds) for value in given.flat):
+        array = np.asarray(answer)
+        if array.dtype == object:
+            types = numbers.Real, np.bool_, decimal.Decimal, type(None)
+            if not all(isinstance(value, types) for value in array.flat):
                 return None
-        elif given.dtype.kind not in 'biuf' and given.dtype != jnp.bfloat16:
+        elif array.dtype.kind not in 'biuf' and array.dtype != jnp.bfloat16:
             return None  # Text that reads as a number, dates, complex numbers.
         if np.ma.is_masked(answer):
-            given = np.ma.filled(np.ma.asarray(answer, float), np.nan)
+            array = np.ma.filled(np.ma.asarray(answer, float), np.nan)
         with np.errstate(over='ignore'):
-            return np.asarray(given, np.float32)
+            return np.asarray(array, np.float32)
     except Exception:  # Whatever an array of another library raises.
         return None

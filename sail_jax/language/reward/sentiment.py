@@ -6,13 +6,13 @@ demonstrations and tests.
 
 from textblob.sentiments import PatternAnalyzer
 
-from sail_jax.language.reward.rewards import Asked
+from sail_jax.language.reward.protocols import TrlPrompt
 
 _ANALYZER = PatternAnalyzer()
 
 
-def positivity(prompts: list[Asked], responses: list[str]) -> list[float]:
-    """A `rewards.Reward`: each response's polarity by TextBlob's lexicon, from -1 to 1.
+def positivity(prompts: list[TrlPrompt], responses: list[str]) -> list[float]:
+    """A `Reward`: each response's polarity by TextBlob's lexicon, from -1 to 1.
 
     The mean over the words that the lexicon has, after negation ("not good") and intensifiers
     ("very good"); 0 where it has none.

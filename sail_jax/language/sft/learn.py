@@ -16,8 +16,8 @@ from sail_jax.language.model.attention import prompt_positions
 from sail_jax.language.model.logprobs import Predictions, log_probs
 from sail_jax.language.model.sampler import pad_prompts
 from sail_jax.language.model.transformer import Decoder
+from sail_jax.language.schedule import step_size
 from sail_jax.language.sft.config import Optimizer, SftRun
-from sail_jax.language.workload import step_size
 
 
 class Rows(NamedTuple):
@@ -83,7 +83,10 @@ def _matrices(params: Any) -> Any:
 
 def init(policy: Policy, seed: jax.Array, optimizer: optax.GradientTransformation) -> State:
     """The state before the first update. There is no reference, and the cursor is the step."""
-    zero = lambda: jnp.zeros((), jnp.int32)  # noqa: E731 - donated: no two may share a buffer
+
+    def zero() -> jax.Array:  # Donated: no two may share a buffer.
+        return jnp.zeros((), jnp.int32)
+
     return State(
         policy=policy,
         reference=Policy((), ()),
@@ -132,7 +135,7 @@ def make_learn(
         finite = jnp.isfinite(norm) & jnp.isfinite(total)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.policy.params)
         params = optax.apply_updates(state.policy.params, updates)
-        keep = lambda new, old: jnp.where(finite, new, old)  # noqa: E731
+        keep = lambda new, old: jnp.where(finite, new, old)
         state = state._replace(
             policy=state.policy._replace(
                 params=jax.tree.map(keep, params, state.policy.params),

@@ -61,7 +61,7 @@ def test_rows_come_back_as_they_were(tmp_path, tokenizer):
     ]
     raw = [row._asdict() for row in plain]
     for row in chat:
-        answer = lambda text: [{'role': 'assistant', 'content': text}]  # noqa: E731
+        answer = lambda text: [{'role': 'assistant', 'content': text}]
         prompt = [message._asdict() for message in row.prompt]
         raw.append({'prompt': prompt, 'chosen': answer(row.chosen), 'rejected': answer('c')})
     file = tmp_path / 'x.jsonl'

@@ -296,7 +296,7 @@ def test_hub_directory_takes_the_files_of_the_split_alone(tmp_path):
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps({'prompt': name}))
-    prompts = lambda split: [row['prompt'] for row in read(tmp_path, split)[1]]  # noqa: E731
+    prompts = lambda split: [row['prompt'] for row in read(tmp_path, split)[1]]
     assert prompts('train') == [names[1], names[0], names[4]]
     assert prompts('train_sft') == [names[2]]
     with pytest.raises(UserError, match="no file of split 'dev'"):

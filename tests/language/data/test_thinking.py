@@ -101,7 +101,7 @@ def test_prompts_are_transformers(tmp_path, name, variables):
     tokenizer = load(tmp_path, name, variables=variables)
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
     messages = [message._asdict() for message in TURN]
-    render = lambda *more, **kwargs: theirs.apply_chat_template(  # noqa: E731
+    render = lambda *more, **kwargs: theirs.apply_chat_template(
         [*messages, *more], return_dict=False, **kwargs, **variables
     )
     assert tokenizer.prompt_ids(TURN) == render(add_generation_prompt=True)

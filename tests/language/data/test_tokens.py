@@ -89,7 +89,7 @@ def test_settings_of_the_file_that_cut_or_fill_up_are_ignored(tmp_path):
 
 
 def test_ends_of_sequence_of_all_files(tmp_path):
-    eos = lambda **files: tokens.load(write(tmp_path, template=None, **files)).eos_ids  # noqa: E731
+    eos = lambda **files: tokens.load(write(tmp_path, template=None, **files)).eos_ids
     assert eos() == (END,)
     assert eos(config={'eos_token_id': IM_END}) == (END,)  # That is tokenizer_config.json.
     (tmp_path / 'config.json').write_text(json.dumps({'eos_token_id': IM_END}))
@@ -244,7 +244,7 @@ def test_parity_with_transformers(tokenizer, conversation):
     transformers = pytest.importorskip('transformers')
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tokenizer.path)
     messages = [message._asdict() for message in conversation]
-    render = lambda messages, **kwargs: theirs.apply_chat_template(  # noqa: E731
+    render = lambda messages, **kwargs: theirs.apply_chat_template(
         messages, tokenize=True, return_dict=False, **kwargs
     )
     prompt = tokenizer.prompt_ids(conversation)

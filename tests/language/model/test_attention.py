@@ -50,9 +50,9 @@ def test_attention_is_softmax_over_what_is_visible(x64, window, with_prefix, sca
 
 
 def scores(rope, query_position, key_position):
-    angle = lambda position: (position * attention.frequencies(rope, H))[None]  # noqa: E731
+    angle = lambda position: (position * attention.frequencies(rope, H))[None]
     query, key = jnp.asarray(QUERY[0, 0, :1]), jnp.asarray(QUERY[0, 1, :1])
-    turn = lambda x, position: attention.rotate(x[None], angle(position)[None])  # noqa: E731
+    turn = lambda x, position: attention.rotate(x[None], angle(position)[None])
     return np.asarray((turn(query, query_position) * turn(key, key_position)).sum(-1))
 
 

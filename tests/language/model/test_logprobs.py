@@ -26,7 +26,7 @@ TARGET = np.random.default_rng(3).integers(0, V, (B, L, T))
 
 def naive(policy, reference, target):
     ours, theirs = (x.hidden @ x.head.matrix_DxV for x in (policy, reference))
-    pick = lambda x: jnp.take_along_axis(jax.nn.log_softmax(x), target[..., None], -1)[..., 0]  # noqa: E731
+    pick = lambda x: jnp.take_along_axis(jax.nn.log_softmax(x), target[..., None], -1)[..., 0]
     return logprobs.Compared(
         pick(ours),
         pick(theirs),
@@ -99,11 +99,11 @@ def test_vocabulary_of_a_whole_batch_never_exists():
     policy, reference = random_predictions(0, jnp.float32), random_predictions(1, jnp.float32)
 
     def program(function):
-        loss = lambda policy: jnp.stack(function(policy, reference, TARGET)).sum()  # noqa: E731
+        loss = lambda policy: jnp.stack(function(policy, reference, TARGET)).sum()
         return jax.make_jaxpr(jax.grad(loss))(policy).jaxpr
 
     places = 1
-    chunked = lambda *args: logprobs.compare(*args, chunk=B * L * places)  # noqa: E731
+    chunked = lambda *args: logprobs.compare(*args, chunk=B * L * places)
     assert max(array_sizes(program(naive))) == B * L * T * V
     assert max(array_sizes(program(chunked))) <= max(B * L * T * D, B * L * places * V)
 

@@ -49,7 +49,7 @@ def test_remat_changes_neither_values_nor_gradients():
 
     def value_and_grad(remat):
         graphdef, params = nnx.split(tiny.decoder('llama2', remat=remat))
-        loss = lambda params: (nnx.merge(graphdef, params)(tokens, positions)[0] ** 2).sum()  # noqa: E731
+        loss = lambda params: (nnx.merge(graphdef, params)(tokens, positions)[0] ** 2).sum()
         return jax.jit(jax.value_and_grad(loss))(params)
 
     for a, b in zip(
@@ -61,9 +61,9 @@ def test_remat_changes_neither_values_nor_gradients():
 def test_program_does_not_grow_with_depth():
     def lines(layers):
         architecture = FAMILIES['llama2'].model_copy(update={'layers': layers})
-        build = lambda: transformer.Decoder(architecture, rngs=nnx.Rngs(0))  # noqa: E731
+        build = lambda: transformer.Decoder(architecture, rngs=nnx.Rngs(0))
         graphdef, params = nnx.split(nnx.eval_shape(build))
-        forward = lambda params, tokens: whole(nnx.merge(graphdef, params), tokens)[0]  # noqa: E731
+        forward = lambda params, tokens: whole(nnx.merge(graphdef, params), tokens)[0]
         return jax.jit(forward).lower(params, tiny.tokens(1, 4)).as_text().count('\n')
 
     assert lines(2) == lines(40)

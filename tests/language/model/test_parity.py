@@ -81,7 +81,7 @@ def test_bfloat16_checkpoint_of_transformers_round_trips(tmp_path):
     widened = transformers.AutoModelForCausalLM.from_pretrained(ours, dtype=torch.float32)
     exact = torch_logits(widened.eval(), tokens_BxT)
     logits = decoder.logits(whole(decoder, tokens_BxT)[0])
-    error = lambda x: np.sqrt(np.mean((x - exact) ** 2))  # noqa: E731
+    error = lambda x: np.sqrt(np.mean((x - exact) ** 2))
     assert error(logits) < 1.5 * error(rounded)
     same = weights.load(tmp_path / 'theirs')
     logits = same.logits(whole(same, tokens_BxT)[0])

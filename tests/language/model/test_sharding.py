@@ -52,7 +52,7 @@ from pathlib import Path
 import jax, numpy as np
 from flax import nnx
 from sail_jax.training import checkpoint, devices, setup
-from sail_jax.language.reward import labels, rewards
+from sail_jax.language.reward import labels, reward_model
 from sail_jax.language.data import tokens
 from sail_jax.language.model import weights
 from tests.support import small, tiny, tiny_tokenizer
@@ -61,7 +61,7 @@ mesh, out, path = json.loads(sys.argv[1]), sys.argv[2], Path(sys.argv[2]).parent
 if not path.exists():
     vocabulary = tokens.load(tiny_tokenizer.write(path.parent / 'tokenizer')).vocab_size
     a = tiny.FAMILIES['qwen2'].model_copy(update={'vocab_size': vocabulary + -vocabulary % 8})
-    graphdef, state = nnx.split(rewards.RewardModel(a, rngs=nnx.Rngs(1)))
+    graphdef, state = nnx.split(reward_model.RewardModel(a, rngs=nnx.Rngs(1)))
     state = jax.tree.map(lambda x: 10 * x if x.ndim > 1 else x, state)
     weights.save(nnx.merge(graphdef, state), path)
     tiny_tokenizer.write(path)
@@ -78,7 +78,7 @@ np.savez(
     devices=jax.device_count(),
     held=sum(x.addressable_shards[0].data.nbytes for x in model),
     whole=sum(x.nbytes for x in model),
-    scores=labeller.reward(prompts, groups),
+    scores=labeller.score(prompts, groups),
 )
 """
 

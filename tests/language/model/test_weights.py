@@ -168,7 +168,7 @@ def test_tensors_that_do_not_fit_are_named(saved, change, message):
 
 def test_tied_checkpoint_may_repeat_the_matrix_but_not_with_other_values(tmp_path):
     path = weights.save(tiny.decoder('qwen2'), tmp_path / 'a')
-    add = lambda x: x.update({'lm_head.weight': x['model.embed_tokens.weight'].copy()})  # noqa: E731
+    add = lambda x: x.update({'lm_head.weight': x['model.embed_tokens.weight'].copy()})
     rewrite(path, add)
     weights.load(path)
     config = json.loads((path / 'config.json').read_text())

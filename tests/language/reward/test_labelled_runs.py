@@ -9,7 +9,7 @@ import sail_jax
 from sail_jax.errors import UserError
 from sail_jax.language.data import tokens
 from sail_jax.language.model import weights
-from sail_jax.language.reward import rewards
+from sail_jax.language.reward import reward_model
 from sail_jax.training import metrics
 from tests.support import small, tiny, tiny_tokenizer
 
@@ -36,14 +36,14 @@ def equal(a, b) -> bool:
 def test_checkpoint_of_a_reward_model_labels_as_its_function_does(train, tmp_path):
     tokenizer = tokens.load(tiny_tokenizer.write(tmp_path / 'tokenizer'))
     a = tiny.FAMILIES['qwen2'].model_copy(update={'vocab_size': tokenizer.vocab_size})
-    graphdef, state = nnx.split(rewards.RewardModel(a, rngs=nnx.Rngs(1)))
+    graphdef, state = nnx.split(reward_model.RewardModel(a, rngs=nnx.Rngs(1)))
     state = jax.tree.map(lambda x: 10 * x if x.ndim > 1 else x, state)
     path = weights.save(nnx.merge(graphdef, state), tmp_path / 'reward')
     tiny_tokenizer.write(path)
 
     settings = {'reward': {'source': 'model', 'path': str(path), 'max_tokens': 128}}
     by_checkpoint, rows = train('checkpoint', settings)
-    function = rewards.from_model(rewards.load(path), tokens.load(path), 128)
+    function = reward_model.from_model(reward_model.load(path), tokens.load(path), 128)
     by_function, _ = train('function', {}, reward=function)
     turned, _ = train('turned', {}, reward=lambda *args: -function(*args))
     assert equal(by_checkpoint, by_function)

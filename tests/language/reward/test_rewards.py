@@ -17,7 +17,7 @@ from sail_jax.language.data import tokens
 from sail_jax.language.data.rows import Message
 from sail_jax.language.model import architecture, weights
 from sail_jax.language.model.sampler import pad_prompts
-from sail_jax.language.reward import labels, rewards
+from sail_jax.language.reward import labels, reward_model, rewards
 from tests.support import small, tiny
 from tests.support.tiny import FAMILIES
 from tests.support.tiny_tokenizer import END, IM_END, write
@@ -207,7 +207,8 @@ def test_what_takes_other_arguments_is_refused_before_training(name, function, m
 def test_whatever_takes_two_lists_is_called(name, function):
     run = small.run(Path('model'), Path('prompts.jsonl'))
     labeller = labels.make(run, None, **{name: function})
-    answer = getattr(labeller, name)(PROMPTS, RESPONSES)
+    ask = labeller.score if name == 'reward' else labeller.compare
+    answer = ask(PROMPTS, RESPONSES)
     value = answer if name == 'reward' else answer.prob_BxKxK[:, 0, 1]
     np.testing.assert_array_equal(value, np.full(value.shape, 0.25))
 
@@ -222,7 +223,7 @@ def test_a_judge_of_trl_which_gives_an_index_is_refused():
     run = small.run(Path('model'), Path('prompts.jsonl'))
     with pytest.raises(UserError, match=r"judge: a method of TRL's Shorter.*1 - i for i in"):
         labels.make(run, None, judge=Shorter().judge)
-    assert labels.make(run, None, judge=lambda p, c: [1 - i for i in Shorter().judge(p, c)]).judge
+    assert labels.make(run, None, judge=lambda p, c: [1 - i for i in Shorter().judge(p, c)]).compare
 
 
 def test_function_that_hangs_is_left():
@@ -245,7 +246,7 @@ def test_a_conversation_is_a_list_of_dicts_that_the_function_may_change():
         return [1] * len(answers)
 
     rewards.score(note, [turns, turns], [['1', '2'], ['3', '4']], batch_size=3)
-    rewards.judge(note, [turns], [['1', '2', '3']])
+    rewards.compare(note, [turns], [['1', '2', '3']])
     assert seen == [dicts] * 7
     assert turns == (('system', 's'), ('user', 'u'))
 
@@ -258,7 +259,7 @@ def test_judge_is_asked_each_pair_once_and_turned_round():
         return [0.25 if len(a) < len(b) else 1.0 for a, b in pairs]
 
     groups = [['1', '22', '333'], ['1', '', '333']]
-    preferences = rewards.judge(longer, PROMPTS[:2], groups, batch_size=2)
+    preferences = rewards.compare(longer, PROMPTS[:2], groups, batch_size=2)
     expected = [
         [[0.5, 0.25, 0.25], [0.75, 0.5, 0.25], [0.75, 0.75, 0.5]],
         [[0.5, 1.0, 0.25], [0.0, 0.5, 0.25], [0.75, 0.75, 0.5]],
@@ -267,7 +268,7 @@ def test_judge_is_asked_each_pair_once_and_turned_round():
     np.testing.assert_array_equal(preferences.weight_BxKxK, [1 - np.eye(3)] * 2)
     assert len(asked) == len(set(asked)) == 6
     with pytest.raises(UserError, match='expected probabilities, got 2'):
-        rewards.judge(lambda prompts, pairs: [2] * len(pairs), PROMPTS[:2], groups)
+        rewards.compare(lambda prompts, pairs: [2] * len(pairs), PROMPTS[:2], groups)
 
 
 @pytest.mark.parametrize(
@@ -289,10 +290,10 @@ def test_parity_with_transformers(tmp_path, name, pad):
 
     prompts = [(Message('user', 'what a cat'),), (Message('user', 'no'),), 'the cat']
     responses = [['hello', 'no no no no'], ['yes', 'sat'], [' sat', ' said hello']]
-    padding = rewards.pad_id(tmp_path)
+    padding = reward_model.pad_id(tmp_path)
     assert padding == pad
-    model = rewards.load(tmp_path)
-    reward = rewards.from_model(model, tokenizer, max_tokens=64, pad_id=padding)
+    model = reward_model.load(tmp_path)
+    reward = reward_model.from_model(model, tokenizer, max_tokens=64, pad_id=padding)
     ours = rewards.score(reward, prompts, responses, batch_size=6)
 
     reader = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
@@ -313,8 +314,8 @@ def test_parity_with_transformers(tmp_path, name, pad):
 def test_of_a_response_that_is_too_long_the_first_tokens_are_scored(tmp_path, caplog):
     tokenizer = tokens.load(write(tmp_path))
     a = FAMILIES['qwen2'].model_copy(update={'vocab_size': tokenizer.vocab_size})
-    model = rewards.RewardModel(a, rngs=nnx.Rngs(0))
-    short, whole = (rewards.from_model(model, tokenizer, max_tokens=n) for n in (8, 64))
+    model = reward_model.RewardModel(a, rngs=nnx.Rngs(0))
+    short, whole = (reward_model.from_model(model, tokenizer, max_tokens=n) for n in (8, 64))
     prompt, responses = 'the cat', ['cat' * 6, 'cat' * 9, ' sat']
     fits = [len(tokenizer.scored_ids(prompt, response)) <= 8 for response in responses]
     assert fits == [False, False, True]
@@ -331,12 +332,12 @@ def test_of_a_response_that_is_too_long_the_first_tokens_are_scored(tmp_path, ca
 def test_other_checkpoints_are_no_reward_models(tmp_path):
     path = weights.save(tiny.decoder('qwen2'), tmp_path / 'a')
     with pytest.raises(UserError, match=r'tensors missing: score.weight \(1 in all\)'):
-        rewards.load(path)
+        reward_model.load(path)
     file = path / 'model.safetensors'
     two_labels = {'score.weight': np.zeros((2, 16), np.float32)}
     save_file(load_file(file) | two_labels, file)
     with pytest.raises(UserError, match=r'score.weight: shape \(2, 16\); .* needs \(1, 16\)'):
-        rewards.load(path)
+        reward_model.load(path)
 
 
 def test_a_language_model_is_no_reward_model_and_says_so(tmp_path):
@@ -344,7 +345,7 @@ def test_a_language_model_is_no_reward_model_and_says_so(tmp_path):
     assert not model.architecture.tied
     path = weights.save(model, tmp_path / 'a')
     with pytest.raises(UserError, match=r'a: a language model, .* lm_head.weight and no score.wei'):
-        rewards.load(path)
+        reward_model.load(path)
     file, width = path / 'model.safetensors', model.architecture.hidden_size
     save_file(load_file(file) | {'score.weight': np.ones((1, width), np.float32)}, file)
-    assert rewards.load(path).score.kernel.shape == (width, 1)
+    assert reward_model.load(path).score.kernel.shape == (width, 1)
