@@ -1,11 +1,9 @@
 """Configurations from files and the command line, and back: every refusal is one line."""
 
 import contextlib
-import difflib
 import io
 import itertools
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, get_origin
@@ -15,7 +13,7 @@ import tyro
 import yaml
 from pydantic import BaseModel
 
-from sail_jax import files, terminal
+from sail_jax import files, refusals, terminal
 from sail_jax.config import RunT, Settings, optional
 from sail_jax.errors import UserError
 from sail_jax.scalars import Dumper, Loader, parse
@@ -125,12 +123,12 @@ def validate(
         return model.model_validate(data)
     except pydantic.ValidationError as error:
         first, *_ = problems = error.errors()
-        line = _line(node, first['loc'])
+        line = refusals.line_of(node, first['loc'])
         where = '' if path is None else f'{path}:{line}: ' if line else f'{path}: '
-        missing = [_key(problem) for problem in problems if problem['type'] == 'missing']
+        missing = [refusals.key_of(problem) for problem in problems if problem['type'] == 'missing']
         if first['type'] == 'missing':
             raise UserError(f'{where}missing: {", ".join(missing)}') from None
-        raise UserError(where + _explain(model, problems)) from None
+        raise UserError(where + refusals.explain(model, problems)) from None
 
 
 def checked(run: RunT) -> RunT:
@@ -226,8 +224,8 @@ def override(run: RunT, arguments: list[str], prog: str, description: str) -> Ru
         except SystemExit as stop:
             if not stop.code:
                 raise
-            refused = _refused(type(run), stop)
-    raise UserError(refused or _first_line(type(run), printed.getvalue()))
+            refused = refusals.values(type(run), stop)
+    raise UserError(refused or refusals.arguments(type(run), printed.getvalue()))
 
 
 def _printable(value: Any) -> Any:
@@ -306,29 +304,14 @@ def _flatten(data: dict[str, Any], prefix: str = '') -> dict[str, Any]:
     return flat
 
 
-def _fields(model: type[BaseModel], prefix: str = '') -> dict[str, Any]:
-    """All fields by their dotted names."""
-    fields = {}
-    for name, field in model.model_fields.items():
-        fields[prefix + name] = field
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            fields |= _fields(field.annotation, f'{prefix}{name}.')
-    return fields
-
-
-def _named(argument: str) -> str:
-    """The setting that an option is of."""
-    return argument.removeprefix('--').replace('-', '_')
-
-
 def _spell_none(model: type[BaseModel], arguments: list[str]) -> list[str]:
     """`--key none` as tyro wants it, `--key None`, for keys that can be null."""
-    fields, spelled = _fields(model), []
+    fields, spelled = refusals.fields(model), []
     for option, argument in zip(['', *arguments], arguments, strict=False):
         name, equals, value = argument.partition('=')
-        if argument == 'none' and optional(fields.get(_named(option))):
+        if argument == 'none' and optional(fields.get(refusals.setting(option))):
             argument = 'None'
-        elif equals and value == 'none' and optional(fields.get(_named(name))):
+        elif equals and value == 'none' and optional(fields.get(refusals.setting(name))):
             argument = f'{name}=None'
         spelled.append(argument)
     return spelled
@@ -336,10 +319,10 @@ def _spell_none(model: type[BaseModel], arguments: list[str]) -> list[str]:
 
 def _refuse_values_of_switches(model: type[BaseModel], arguments: list[str]) -> None:
     """tyro would name the value, and not whose it is."""
-    switches = {key for key, field in _fields(model).items() if field.annotation is bool}
+    switches = {key for key, field in refusals.fields(model).items() if field.annotation is bool}
     for argument, following in itertools.pairwise([*arguments, '--']):
         option, equals, value = argument.partition('=')
-        section, dot, name = _named(option).rpartition('.')
+        section, dot, name = refusals.setting(option).rpartition('.')
         key = f'{section}{dot}{name.removeprefix("no_")}'
         value = value if equals else following
         if argument.startswith('--') and key in switches and (equals or value[:1] != '-'):
@@ -347,113 +330,3 @@ def _refuse_values_of_switches(model: type[BaseModel], arguments: list[str]) -> 
             raise UserError(
                 f'{key}: a switch, --{key} or {off}, without a value; got {value!r:.80}'
             )
-
-
-def _nearest(model: type[BaseModel], key: str) -> str:
-    names = list(_fields(model))
-    siblings = [name for name in names if name.rpartition('.')[0] == key.rpartition('.')[0]]
-    leaf = [name for name in names if name.rpartition('.')[2] == key.rpartition('.')[2]]
-    close = (
-        difflib.get_close_matches(key, siblings, 1, 0.5)
-        or leaf[:1]
-        or difflib.get_close_matches(key, names, 1, 0.5)
-    )
-    return f'; did you mean {close[0]}?' if close else '; see sail-jax train --help'
-
-
-def _first(problems: list[Any]) -> Any:
-    """The first problem; where a value could have been one of several things, with what it came
-    nearest to."""
-    loc = problems[0]['loc']
-    key = loc[: next((i for i, part in enumerate(loc) if _is_kind(part)), len(loc))]
-    return max((x for x in problems if x['loc'][: len(key)] == key), key=lambda x: len(x['loc']))
-
-
-def _key(problem: Any) -> str:
-    unknown = problem['type'] == 'extra_forbidden'
-    return '.'.join(str(part) for part in problem['loc'] if unknown or not _is_kind(part))
-
-
-def _is_kind(part: int | str) -> bool:
-    """Whether it is no key, but which of several things a value could have been."""
-    return '[' in str(part)
-
-
-def _explain(model: type[BaseModel], problems: list[Any], prefix: str = '') -> str:
-    problem = _first(problems)
-    key = prefix + _key(problem)
-    if problem['type'] == 'extra_forbidden':
-        if problem['loc'][-1] == key and key in _fields(model) and '.' in key:
-            return f'{key}: a dotted name; write it as {_nested(key)}'
-        return f'unknown key {key}{_nearest(model, key)}'
-    if problem['type'] in ('model_type', 'model_attributes_type'):
-        return f'{key}: a section; expected keys and values, got {_shown(problem["input"])}'
-    text = problem['msg'].removeprefix('Input ').removeprefix('Value error, ')
-    value = problem.get('input')
-    got = '' if isinstance(value, dict) else f', got {_shown(value)}'
-    return f'{key}: {text}{got}'
-
-
-def _nested(key: str) -> str:
-    first, *rest = key.split('.')
-    return f'{first}: {{{_nested(".".join(rest))}}}' if rest else f'{first}: VALUE'
-
-
-def _shown(value: Any) -> str:
-    try:
-        return f'{value!r:.80}'
-    except ValueError:  # Python writes no integer of more than 4,300 digits.
-        return 'too many digits'
-
-
-def _line(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int | None:
-    """Line of the file on which a key stands, from 1."""
-    line = None
-    for part in loc:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == str(part):
-                    line, node = key.start_mark.line + 1, value
-                    break
-            else:
-                break
-        else:
-            break
-    return line
-
-
-def _refused(model: type[BaseModel], stop: SystemExit) -> str | None:
-    """What pydantic said of the values that tyro read, in one line."""
-    error, section = stop.__context__, ''
-    while error is not None and not isinstance(error, pydantic.ValidationError):
-        if isinstance(found := getattr(error, 'arg', None), str):
-            section = f'{found}.'
-        error = error.__context__
-    return error and _explain(model, error.errors(), section)
-
-
-def _first_line(model: type[BaseModel], printed: str) -> str:
-    """One line out of what tyro prints: a box on a terminal, dashed text elsewhere."""
-    text = ' '.join(re.sub(r'[│╭╮╰╯]|[─-]{3,}', ' ', printed).split())
-    if unknown := re.search(r'Unrecognized options: --([\w.-]+)', text):
-        key = unknown[1].replace('-', '_')
-        if key in _fields(model):
-            return f'{key}: a section; set one of its keys, e.g. --{key}.KEY VALUE'
-        return f'unknown key {key}{_nearest(model, key)}'
-    if wrong := re.search(
-        r'Error parsing --(\S+): no type matching (.*?) could be instantiated from (\[.*?\])\. Got',
-        text,
-    ):
-        return f'{wrong[1].replace("-", "_")}: should be {wrong[2]}, got {wrong[3]:.80}'
-    if wrong := re.search(r'Error parsing --(\S+): Could not find .*?: (\[.*?\]) Argument', text):
-        return f'{wrong[1].replace("-", "_")}: cannot be {wrong[2]:.80}'
-    if wrong := re.search(
-        r"choice ('.*') for argument '--(\S+)'\. Expected one of \((.*?),?\)", text
-    ):
-        return f'{_named(wrong[2])}: should be one of {wrong[3]}, got {wrong[1]:.80}'
-    if other := re.search(
-        r'(?:Error parsing --|(?=Missing value|Unrecognized options:))(.*?) (?:Argument|For full)',
-        text,
-    ):
-        return other[1]
-    return text

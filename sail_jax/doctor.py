@@ -96,33 +96,35 @@ def _checked(directory: Path | None) -> Iterator[Finding]:
 
     def round_trip() -> str:
         if directory is not None:
-            return there_and_back(directory)
+            return _there_and_back(make(), directory)
         with tempfile.TemporaryDirectory(prefix='sail-jax-') as temporary:
-            return there_and_back(Path(temporary))
-
-    def there_and_back(base: Path) -> str:
-        saved, scratch = {'x': make()}, _new(base)
-        path = scratch / 'checkpoint'
-        try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                began = time.perf_counter()
-                checkpointer.save(path, saved)
-                checkpointer.wait_until_finished()
-                layout = {'x': saved['x'].sharding}
-                restored = checkpointer.restore(path, checkpoint.abstract_like(saved, layout))
-                seconds = time.perf_counter() - began
-            if not bool(jax.jit(lambda a, b: (a['x'] == b['x']).all())(saved, restored)):
-                raise ArithmeticError('what came back is not what was saved')
-        finally:
-            if hosts.is_main():
-                shutil.rmtree(scratch, ignore_errors=True)
-        free = shutil.disk_usage(base).free / 2**30
-        size = saved['x'].nbytes / 2**20
-        return f'{size:.0f} MiB to {base} and back in {seconds:.1f} s; {free:.0f} GiB free'
+            return _there_and_back(make(), Path(temporary))
 
     yield _attempt('collective', collective)
     yield _attempt('randomness', randomness)
     yield _attempt('checkpoint', lambda: quiet.saving(round_trip))
+
+
+def _there_and_back(x: jax.Array, base: Path) -> str:
+    """Saves an array in a directory, and restores it."""
+    saved, scratch = {'x': x}, _new(base)
+    path = scratch / 'checkpoint'
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            began = time.perf_counter()
+            checkpointer.save(path, saved)
+            checkpointer.wait_until_finished()
+            layout = {'x': saved['x'].sharding}
+            restored = checkpointer.restore(path, checkpoint.abstract_like(saved, layout))
+            seconds = time.perf_counter() - began
+        if not bool(jax.jit(lambda a, b: (a['x'] == b['x']).all())(saved, restored)):
+            raise ArithmeticError('what came back is not what was saved')
+    finally:
+        if hosts.is_main():
+            shutil.rmtree(scratch, ignore_errors=True)
+    free = shutil.disk_usage(base).free / 2**30
+    size = saved['x'].nbytes / 2**20
+    return f'{size:.0f} MiB to {base} and back in {seconds:.1f} s; {free:.0f} GiB free'
 
 
 def _new(base: Path) -> Path:

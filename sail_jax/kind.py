@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from sail_jax import config
+from sail_jax.errors import UserError
 
 if TYPE_CHECKING:
     from sail_jax.core.update import Policy
@@ -176,3 +177,14 @@ class Kind:
             case 'plot':
                 return self.figure is not None
         return getattr(self, command) is not None
+
+    def accepted(self, handed: Mapping[str, Any]) -> dict[str, Any]:
+        """What Python hands in beside a configuration, without what is None.
+
+        Raises:
+          UserError: something that this workload does not take.
+        """
+        handed = {key: value for key, value in handed.items() if value is not None}
+        if foreign := sorted(handed.keys() - set(self.from_python)):
+            raise UserError(f'{foreign[0]}: not for a {self.name} run')
+        return handed

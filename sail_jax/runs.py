@@ -98,7 +98,7 @@ def train(
         run = configfile.update(run, overrides)
     run_dir = default_run_dir(name) if run_dir is None else _directory(run_dir)
     kind = workloads.of(run)
-    handed = handed_to(kind, handed)
+    handed = kind.accepted(handed)
     _require_one_process(kind)
     if kind.study is not None:
         return kind.study.train(run, run_dir, resume, quiet)
@@ -129,18 +129,6 @@ def _directory(run_dir: str | Path) -> Path:
     if not str(run_dir) or '\0' in str(run_dir) or not scalars.is_text(str(run_dir)):
         raise UserError(f'run_dir: no name of a directory: {str(run_dir)!r:.80}')
     return Path(run_dir)
-
-
-def handed_to(kind: Kind, handed: Mapping[str, Any]) -> dict[str, Any]:
-    """What Python hands in beside a configuration, without what is None.
-
-    Raises:
-      UserError: something that this workload does not take.
-    """
-    handed = {key: value for key, value in handed.items() if value is not None}
-    if foreign := sorted(handed.keys() - set(kind.from_python)):
-        raise UserError(f'{foreign[0]}: not for a {kind.name} run')
-    return handed
 
 
 def _require_one_process(kind: Kind) -> None:
@@ -175,7 +163,7 @@ def make_task(run: config.Trained, run_dir: Path | None = None, **handed: Any) -
       UserError: as of the workload's `Kind.task`; something that this workload does not take.
     """
     kind = workloads.of(run)
-    return kind.task(run, run_dir=run_dir, **handed_to(kind, handed))
+    return kind.task(run, run_dir=run_dir, **kind.accepted(handed))
 
 
 def open_run(run_dir: str | Path, best: bool = False, **handed: Any) -> tuple[Any, Policy, Policy]:
@@ -189,7 +177,7 @@ def open_run(run_dir: str | Path, best: bool = False, **handed: Any) -> tuple[An
       UserError: no run there, no readable checkpoint, or one of an environment that is missing.
     """
     run_dir, run = Path(run_dir), load(Path(run_dir) / CONFIG)
-    handed = handed_to(workloads.of(run), handed)
+    handed = workloads.of(run).accepted(handed)
     workloads.of(run).require(run, run_dir, handed, 'open')
     _, policy, start = _open(run, run_dir, best, handed)
     return run, policy, start
@@ -234,7 +222,7 @@ def evaluate(
     """
     run_dir, run = Path(run_dir), load(Path(run_dir) / CONFIG)
     kind = workloads.of(run)
-    handed = handed_to(kind, handed)
+    handed = kind.accepted(handed)
     kind.require(run, run_dir, handed, 'evaluate')
     if episodes is not None:
         if kind.episodes is None:

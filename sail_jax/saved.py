@@ -23,7 +23,7 @@ def _saved(
     kind = workloads.of(run)
     if not kind.knows(command):
         raise UserError(f'{run_dir}: {command} is for {workloads.names(command)} runs')
-    handed = runs.handed_to(kind, handed)
+    handed = kind.accepted(handed)
     policies = lambda: runs.open_run(run_dir, best, **handed)[1:]
     return kind, Saved(run=run, run_dir=run_dir, best=best, policies=policies), handed
 

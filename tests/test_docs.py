@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from sail_jax import configfile, runs
+from sail_jax import refusals, runs
 from tests.support.paths import ROOT
 
 PAGES = sorted(
@@ -17,7 +17,7 @@ FILES = ('quickstart', 'language/qwen2.5-0.5b-ultrafeedback', 'language/sft')
 KEYS = {
     key
     for name in FILES
-    for key in configfile._fields(type(runs.load(ROOT / 'configs' / f'{name}.yaml')))
+    for key in refusals.fields(type(runs.load(ROOT / 'configs' / f'{name}.yaml')))
 }
 SECTIONS = {key.partition('.')[0] for key in KEYS if '.' in key}
 NO_KEYS = ('env.step', 'section.key')

@@ -1,0 +1,136 @@
+"""What is wrong with settings, in one line: out of what pydantic and tyro say."""
+
+import difflib
+import re
+from typing import Any
+
+import pydantic
+import yaml
+from pydantic import BaseModel
+
+
+def fields(model: type[BaseModel], prefix: str = '') -> dict[str, Any]:
+    """All fields by their dotted names."""
+    by_name = {}
+    for name, field in model.model_fields.items():
+        by_name[prefix + name] = field
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            by_name |= fields(field.annotation, f'{prefix}{name}.')
+    return by_name
+
+
+def setting(option: str) -> str:
+    """The setting that an option is of."""
+    return option.removeprefix('--').replace('-', '_')
+
+
+def _nearest(model: type[BaseModel], key: str) -> str:
+    names = list(fields(model))
+    siblings = [name for name in names if name.rpartition('.')[0] == key.rpartition('.')[0]]
+    leaf = [name for name in names if name.rpartition('.')[2] == key.rpartition('.')[2]]
+    close = (
+        difflib.get_close_matches(key, siblings, 1, 0.5)
+        or leaf[:1]
+        or difflib.get_close_matches(key, names, 1, 0.5)
+    )
+    return f'; did you mean {close[0]}?' if close else '; see sail-jax train --help'
+
+
+def _first(problems: list[Any]) -> Any:
+    """The first problem; where a value could have been one of several things, with what it came
+    nearest to."""
+    loc = problems[0]['loc']
+    key = loc[: next((i for i, part in enumerate(loc) if _is_kind(part)), len(loc))]
+    return max((x for x in problems if x['loc'][: len(key)] == key), key=lambda x: len(x['loc']))
+
+
+def key_of(problem: Any) -> str:
+    """The dotted key of one of pydantic's problems."""
+    unknown = problem['type'] == 'extra_forbidden'
+    return '.'.join(str(part) for part in problem['loc'] if unknown or not _is_kind(part))
+
+
+def _is_kind(part: int | str) -> bool:
+    """Whether it is no key, but which of several things a value could have been."""
+    return '[' in str(part)
+
+
+def explain(model: type[BaseModel], problems: list[Any], prefix: str = '') -> str:
+    """Pydantic's problems in one line; `prefix` is of the section that they are in."""
+    problem = _first(problems)
+    key = prefix + key_of(problem)
+    if problem['type'] == 'extra_forbidden':
+        if problem['loc'][-1] == key and key in fields(model) and '.' in key:
+            return f'{key}: a dotted name; write it as {_nested(key)}'
+        return f'unknown key {key}{_nearest(model, key)}'
+    if problem['type'] in ('model_type', 'model_attributes_type'):
+        return f'{key}: a section; expected keys and values, got {_shown(problem["input"])}'
+    text = problem['msg'].removeprefix('Input ').removeprefix('Value error, ')
+    value = problem.get('input')
+    got = '' if isinstance(value, dict) else f', got {_shown(value)}'
+    return f'{key}: {text}{got}'
+
+
+def _nested(key: str) -> str:
+    first, *rest = key.split('.')
+    return f'{first}: {{{_nested(".".join(rest))}}}' if rest else f'{first}: VALUE'
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f'{value!r:.80}'
+    except ValueError:  # Python writes no integer of more than 4,300 digits.
+        return 'too many digits'
+
+
+def line_of(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int | None:
+    """Line of the file on which a key stands, from 1."""
+    line = None
+    for part in loc:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    line, node = key.start_mark.line + 1, value
+                    break
+            else:
+                break
+        else:
+            break
+    return line
+
+
+def values(model: type[BaseModel], stop: SystemExit) -> str | None:
+    """What pydantic said of the values that tyro read, in one line."""
+    error, section = stop.__context__, ''
+    while error is not None and not isinstance(error, pydantic.ValidationError):
+        if isinstance(argument := getattr(error, 'arg', None), str):
+            section = f'{argument}.'
+        error = error.__context__
+    return error and explain(model, error.errors(), section)
+
+
+def arguments(model: type[BaseModel], printed: str) -> str:
+    """One line out of what tyro prints: a box on a terminal, dashed text elsewhere."""
+    text = ' '.join(re.sub(r'[│╭╮╰╯]|[─-]{3,}', ' ', printed).split())
+    if unknown := re.search(r'Unrecognized options: --([\w.-]+)', text):
+        key = unknown[1].replace('-', '_')
+        if key in fields(model):
+            return f'{key}: a section; set one of its keys, e.g. --{key}.KEY VALUE'
+        return f'unknown key {key}{_nearest(model, key)}'
+    if wrong := re.search(
+        r'Error parsing --(\S+): no type matching (.*?) could be instantiated from (\[.*?\])\. Got',
+        text,
+    ):
+        return f'{wrong[1].replace("-", "_")}: should be {wrong[2]}, got {wrong[3]:.80}'
+    if wrong := re.search(r'Error parsing --(\S+): Could not find .*?: (\[.*?\]) Argument', text):
+        return f'{wrong[1].replace("-", "_")}: cannot be {wrong[2]:.80}'
+    if wrong := re.search(
+        r"choice ('.*') for argument '--(\S+)'\. Expected one of \((.*?),?\)", text
+    ):
+        return f'{setting(wrong[2])}: should be one of {wrong[3]}, got {wrong[1]:.80}'
+    if other := re.search(
+        r'(?:Error parsing --|(?=Missing value|Unrecognized options:))(.*?) (?:Argument|For full)',
+        text,
+    ):
+        return other[1]
+    return text
