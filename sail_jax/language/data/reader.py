@@ -10,7 +10,7 @@ import numpy as np
 
 from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun
-from sail_jax.language.data import dataset
+from sail_jax.language.data import dataset, sources
 from sail_jax.language.data.dataset import Data, Dataset, Example
 from sail_jax.language.data.rows import RowType
 from sail_jax.language.data.tokens import Tokenizer
@@ -72,6 +72,8 @@ def prepare(
         path, split = settings.path or run.data.path, settings.split or 'test'
         other = run.data.model_copy(update={'path': path, 'split': split})
         elsewhere = dataset.prepare(other, row_type or _row_type(other, False), tokenizer, cache)
+        if twice := _files(run.data) & _files(other):  # Of one file the split is no matter.
+            log.warning('evaluation: on rows that are trained on too, of %s', min(twice))
         numbers = _spread(settings.prompts, len(elsewhere), f'evaluation.path: {path}')
     if run.prompts_per_update > len(rows):
         log.warning(
@@ -106,6 +108,10 @@ def batch(examples: Sequence[Example], pair_places: int | None = None) -> Rows:
 def places(longest: int, most: int) -> int:
     """The padded size for responses: their bucket, but never more than the limit."""
     return min(bucket(longest), most)
+
+
+def _files(settings: Data) -> set[str]:
+    return {*map(os.path.realpath, sources.find(settings.path, settings.split))}
 
 
 def _row_type(settings: Data, pairs: bool) -> RowType:

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sail_jax.errors import UserError
-from sail_jax.language.data import dataset, rows, tokens
+from sail_jax.language.data import dataset, reader, rows, tokens
 from sail_jax.language.data.dataset import Data
 from sail_jax.language.data.rows import Message, Row
+from tests.support import small
 from tests.support.tiny_tokenizer import END, IM_END, write
 
 PLAIN = {'prompt': 'the cat', 'chosen': ' sat', 'rejected': ' said'}
@@ -187,6 +188,32 @@ def test_what_is_not_read_is_named_once_also_from_the_cache(tmp_path, tokenizer,
             f'{file}: not read: images, margin, score (columns of the data, and keys of their '
             'messages)'
         )
+
+
+@pytest.mark.parametrize(
+    ('evaluation', 'trained_on'),
+    [
+        ({'split': 'test'}, True),  # Of a file there are no splits.
+        ({'path': '{file}'}, True),
+        ({'path': '{link}'}, True),
+        ({'path': '{directory}', 'split': 'train'}, True),
+        ({'path': '{directory}', 'split': 'test'}, False),
+        ({}, False),
+    ],
+)
+def test_an_evaluation_on_rows_that_are_trained_on_is_told(
+    tmp_path, tokenizer, caplog, evaluation, trained_on
+):
+    file, link = tmp_path / 'rows' / 'train.jsonl', tmp_path / 'link.jsonl'
+    file.parent.mkdir()
+    small.data(file, rows=8, pairs=True)
+    small.data(file.with_name('test.jsonl'), rows=8, pairs=True)
+    link.symlink_to(file)
+    places = {'file': file, 'link': link, 'directory': file.parent}
+    evaluation = {key: value.format(**places) for key, value in evaluation.items()}
+    run = small.run(tmp_path, file, evaluation={'prompts': 2} | evaluation)
+    reader.prepare(run, tokenizer, tmp_path / 'cache')
+    assert ('on rows that are trained on too' in caplog.text) == trained_on
 
 
 def test_shards_that_are_not_there_are_told(tmp_path, tokenizer, caplog):
