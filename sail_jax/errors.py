@@ -39,11 +39,6 @@ def one_line(error: Exception) -> str:
         return ''
 
 
-def shown(text: str, at_most: int = 80) -> str:
-    """What a file says, for a message of ours: on one line, and not a long one."""
-    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text[:at_most])
-
-
 ARGUMENTS = {
     '--adapter': 'adapter=True',
     '--best': 'best=True',

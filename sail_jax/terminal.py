@@ -42,6 +42,11 @@ def escaped(text: str, keep: str = '') -> str:
     return ''.join(map(of, text))
 
 
+def shown(text: str, at_most: int = 80) -> str:
+    """What a file says, for a message of ours: escaped, and not long."""
+    return escaped(text[:at_most])
+
+
 def one_line(text: str) -> str:
     """Escaped, on one line, and of bounded length."""
     line = escaped(' '.join(text.split()))

@@ -11,8 +11,8 @@ from flax import nnx
 from sail_jax import configfile, files
 from sail_jax.core.update import Policy
 from sail_jax.errors import UserError
-from sail_jax.language.config import LanguageRun
-from sail_jax.language.data import tokens
+from sail_jax.language.config import LanguageRun, Variables
+from sail_jax.language.data import template, tokens
 from sail_jax.language.data.rows import Message
 from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.model import lora, sampler, weights
@@ -56,6 +56,7 @@ def open_run(run_dir: Path, run: LanguageRun | SftRun, best: bool = False) -> Op
 
 def export(opened: Opened, out: Path, adapter: bool = False, dtype: str | None = None) -> Path:
     """Writes a directory that `transformers` loads, tokeniser included; vLLM reads the same layout.
+    Its chat template takes `model.chat_template_kwargs` where it is rendered without them.
 
     Args:
       out: a new directory.
@@ -76,8 +77,19 @@ def export(opened: Opened, out: Path, adapter: bool = False, dtype: str | None =
     weights.save(decoder, out, source=settings.path, dtype=dtype and jnp.dtype(dtype))
     if settings.path is None:
         weights.copy_tokenizer(settings.tokenizer, out)
+    _write_defaults(out, settings.chat_template_kwargs)
     _name_end(out, tokens.load(out, **settings.template))
     return out
+
+
+def _write_defaults(out: Path, variables: Variables) -> None:
+    """Whoever renders an export's chat template knows nothing of `chat_template_kwargs`: the
+    template itself has the values that the model was trained with."""
+    config = out / 'tokenizer_config.json'
+    source, _ = template.read(files.read_json(config) if config.exists() else {}, out)
+    if variables and source is not None:
+        text = template.with_defaults(source, variables)
+        files.write(out / template.FILE, text.encode())
 
 
 def _name_end(out: Path, tokenizer: Tokenizer) -> None:

@@ -2,12 +2,14 @@
 and the next one is served as if nothing had been."""
 
 import itertools
+from functools import partial
 
 import pytest
 
 from sail_jax.errors import UserError
-from sail_jax.language.data import sandbox, tokens
+from sail_jax.language.data import tokens
 from sail_jax.language.data.rows import Message
+from tests.support import sandboxes
 from tests.support.tiny_tokenizer import write
 
 TURN = (Message('user', 'what a cat'), Message('assistant', 'no'), Message('user', 'yes'))
@@ -110,27 +112,19 @@ SOUND = 'a{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}'
 
 def attempt(path, template):
     """Everything that asks a template; the line that refuses it."""
-    try:
-        tokenizer = tokens.load(write(path, template=template))
-        tokenizer.prompt_ids(TURN)
-        tokenizer.response_ids(TURN, 'hello')
-        tokenizer.scored_ids(TURN, 'hello')
-    except UserError as error:
-        refused = str(error)
-    else:
-        return None
-    assert '\n' not in refused
-    assert len(refused) < 500
-    return refused
+    ask = partial(sandboxes.ask, lines := [], longest=499)
+    tokenizer = ask(tokens.load, write(path, template=template))
+    if tokenizer is not None:
+        ask(tokenizer.prompt_ids, TURN)
+    for method in ('response_ids', 'scored_ids'):
+        if not lines:  # Each further one would take as long.
+            ask(getattr(tokenizer, method), TURN, 'hello')
+    return lines[0] if lines else None
 
 
 @pytest.fixture(autouse=True)
 def less(monkeypatch):
-    """Bounds that a test can wait for: the same code with other numbers."""
-    monkeypatch.setattr(sandbox, 'LIMITS', sandbox.Limits(memory=2**29, seconds=0.2))
-    sandbox.stop()
-    yield
-    sandbox.stop()
+    yield from sandboxes.bounded(monkeypatch, seconds=0.2)
 
 
 @pytest.mark.parametrize('name', BOMBS)

@@ -11,9 +11,11 @@ import sail_jax
 from sail_jax import runs
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.language import export, workload
+from sail_jax.language.data import tokens
+from sail_jax.language.data.rows import Message
 from sail_jax.language.model import policy
 from sail_jax.training import metrics
-from tests.support import small
+from tests.support import small, tiny_tokenizer
 
 ALIGN = {
     'prompts_per_update': 8,
@@ -180,6 +182,24 @@ def test_the_end_of_sequence_that_a_source_names_is_left(tmp_path, name):
     out = export.export(opened, tmp_path / 'hf')
     assert json.loads((out / name).read_text())['eos_token_id'] == 3
     assert (out / 'generation_config.json').exists() == (name == 'generation_config.json')
+
+
+def test_an_export_renders_prompts_as_training_did(tmp_path):
+    source = small.checkpoint(tmp_path / 'model')
+    tiny_tokenizer.write(source, template="{{ mood }}{{ messages[0]['content'] }}")
+    run = small.run(
+        source,
+        small.data(tmp_path / 'prompts'),
+        model={'path': str(source), 'chat_template_kwargs': {'mood': 'no'}},
+    )
+    models = policy.read(run.model)
+    out = export.export(
+        export.Opened(run, models, models.start(0), models.shared()), tmp_path / 'hf'
+    )
+    prompt = (Message('user', 'hello'),)
+    trained = tokens.load(source, **run.model.template).prompt_ids(prompt)
+    assert tokens.load(out).prompt_ids(prompt) == trained
+    assert tokens.load(source).prompt_ids(prompt) != trained
 
 
 class Recorded:

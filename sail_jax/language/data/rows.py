@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from sail_jax.errors import UserError, shown
+from sail_jax.errors import UserError
+from sail_jax.terminal import shown
 
 MAX_CHARACTERS = 2**22
 """Of one text: a thousand pages."""

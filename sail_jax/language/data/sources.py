@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sail_jax import files
-from sail_jax.errors import UserError, one_line, shown
+from sail_jax.errors import UserError, one_line
 from sail_jax.language.data import card
+from sail_jax.terminal import shown
 
 MAX_LINE = 2**24
 """Bytes of one row."""

@@ -10,6 +10,7 @@ from sail_jax.errors import UserError
 
 MAX_TEMPLATE = 2**20
 """Characters of a chat template."""
+FILE = 'chat_template.jinja'
 MORE_TEMPLATES = 'additional_chat_templates'
 """A directory of named templates."""
 RESERVED = ('messages', 'add_generation_prompt', 'tools', 'documents')
@@ -27,7 +28,7 @@ def read(config: dict[str, Any], path: Path) -> tuple[str | None, str | None]:
     Raises:
       UserError: it is no text, or absurdly long.
     """
-    file, more = path / 'chat_template.jinja', path / MORE_TEMPLATES
+    file, more = path / FILE, path / MORE_TEMPLATES
     named = {one.stem: one for one in sorted(more.glob('*.jinja'))}
     if file.exists():
         named.setdefault('default', file)
@@ -80,6 +81,23 @@ def check_variables(variables: Mapping[str, Any], names: Sequence[str] | None, p
             raise UserError(
                 f'chat_template_kwargs: {name}: the chat template of {path} has no such variable'
             )
+
+
+def with_defaults(source: str, variables: Mapping[str, bool | int | float | str]) -> str:
+    """A template that takes these values of variables where whoever renders it gives none.
+
+    It writes nothing more: the line break behind a tag is left out (`trim_blocks`, which
+    `transformers` sets).
+    """
+    tags = (
+        f'{{%- set {name} = {name} | default({_literal(value)}) %}}\n'
+        for name, value in variables.items()
+    )
+    return ''.join(tags) + source
+
+
+def _literal(value: bool | int | float | str) -> str:
+    return str(value).lower() if isinstance(value, bool) else ascii(value)
 
 
 def after_thoughts(before: str, whole: str, response: str) -> str | None:

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import pydantic
 from pydantic import BaseModel, ConfigDict
 
-from sail_jax.errors import UserError, shown
+from sail_jax.errors import UserError
 from sail_jax.language.model.families import FAMILIES, Family, Keys, Whole
+from sail_jax.terminal import shown
 
 # Keys that are not of these families, and their value where they change nothing besides null. Those
 # that come with tensors of their own (experts, further norms) are told by their tensors.

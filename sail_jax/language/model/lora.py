@@ -20,13 +20,14 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from sail_jax import files
-from sail_jax.errors import UserError, shown
+from sail_jax.errors import UserError
 from sail_jax.language.config import Lora
 from sail_jax.language.model import hf_config
 from sail_jax.language.model.families import FAMILIES
 from sail_jax.language.model.layers import Linear
 from sail_jax.language.model.tensors import check_tensors, open_safetensors
 from sail_jax.language.model.transformer import Decoder
+from sail_jax.terminal import shown
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 # Settings that other tools read too, and their value of plain LoRA.

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from safetensors import SafetensorError, safe_open
 
 from sail_jax import files
-from sail_jax.errors import UserError, one_line, shown
+from sail_jax.errors import UserError, one_line
+from sail_jax.terminal import shown
 
 DTYPES = {'F32': jnp.float32, 'BF16': jnp.bfloat16, 'F16': jnp.float16}
 # How libraries of quantisation name what stands beside or in the place of a weight.

@@ -18,12 +18,13 @@ from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from sail_jax import files
-from sail_jax.errors import UserError, shown
+from sail_jax.errors import UserError
 from sail_jax.language.data.tokens import MAX_TOKENIZER
 from sail_jax.language.model import architecture as architectures
 from sail_jax.language.model.families import FAMILIES
 from sail_jax.language.model.tensors import DTYPES, Source, check_tensors, open_safetensors
 from sail_jax.language.model.transformer import Decoder
+from sail_jax.terminal import shown
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 MAX_COMPANIONS = 2**30

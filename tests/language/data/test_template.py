@@ -1,0 +1,60 @@
+"""What an export's chat template takes where it is rendered without the run's variables."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sail_jax.language.data import template, tokens
+from sail_jax.language.data.rows import Message
+from tests.support.tiny_tokenizer import CHATML, write
+
+TURN = (Message('user', 'hello'),)
+# With a blank line and blanks before the first tag, and a macro that reads the variable.
+READS = """
+  {%- macro name() -%}<{{ style }}>{%- endmacro %}
+  {% if add_generation_prompt %}
+{{ name() }} {{ style }} {{ loud is defined }}
+{% endif %}
+"""
+
+CHAT = CHATML.replace('assistant', '{{ style }}')
+
+
+def rendered(path, source, **variables):
+    tokenizer = tokens.load(write(path, template=source), variables=variables)
+    return tokenizer._render([(TURN, True)])
+
+
+@pytest.mark.parametrize('source', [READS, '\n' + READS, CHAT])
+@pytest.mark.parametrize('style', [True, False, -3, 1e-7, 'it\'s "so"\n\\ {{ x }} %} 🙂', ''])
+def test_a_template_with_defaults_is_the_one_with_these_values(tmp_path, source, style):
+    expected = rendered(tmp_path / 'a', source, style=style)
+    source = template.with_defaults(source, {'style': style})
+    assert rendered(tmp_path / 'b', source) == expected
+    # Who gives another value has that.
+    changed = rendered(tmp_path / 'c', source, style='other')
+    assert changed != expected
+    assert 'other' in changed[0]
+
+
+@given(st.text())
+def test_any_text_is_a_literal(text):
+    jinja2 = pytest.importorskip('jinja2')
+    source = template.with_defaults('{{ x }}', {'x': text})
+    assert jinja2.Environment(trim_blocks=True).from_string(source).render() == text
+
+
+def test_transformers_renders_it_alike(tmp_path):
+    transformers = pytest.importorskip('transformers')
+    path = write(tmp_path, template=template.with_defaults(READS, {'style': False, 'loud': 'a'}))
+    (path / 'tokenizer_config.json').write_text(
+        json.dumps({'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': '<|end|>'})
+    )
+    theirs = transformers.AutoTokenizer.from_pretrained(path)
+    text = theirs.apply_chat_template(
+        [turn._asdict() for turn in TURN], tokenize=False, add_generation_prompt=True
+    )
+    assert [text] == tokens.load(path)._render([(TURN, True)])
+    assert '<False> False True' in text
