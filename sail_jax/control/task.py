@@ -78,4 +78,6 @@ def make(
         batch_bytes=lambda: batch_bytes(env, run),
         smaller='lower rollout.contexts, rollout.group_size, rollout.segment_length or '
         'evaluation.episodes',
+        broken='episodes in which the simulator returned NaN or infinity; each counts as the worst '
+        'sound one',
     )

@@ -91,6 +91,8 @@ def make(
         'reward.batch_size, or set model.remat: true',
         shared=lambda: models.shared(of_parameter),
         digests=lambda: digests.of_run(run),
+        broken='rewards or judgements that are not a finite number; a response with such a reward '
+        'counts as the worst, such a judgement not at all',
         dispatch=make_dispatch(run, made, data, tokenizer, labeller, mesh),
     )
 

@@ -107,6 +107,12 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def say(line: str) -> None:
+    """Says something once, however many processes there are."""
+    if is_main():
+        terminal.say(line)
+
+
 def on_main(action: Callable[[], Any]) -> None:
     """Does something in process 0 while the others wait for it.
 

@@ -10,6 +10,10 @@ from sail_jax.errors import UserError
 
 Row = dict[str, float]
 
+Rows = list[list[Row]]
+"""For each member of a sweep its rows of some updates, in their order; a run alone is one member.
+All members have rows of the same updates."""
+
 MAX_LINE = 2**20
 """Bytes."""
 LARGEST = 3.5e38

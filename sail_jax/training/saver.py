@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,54 @@ import orbax.checkpoint as ocp
 
 from sail_jax import config
 from sail_jax.core.update import State
+from sail_jax.errors import UserError, one_line
+from sail_jax.sweep import Members
+from sail_jax.terminal import say
 from sail_jax.training import checkpoint, hosts
+from sail_jax.training.rows import Row
+
+BROKEN = 1e12
+"""What a broken episode, or a response without a reward, takes from an evaluation's score: one with
+fewer of them is better, whatever its numbers are."""
+
+
+def score(members: Members, best: Sequence[str], evaluation: Sequence[Row]) -> float:
+    """How good an evaluation is, by `checkpoints.metric`: more is better, -inf says nothing.
+
+    Args:
+      best: `Task.best`.
+      evaluation: a row a member.
+
+    Raises:
+      UserError: the evaluation has no such number.
+    """
+    checkpoints = members.run.checkpoints
+    # Members of a sweep are at their best at different updates.
+    if members.sweep or not checkpoints.keep_best:
+        return -math.inf
+    (row,), metric = evaluation, checkpoints.metric
+    for name in best if metric is None else (metric,):
+        value = row.get(name.removeprefix('-'))
+        if value is not None:
+            value = -value if name.startswith('-') else value
+            value -= BROKEN * row.get('eval/not_finite', 0)
+            return value if math.isfinite(value) else -math.inf
+    if metric is None:
+        return -math.inf
+    raise UserError(f'checkpoints.metric: {metric}; evaluations have {", ".join(row)}')
+
+
+class FailedSaves:
+    """Counts the checkpoints that could not be written, and says so; the run goes on without."""
+
+    count = 0
+
+    def __call__(self, step: int, error: Exception) -> None:
+        self.count += 1
+        say(
+            f'the checkpoint of update {step} could not be written ({one_line(error)}); the run '
+            f'goes on, {self.count} failed so far'
+        )
 
 
 class Saver:

@@ -1,14 +1,16 @@
-"""A run's first state: its shapes and layout, and how it is made.
+"""What is to be trained, its shapes and layout, and its first state.
 
 Arrays of a sweep lead with an axis over its members; those of a run alone have none.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from sail_jax import config
 from sail_jax.core import update
 from sail_jax.core.update import Hyper, Policy, State
 from sail_jax.sweep import Members
@@ -35,6 +37,49 @@ class Layout(NamedTuple):
         shardings = task.shardings(state)
         state = checkpoint.abstract_like(state, shardings)
         return cls(state.policy, state, shardings)
+
+
+class Job(NamedTuple):
+    """What is to be trained, and where; settled before anything is written."""
+
+    members: Members
+    task: Task
+    layout: Layout
+    digests: dict[str, str]
+    """`Task.digests`."""
+    run_dir: Path
+    resume: bool
+    quiet: bool
+
+    @classmethod
+    def of(cls, run: config.Trained, task: Task, run_dir: Path, resume: bool, quiet: bool) -> 'Job':
+        members = Members.of(run)
+        layout = Layout.of(members, task)
+        return cls(members, task, layout, task.digests(), run_dir, resume, quiet)
+
+    @property
+    def run(self) -> config.Trained:
+        """The configuration."""
+        return self.members.run
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The configuration as checkpoints have it."""
+        return self.run.model_dump(mode='json')
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir / 'checkpoints'
+
+    @property
+    def saved(self) -> str:
+        """For what ends a run: where to look."""
+        return f'checkpoints so far are in {self.checkpoints}'
+
+    def say(self, line: str) -> None:
+        """Says what nobody needs who wants it quiet."""
+        if not self.quiet:
+            hosts.say(line)
 
 
 def _init(members: Members, task: Task) -> Callable[[Policy, jax.Array, Hyper], State]:

@@ -111,3 +111,9 @@ class Task(NamedTuple):
     """`State.hyper` of a configuration."""
     digests: Callable[[], dict[str, str]] = dict
     """Of the files that a run reads, by what errors call them; every checkpoint has them."""
+    broken: str = 'numbers that are not finite'
+    """What `eval/not_finite` counts, in words."""
+
+    def at(self, step: int) -> str:
+        """How far a run is after so many updates, in words."""
+        return f'{step * self.units_per_update:,} {self.unit.replace("_", " ")}'

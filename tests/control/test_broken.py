@@ -15,7 +15,8 @@ from sail_jax.control.rollout import Episodes
 from sail_jax.core import update
 from sail_jax.core.update import Hyper
 from sail_jax.sweep import Members
-from sail_jax.training import devices, trainer
+from sail_jax.training import devices
+from sail_jax.training.saver import score as score_of
 from tests.support.toy import SETTINGS, Point
 
 LENGTH = 12
@@ -100,11 +101,7 @@ def test_a_policy_without_a_sound_episode_has_no_return_and_says_so(capsys):
     assert 'reference: none' not in said
     assert 'episodes that broke the simulator │ 0 │ 48' in said
     row = {f'eval/{key}': value for key, value in got.items()}
-    assert trainer._score(Members.of(RUN), TASK, [row]) == -np.inf
-
-
-class TASK:
-    best = ('eval/return',)
+    assert score_of(Members.of(RUN), ('eval/return',), [row]) == -np.inf
 
 
 def episodes(returns, broken):
@@ -147,7 +144,7 @@ def test_the_best_checkpoint_is_a_sound_one():
         checkpoints = RUN.checkpoints.model_copy(update={'metric': metric})
         run = RUN.model_copy(update={'checkpoints': checkpoints})
         row = {'eval/return': value, 'eval/length': value, 'eval/not_finite': broken}
-        return trainer._score(Members.of(run), TASK, [row])
+        return score_of(Members.of(run), ('eval/return',), [row])
 
     assert score(-1e6, 0) > score(1e6, 1) > score(0.5, 1) > score(0.25, 1) > score(1e6, 2)
     assert score(-5.0, 0, 'eval/length') > score(9.0, 1, 'eval/length')

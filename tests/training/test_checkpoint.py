@@ -20,7 +20,8 @@ from sail_jax.control import envs
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.sweep import Members
-from sail_jax.training import checkpoint, metrics, setup, trainer
+from sail_jax.training import checkpoint, finishing, loop, metrics, setup, trainer
+from sail_jax.training.recorder import Recorder
 from tests.support.checkpoints import damage, flip_bits, same
 from tests.support.disk import on_a_full_disk
 from tests.support.toy import SETTINGS, Point
@@ -157,15 +158,15 @@ def test_what_only_resuming_needs_is_not_read_by_evaluation(falling, tmp_path):
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     """The rename that ends the save of update 2 waits for update 3."""
     rename, updated, waited = os.rename, threading.Event(), []
-    compiled = trainer.Recorder.compile
+    compiled = loop.compiled
 
     def late(source, target, **kwargs):
         if Path(target) == tmp_path / 'run' / 'checkpoints' / '2':
             waited.append(updated.wait(60))
         rename(source, target, **kwargs)
 
-    def compile_and_tell(self, *args):
-        program = compiled(self, *args)
+    def compile_and_tell(*args):
+        program = compiled(*args)
 
         def run_once(state):
             state, numbers = jax.block_until_ready(program(state))
@@ -176,7 +177,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
         return run_once
 
     monkeypatch.setattr(os, 'rename', late)
-    monkeypatch.setattr(trainer.Recorder, 'compile', compile_and_tell)
+    monkeypatch.setattr(loop, 'compiled', compile_and_tell)
     train(tmp_path / 'run', make_run({'keep': 9}, updates_per_dispatch=1))
     assert waited == [True]
     assert steps(tmp_path / 'run') == [0, 2, 4]
@@ -343,14 +344,14 @@ def test_a_directory_that_takes_no_more_costs_checkpoints_not_the_run(
     directory, undo = path / 'checkpoints', []
     train(path, updates(run, 3))
     before = list(directory.rglob('*'))
-    compiled = trainer.Recorder.compile
+    compiled = loop.compiled
 
-    def close_first(self, *args):
+    def close_first(*args):
         undo.append(close(directory))
-        return compiled(self, *args)
+        return compiled(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Recorder, 'compile', close_first)
+        patch.setattr(loop, 'compiled', close_first)
         try:
             # All updates are made, but not all of what they came to is kept.
             with pytest.raises(TrainingFailed, match=r'checkpoints: (the last state|no checkp)'):
@@ -388,7 +389,7 @@ def test_a_save_that_fails_costs_only_its_own_checkpoint(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('close', [immutable, gone])
 def test_a_run_that_saved_nothing_ends_with_an_error(tmp_path, monkeypatch, close):
-    undo, position = [], trainer.Recorder.position
+    undo, position = [], Recorder.position
 
     def close_first(self, *args):
         if not undo:
@@ -396,7 +397,7 @@ def test_a_run_that_saved_nothing_ends_with_an_error(tmp_path, monkeypatch, clos
         return position(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Recorder, 'position', close_first)
+        patch.setattr(Recorder, 'position', close_first)
         try:
             with pytest.raises(TrainingFailed, match='no checkpoint could be written') as caught:
                 train(tmp_path / 'run', make_run())
@@ -423,7 +424,7 @@ def test_a_disk_that_is_full_when_a_run_goes_on_is_one_line(tmp_path, monkeypatc
     train(path, updates(run, 2))
     before = (path / 'metrics.jsonl').read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, 'Recorder', on_a_full_disk(trainer.Recorder, 10))
+        patch.setattr(trainer, 'Recorder', on_a_full_disk(Recorder, 10))
         with pytest.raises(TrainingFailed, match=r'metrics.jsonl: cannot be written .*too large'):
             train(path, run, resume=True)
     assert (path / 'metrics.jsonl').read_bytes() == before
@@ -436,7 +437,7 @@ def test_members_of_a_sweep_that_a_full_disk_does_not_take_are_left_by_a_resume(
 ):
     path = tmp_path / 'run'
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, '_make_a_run_of', on_a_full_disk(trainer._make_a_run_of, 100))
+        patch.setattr(finishing, '_leave_run', on_a_full_disk(finishing._leave_run, 100))
         with pytest.raises(TrainingFailed, match=r'run/seed-0: cannot be written .*resume=True'):
             train(path, make_run(seeds=2))
     results = train(path, make_run(seeds=2), resume=True)

@@ -20,7 +20,8 @@ from sail_jax.control.config import ControlRun
 from sail_jax.core import update
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
 from sail_jax.sweep import Members
-from sail_jax.training import checkpoint, metrics, setup, trainer
+from sail_jax.training import checkpoint, loop, metrics, setup, trainer
+from sail_jax.training.recorder import Recorder
 from tests.support.checkpoints import damage, files, flip_bits, last_step, same, without_times
 from tests.support.toy import SETTINGS, Point, Poisoned
 
@@ -255,10 +256,10 @@ def kill(*_):
 )
 def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, number, status):
     path, signalled = tmp_path / 'run', []
-    record = trainer.Recorder.compile
+    compiled_as_ever = loop.compiled
 
-    def compile_then_signal(self, dispatch, state):
-        compiled = record(self, dispatch, state)
+    def compile_then_signal(dispatch, state):
+        compiled = compiled_as_ever(dispatch, state)
 
         def run_once(state):
             os.kill(os.getpid(), number)
@@ -269,7 +270,7 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, numb
         return run_once
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Recorder, 'compile', compile_then_signal)
+        patch.setattr(loop, 'compiled', compile_then_signal)
         with pytest.raises(Interrupted, match=r'resume=True') as caught:
             train(path)
     assert caught.value.status == status
@@ -288,18 +289,21 @@ def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, numb
     assert without_times(path) == without_times(whole[1])
 
 
-@pytest.mark.parametrize('moment', ['evaluation', 'compilation'])
-def test_a_signal_before_the_first_update(whole, tmp_path, monkeypatch, moment):
+@pytest.mark.parametrize(
+    ('where', 'name'),
+    [(Recorder, 'position'), (loop, 'compiled')],
+    ids=['evaluation', 'compilation'],
+)
+def test_a_signal_before_the_first_update(whole, tmp_path, monkeypatch, where, name):
     path = tmp_path / 'run'
-    name = {'evaluation': 'position', 'compilation': 'compile'}[moment]
-    original = getattr(trainer.Recorder, name)
+    original = getattr(where, name)
 
-    def signal_first(self, *args):
+    def signal_first(*args):
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *args)
+        return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Recorder, name, signal_first)
+        patch.setattr(where, name, signal_first)
         with pytest.raises(Interrupted):
             train(path)
     same(train(path, resume=True).policy, whole[0].policy)

@@ -1,0 +1,226 @@
+"""The loop on the host: dispatch, read the last, if due evaluate and save, if told stop."""
+
+import math
+import signal
+import time
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import numpy as np
+
+from sail_jax.core import update
+from sail_jax.core.update import Metrics, State
+from sail_jax.errors import TrainingFailed, UserError
+from sail_jax.training import checkpoint, devices, hosts, setup, signals
+from sail_jax.training.budget import LabelBudget
+from sail_jax.training.opening import Opened
+from sail_jax.training.progress import ProgressBar
+from sail_jax.training.recorder import Recorder
+from sail_jax.training.rows import Row, Rows
+from sail_jax.training.saver import Saver, score
+from sail_jax.training.setup import Job
+from sail_jax.training.task import Dispatch
+
+
+class Instruments(NamedTuple):
+    """What the loop shows, writes and listens with."""
+
+    bar: ProgressBar
+    saver: Saver
+    recorder: Recorder
+    caught: list[int]
+    """Signals that came, see `signals.collected`."""
+
+
+def compiled(dispatch: Any, state: State) -> Dispatch:
+    """The compiled program, which cannot recompile."""
+    return dispatch.lower(state).compile()
+
+
+class Loop:
+    """A run under way. Its phases in their order: `evaluate_start`, `evaluate_waiting`, `train`."""
+
+    state: State
+    """After `step` updates."""
+    before: list[Row]
+    """The evaluation of the start policy, a row a member."""
+    after: list[Row]
+    """The newest evaluation of this process; empty before there is one."""
+
+    def __init__(self, job: Job, opened: Opened, instruments: Instruments):
+        self.job, self.start, self.state = job, opened.start, opened.state
+        self.before, self.after, self._waiting = opened.before, [], opened.waiting
+        self.step = int(np.max(opened.state.step))
+        self.bar, self.saver, self.recorder, self._caught = instruments
+        labels = np.ravel(opened.state.labels).tolist()
+        self.budget = LabelBudget(job.task.max_labels, labels)
+        self._identity = setup.identity(job.members, job.task)
+        self._evaluate = setup.evaluation(job.members, job.task)
+        self._unread: Metrics | None = None
+        """Numbers of the last dispatch, on the device."""
+
+    def evaluate_start(self) -> None:
+        """The first evaluation and the first checkpoint, unless the run has been here before."""
+        if self.before:
+            return
+        self.bar.stage('compiling and evaluating')
+        self.before = self.evaluate()
+        position = self.recorder.position(0, 0)
+        self.recorder.write([[position | row] for row in self.before])
+        worth = self._score(self.before)
+        if hosts.any_process(bool(self._caught)):
+            self._stop(worth)
+        self._save(worth)
+
+    def evaluate_waiting(self) -> None:
+        """The evaluation that a signal kept the last process from."""
+        if not self._waiting:
+            return
+        self.after = self.evaluate()
+        rows = zip(self._waiting, self.after, strict=True)
+        self.recorder.write([[row | numbers] for row, numbers in rows])
+        self.saver.rate(self.step, self._score(self.after))
+        self._waiting = []
+
+    def train(self) -> None:
+        """Updates to the end of the run: to its length, or until the label budget is spent.
+
+        Raises:
+          UserError, TrainingFailed: the host's part of an update or evaluation failed, or a
+            device's memory was not enough; the state was saved where there was one.
+          Interrupted: a signal came; the state was saved.
+        """
+        ended = self._at_end()
+        if ended and self.job.resume:
+            self.job.say(f'nothing is left to train: the run is at its end, {self._here}')
+        dispatch = None if ended else self._program()
+        self.bar.training()
+        self.recorder.restart_clock()
+        while not ended:
+            self._dispatch(dispatch)
+            ended = self._at_end()
+            stopped = hosts.any_process(bool(self._caught)) and not ended
+            evaluating = ended or self._due(self.job.task.evaluate_every)
+            saving = ended or self._due(self.job.run.checkpoints.every_updates)
+            # Where the host has a part in every update, nothing is gained by reading late.
+            if stopped or evaluating or saving or self.job.task.dispatch is not None:
+                rows = self._read()
+                if stopped:
+                    # Who stops us may not wait for an evaluation: the run makes it as it goes on.
+                    self._write(rows, waiting=evaluating)
+                    self._stop()
+                worth = self._evaluate_last(rows) if evaluating else -math.inf
+                self.recorder.write(rows)
+                if saving or self.saver.is_among_best(worth, self.job.run.checkpoints.keep_best):
+                    self._save(worth, wait=ended)
+                self.recorder.restart_clock()
+
+    def evaluate(self) -> list[Row]:
+        """Numbers of the policy as it is now, a row a member; waits for the device."""
+        state = self.state
+        numbers = self._evaluate(state.policy, self.start, state.shared, *self._identity)
+        rows = setup.split(self.job.members, jax.device_get(numbers))
+        return [{f'eval/{key}': float(value) for key, value in row.items()} for row in rows]
+
+    def _program(self) -> Dispatch:
+        """The task's own dispatch, or the compiled one, whose time goes into the next rows."""
+        job = self.job
+        if job.task.dispatch is not None:
+            return job.task.dispatch
+        began = time.perf_counter()
+        self.bar.stage('compiling the update')
+        program = update.make_dispatch(
+            job.task.workload,
+            job.members.shared,
+            job.task.updates_per_dispatch,
+            job.layout.shardings,
+            job.members.sweep,
+        )
+        program = compiled(program, self.state)
+        self.recorder.compile_s = time.perf_counter() - began
+        return program
+
+    def _dispatch(self, dispatch: Dispatch) -> None:
+        """The next updates; the rows of those before are read while the device works on them."""
+        try:
+            with devices.memory_named(self.job.task.smaller):
+                self.state, numbers = dispatch(self.state)
+        except (UserError, TrainingFailed) as error:
+            self._give_up(error)
+        self.step += self.job.task.updates_per_dispatch
+        if self._unread is not None:
+            self.recorder.write(self._read())
+        self._unread = numbers
+
+    def _read(self) -> Rows:
+        """The rows of the last dispatch; waits for the device."""
+        rows, self._unread = self.recorder.rows(self._unread), None
+        self.budget.see(rows)
+        return rows
+
+    def _evaluate_last(self, rows: Rows) -> float:
+        """Evaluates, adds the numbers to the last rows, and says what they are worth."""
+        try:
+            with devices.memory_named(self.job.task.smaller):
+                self.after = self.evaluate()
+        except (UserError, TrainingFailed) as error:
+            self._write(rows, waiting=True)
+            self._give_up(error)
+        for member, numbers in zip(rows, self.after, strict=True):
+            member[-1] |= numbers
+        return self._score(self.after)
+
+    def _write(self, rows: Rows, waiting: bool) -> None:
+        """Writes rows; where they wait for an evaluation, the last ones go into the checkpoint."""
+        if waiting:
+            self._waiting = [member.pop() for member in rows]
+        self.recorder.write(rows)
+
+    def _score(self, evaluation: list[Row]) -> float:
+        return score(self.job.members, self.job.task.best, evaluation)
+
+    def _save(self, worth: float = -math.inf, wait: bool = False) -> bool:
+        """As of `Saver.save`."""
+        meta = {
+            'before': self.before,
+            'held': self._waiting,
+            'wall_s': self.recorder.wall_s(),
+            'read': self.job.digests,
+            **checkpoint.origin(self.job.run),
+        }
+        return self.saver.save(self.step, self.state, meta, worth, wait)
+
+    def _stop(self, worth: float = -math.inf) -> NoReturn:
+        """Ends the process that a signal stopped, with a checkpoint."""
+        if self._save(worth, wait=True):
+            number = self._caught[0] if self._caught else signal.SIGTERM  # Another process got it.
+            raise signals.interrupted(number, self._here, self.job.run_dir)
+        raise TrainingFailed(
+            f'stopped at {self._here} by a signal, and this checkpoint could not be '
+            f'written; --resume goes on from the newest in {self.job.checkpoints}'
+        )
+
+    def _give_up(self, error: UserError | TrainingFailed) -> NoReturn:
+        """Ends a run whose host's part failed, a reward function for example.
+
+        Nothing learnt is lost unless the device's part has taken the state's memory.
+        """
+        where = self.job.saved
+        if not any(x.is_deleted() for x in jax.tree.leaves(self.state)):
+            if self._unread is not None:
+                self.recorder.write(self._read())
+            if self._save(wait=True):
+                where = f'saved at {self._here}'
+        raise type(error)(f'{error}; {where}') from error
+
+    def _at_end(self) -> bool:
+        return self.step >= self.job.task.updates or self.budget.spent
+
+    def _due(self, every: int) -> bool:
+        """Whether a multiple of `every` updates lies in the last dispatch."""
+        before = self.step - self.job.task.updates_per_dispatch
+        return self.step // every > before // every
+
+    @property
+    def _here(self) -> str:
+        return self.job.task.at(self.step)
