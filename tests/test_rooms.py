@@ -42,9 +42,6 @@ LONG_FUNCTIONS: set[str] = {
     'core.objective.preference',
     'core.update.loss',
     'core.update.make_learn',
-    # training
-    'training.hosts.start',
-    'training.trainer._train',
 }
 MANY_PARAMETERS: set[str] = {
     # bandit
@@ -62,9 +59,6 @@ MANY_PARAMETERS: set[str] = {
     'core.update.gradient.own',
     'core.update.init',
     'core.update.loss',
-    # training
-    'training.recorder.Recorder.__init__',
-    'training.trainer._train',
 }
 IMPORTS: set[tuple[str, str]] = set()
 """(importer, imported), as folders or files of the package."""

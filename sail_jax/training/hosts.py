@@ -70,6 +70,21 @@ def start(
 
     joining = threading.Thread(target=join, daemon=True)
     joining.start()
+    _wait(joining, timeout_s)
+    if failed:
+        raise UserError(
+            f'--distributed: {one_line(failed[0])}; outside SLURM, Cloud TPU, GKE '
+            'and Open MPI give --coordinator HOST:PORT --num-processes N --process-id I'
+        )
+    return distributed.global_state.num_processes or 1
+
+
+def _wait(joining: threading.Thread, timeout_s: float) -> None:
+    """Waits for the others, and says so where it takes long.
+
+    Raises:
+      NotJoined: they did not come.
+    """
     joining.join(min(PATIENCE_S, timeout_s))
     if joining.is_alive():
         terminal.say(f'waiting for {_others()}, for {timeout_s:g} s at most')
@@ -79,12 +94,6 @@ def start(
             f'--distributed: {_others()} did not come within {timeout_s:g} s '
             '(--join-timeout); is it running, is that its address, and is the port open to here?'
         )
-    if failed:
-        raise UserError(
-            f'--distributed: {one_line(failed[0])}; outside SLURM, Cloud TPU, GKE '
-            'and Open MPI give --coordinator HOST:PORT --num-processes N --process-id I'
-        )
-    return distributed.global_state.num_processes or 1
 
 
 def _is_address(text: str) -> bool:

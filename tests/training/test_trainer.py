@@ -312,14 +312,14 @@ def test_a_signal_before_the_first_update(whole, tmp_path, monkeypatch, where, n
 def test_an_evaluation_that_waited_is_among_the_best(tmp_path, monkeypatch):
     run = make_run(checkpoints={'every_updates': 2, 'keep': 1, 'keep_best': 3})
     train(tmp_path / 'whole', run)
-    compile_program = trainer.Recorder.compile
+    compile_program = loop.compiled
 
-    def signal_first(self, *args):
+    def signal_first(*args):
         os.kill(os.getpid(), signal.SIGTERM)
-        return compile_program(self, *args)
+        return compile_program(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Recorder, 'compile', signal_first)
+        patch.setattr(loop, 'compiled', signal_first)
         with pytest.raises(Interrupted):
             train(tmp_path / 'cut', run)
     train(tmp_path / 'cut', run, resume=True)
