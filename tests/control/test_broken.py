@@ -71,7 +71,7 @@ def numbers(env):
     networks = control_policy.make_networks(env, RUN)
     policy = control_policy.init(jax.random.key(0), env, networks, RUN)
     made = evaluate.make(env, networks, RUN, devices.make_mesh(4))
-    got = jax.device_get(made(policy, policy, np.uint32(0), Hyper.of(RUN)))
+    got = jax.device_get(made(policy, policy, (), np.uint32(0), Hyper.of(RUN)))
     return {key: float(x) for key, x in got.items()}
 
 
