@@ -50,3 +50,12 @@ def test_paths_exist(page):
 def test_python_is_python(page):
     for block in re.findall(r'```python\n(.*?)```', page, re.DOTALL):
         ast.parse(block)
+
+
+def test_every_promise_names_tests_that_there_are():
+    page = (ROOT / 'docs' / 'reliability.md').read_text()
+    files = sorted((ROOT / 'tests').rglob('test_*.py'))
+    there = '\n'.join([*(path.stem for path in files), *(path.read_text() for path in files)])
+    named = set(re.findall(r'`(test_\w+)', page))
+    assert len(named) > 50
+    assert not [name for name in sorted(named) if name not in there]
