@@ -63,7 +63,9 @@ def _train(arguments: list[str]) -> int:
 
 
 def _add_evaluate(commands: Commands) -> None:
-    command = commands.add_parser('evaluate', help="evaluate a run's policy and its reference")
+    command = commands.add_parser(
+        'evaluate', help="evaluate a run's policy, and the one it started from"
+    )
     command.add_argument('run', type=Path, help='a run directory')
     command.add_argument(
         '--episodes', type=option_types.integer(2, 2**20), help="start states; default: the run's"

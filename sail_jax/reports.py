@@ -32,24 +32,26 @@ def print_result(run: config.Trained, result: Result) -> None:
 
 
 def print_sweep(run: config.Run, results: list[Result]) -> None:
-    """The members of a sweep, each by the name of its directory: reference, then trained."""
+    """The members of a sweep, each by the name of its directory: start policy, then trained."""
     kind, names = workloads.of(run), [member.name for member in Members.of(run).each]
     columns = kind.sweep_table or _lines(kind.table, _strip(results[0].after))[:3]
     rows = []
     for name, result in zip(names, results, strict=True):
         before, after = _strip(result.before), _strip(result.after)
         rows.append((name, *(f'{_cell(before, line)} → {_cell(after, line)}' for line in columns)))
-    title = f'reference → trained, {results[0].length:,} steps each, {results[0].wall_s:.0f} s'
+    first = results[0]
+    length = f'{first.length:,} {first.unit.replace("_", " ")}'
+    title = f'start → trained, {length} each, {first.wall_s:.0f} s'
     terminal.print_table(title, ('', *(line.title for line in columns)), rows)
 
 
 def print_comparison(table: Sequence[Line], title: str, before: Row, after: Row) -> None:
-    """The table of reference against trained policy."""
+    """The table of start policy against trained policy."""
     # A run that an older version has begun has a first evaluation of fewer numbers.
     lines = [line for line in _lines(table, after) if line.metric in before.keys() & after.keys()]
     rows = [(line.title, _cell(before, line), _cell(after, line)) for line in lines]
-    terminal.print_table(title, ('', 'reference', 'trained policy'), rows)
-    for who, numbers in (('reference', before), ('trained policy', after)):
+    terminal.print_table(title, ('', 'start policy', 'trained policy'), rows)
+    for who, numbers in (('start policy', before), ('trained policy', after)):
         for line in lines:
             if line.if_nan is not None and math.isnan(numbers[line.metric]):
                 terminal.out(f'{who}: none of its {line.if_nan}')

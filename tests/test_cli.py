@@ -79,7 +79,7 @@ def test_resume_of_a_finished_run_prints_its_table(runs, config, capsys):
 
 def test_evaluate(runs, capsys):
     assert main(['evaluate', str(runs[0])]) == 0
-    assert 'win rate against the reference' in capsys.readouterr().out
+    assert 'win rate against the start policy' in capsys.readouterr().out
 
 
 def test_plot_draws_seeds_as_a_band(runs, tmp_path, capsys):

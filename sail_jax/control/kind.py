@@ -28,9 +28,9 @@ TABLE = (
     ),
     Line('median return, stochastic', 'return_q50'),
     Line('episode length', 'length'),
-    Line('KL(policy || reference) per step', 'kl_policy_to_ref'),
-    Line('KL(reference || policy) per step', 'kl_ref_to_policy'),
-    Line('win rate against the reference', 'win_rate'),
+    Line('KL(policy || start) per step', 'kl_policy_to_ref'),
+    Line('KL(start || policy) per step', 'kl_ref_to_policy'),
+    Line('win rate against the start policy', 'win_rate'),
     Line('label accuracy, whole episodes', 'label_accuracy'),
     Line('episodes that broke the simulator', 'not_finite'),
 )

@@ -11,9 +11,9 @@ from sail_jax.language.sft.config import MODEL
 
 TABLE = (
     Line('reward', 'reward', 'reward_se', 'responses has a reward that is a finite number'),
-    Line('win rate against the reference', 'win_rate'),
-    Line('KL(policy || reference) per response', 'response_kl_policy_to_ref'),
-    Line('KL(reference || policy) per response', 'response_kl_ref_to_policy'),
+    Line('win rate against the start policy', 'win_rate'),
+    Line('KL(policy || start) per response', 'response_kl_policy_to_ref'),
+    Line('KL(start || policy) per response', 'response_kl_ref_to_policy'),
     Line('accuracy on held-out pairs', 'pair_accuracy'),
     Line('margin on held-out pairs', 'pair_margin', 'pair_margin_se'),
     Line('response length, tokens', 'response_length'),
