@@ -87,8 +87,8 @@ def _day(value: Any) -> datetime.date:
 
 def _variable(value: Any) -> bool | int | float | str:
     """A template takes the text `false` for true."""
-    known = isinstance(value, bool | int | float | str)
-    if not known or (isinstance(value, float) and not math.isfinite(value)):
+    is_scalar = isinstance(value, bool | int | float | str)
+    if not is_scalar or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError('expected text, a number, true or false')
     return {'true': True, 'false': False}.get(str(value).lower(), value)
 

@@ -73,7 +73,7 @@ def make_programs(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) ->
         compared = logprobs.compare(predicted, reference_predicted, tokens_BxSxR)
         return Weighed(**{k: jnp.where(mask, x, 0).sum(-1) for k, x in compared._asdict().items()})
 
-    return Programs(generate, weigh)
+    return Programs(generate=generate, weigh=weigh)
 
 
 def make(

@@ -84,19 +84,19 @@ def encode(data: Data, tokenizer: Tokenizer, row: Row) -> Example:
     """
     prompt = tokenizer.prompt_ids(row.prompt)
     _check_length('prompt', prompt, data.max_prompt_tokens)
-    responses = []
+    responses: dict[str, list[int] | None] = {}
     for name in ('chosen', 'rejected'):
+        responses[name] = None
         if (text := getattr(row, name)) is None:
-            responses.append(None)
             continue
         try:
-            responses.append(tokenizer.response_ids(row.prompt, text))
+            ids = responses[name] = tokenizer.response_ids(row.prompt, text)
         except UserError as error:
             raise UserError(f'{name}: {error}') from None
-        _check_length(name, responses[-1], data.max_response_tokens)
-    if row.rejected is not None and responses[0] == responses[1]:
+        _check_length(name, ids, data.max_response_tokens)
+    if row.rejected is not None and responses['chosen'] == responses['rejected']:
         raise UserError('chosen and rejected are the same in tokens')
-    return Example(row, prompt, *responses)
+    return Example(row, prompt, **responses)
 
 
 def prepare(data: Data, row_type: RowType, tokenizer: Tokenizer, cache: str | Path) -> Dataset:
@@ -294,7 +294,11 @@ def _from_stored(stored: dict[str, Any]) -> Row:
     )
     messages = tuple(map(Message, roles, contents))
     prompt = messages if messages[0].role else messages[0].content
-    return Row(prompt, *(stored[key].decode() or None for key in ('chosen', 'rejected')))
+    return Row(
+        prompt,
+        chosen=stored['chosen'].decode() or None,
+        rejected=stored['rejected'].decode() or None,
+    )
 
 
 def _check_length(name: str, ids: list[int], most: int) -> None:

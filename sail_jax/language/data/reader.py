@@ -84,7 +84,13 @@ def prepare(
             len(rows),
         )
     held_out = [elsewhere[number] for number in numbers]
-    return Reader(training, rows, held_out, run.seed, run.prompts_per_update)
+    return Reader(
+        dataset=training,
+        training=rows,
+        held_out=held_out,
+        seed=run.seed,
+        rows_per_update=run.prompts_per_update,
+    )
 
 
 def batch(examples: Sequence[Example], pair_places: int | None = None) -> Rows:
@@ -102,7 +108,7 @@ def batch(examples: Sequence[Example], pair_places: int | None = None) -> Rows:
         for lane, response in enumerate((example.chosen, example.rejected)):
             tokens[row, lane, : len(response)] = response
             lengths[row, lane] = len(response)
-    return Rows(prompts, Pairs(tokens, lengths))
+    return Rows(prompts, Pairs(tokens_Bx2xR=tokens, lengths_Bx2=lengths))
 
 
 def places(longest: int, most: int) -> int:

@@ -89,7 +89,7 @@ def trl(raw: Raw) -> Row:
         rejected = None if rejected is None else _text(raw, 'rejected')
         if prompt is None and rejected is not None:
             return _split_text(chosen, rejected)
-        return Row(_text(raw, 'prompt'), chosen, rejected)
+        return Row(_text(raw, 'prompt'), chosen=chosen, rejected=rejected)
     turns = [_messages(chosen, answer)]
     if rejected is not None:
         turns.append(_messages(rejected, 'rejected'))
@@ -130,7 +130,7 @@ def pku_safe_rlhf(raw: Raw, label: Literal['better', 'safer'] = 'better') -> Row
         raise UserError(f'{key}: expected 0 or 1, got {best!r:.80}')
     responses = _text(raw, 'response_0'), _text(raw, 'response_1')
     prompt = (Message('user', _text(raw, 'prompt')),)
-    return Row(prompt, responses[best], responses[1 - best])
+    return Row(prompt, chosen=responses[best], rejected=responses[1 - best])
 
 
 class Format(NamedTuple):
@@ -348,4 +348,4 @@ def _split_text(chosen: str, rejected: str) -> Row:
     end = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
     if end and chosen[end - 1] == ' ':
         end -= 1
-    return Row(chosen[:end], chosen[end:], rejected[end:])
+    return Row(chosen[:end], chosen=chosen[end:], rejected=rejected[end:])

@@ -81,13 +81,13 @@ def complete(tokenizer: tokenizers.Tokenizer, declared: dict[str, Any]) -> None:
     def read(state: dict[str, Any]) -> tokenizers.AddedToken:
         return tokenizers.AddedToken(**state)
 
-    own = tokenizer.get_added_tokens_decoder()
+    before = tokenizer.get_added_tokens_decoder()
     added = {int(i): read(state) for i, state in declared['added']}
     if declared['legacy']:
-        added |= own
+        added |= before
     by_content = {token.content: token for token in added.values()}
     tokens = [added[i] for i in sorted(added)]
-    contents = {token.content for token in own.values()} | set(by_content)
+    contents = {token.content for token in before.values()} | set(by_content)
     for state in [*declared['named'].values(), *declared['extra']]:
         token = read(state)
         if token.content not in contents and token not in tokens:
@@ -236,13 +236,13 @@ def environment(day: datetime.date) -> jinja2.Environment:
             sort_keys=sort_keys,
         )
 
-    made = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    env = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, Generation]
     )
-    del made.globals['lipsum'], made.filters['random']
-    made.globals |= {'raise_exception': fail, 'strftime_now': day.strftime, 'namespace': Namespace}
-    made.filters['tojson'] = to_json  # Jinja's own escapes HTML.
-    return made
+    del env.globals['lipsum'], env.filters['random']
+    env.globals |= {'raise_exception': fail, 'strftime_now': day.strftime, 'namespace': Namespace}
+    env.filters['tojson'] = to_json  # Jinja's own escapes HTML.
+    return env
 
 
 def compile_template(source: str, date: str) -> jinja2.Template:
@@ -256,8 +256,8 @@ def compile_template(source: str, date: str) -> jinja2.Template:
 
 def names(source: str) -> set[str]:
     """The variables that a template reads."""
-    made = environment(datetime.datetime.min)
-    return jinja2.meta.find_undeclared_variables(made.parse(source))
+    env = environment(datetime.datetime.min)
+    return jinja2.meta.find_undeclared_variables(env.parse(source))
 
 
 def reason(error: BaseException) -> str:

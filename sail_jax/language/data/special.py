@@ -76,14 +76,14 @@ def read(
             (_id(i, f'{where}: added_tokens_decoder'), _state(token, f'{where}: {i}', False))
             for i, token in decoder.items()
         ]
-        return Declared(named, extra, pairs, False)
+        return Declared(named=named, extra=extra, added=pairs, legacy=False)
     special = {state['content'] for state in [*named.values(), *extra]}
     file = path / 'added_tokens.json'
     pairs = [
         (_id(i, f'{file}: {token!r:.80}'), _state(token, str(file), token in special))
         for token, i in added.items()
     ]
-    return Declared(named, extra, pairs, True)
+    return Declared(named=named, extra=extra, added=pairs, legacy=True)
 
 
 def _is_own_name(key: str, value: Any, kind: Any) -> bool:

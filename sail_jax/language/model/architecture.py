@@ -98,7 +98,7 @@ class Architecture(Section):
         return self
 
 
-# Our names and theirs, where the value is the same.
+# Fields whose value is that of a key.
 RENAMED = {
     'vocab_size': 'vocab_size',
     'hidden_size': 'hidden_size',
@@ -163,7 +163,7 @@ def _require_checkpoint(path: Path) -> None:
 def to_hf(architecture: Architecture) -> dict[str, Any]:
     """A `config.json` for a model that did not come from one; transformers 4 and 5 read it."""
     a, family = architecture, FAMILIES[architecture.family]
-    data = {theirs: getattr(a, ours) for ours, theirs in RENAMED.items()}
+    data = {key: getattr(a, field) for field, key in RENAMED.items()}
     data |= {
         'model_type': family.name,
         'architectures': [family.model_class],

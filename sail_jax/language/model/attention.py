@@ -26,11 +26,11 @@ class Memory(NamedTuple):
 
     def layer(self, index: int) -> 'Memory':
         """One layer's."""
-        return Memory(self.keys[index], self.values[index], self.positions)
+        return self._replace(keys=self.keys[index], values=self.values[index])
 
     def apart(self) -> 'Memory':
         """With the layers as a tuple, for decoding: each is read and written where it lies."""
-        return Memory(tuple(self.keys), tuple(self.values), self.positions)
+        return self._replace(keys=tuple(self.keys), values=tuple(self.values))
 
 
 def prompt_positions(lengths_B: jax.Array, size: int) -> jax.Array:
@@ -47,8 +47,11 @@ def response_positions(lengths_B: jax.Array, lanes: int, size: int) -> jax.Array
 
 def as_prefix(memory: Memory) -> Memory:
     """The memory of a prompt (one lane) as what its lanes continue."""
-    keys, values = memory.keys[:, :, :, 0], memory.values[:, :, :, 0]
-    return Memory(keys, values, memory.positions[:, 0])
+    return Memory(
+        keys=memory.keys[:, :, :, 0],
+        values=memory.values[:, :, :, 0],
+        positions=memory.positions[:, 0],
+    )
 
 
 def empty_memory(
@@ -62,7 +65,7 @@ def empty_memory(
         shape = (B, a.kv_heads, L, S, a.head_dim)
         return tuple(jnp.zeros(shape, dtype) for _ in range(a.layers))
 
-    return Memory(room(), room(), positions_BxLxS)
+    return Memory(keys=room(), values=room(), positions=positions_BxLxS)
 
 
 def frequencies(rope: Rope, head_dim: int) -> jax.Array:
@@ -106,7 +109,7 @@ class Scoring(NamedTuple):
 def attend(
     query_BxLxTxNxH: jax.Array,
     positions_BxLxT: jax.Array,
-    own: Memory,
+    memory: Memory,
     prefix: Memory | None,
     scoring: Scoring,
 ) -> jax.Array:
@@ -115,14 +118,14 @@ def attend(
     Lanes of a group read one copy of the prefix. Softmax in float32 over both parts at once.
 
     Args:
-      own: keys and values [B, M, L, S, H] of this layer.
+      memory: keys and values [B, M, L, S, H] of this layer.
       prefix: the same without lanes, [B, M, S, H]; or None.
 
     Returns:
       [B, L, T, N * H].
     """
     B, L, T, N, H = query_BxLxTxNxH.shape
-    M = own.keys.shape[1]
+    M = memory.keys.shape[1]
     G = N // M
     query = query_BxLxTxNxH.reshape(B, L, T, M, G, H).transpose(0, 3, 1, 2, 4, 5) * scoring.scale
     # Of every key-value head, the rows that read it: of a lane, and of a group for its prefix.
@@ -138,13 +141,13 @@ def attend(
         score = score.reshape(B, M, L, T, G, -1)
         return jnp.where(visible[:, None, :, :, None], score, jnp.finfo(jnp.float32).min)
 
-    score = scores(query.reshape(*of_lane, H), own.keys, own.positions)
+    score = scores(query.reshape(*of_lane, H), memory.keys, memory.positions)
     if prefix is not None:
         before = scores(query.reshape(*of_group, H), prefix.keys, prefix.positions[:, None])
         score = jnp.concatenate([score, before], -1)
     weight = jax.nn.softmax(score, -1).astype(query.dtype)
-    S = own.keys.shape[-2]
-    out = jnp.matmul(weight[..., :S].reshape(*of_lane, S), own.values)
+    S = memory.keys.shape[-2]
+    out = jnp.matmul(weight[..., :S].reshape(*of_lane, S), memory.values)
     out = out.reshape(B, M, L, T, G, H)
     if prefix is not None:
         shared = jnp.matmul(weight[..., S:].reshape(*of_group, -1), prefix.values)

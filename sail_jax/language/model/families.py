@@ -89,9 +89,9 @@ class Family:
           layer: of one in the stack of layers.
         """
         name = module
-        for beginning, theirs in self.tensor_names.items():
+        for beginning, name_there in self.tensor_names.items():
             if f'{module}.'.startswith(f'{beginning}.'):
-                name = theirs + module.removeprefix(beginning)
+                name = name_there + module.removeprefix(beginning)
                 break
         if layer is not None:
             stack, _, rest = name.partition('.')

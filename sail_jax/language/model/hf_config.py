@@ -165,22 +165,22 @@ def _rope(data: dict[str, Any], keys: Keys, where: str) -> dict[str, Any]:
     """transformers 5 writes `rope_parameters`; an older `rope_scaling` beside it takes its place,
     base included."""
     key = 'rope_scaling' if data.get('rope_scaling') else 'rope_parameters'
-    given = data.get(key)
-    if given is None:
-        given = {}
-    if not isinstance(given, dict):
-        raise UserError(f'{where}: {key}: expected an object, got {given!r:.80}')
-    if nested := [name for name, value in given.items() if isinstance(value, dict)]:
+    rope = data.get(key)
+    if rope is None:
+        rope = {}
+    if not isinstance(rope, dict):
+        raise UserError(f'{where}: {key}: expected an object, got {rope!r:.80}')
+    if nested := [name for name, value in rope.items() if isinstance(value, dict)]:
         raise UserError(
             f'{where}: {key}: by type of layer ({", ".join(nested)!r:.80}); only one for all '
             'layers is supported'
         )
-    kind = given.get('rope_type', given.get('type', 'default'))
+    kind = rope.get('rope_type', rope.get('type', 'default'))
     if not isinstance(kind, str) or kind not in ROPE_KEYS:
         raise UserError(f'{where}: rope type: {kind!r:.80}; supported: {", ".join(ROPE_KEYS)}')
-    known = {'rope_theta', 'partial_rotary_factor', *ROPE_KEYS[kind]}
-    values = {name: value for name, value in given.items() if name not in ('type', 'rope_type')}
-    if unknown := values.keys() - known:
+    allowed = {'rope_theta', 'partial_rotary_factor', *ROPE_KEYS[kind]}
+    values = {name: value for name, value in rope.items() if name not in ('type', 'rope_type')}
+    if unknown := values.keys() - allowed:
         raise UserError(f'{where}: {key}.{shown(min(unknown))}: not of rope type {kind}; remove it')
     values = {'rope_theta': keys.rope_theta} | values
     if kind == 'llama3':
@@ -189,11 +189,11 @@ def _rope(data: dict[str, Any], keys: Keys, where: str) -> dict[str, Any]:
         values[name] = data.get(name, values.get(name, keys.max_position_embeddings))
     if missing := [name for name in ROPE_KEYS[kind] if name not in values]:
         raise UserError(f'{where}: {key}: rope type {kind} needs {", ".join(missing)}')
-    rope = validated(_Rope, values, f'{where}: {key}')
+    checked = validated(_Rope, values, f'{where}: {key}')
     return {
         'kind': kind,
-        'theta': rope.rope_theta,
-        **{name: getattr(rope, name) for name in ROPE_KEYS[kind]},
+        'theta': checked.rope_theta,
+        **{name: getattr(checked, name) for name in ROPE_KEYS[kind]},
     }
 
 

@@ -95,7 +95,7 @@ def off(decoder: Decoder) -> Decoder:
 def split(decoder: Decoder) -> Adapted:
     """Takes a model with an adapter apart, for training."""
     on, adapter, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
-    return Adapted(on, nnx.graphdef(off(decoder)), adapter, frozen)
+    return Adapted(on=on, off=nnx.graphdef(off(decoder)), adapter=adapter, frozen=frozen)
 
 
 def merge(decoder: Decoder) -> Decoder:
@@ -179,12 +179,12 @@ def load(decoder: Decoder, path: str | Path) -> tuple[Decoder, Lora]:
 
 def _linears(decoder: Decoder) -> Iterator[tuple[str, Linear]]:
     """The layers' linear maps by dotted name within a layer, in a fixed order."""
-    found = {
+    linears = {
         '.'.join(map(str, path)): module
         for path, module in nnx.iter_modules(decoder.layers)
         if isinstance(module, Linear)
     }
-    return iter(sorted(found.items()))
+    return iter(sorted(linears.items()))
 
 
 def _targets(decoder: Decoder, settings: Lora) -> Iterator[tuple[str, Linear]]:

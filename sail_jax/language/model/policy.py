@@ -132,13 +132,13 @@ def read(
     updates = jax.ShapeDtypeStruct((), jnp.int32)
     if settings.train == 'full':
         on, params = nnx.split(decoder)
-        return Models(settings, architecture, on, on, Policy(params, updates))
+        return Models(settings, architecture, on=on, off=on, abstract=Policy(params, updates))
     adapted = lora.split(decoder)
     return Models(
         settings,
         architecture,
-        adapted.on,
-        adapted.off,
-        Policy(adapted.adapter, updates),
-        adapted.frozen,
+        on=adapted.on,
+        off=adapted.off,
+        abstract=Policy(adapted.adapter, updates),
+        abstract_shared=adapted.frozen,
     )

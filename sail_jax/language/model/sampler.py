@@ -72,7 +72,7 @@ def pad_prompts(prompts: Sequence[Sequence[int]], smallest: int = 32) -> Prompts
     tokens = np.zeros((len(prompts), bucket(int(lengths.max()), smallest)), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
-    return Prompts(jnp.asarray(tokens), jnp.asarray(lengths))
+    return Prompts(tokens_BxP=jnp.asarray(tokens), lengths_B=jnp.asarray(lengths))
 
 
 def truncate(logits_V: jax.Array, settings: Sampling) -> jax.Array:

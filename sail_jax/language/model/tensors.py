@@ -56,8 +56,8 @@ def check_tensors(
         )
     for name, shape in expected.items():
         file, view = sources[name]
-        if (theirs := tuple(view.get_shape())) != shape:
-            raise UserError(f'{file}: {name}: shape {theirs}; the configuration needs {shape}')
+        if (actual := tuple(view.get_shape())) != shape:
+            raise UserError(f'{file}: {name}: shape {actual}; the configuration needs {shape}')
         if (dtype := view.get_dtype()) not in DTYPES:
             why = '; quantised weights are not read' if dtype.startswith(SMALL) else ''
             raise UserError(f'{file}: {name}: type {dtype}; expected {", ".join(DTYPES)}{why}')

@@ -138,14 +138,17 @@ class Decoder(nnx.Module):
         graphdef, stacked = nnx.split(self.layers)
 
         def remember(keys: jax.Array, values: jax.Array) -> Memory:
-            return Memory(keys, values, positions_BxLxT)
+            return Memory(keys=keys, values=values, positions=positions_BxLxT)
 
         def layer(x, xs):
             state, window, keys_and_values = xs
-            before = None if prefix is None else Memory(*keys_and_values, prefix.positions)
+            before = None
+            if prefix is not None:
+                keys, values = keys_and_values
+                before = prefix._replace(keys=keys, values=values)
             block: Block = nnx.merge(graphdef, state)
-            x, own = self._layer(block, x, positions_BxLxT, window, remember, before)
-            return x, (own.keys, own.values)
+            x, memory = self._layer(block, x, positions_BxLxT, window, remember, before)
+            return x, (memory.keys, memory.values)
 
         windows = jnp.asarray(a.windows) if a.windows else jnp.zeros(a.layers, jnp.int32)
         xs = (stacked, windows, prefix and (prefix.keys, prefix.values))
@@ -153,8 +156,8 @@ class Decoder(nnx.Module):
         # write and read: 0.85 to 0.9 of the time, a third of the memory (CPU, 4M to 12M).
         keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         body = jax.checkpoint(layer, prevent_cse=False, policy=None if self.remat else keep)
-        x, written = jax.lax.scan(body, self.embed(tokens_BxLxT), xs)
-        return self.norm(x), Memory(*written, positions_BxLxT)
+        x, (keys, values) = jax.lax.scan(body, self.embed(tokens_BxLxT), xs)
+        return self.norm(x), remember(keys, values)
 
     def blocks(self) -> list[Block]:
         """The layers one by one, their matrices in the compute type, made once for all the tokens
@@ -197,14 +200,18 @@ class Decoder(nnx.Module):
           Hidden states [B, L, D] behind the final norm, and the memory with the token.
         """
         at = jax.lax.dynamic_slice_in_dim(memory.positions, index, 1, axis=-1)
-        x, written = self.embed(tokens_BxL[..., None]), []
+        x, layers = self.embed(tokens_BxL[..., None]), []
 
         for i, block in enumerate(blocks):
             remember = partial(_write, memory.layer(i), index)
             window = jnp.asarray(self.architecture.windows[i] if self.architecture.windows else 0)
-            x, own = self._layer(block, x, at, window, remember, prefix.layer(i))
-            written.append((own.keys, own.values))
-        return self.norm(x)[:, :, 0], Memory(*zip(*written, strict=True), memory.positions)
+            x, layer = self._layer(block, x, at, window, remember, prefix.layer(i))
+            layers.append(layer)
+        memory = memory._replace(
+            keys=tuple(layer.keys for layer in layers),
+            values=tuple(layer.values for layer in layers),
+        )
+        return self.norm(x)[:, :, 0], memory
 
     def _layer(
         self,
@@ -228,12 +235,12 @@ class Decoder(nnx.Module):
             q, k, v = block.self_attn.project(x, angle)
             q, k, v = (self.on_mesh(y, devices.ROWS, None, None, heads) for y in (q, k, v))
             # Heads lead, so that the products of attention read keys and values as they lie.
-            own = remember(*(jnp.moveaxis(y, 3, 1) for y in (k, v)))
-            out = block.self_attn.o_proj(attend(q, positions_BxLxT, own, prefix, scoring))
-            return self.on_mesh(out, devices.ROWS), own
+            memory = remember(*(jnp.moveaxis(y, 3, 1) for y in (k, v)))
+            out = block.self_attn.o_proj(attend(q, positions_BxLxT, memory, prefix, scoring))
+            return self.on_mesh(out, devices.ROWS), memory
 
-        x, own = block(x_BxLxTxD, attention)
-        return self.on_mesh(x, devices.ROWS), own
+        x, memory = block(x_BxLxTxD, attention)
+        return self.on_mesh(x, devices.ROWS), memory
 
 
 def _write(memory: Memory, index: jax.Array, keys: jax.Array, values: jax.Array) -> Memory:

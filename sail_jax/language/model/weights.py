@@ -360,5 +360,5 @@ def copy_tokenizer(source: Path, to: Path) -> None:
 
 def _is_companion(file: Path) -> bool:
     apart = file.name in ('config.json', *FOREIGN_COMPANIONS) or file.name.endswith('.index.json')
-    known = file.suffix in ('.json', '.jinja', '.model', '.txt')
-    return known and not apart and file.is_file()  # Neither devices nor pipes, by link or itself.
+    is_text = file.suffix in ('.json', '.jinja', '.model', '.txt')
+    return is_text and not apart and file.is_file()  # Neither devices nor pipes, by link or itself.

@@ -27,15 +27,15 @@ class Point(NamedTuple):
     """Tokens of a response."""
 
 
-KEYS = (
-    'prompts',
-    'reward',
-    'reward_se',
-    'response_kl_policy_to_ref',
-    'win_rate',
-    'response_length',
-)
-"""Of `metrics.jsonl`, in the order of `Point`."""
+KEYS = {
+    'prompts': 'prompts',
+    'reward': 'eval/reward',
+    'reward_se': 'eval/reward_se',
+    'kl': 'eval/response_kl_policy_to_ref',
+    'win_rate': 'eval/win_rate',
+    'length': 'eval/response_length',
+}
+"""Fields of `Point`, and what `metrics.jsonl` calls them."""
 
 
 def points(run_dir: Path) -> list[Point]:
@@ -45,12 +45,11 @@ def points(run_dir: Path) -> list[Point]:
       UserError: there is none.
     """
     path = run_dir / 'metrics.jsonl'
-    keys = [key if key == 'prompts' else f'eval/{key}' for key in KEYS]
-    rows = [[row.get(key) for key in keys] for row in metrics.read_rows(path)]
-    found = [Point(*row) for row in rows if None not in row]
-    if not found:
+    rows = ({name: row.get(key) for name, key in KEYS.items()} for row in metrics.read_rows(path))
+    evaluations = [Point(**row) for row in rows if None not in row.values()]
+    if not evaluations:
         raise UserError(f'{path}: no evaluation in it')
-    return found
+    return evaluations
 
 
 def write(curves: Mapping[str, Sequence[Point]], directory: Path) -> None:

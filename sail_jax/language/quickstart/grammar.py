@@ -196,12 +196,11 @@ def write(settings: Reviews, seed: int, directory: Path) -> None:
         partial.mkdir(parents=True, exist_ok=True)
         texts = list(reviews(seed, settings.reviews))
         _write_rows(partial / REVIEWS, ({'prompt': r.prompt, 'chosen': r.response} for r in texts))
-        held = pairs(seed, settings.pairs)
         _write_rows(
             partial / PAIRS,
             (
                 {'prompt': praise.prompt, 'chosen': praise.response, 'rejected': complaint.response}
-                for praise, complaint in held
+                for praise, complaint in pairs(seed, settings.pairs)
             ),
         )
         tokenizer = train_tokenizer((r.prompt + r.response for r in texts), settings.vocab_size)

@@ -116,10 +116,10 @@ def samples(run: QuickstartRun, run_dir: Path) -> list[Sample]:
     answers = []
     for path in (run_dir / SFT / MODEL, run_dir / list(METHODS)[-1]):
         decoder, tokenizer, _ = export.load(path)
-        found = export.generate(
+        groups = export.generate(
             decoder, tokenizer, prompts[:SHOWN], run.alignment.sampling, seed=run.seed
         )
-        answers.append([group[0].strip() for group in found])
+        answers.append([group[0].strip() for group in groups])
     return [Sample(*row) for row in zip(prompts, *answers, strict=False)]
 
 

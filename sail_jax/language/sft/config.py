@@ -101,8 +101,8 @@ def check(run: SftRun) -> None:
             'model.path: a checkpoint brings its architecture and tokenizer; leave them out'
         )
     if model.architecture is not None:
-        known = from_hf(to_hf(model.architecture), 'model.architecture')
-        if apart := differences(known, model.architecture):
+        in_files = from_hf(to_hf(model.architecture), 'model.architecture')
+        if apart := differences(in_files, model.architecture):
             raise UserError(
                 f'model.architecture: {model.architecture.family} as others read it has another '
                 f'{apart[0]}'

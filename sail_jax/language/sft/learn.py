@@ -33,7 +33,11 @@ def collate(examples: Sequence[Example]) -> Rows:
     """Pads rows to the bucket of the longest; on the host."""
     whole = pad_prompts([example.prompt + example.chosen for example in examples])
     prompts = np.asarray([len(example.prompt) for example in examples], np.int32)
-    return Rows(whole.tokens_BxP, whole.lengths_B, jnp.asarray(prompts))
+    return Rows(
+        tokens_BxS=whole.tokens_BxP,
+        lengths_B=whole.lengths_B,
+        prompt_lengths_B=jnp.asarray(prompts),
+    )
 
 
 def nats(decoder: Decoder, rows: Rows, loss_on: str) -> tuple[jax.Array, jax.Array]:
