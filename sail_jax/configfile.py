@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, get_origin
@@ -196,8 +197,22 @@ def wants_help(arguments: list[str]) -> bool:
 
 def print_help(model: type[Settings], prog: str, description: str) -> NoReturn:
     """Prints every field of a configuration that there is none of, and exits."""
-    tyro.cli(model, args=['--help'], prog=prog, description=description, config=TYRO)
+    with _room_for_help():
+        tyro.cli(model, args=['--help'], prog=prog, description=description, config=TYRO)
     raise SystemExit  # tyro has done so.
+
+
+@contextlib.contextmanager
+def _room_for_help() -> Iterator[None]:
+    """tyro does not end where a terminal has fewer than five columns."""
+    before = os.environ.get('COLUMNS')
+    os.environ['COLUMNS'] = str(max(shutil.get_terminal_size().columns, 20))
+    try:
+        yield
+    finally:
+        del os.environ['COLUMNS']
+        if before is not None:
+            os.environ['COLUMNS'] = before
 
 
 def override(run: RunT, arguments: list[str], prog: str, description: str) -> RunT:
@@ -210,7 +225,7 @@ def override(run: RunT, arguments: list[str], prog: str, description: str) -> Ru
         run = type(run).model_validate(_printable(run.model_dump()))
     _refuse_values_of_switches(type(run), arguments)
     printed = io.StringIO()
-    with contextlib.nullcontext() if wants_help(arguments) else contextlib.redirect_stderr(printed):
+    with _room_for_help() if wants_help(arguments) else contextlib.redirect_stderr(printed):
         try:
             return tyro.cli(
                 type(run),

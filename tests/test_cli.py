@@ -1,6 +1,7 @@
 """The command line: one run through all commands, and one line for everything that is wrong."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -227,6 +228,16 @@ def test_help_names_every_setting(capsys):
     printed = capsys.readouterr().out
     for setting in ('--objective.beta', '--rollout.group-size', '--value.terminal', '--resume'):
         assert setting in printed
+
+
+@pytest.mark.parametrize('columns', ['1', '4'])
+def test_help_ends_however_narrow_the_terminal_is(monkeypatch, capsys, columns):
+    """tyro's own formatter goes round for ever."""
+    monkeypatch.setenv('COLUMNS', columns)
+    with pytest.raises(SystemExit):
+        main(['train', '--help'])
+    assert '--objective.beta' in capsys.readouterr().out
+    assert os.environ['COLUMNS'] == columns
 
 
 def test_help_names_the_kinds_of_files_and_the_options_of_the_command(capsys):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sail_jax import configfile, files
+from sail_jax import configfile, files, terminal
 from sail_jax.core.update import Policy
 from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun, Variables
@@ -160,7 +160,15 @@ def generate(
             eos_E=jnp.asarray(tokenizer.eos_ids, jnp.int32),
         )
 
-    padded = sampler.pad_prompts([tokenizer.prompt_ids(turn) for turn in turns])
+    prompt_ids = [tokenizer.prompt_ids(turn) for turn in turns]
+    longest, positions = max(map(len, prompt_ids)), decoder.architecture.max_positions
+    if longest + settings.max_tokens > positions:
+        terminal.say(
+            f'a prompt of {longest} tokens and {settings.max_tokens} of a response; the model was '
+            f'made for {positions} positions (max_position_embeddings), and may not make sense '
+            'beyond them'
+        )
+    padded = sampler.pad_prompts(prompt_ids)
     key_N = jax.random.split(jax.random.key(seed), len(prompts))
     drawn = jax.device_get(draw(state, padded, key_N))
     return tokenizer.texts(drawn.tokens_BxKxR, drawn.lengths_BxK)

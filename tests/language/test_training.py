@@ -171,6 +171,20 @@ def test_generate_answers_from_a_run_and_from_what_it_exports(aligned, tmp_path)
     assert said == {'eos_token_id': list(tokenizer.eos_ids)}
 
 
+def test_responses_beyond_the_positions_of_a_model_are_told(tmp_path, capsys):
+    source = small.checkpoint(tmp_path / 'model')
+    data = json.loads((source / 'config.json').read_text())
+    (source / 'config.json').write_text(json.dumps(data | {'max_position_embeddings': 8}))
+    decoder, tokenizer, sampling = export.load(source)
+    length = len(tokenizer.prompt_ids('the cat'))
+    for max_tokens, said in ((8 - length, ''), (9 - length, f'a prompt of {length} tokens and')):
+        settings = sampling.model_copy(update={'max_tokens': max_tokens})
+        export.generate(decoder, tokenizer, ['the cat'], settings)
+        printed = capsys.readouterr().err
+        assert printed.startswith(said)
+        assert ('8 positions' in printed) == bool(said)
+
+
 @pytest.mark.parametrize('name', ['config.json', 'generation_config.json'])
 def test_the_end_of_sequence_that_a_source_names_is_left(tmp_path, name):
     source = small.checkpoint(tmp_path / 'model')
