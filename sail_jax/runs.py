@@ -19,6 +19,7 @@ from sail_jax.sweep import Members
 
 if TYPE_CHECKING:
     from sail_jax.core.update import Policy
+    from sail_jax.training.callbacks import Callback
     from sail_jax.training.task import Task
 
 CONFIG = 'config.yaml'
@@ -62,6 +63,8 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     resume: bool = False,
     quiet: bool = False,
+    on_update: Callback | None = None,
+    on_evaluation: Callback | None = None,
     **handed: Any,
 ) -> Any:
     """Trains a policy from preferences, or runs a study.
@@ -72,6 +75,10 @@ def train(
       overrides: settings that win over the configuration's, `{'objective.beta': 0.2}`; see `load`.
       resume: go on with the run in `run_dir`, bit for bit.
       quiet: no progress bar.
+      on_update: called with the row of each update, a dict of what `metrics.jsonl` has, while the
+        device works on the next dispatch; of a sweep with a list of its members' rows. True ends
+        the run as at its end, evaluated and saved; an exception ends it in one line, saved.
+      on_evaluation: the same for each evaluation, that of the start policy included.
       env: of a control run, any environment with Brax's interface instead of the configuration's,
         whose `config.yaml` then has its class's name and `backend: python`; see
         `sail_jax.control.contract.sound`.
@@ -100,15 +107,18 @@ def train(
     kind = workloads.of(run)
     handed = kind.accepted(handed)
     _require_one_process(kind)
+    callbacks = {'on_update': on_update, 'on_evaluation': on_evaluation}
     if kind.study is not None:
+        handed_to(kind, callbacks)  # A study has no updates to show.
         return kind.study.train(run, run_dir, resume, quiet)
     _require_handed(kind, run, run_dir, handed, resume)
     run = kind.recorded(run, handed)
     task = kind.task(run, run_dir=run_dir, **handed)
     from sail_jax.training import trainer
+    from sail_jax.training.callbacks import Callbacks
 
     finish = functools.partial(kind.finish, run, run_dir)
-    return trainer.train(run, task, run_dir, resume, quiet, finish)
+    return trainer.train(run, task, run_dir, resume, quiet, finish, Callbacks(**callbacks))
 
 
 def _named(run: Any) -> tuple[str, config.Settings]:

@@ -13,6 +13,7 @@ from sail_jax.core.update import Metrics, State
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.training import checkpoint, devices, hosts, setup, signals
 from sail_jax.training.budget import LabelBudget
+from sail_jax.training.callbacks import Listeners
 from sail_jax.training.opening import Opened
 from sail_jax.training.progress import ProgressBar
 from sail_jax.training.recorder import Recorder
@@ -30,6 +31,17 @@ class Instruments(NamedTuple):
     recorder: Recorder
     caught: list[int]
     """Signals that came, see `signals.collected`."""
+
+
+class Due(NamedTuple):
+    """What there is to do after a dispatch."""
+
+    end: bool
+    """The run is at its end, which is evaluated and saved."""
+    evaluation: bool
+    save: bool
+    stop: bool
+    """A signal came, and the run is not at its end."""
 
 
 def compiled(dispatch: Any, state: State) -> Dispatch:
@@ -54,6 +66,7 @@ class Loop:
         self.bar, self.saver, self.recorder, self._caught = instruments
         labels = np.ravel(opened.state.labels).tolist()
         self.budget = LabelBudget(job.task.max_labels, labels)
+        self._listeners = Listeners(job.callbacks, job.members.sweep)
         self._identity = setup.identity(job.members, job.task)
         self._evaluate = setup.evaluation(job.members, job.task)
         self._unread: Metrics | None = None
@@ -66,54 +79,52 @@ class Loop:
         self.bar.stage('compiling and evaluating')
         self.before = self.evaluate()
         position = self.recorder.position(0, 0)
-        self.recorder.write([[position | row] for row in self.before])
+        rows = [[position | row] for row in self.before]
+        self.recorder.write(rows)
         worth = self._score(self.before)
+        self._show_evaluation(rows, worth)
         if hosts.any_process(bool(self._caught)):
             self._stop(worth)
-        self._save(worth)
+        self._save(worth, wait=self._listeners.ended)
 
     def evaluate_waiting(self) -> None:
         """The evaluation that a signal kept the last process from."""
         if not self._waiting:
             return
         self.after = self.evaluate()
-        rows = zip(self._waiting, self.after, strict=True)
-        self.recorder.write([[row | numbers] for row, numbers in rows])
+        waited = zip(self._waiting, self.after, strict=True)
+        rows = [[row | numbers] for row, numbers in waited]
+        self.recorder.write(rows)
         self.saver.rate(self.step, self._score(self.after))
         self._waiting = []
+        self._show_evaluation(rows, self._score(self.after))
 
     def train(self) -> None:
-        """Updates to the end of the run: to its length, or until the label budget is spent.
+        """Updates to the end of the run: to its length, until the label budget is spent, or until a
+        callback says so.
 
         Raises:
           UserError, TrainingFailed: the host's part of an update or evaluation failed, or a
-            device's memory was not enough; the state was saved where there was one.
+            callback, or a device's memory was not enough; the state was saved where there was one.
           Interrupted: a signal came; the state was saved.
         """
         ended = self._at_end()
         if ended and self.job.resume:
             self.job.say(f'nothing is left to train: the run is at its end, {self._here}')
+        ended = ended or self._listeners.ended
         dispatch = None if ended else self._program()
         self.bar.training()
         self.recorder.restart_clock()
         while not ended:
             self._dispatch(dispatch)
-            ended = self._at_end()
-            stopped = hosts.any_process(bool(self._caught)) and not ended
-            evaluating = ended or self._due(self.job.task.evaluate_every)
-            saving = ended or self._due(self.job.run.checkpoints.every_updates)
+            due = self._due()
             # Where the host has a part in every update, nothing is gained by reading late.
-            if stopped or evaluating or saving or self.job.task.dispatch is not None:
-                rows = self._read()
-                if stopped:
-                    # Who stops us may not wait for an evaluation: the run makes it as it goes on.
-                    self._write(rows, waiting=evaluating)
-                    self._stop()
-                worth = self._evaluate_last(rows) if evaluating else -math.inf
-                self.recorder.write(rows)
-                if saving or self.saver.is_among_best(worth, self.job.run.checkpoints.keep_best):
-                    self._save(worth, wait=ended)
+            if any(due) or self.job.task.dispatch is not None:
+                due = self._settle(due)
                 self.recorder.restart_clock()
+            ended = due.end
+        if self._listeners.ended_by is not None:
+            self.job.say(f'{self._listeners.ended_by} ended the run at {self._here}')
 
     def evaluate(self) -> list[Row]:
         """Numbers of the policy as it is now, a row a member; waits for the device."""
@@ -140,6 +151,34 @@ class Loop:
         self.recorder.compile_s = time.perf_counter() - began
         return program
 
+    def _settle(self, due: Due) -> Due:
+        """Reads the last dispatch, then evaluates, saves and stops as far as that is due.
+
+        Returns:
+          The same, and whether a callback ends the run.
+        """
+        rows = self._read()
+        try:
+            self._listeners.see_updates(rows)
+        except UserError as error:
+            self._write(rows, waiting=due.evaluation)
+            self._give_up(error)
+        if self._listeners.ended:
+            due = Due(end=True, evaluation=True, save=True, stop=False)
+        if due.stop:
+            # Who stops us may not wait for an evaluation: the run makes it as it goes on.
+            self._write(rows, waiting=due.evaluation)
+            self._stop()
+        worth = self._evaluate_last(rows) if due.evaluation else -math.inf
+        self.recorder.write(rows)
+        if due.evaluation:
+            self._show_evaluation(rows, worth)
+        end = due.end or self._listeners.ended
+        keep_best = self.job.run.checkpoints.keep_best
+        if end or due.save or self.saver.is_among_best(worth, keep_best):
+            self._save(worth, wait=end)
+        return due._replace(end=end)
+
     def _dispatch(self, dispatch: Dispatch) -> None:
         """The next updates; the rows of those before are read while the device works on them."""
         try:
@@ -148,15 +187,31 @@ class Loop:
         except (UserError, TrainingFailed) as error:
             self._give_up(error)
         self.step += self.job.task.updates_per_dispatch
-        if self._unread is not None:
-            self.recorder.write(self._read())
-        self._unread = numbers
+        unread, self._unread = self._unread, numbers
+        if unread is None:
+            return
+        rows = self._rows(unread)
+        self.recorder.write(rows)
+        try:
+            self._listeners.see_updates(rows)
+        except UserError as error:
+            self._give_up(error)
 
     def _read(self) -> Rows:
         """The rows of the last dispatch; waits for the device."""
-        rows, self._unread = self.recorder.rows(self._unread), None
+        unread, self._unread = self._unread, None
+        return self._rows(unread)
+
+    def _rows(self, numbers: Metrics) -> Rows:
+        rows = self.recorder.rows(numbers)
         self.budget.see(rows)
         return rows
+
+    def _show_evaluation(self, rows: Rows, worth: float) -> None:
+        try:
+            self._listeners.see_evaluation(rows)
+        except UserError as error:
+            self._give_up(error, worth)
 
     def _evaluate_last(self, rows: Rows) -> float:
         """Evaluates, adds the numbers to the last rows, and says what they are worth."""
@@ -200,7 +255,7 @@ class Loop:
             f'written; --resume goes on from the newest in {self.job.checkpoints}'
         )
 
-    def _give_up(self, error: UserError | TrainingFailed) -> NoReturn:
+    def _give_up(self, error: UserError | TrainingFailed, worth: float = -math.inf) -> NoReturn:
         """Ends a run whose host's part failed, a reward function for example.
 
         Nothing learnt is lost unless the device's part has taken the state's memory.
@@ -208,18 +263,29 @@ class Loop:
         where = self.job.saved
         if not any(x.is_deleted() for x in jax.tree.leaves(self.state)):
             if self._unread is not None:
-                self.recorder.write(self._read())
-            if self._save(wait=True):
+                self._write(self._read(), waiting=self._due().evaluation)
+            if self._save(worth, wait=True):
                 where = f'saved at {self._here}'
         raise type(error)(f'{error}; {where}') from error
 
     def _at_end(self) -> bool:
         return self.step >= self.job.task.updates or self.budget.spent
 
-    def _due(self, every: int) -> bool:
-        """Whether a multiple of `every` updates lies in the last dispatch."""
+    def _due(self) -> Due:
+        """What there is to do after the last dispatch."""
         before = self.step - self.job.task.updates_per_dispatch
-        return self.step // every > before // every
+        end = self._at_end() or self._listeners.ended
+
+        def within(every: int) -> bool:
+            """Whether a multiple of `every` updates lies in the last dispatch."""
+            return self.step // every > before // every
+
+        return Due(
+            end=end,
+            evaluation=end or within(self.job.task.evaluate_every),
+            save=end or within(self.job.run.checkpoints.every_updates),
+            stop=hosts.any_process(bool(self._caught)) and not end,
+        )
 
     @property
     def _here(self) -> str:

@@ -15,6 +15,7 @@ from sail_jax.core import update
 from sail_jax.core.update import Hyper, Policy, State
 from sail_jax.sweep import Members
 from sail_jax.training import checkpoint, hosts
+from sail_jax.training.callbacks import NO_CALLBACKS, Callbacks
 from sail_jax.training.task import Evaluate, Task
 
 
@@ -50,12 +51,13 @@ class Job(NamedTuple):
     run_dir: Path
     resume: bool
     quiet: bool
+    callbacks: Callbacks = NO_CALLBACKS
 
     @classmethod
-    def of(cls, run: config.Trained, task: Task, run_dir: Path, resume: bool, quiet: bool) -> 'Job':
+    def of(cls, run: config.Trained, task: Task, run_dir: Path, **options: Any) -> 'Job':
+        """`options` are resume, quiet and callbacks."""
         members = Members.of(run)
-        layout = Layout.of(members, task)
-        return cls(members, task, layout, task.digests(), run_dir, resume, quiet)
+        return cls(members, task, Layout.of(members, task), task.digests(), run_dir, **options)
 
     @property
     def run(self) -> config.Trained:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sail_jax import config
 from sail_jax.training import devices, finishing, hosts, metrics, opening, rundir, signals
+from sail_jax.training.callbacks import NO_CALLBACKS, Callbacks
 from sail_jax.training.loop import Instruments, Loop
 from sail_jax.training.progress import ProgressBar
 from sail_jax.training.recorder import Recorder
@@ -16,6 +17,7 @@ from sail_jax.training.setup import Job
 from sail_jax.training.task import Task
 
 
+# parameters: what a run is, and how it is run, by name.
 def train(
     run: config.Trained,
     task: Task,
@@ -23,8 +25,9 @@ def train(
     resume: bool = False,
     quiet: bool = False,
     finish: Callable[[Result], None] = lambda result: None,
+    callbacks: Callbacks = NO_CALLBACKS,
 ) -> Result | list[Result]:
-    """Trains to the end of the configuration, or of the label budget.
+    """Trains to the end of the configuration, or of the label budget, or until a callback ends it.
 
     Args:
       run: the configuration.
@@ -33,6 +36,7 @@ def train(
       resume: go on from the newest checkpoint, bit for bit.
       quiet: no progress bar.
       finish: done with the result of a run that is no sweep, while the directory is still its own.
+      callbacks: the user's, that see its numbers and may end it.
 
     Returns:
       One result; of a sweep, a list of its members'.
@@ -46,7 +50,8 @@ def train(
     began = time.perf_counter()
     metrics.check(run)
     devices.require_memory(task.batch_bytes(), 'a batch of this configuration')
-    job = Job.of(run, task, run_dir, resume, quiet)
+    callbacks.check()
+    job = Job.of(run, task, run_dir, resume=resume, quiet=quiet, callbacks=callbacks)
     state = devices.size(job.layout.state)
     devices.require_memory(state, 'the training state of this configuration')
     with rundir.claimed(run, run_dir, resume):
