@@ -56,6 +56,7 @@ def load(path: str | Path, /, **overrides: Any) -> config.Settings:
 
 
 # parameters: those of the front door, all but the first by name
+# lines: what each of them means
 def train(
     run: config.Settings | str | Path,
     run_dir: str | Path | None = None,
@@ -203,13 +204,13 @@ def _open(
     if members.sweep:
         one = members.each[0].directory(run_dir)
         raise UserError(f'{run_dir}: a sweep; name one of its runs, e.g. {one}')
-    from sail_jax.training import checkpoint, setup
+    from sail_jax.training import checkpoint, references, setup
 
     task = make_task(run, **handed)
     abstract = setup.Layout.of(members, task).policy
     directory = run_dir / 'checkpoints'
     policy = checkpoint.restore_policy(directory, abstract, best)
-    start = checkpoint.restore_start(directory, abstract)
+    start = references.restore_start(directory, abstract)
     return task, policy, start
 
 

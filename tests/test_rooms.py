@@ -30,8 +30,6 @@ MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 400, 60, 6
 LONG_FILES: set[str] = {
     # core
     'core.update',
-    # training
-    'training.checkpoint',
 }
 LONG_FUNCTIONS: set[str] = {
     # control

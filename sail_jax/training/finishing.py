@@ -10,7 +10,7 @@ from sail_jax.core.update import Policy, State
 from sail_jax.errors import TrainingFailed
 from sail_jax.files import ROOM, writing
 from sail_jax.sweep import Member
-from sail_jax.training import checkpoint, hosts, setup
+from sail_jax.training import checkpoint, hosts, listing, references, setup
 from sail_jax.training.loop import Loop
 from sail_jax.training.result import Result
 
@@ -50,7 +50,7 @@ def _require_saved(loop: Loop) -> None:
     directory, at = loop.job.checkpoints, loop.job.task.at
     if hosts.any_process(loop.saver.has(loop.step)):
         return
-    newest = max(checkpoint.saved_steps(directory), default=None)
+    newest = max(listing.saved_steps(directory), default=None)
     if newest is None:
         raise TrainingFailed(f'{directory}: no checkpoint could be written; see above')
     raise TrainingFailed(
@@ -109,6 +109,6 @@ def _leave_run(
 ) -> None:
     """The checkpoints of a member's own."""
     shutil.rmtree(directory, ignore_errors=True)
-    checkpoint.save_start(directory, start)
+    references.save_start(directory, start)
     with checkpoint.open_manager(directory, member.run.checkpoints) as manager:
         checkpoint.save(manager, int(state.step), state, meta | checkpoint.origin(member.run))

@@ -8,7 +8,7 @@ from sail_jax import configfile
 from sail_jax.core.update import Policy, State
 from sail_jax.errors import UserError
 from sail_jax.files import ROOM, writing
-from sail_jax.training import checkpoint, hosts, rundir, setup
+from sail_jax.training import checkpoint, hosts, listing, references, rundir, setup
 from sail_jax.training.progress import ProgressBar
 from sail_jax.training.rows import Row
 from sail_jax.training.saver import FailedSaves, Saver
@@ -51,7 +51,7 @@ def load(job: Job) -> Loaded:
     Raises:
       UserError: what they are made of cannot be used; a run has updates, and no checkpoint.
     """
-    begun = job.resume and checkpoint.has_begun(job.checkpoints)
+    begun = job.resume and listing.has_begun(job.checkpoints)
     if job.resume and not begun and rundir.updated(job.members, job.run_dir):
         raise UserError(f'{job.checkpoints}: no checkpoint, though metrics.jsonl has updates')
     try:
@@ -79,7 +79,7 @@ def begin(job: Job, loaded: Loaded, saver: Saver, bar: ProgressBar) -> Opened:
       TrainingFailed: the start policy cannot be written.
     """
     start = _start(job, loaded.start)
-    if job.resume and hosts.any_process(bool(checkpoint.saved_steps(job.checkpoints))):
+    if job.resume and hosts.any_process(bool(listing.saved_steps(job.checkpoints))):
         opened = _restored(job, start, loaded.shared, saver)
     else:
         if job.resume and hosts.is_main():
@@ -96,10 +96,10 @@ def _start(job: Job, start: Policy | None) -> Policy:
     """The start policy as it lies on the devices, and on the disk."""
     if start is None:
         checkpoint.require_own(job.checkpoints, job.settings)
-        return checkpoint.restore_start(job.checkpoints, job.layout.policy)
+        return references.restore_start(job.checkpoints, job.layout.policy)
     start = hosts.place(start, job.layout.shardings.policy)
     with writing(job.checkpoints / 'start', ROOM):
-        checkpoint.save_start(job.checkpoints, start)
+        references.save_start(job.checkpoints, start)
     return start
 
 

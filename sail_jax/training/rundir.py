@@ -12,7 +12,7 @@ from sail_jax.errors import UserError
 from sail_jax.files import ROOM, leads_out, writing
 from sail_jax.sweep import Members
 from sail_jax.terminal import say
-from sail_jax.training import checkpoint, hosts, lock
+from sail_jax.training import hosts, listing, lock
 from sail_jax.training.rows import scan
 from sail_jax.training.task import Task
 
@@ -50,7 +50,7 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
     if resume:
         path = _require_a_run(run_dir)
         _refuse_links_out(run_dir)
-        checkpoint.refuse_odd_names(run_dir / 'checkpoints')
+        listing.refuse_odd_names(run_dir / 'checkpoints')
         data, node = configfile.read_yaml(path)
         begun = configfile.validate(type(run), data, path, node)
         free = configfile.free_on_resume(configfile.flatten(run))
@@ -75,9 +75,9 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
 
 def _refuse_members_ahead(run: config.Settings, run_dir: Path) -> None:
     """A sweep that goes on writes its members' directories anew, from where it is itself."""
-    step = max(checkpoint.saved_steps(run_dir / 'checkpoints'), default=0)
+    step = max(listing.saved_steps(run_dir / 'checkpoints'), default=0)
     for directory in Members.of(run).directories(run_dir):
-        ahead = max(checkpoint.saved_steps(directory / 'checkpoints'), default=0)
+        ahead = max(listing.saved_steps(directory / 'checkpoints'), default=0)
         if ahead > step:
             raise UserError(
                 f'{directory}: went on alone to update {ahead}, and the sweep is at update {step}, '

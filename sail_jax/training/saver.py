@@ -14,7 +14,7 @@ from sail_jax.core.update import State
 from sail_jax.errors import UserError, one_line
 from sail_jax.sweep import Members
 from sail_jax.terminal import say
-from sail_jax.training import checkpoint, hosts
+from sail_jax.training import checkpoint, hosts, listing
 from sail_jax.training.rows import Row
 
 BROKEN = 1e12
@@ -80,7 +80,7 @@ class Saver:
         """
         self._directory, self._settings, self._report = directory, settings, report
         if hosts.is_main():
-            checkpoint.drop_unfinished(directory)
+            listing.drop_unfinished(directory)
         self.manager = checkpoint.open_manager(directory, settings)
         self._scores = checkpoint.scores(self.manager)
         self._step = 0
@@ -112,7 +112,7 @@ class Saver:
         """
         self._finish()
         if self._left:
-            checkpoint.drop_unfinished(self._directory)
+            listing.drop_unfinished(self._directory)
             self._left = False
         self._step, self._scores[step] = step, score
         try:
@@ -135,7 +135,7 @@ class Saver:
 
     def has(self, step: int) -> bool:
         """Whether the state after that many updates is on the disk."""
-        return step in checkpoint.saved_steps(self._directory)
+        return step in listing.saved_steps(self._directory)
 
     def is_among_best(self, score: float, count: int) -> bool:
         """Whether an evaluation is among the `count` best of those that were saved."""
@@ -156,7 +156,7 @@ class Saver:
         # A manager tells of one failure twice, of some of them when the next save is under way, and
         # forgets the older checkpoints that the failed one was to replace: they would stay.
         checkpoint.close(self.manager)
-        checkpoint.drop_unfinished(self._directory)
+        listing.drop_unfinished(self._directory)
         with contextlib.suppress(Exception):  # Without it the next save fails, and tries again.
             self.manager = checkpoint.open_manager(self._directory, self._settings)
         self._left = True

@@ -20,7 +20,7 @@ from sail_jax.control import envs
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.sweep import Members
-from sail_jax.training import checkpoint, finishing, loop, metrics, setup, trainer
+from sail_jax.training import checkpoint, finishing, loop, metrics, references, setup, trainer
 from sail_jax.training.recorder import Recorder
 from tests.support.checkpoints import damage, flip_bits, same
 from tests.support.disk import on_a_full_disk
@@ -197,7 +197,7 @@ def updates(run: ControlRun, count: int) -> ControlRun:
     return run.model_copy(update={'total_env_steps': count * run.env_steps_per_update})
 
 
-def references(path: Path) -> list[int]:
+def reference_steps(path: Path) -> list[int]:
     return sorted(int(one.name) for one in (path / 'checkpoints' / 'references').iterdir())
 
 
@@ -218,7 +218,7 @@ def test_a_fixed_reference_is_the_start_policy_and_written_once(falling):
 
 def test_references_stay_as_long_as_a_checkpoint_needs_them(refreshed):
     assert steps(refreshed[1]) == [5, 6]
-    assert references(refreshed[1]) == [4, 6]
+    assert reference_steps(refreshed[1]) == [4, 6]
 
 
 @pytest.mark.parametrize('first', [3, 4])
@@ -241,7 +241,7 @@ def test_without_its_reference_a_checkpoint_is_damaged(refreshed, tmp_path, capl
     result = train(path, make_run(KEPT, **REFRESHED), resume=True)
     assert 'checkpoints/6 cannot be read' in caplog.text
     same(result.policy, refreshed[0].policy)
-    assert references(path) == [4, 6]
+    assert reference_steps(path) == [4, 6]
     aside = 0 if harm is shutil.rmtree else 1
     assert len(list((path / 'checkpoints').glob('damaged-reference-6-*'))) == aside
     assert len(list((path / 'checkpoints').glob('damaged-6-*'))) == 1
@@ -254,7 +254,7 @@ def test_a_reference_of_a_save_that_was_killed_is_taken_anew(refreshed, tmp_path
     shutil.copytree(directory / '4', directory / '6')
     (directory / '8.orbax-checkpoint-tmp').mkdir()
     same(train(path, run, resume=True).policy, refreshed[0].policy)
-    assert references(path) == [4, 6]
+    assert reference_steps(path) == [4, 6]
     with checkpoint.open_manager(path / 'checkpoints') as manager:
         env = runs.make_task(run, env=Point())
         state, _ = checkpoint.restore(manager, setup.Layout.of(Members.of(run), env).state)
@@ -264,7 +264,7 @@ def test_a_reference_of_a_save_that_was_killed_is_taken_anew(refreshed, tmp_path
 def test_another_start_policy_is_seen_where_it_is_the_reference(falling, tmp_path):
     shutil.copytree(falling[1], tmp_path / 'run')
     shutil.rmtree(tmp_path / 'run' / 'checkpoints' / 'start')
-    checkpoint.save_start(tmp_path / 'run' / 'checkpoints', falling[0].policy)
+    references.save_start(tmp_path / 'run' / 'checkpoints', falling[0].policy)
     with pytest.raises(UserError, match='reference is not what was saved'):
         train(tmp_path / 'run', make_run({'metric': f'-{KL}'}), resume=True)
 
@@ -411,7 +411,7 @@ def test_a_run_that_saved_nothing_ends_with_an_error(tmp_path, monkeypatch, clos
 def test_a_disk_that_does_not_take_the_start_policy_is_one_line(tmp_path, monkeypatch):
     path = tmp_path / 'run'
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, 'save_start', on_a_full_disk(checkpoint.save_start, 100))
+        patch.setattr(references, 'save_start', on_a_full_disk(references.save_start, 100))
         with pytest.raises(TrainingFailed, match=r'start: cannot be .*resume=True') as caught:
             train(path, make_run())
     assert '\n' not in str(caught.value)

@@ -11,7 +11,7 @@ import pytest
 from sail_jax import config
 from sail_jax.control.config import ControlRun
 from sail_jax.core.update import Hyper, Policy, State
-from sail_jax.training import checkpoint, quiet
+from sail_jax.training import listing, quiet, references
 from sail_jax.training.saver import Saver
 from tests.support.disk import disk_of
 
@@ -81,7 +81,7 @@ def test_a_save_that_fails_at_the_end_does_not_end_what_is_around_it(tmp_path):
         saver.save(1, make_state(1), {})  # Waited for when the saver is closed.
     limit.__exit__(None, None, None)
     assert [step for step, _ in told] == [1]
-    assert not checkpoint.saved_steps(tmp_path)
+    assert not listing.saved_steps(tmp_path)
 
 
 def test_what_a_killed_save_left_is_cleared_away(tmp_path):
@@ -109,7 +109,7 @@ def test_only_the_tracebacks_of_failed_saves_are_left_out(opened, monkeypatch):
 FAILING = """
 import sys
 from pathlib import Path
-from sail_jax.training import checkpoint
+from sail_jax.training import listing, references
 from sail_jax import config, doctor
 from sail_jax.training.saver import Saver
 from tests.training.test_saver import make_state
@@ -121,7 +121,7 @@ if what == 'doctor':
 elif what == 'start':
     (directory / 'checkpoints').touch()
     try:
-        checkpoint.save_start(directory / 'checkpoints', make_state(1).policy)
+        references.save_start(directory / 'checkpoints', make_state(1).policy)
     except OSError as error:
         print(error)
 else:
@@ -147,6 +147,6 @@ def test_an_export_that_fails_is_nothing_but_its_error(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'unraisablehook', seen.append)
     quiet.silence_failed_saves.cache_clear()
     with disk_of(2000), pytest.raises(ValueError, match='large'):
-        checkpoint.save_start(tmp_path, make_state(1).policy)
+        references.save_start(tmp_path, make_state(1).policy)
     sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError('Event loop is closed')))
     assert not seen

@@ -20,7 +20,7 @@ from sail_jax.control.config import ControlRun
 from sail_jax.core import update
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
 from sail_jax.sweep import Members
-from sail_jax.training import checkpoint, loop, metrics, setup, trainer
+from sail_jax.training import checkpoint, integrity, loop, metrics, references, setup, trainer
 from sail_jax.training.recorder import Recorder
 from tests.support.checkpoints import damage, files, flip_bits, last_step, same, without_times
 from tests.support.toy import SETTINGS, Point, Poisoned
@@ -169,15 +169,15 @@ def test_every_flipped_bit_is_seen():
         'c': jnp.ones((2, 2), jnp.bfloat16),
         'd': jnp.asarray([True, False]),
     }
-    mark = checkpoint.fingerprint(tree)
+    mark = integrity.fingerprint(tree)
     for name, leaf in tree.items():
         for index in range(leaf.size):
             data = bytearray(np.asarray(leaf).tobytes())
             step = leaf.dtype.itemsize
             data[index * step + step - 1] ^= 1
             changed = np.frombuffer(bytes(data), leaf.dtype).reshape(leaf.shape)
-            assert checkpoint.fingerprint({**tree, name: jnp.asarray(changed)}) != mark
-    assert checkpoint.fingerprint({**tree, 'a': tree['a'][::-1]}) != mark
+            assert integrity.fingerprint({**tree, name: jnp.asarray(changed)}) != mark
+    assert integrity.fingerprint({**tree, 'a': tree['a'][::-1]}) != mark
 
 
 def test_missing_start(tmp_path, whole):
@@ -335,7 +335,7 @@ def test_an_evaluation_that_waited_is_among_the_best(tmp_path, monkeypatch):
     ('module', 'moment'),
     [
         (setup, 'start_policy'),
-        (checkpoint, 'save_start'),
+        (references, 'save_start'),
         (setup, 'initial_state'),
         (checkpoint, 'save'),
     ],
@@ -566,7 +566,7 @@ def test_the_state_survives_a_checkpoint_exactly(whole, tmp_path):
     task = runs.make_task(run, env=Point())
     state = setup.initial_state(Members.of(run), task, task.start(run.seed))
     state = state._replace(labels=jnp.asarray(7, jnp.int32))
-    checkpoint.save_start(tmp_path / 'checkpoints', state.reference)
+    references.save_start(tmp_path / 'checkpoints', state.reference)
     with checkpoint.open_manager(tmp_path / 'checkpoints', run.checkpoints) as manager:
         checkpoint.save(manager, 0, state, {'note': 1})
         manager.wait_until_finished()
