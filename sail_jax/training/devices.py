@@ -24,14 +24,14 @@ and what none fits is copied to every device."""
 
 
 def make_mesh(
-    rows: int, settings: Devices | None = None, rows_key: str = 'rollout.contexts'
+    rows: int, settings: Devices | None = None, rows_key: str = 'a batch'
 ) -> Mesh:
     """All devices, along the axes (data, fsdp, tensor).
 
     Args:
       rows: of a batch, which are split over data and fsdp.
       settings: sizes of the axes; by default all devices lie along data.
-      rows_key: the setting that `rows` comes from, for the message.
+      rows_key: what has them, for the message: a setting.
 
     Raises:
       UserError: sizes that do not multiply to the number of devices, or rows that do not divide.
