@@ -110,7 +110,7 @@ def train(
     _require_one_process(kind)
     callbacks = {'on_update': on_update, 'on_evaluation': on_evaluation}
     if kind.study is not None:
-        handed_to(kind, callbacks)  # A study has no updates to show.
+        kind.accepted(callbacks)  # A study has no updates to show.
         return kind.study.train(run, run_dir, resume, quiet)
     _require_handed(kind, run, run_dir, handed, resume)
     run = kind.recorded(run, handed)

@@ -23,9 +23,7 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 and what none fits is copied to every device."""
 
 
-def make_mesh(
-    rows: int, settings: Devices | None = None, rows_key: str = 'a batch'
-) -> Mesh:
+def make_mesh(rows: int, settings: Devices | None = None, rows_key: str = 'a batch') -> Mesh:
     """All devices, along the axes (data, fsdp, tensor).
 
     Args:
