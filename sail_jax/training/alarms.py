@@ -18,27 +18,27 @@ MOST = 6
 
 def without(lines: Iterable[bytes]) -> Iterator[bytes]:
     """The lines but for those of alarms."""
-    held: list[bytes] = []
+    alarm: list[bytes] = []
     for line in lines:
-        if not held and SOURCE not in line:
+        if not alarm and SOURCE not in line:
             yield line
             continue
         if SOURCE in line:  # Another one begins.
-            yield from _other(held)
-            held = []
-        held.append(line)
-        if sum(map(_is_rule, held)) == 2 or len(held) == MOST:
-            yield from _other(held)
-            held = []
-    yield from _other(held)
+            yield from _other(alarm)
+            alarm = []
+        alarm.append(line)
+        if sum(map(_is_rule, alarm)) == 2 or len(alarm) == MOST:
+            yield from _other(alarm)
+            alarm = []
+    yield from _other(alarm)
 
 
 def _is_rule(line: bytes) -> bool:
     return line.strip() == RULE
 
 
-def _other(held: list[bytes]) -> list[bytes]:
-    return [] if any(WORDS in line for line in held) else held
+def _other(alarm: list[bytes]) -> list[bytes]:
+    return [] if any(WORDS in line for line in alarm) else alarm
 
 
 @contextlib.contextmanager
@@ -47,8 +47,8 @@ def kept_off() -> Iterator[None]:
     goes there as before."""
     from sail_jax.streams import Lasting  # Not for the process that filters.
 
-    own = sys.stderr.stream if isinstance(sys.stderr, Lasting) else sys.stderr
-    if own is None or own is not sys.__stderr__:
+    stream = sys.stderr.stream if isinstance(sys.stderr, Lasting) else sys.stderr
+    if stream is None or stream is not sys.__stderr__:
         yield  # Somebody else's already.
         return
     before, there = sys.stderr, os.dup(2)
@@ -66,7 +66,7 @@ def kept_off() -> Iterator[None]:
     before.flush()
     sys.stderr = Lasting(
         open(  # noqa: SIM115
-            there, 'w', 1, encoding=own.encoding, errors='backslashreplace', closefd=False
+            there, 'w', 1, encoding=stream.encoding, errors='backslashreplace', closefd=False
         )
     )
     os.dup2(filtering.stdin.fileno(), 2)

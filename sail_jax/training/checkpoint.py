@@ -86,10 +86,10 @@ def close(manager: ocp.CheckpointManager) -> None:
 def scores(manager: ocp.CheckpointManager) -> dict[int, float]:
     """Of the checkpoints that were evaluated, by step."""
     there = saved_steps(Path(manager.directory))
-    found = {step: manager.metrics(step) for step in manager.all_steps() if step in there}
+    metrics_of = {step: manager.metrics(step) for step in manager.all_steps() if step in there}
     return {
         step: metrics['score']
-        for step, metrics in found.items()
+        for step, metrics in metrics_of.items()
         if metrics and math.isfinite(metrics['score'])
     }
 
@@ -224,8 +224,8 @@ def restore_policy(directory: Path, abstract: Policy, best: bool = False) -> Pol
         with open_manager(directory) as manager:
             steps = _newest_first(manager)
             if best:
-                found = scores(manager)
-                steps = sorted(found, key=lambda step: (found[step], step), reverse=True)
+                by_step = scores(manager)
+                steps = sorted(by_step, key=lambda step: (by_step[step], step), reverse=True)
                 if not steps:
                     raise UserError(
                         f'{directory}: no checkpoint has a score; a run keeps its best with '

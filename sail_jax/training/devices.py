@@ -61,18 +61,18 @@ def use_cores(rows: int) -> None:
 
 def _sizes(settings: Devices, count: int) -> dict[str, int]:
     """Devices along each axis."""
-    given = {axis: getattr(settings, axis) for axis in AXES}
-    known = math.prod(size for size in given.values() if size != 'auto')
-    free = [axis for axis, size in given.items() if size == 'auto']
-    said = ', '.join(f'{axis}: {size}' for axis, size in given.items())
+    sizes = {axis: getattr(settings, axis) for axis in AXES}
+    fixed = math.prod(size for size in sizes.values() if size != 'auto')
+    free = [axis for axis, size in sizes.items() if size == 'auto']
+    said = ', '.join(f'{axis}: {size}' for axis, size in sizes.items())
     if len(free) > 1:
         raise UserError(f'devices: {said}; only one axis can be auto')
-    if count % known or (not free and known != count):
+    if count % fixed or (not free and fixed != count):
         raise UserError(
             f'devices: {said}; {count} devices do not make such a mesh: the sizes must '
             f'{"divide" if free else "multiply to"} {count}'
         )
-    return {axis: count // known if size == 'auto' else size for axis, size in given.items()}
+    return {axis: count // fixed if size == 'auto' else size for axis, size in sizes.items()}
 
 
 def make_sweep_mesh(members: int) -> Mesh:

@@ -97,16 +97,16 @@ def _wait(joining: threading.Thread, timeout_s: float) -> None:
 
 
 def _is_address(text: str) -> bool:
-    found = re.fullmatch(r'\S+:([0-9]{1,5})', text)
-    return found is not None and 0 < int(found[1]) < 2**16
+    match = re.fullmatch(r'\S+:([0-9]{1,5})', text)
+    return match is not None and 0 < int(match[1]) < 2**16
 
 
 def _others() -> str:
     """Who a process waits for at the start."""
     # What JAX was told or has found out; nothing public says it.
-    known = distributed.global_state
-    address = known.coordinator_address or 'an address that the environment gives'
-    if known.process_id == 0:
+    joined = distributed.global_state
+    address = joined.coordinator_address or 'an address that the environment gives'
+    if joined.process_id == 0:
         return f'the other processes at process 0, {address}'
     return f'process 0 at {address}'
 

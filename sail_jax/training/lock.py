@@ -99,8 +99,8 @@ def _lock(file: int, directory: Path) -> None:
 def _holder(file: int) -> str:
     """Who holds it, as far as its file says so."""
     text = os.pread(file, 200, 0).decode(errors='replace')
-    found = re.fullmatch(r'(\d+) ([\w.-]+) ([\d :-]+)\n', text, re.ASCII)
-    return 'process {} on {} since {}'.format(*found.groups()) if found else 'another process'
+    match = re.fullmatch(r'(\d+) ([\w.-]+) ([\d :-]+)\n', text, re.ASCII)
+    return 'process {} on {} since {}'.format(*match.groups()) if match else 'another process'
 
 
 def _forget() -> None:

@@ -42,15 +42,15 @@ class JsonLines:
         Where other lines are damaged, the file as it was is kept beside it.
         """
         if path.exists():
-            found = scan(path, -1 if resume_step is None else resume_step)
+            there = scan(path, -1 if resume_step is None else resume_step)
             part = path.with_suffix('.part')
             with writing(path, ROOM):
-                part.write_text(''.join(json.dumps(row) + '\n' for row in found.rows))
-                if found.damaged:
+                part.write_text(''.join(json.dumps(row) + '\n' for row in there.rows))
+                if there.damaged:
                     aside = path.with_name(f'damaged-{time.time_ns()}-{path.name}')
                     path.rename(aside)
                     say(
-                        f'{path}:{found.damaged[0]}; {len(found.damaged)} such lines are left out, '
+                        f'{path}:{there.damaged[0]}; {len(there.damaged)} such lines are left out, '
                         f'the file as it was is {aside.name}'
                     )
                 part.replace(path)

@@ -108,4 +108,10 @@ def _restored(job: Job, start: Policy, shared: Any, saver: Saver) -> Opened:
     rundir.require_not_shortened(job.task, int(np.max(state.step)), job.run_dir)
     rundir.require_same_files(job.run_dir, meta.get('read', {}), job.digests)
     state = state._replace(shared=shared)
-    return Opened(start, state, meta['before'], meta['held'], meta['wall_s'])
+    return Opened(
+        start=start,
+        state=state,
+        before=meta['before'],
+        waiting=meta['held'],
+        wall_s=meta['wall_s'],
+    )

@@ -62,10 +62,10 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
       UserError: as of `scan`; or a line that is no row.
     """
-    found = scan(path)
-    if found.damaged:
-        raise UserError(f'{path}:{found.damaged[0]}; delete the line')
-    return found.rows
+    scanned = scan(path)
+    if scanned.damaged:
+        raise UserError(f'{path}:{scanned.damaged[0]}; delete the line')
+    return scanned.rows
 
 
 def _row(line: bytes) -> Row:
