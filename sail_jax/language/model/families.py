@@ -79,7 +79,8 @@ class Family:
     @cached_property
     def config(self) -> type[Keys]:
         """Reads the mapping of a `config.json`."""
-        return pydantic.create_model(self.name, __base__=Keys, **self.keys, **self.extras)
+        fields: dict[str, Any] = {**self.keys, **self.extras}
+        return pydantic.create_model(self.name, __base__=Keys, **fields)
 
     def module_name(self, module: str, layer: int | None = None) -> str:
         """What a checkpoint calls a module.

@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from numpy.typing import ArrayLike
 
 from sail_jax.core.objective import Preferences
 from sail_jax.errors import UserError
@@ -145,14 +147,18 @@ def scores(
     asked_prompts, asked_groups = [prompts[i] for i in rows], [groups[i] for i in rows]
     B, K = len(groups), len(groups[0])
 
-    def spread(values: np.ndarray, *shape: int) -> np.ndarray:
+    def spread(values: ArrayLike, *shape: int) -> np.ndarray:
         whole = np.zeros(shape, np.float32)
         whole[rows] = values
         return whole
 
-    if labeller.compare is None:
-        rewards = labeller.score(asked_prompts, asked_groups) if len(rows) else 0
-        return spread(rewards, B, K)
-    preferences = labeller.compare(asked_prompts, asked_groups) if len(rows) else (0, 0)
-    prob, weight = preferences
-    return Preferences(prob_BxKxK=spread(prob, B, K, K), weight_BxKxK=spread(weight, B, K, K))
+    if labeller.compare is not None:
+        prob, weight = labeller.compare(asked_prompts, asked_groups) if len(rows) else (0, 0)
+        return Preferences(
+            prob_BxKxK=jnp.asarray(spread(prob, B, K, K)),
+            weight_BxKxK=jnp.asarray(spread(weight, B, K, K)),
+        )
+    if not len(rows):
+        return spread(0, B, K)
+    assert labeller.score is not None  # See `check`.
+    return spread(labeller.score(asked_prompts, asked_groups), B, K)

@@ -1,7 +1,8 @@
 """What a reward and a judge are: functions from Python that say which responses are good."""
 
-from collections.abc import Sequence
 from typing import Protocol
+
+from numpy.typing import ArrayLike
 
 TrlPrompt = str | list[dict[str, str]]
 """A prompt as TRL's reward functions get it: text, or a conversation of
@@ -18,7 +19,7 @@ class Reward(Protocol):
     sail_jax.train('my.yaml', reward=brevity)
     """
 
-    def __call__(self, prompts: list[TrlPrompt], responses: list[str], /) -> Sequence[float]:
+    def __call__(self, prompts: list[TrlPrompt], responses: list[str], /) -> ArrayLike:
         """Rewards of N responses.
 
         Args:
@@ -41,9 +42,7 @@ class Judge(Protocol):
     sail_jax.train('my.yaml', judge=shorter)
     """
 
-    def __call__(
-        self, prompts: list[TrlPrompt], pairs: list[tuple[str, str]], /
-    ) -> Sequence[float]:
+    def __call__(self, prompts: list[TrlPrompt], pairs: list[tuple[str, str]], /) -> ArrayLike:
         """Preferences in N pairs of responses.
 
         Args:
