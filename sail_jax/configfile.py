@@ -273,7 +273,7 @@ def write(run: Settings, path: Path) -> None:
         raise UserError(f'{path}: {error.strerror}') from None
 
 
-def differences(ours: Settings, theirs: Settings, ignore: tuple[str, ...] = ()) -> list[str]:
+def differences(ours: Section, theirs: Section, ignore: tuple[str, ...] = ()) -> list[str]:
     """Dotted keys, with both values, in which two configurations differ."""
     a, b = flatten(ours), flatten(theirs)
     return [

@@ -1,21 +1,25 @@
 """Figures of the two studies, each as PNG and PDF."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, LogNorm
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
 
 from sail_jax.bandit.config import Landscape, SampleComplexity
 from sail_jax.bandit.landscape import GAP_FLOOR
 from sail_jax.bandit.measure import OBJECTIVES, Measured, Slice, Swept
 from sail_jax.bandit.stochastic import FIT_LAST, Curves
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     'font.size': 9,
     'axes.titlesize': 9.5,
     'axes.labelsize': 9,
@@ -65,13 +69,13 @@ def sample_complexity(
         _save(_samples(curves, table, run), run_dir / 'sample_complexity')
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     for suffix in ('.png', '.pdf'):
         figure.savefig(path.with_suffix(suffix), bbox_inches='tight')
     plt.close(figure)
 
 
-def _convergence(measured: Measured, run: Landscape) -> plt.Figure:
+def _convergence(measured: Measured, run: Landscape) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.9), sharey=True, layout='constrained')
     for o, axis in enumerate(axes):
         gap_SxT = measured.best[0, o] - measured.path.value[0, o]
@@ -100,7 +104,7 @@ def _settled(measured: Measured, run: Landscape) -> int:
     return int(min(run.iterations, 1.1 * above[-1] + 10))
 
 
-def _pl_ratio(measured: Measured, length_N: np.ndarray) -> plt.Figure:
+def _pl_ratio(measured: Measured, length_N: np.ndarray) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(8.2, 3.3), sharey=True, layout='constrained')
     order = (0, 2, 1)
     for o in order:
@@ -141,7 +145,7 @@ def _pl_ratio(measured: Measured, length_N: np.ndarray) -> plt.Figure:
     return figure
 
 
-def _curvature(measured: Measured, length_N: np.ndarray) -> plt.Figure:
+def _curvature(measured: Measured, length_N: np.ndarray) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(8.2, 3.3), layout='constrained')
     for o in (2, 0, 1):
         axes[0].plot(
@@ -170,14 +174,14 @@ def _curvature(measured: Measured, length_N: np.ndarray) -> plt.Figure:
     return figure
 
 
-def _slice(plane: Slice, run: Landscape) -> plt.Figure:
+def _slice(plane: Slice, run: Landscape) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.6), sharey=True, layout='constrained')
     for o, axis in enumerate(axes):
         value = plane.value[o]
         # Levels by quantile show the shape near the maxima, where SAIL is nearly flat.
         inside = value[np.hypot(*np.meshgrid(plane.axis, plane.axis)) <= run.radius]
         levels = np.unique(np.quantile(inside, np.linspace(0, 1, 20) ** 0.6))
-        ball = plt.Circle((0, 0), run.radius, fill=False, color='k', lw=0.8)
+        ball = Circle((0, 0), run.radius, fill=False, color='k', lw=0.8)
         axis.add_patch(ball)
         axis.contourf(
             plane.axis,
@@ -209,19 +213,19 @@ def _count(maxima: int) -> str:
     return f'{maxima} local maximum' if maxima == 1 else f'{maxima} local maxima'
 
 
-def _sweep(swept: Swept, run: Landscape) -> plt.Figure:
+def _sweep(swept: Swept, run: Landscape) -> Figure:
     betas, coefficients = np.array(run.sweep.betas), np.array(run.sweep.coefficients)
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.5), sharex=True, layout='constrained')
+    edges, meshes = (_edges(betas), _edges(coefficients)), []
     for d, axis in enumerate(axes[:2]):
         spread = np.maximum(swept.spread[d], 1e-16).T
-        mesh = axis.pcolormesh(
-            _edges(betas), _edges(coefficients), spread, norm=LogNorm(1e-16, 1), cmap='Oranges'
-        )
+        norm = LogNorm(1e-16, 1)
+        meshes.append(axis.pcolormesh(*edges, spread, norm=norm, cmap='Oranges'))
         axis.set_title(f'{NAMES[1 + d]}, problem 0')
         axis.set_xlim(_edges(betas)[[0, -1]])
         axis.set_ylim(_edges(coefficients)[[0, -1]])
         axis.grid(False)
-    figure.colorbar(mesh, ax=axes[:2], label=f'{GAP} at the worst local maximum', pad=0.01)
+    figure.colorbar(meshes[-1], ax=axes[:2], label=f'{GAP} at the worst local maximum', pad=0.01)
     axes[0].plot(betas, swept.sharp[0], color=COLORS[1], lw=1.8)
     _write(axes[0], 'strongly concave', (0.05, 0.93), COLORS[1])
     if (swept.curvature[1] >= 0).all():
@@ -249,11 +253,11 @@ def _edges(centres: np.ndarray) -> np.ndarray:
     return np.exp(np.concatenate([[2 * log[0] - middle[0]], middle, [2 * log[-1] - middle[-1]]]))
 
 
-def _write(axis: plt.Axes, text: str, at: tuple[float, float], color: str) -> None:
+def _write(axis: Axes, text: str, at: tuple[float, float], color: str) -> None:
     axis.annotate(text, at, xycoords='axes fraction', color=color, va='top', fontsize=8.5)
 
 
-def _samples(curves: Curves, table: list[dict], run: SampleComplexity) -> plt.Figure:
+def _samples(curves: Curves, table: list[dict], run: SampleComplexity) -> Figure:
     figure, axis = plt.subplots(figsize=(5.6, 4), layout='constrained')
     for o, name in enumerate(OBJECTIVES):
         gap_PxM = np.maximum(curves.gap[o].mean(1), GAP_FLOOR)

@@ -8,7 +8,7 @@ every pair of responses, with nothing sampled. All functions take one problem an
 
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,8 @@ def random(rng: np.random.Generator, settings: Problems) -> Problem:
     features = rng.normal(size=(*shape, settings.features)) / settings.features**0.5
     reward = rng.normal(size=shape) * settings.reward_scale
     logits = rng.normal(size=shape) * settings.reference_scale
-    return Problem(features, reward, scipy.special.log_softmax(logits, axis=-1))
+    reference_logp: Any = scipy.special.log_softmax(logits, axis=-1)
+    return Problem(features, reward, reference_logp)
 
 
 def load(path: Path) -> Problem:

@@ -110,8 +110,8 @@ def landscape_table(measured: Measured, run: Landscape) -> Table:
         ends = measured.maxima.value[p, o]
         gap_SxT = best - measured.path.value[p, o]
         reached_S = best - ends < 1e-8
-        fits = [fit_rate(gap_T) for gap_T in gap_SxT]
-        converges = bool(reached_S.all()) and all(fits)
+        fits = [fit for gap_T in gap_SxT if (fit := fit_rate(gap_T))]
+        converges = bool(reached_S.all()) and len(fits) == len(gap_SxT)
         at_maximum = jax.tree.map(lambda x, p=p, o=o: x[p, o], measured.maxima)
         rows.append(
             {
@@ -249,9 +249,10 @@ def report(table: Table) -> list[list[str]]:
 
 def span(values: list[float | None]) -> str:
     """Lowest and highest of the numbers, or nothing if one is missing."""
-    if any(value is None for value in values):
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return ''
-    low, high = (f'{value:.3g}' for value in (min(values), max(values)))
+    low, high = (f'{value:.3g}' for value in (min(known), max(known)))
     return low if low == high else f'{low} .. {high}'
 
 

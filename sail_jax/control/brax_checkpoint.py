@@ -116,7 +116,7 @@ def read_policy(path: Path) -> tuple[RunningStatisticsState, Any]:
     quiet.silence_failed_saves()  # And what is left of a failed reading.
     try:
         # Orbax takes no relative path.
-        fixed, policy = ppo_checkpoint.load(path.absolute())[:2]
+        fixed, policy = ppo_checkpoint.load(str(path.absolute()))[:2]
         seen, std_eps = _number(fixed.count), _number(fixed.std_eps)
         summed = lambda std: seen * np.maximum(np.float64(std) ** 2 - std_eps, 0)  # noqa: E731
         mean, std, summed_variance, policy = jax.tree.map(

@@ -36,7 +36,7 @@ import brax.training.networks  # noqa: E402
 import mujoco.mjx._src.io as mjx_io  # noqa: E402
 
 
-def _device_put_replicated(x: Any, devices: Sequence[jax.Device]) -> Any:
+def _device_put_replicated(x: Any, devices: Sequence[Any]) -> Any:
     sharding = NamedSharding(Mesh(list(devices), ('i',)), PartitionSpec('i'))
     stack = lambda leaf: jnp.broadcast_to(leaf, (len(devices), *jnp.shape(leaf)))  # noqa: E731
     return jax.device_put(jax.tree.map(stack, x), sharding)
@@ -65,10 +65,11 @@ class _Local(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         return getattr(jax, name)
 
-    def devices(self, backend: str | None = None) -> list[jax.Device]:
+    def devices(self, backend: str | None = None) -> list[Any]:
         return jax.local_devices(backend=backend)
 
 
 mjx_io.jax = _Local('jax')
 
-brax.training.networks.KERNEL_INITIALIZER.setdefault(None, None)
+initializers: dict[Any, Any] = brax.training.networks.KERNEL_INITIALIZER
+initializers.setdefault(None, None)

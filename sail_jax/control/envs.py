@@ -5,6 +5,7 @@ import difflib
 import io
 import logging
 import threading
+from typing import Any
 
 import sail_jax.control.compat  # noqa: F401
 
@@ -80,8 +81,11 @@ def _playground(name: str) -> Env:
     try:
         # It prints, and draws a bar of its own.
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            overrides = {'impl': 'jax'} if 'impl' in registry.get_default_config(name) else None
-            return registry.load(name, config_overrides=overrides)
+            overrides: Any = (
+                {'impl': 'jax'} if 'impl' in registry.get_default_config(name) else None
+            )
+            env: Any = registry.load(name, config_overrides=overrides)
+            return env  # Of Brax's interface.
     except Exception as error:  # Of git, of a file that is not there, of MuJoCo.
         raise UserError(
             f'env.name: {name}: Playground raised {type(error).__name__}: {one_line(error)}'

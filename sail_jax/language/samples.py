@@ -37,14 +37,13 @@ def write_table(path: Path, prompts: Sequence[Prompt], reference: Answers, polic
     Where it cannot be written that is said, and no more: a table is not worth a run.
     """
     columns = ['prompt', 'reference', 'policy']
-    rewarded = policy.rewards is not None
-    if rewarded:
+    rewards = [answers.rewards for answers in (reference, policy) if answers.rewards is not None]
+    if rewards:
         columns += ['reward of reference', 'reward of policy']
     lines = [columns, ['---'] * 3 + ['---:'] * (len(columns) - 3)]
     for row, prompt in enumerate(prompts):
         cells = [prompt_text(prompt), reference.texts[row][0], policy.texts[row][0]]
-        if rewarded:
-            cells += [f'{answers.rewards[row, 0]:.3f}' for answers in (reference, policy)]
+        cells += [f'{values[row, 0]:.3f}' for values in rewards]
         lines.append([_cell(cell) for cell in cells])
     try:
         path.parent.mkdir(exist_ok=True)

@@ -68,7 +68,7 @@ def test_policy_and_reference_are_not_mixed_up():
     still = {**still, 'policy': {'params': last}}
     measure = evaluate.make(env, networks, run, devices.make_mesh(1))
     ours, theirs = (policy._replace(params=params) for params in (still, right))
-    numbers = jax.device_get(measure(ours, theirs, jnp.uint32(0), Hyper.of(run)))
+    numbers = jax.device_get(measure(ours, theirs, (), jnp.uint32(0), Hyper.of(run)))
     assert numbers['length'] == run.env.episode_length
     assert numbers['return'] > 10
     assert numbers['win_rate'] == 1

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +42,8 @@ class Example(NamedTuple):
     rejected: list[int] | None
 
 
-class Dataset(NamedTuple):
+@dataclass(frozen=True)
+class Dataset:
     """Rows by number."""
 
     source: Any

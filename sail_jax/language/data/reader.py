@@ -60,8 +60,9 @@ def prepare(
       UserError: as of `data.prepare`; fewer rows than are to be held out.
     """
     cache, settings = cache or cache_dir(), run.evaluation
+    reads_pairs = isinstance(run, LanguageRun) and run.reads_pairs
     training = dataset.prepare(
-        run.data, row_type or _row_type(run.data, run.reads_pairs), tokenizer, cache
+        run.data, row_type or _row_type(run.data, reads_pairs), tokenizer, cache
     )
     rows = np.arange(len(training))
     if settings.path is None and settings.split is None:
@@ -106,6 +107,7 @@ def batch(examples: Sequence[Example], pair_places: int | None = None) -> Rows:
     lengths = np.zeros((len(examples), 2), np.int32)
     for row, example in enumerate(examples):
         for lane, response in enumerate((example.chosen, example.rejected)):
+            assert response is not None  # Rows of pairs have both.
             tokens[row, lane, : len(response)] = response
             lengths[row, lane] = len(response)
     return Rows(prompts, Pairs(tokens_Bx2xR=tokens, lengths_Bx2=lengths))

@@ -7,7 +7,7 @@ naming the field; who reads the file adds the place.
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 from sail_jax.errors import UserError
 from sail_jax.terminal import shown
@@ -217,7 +217,7 @@ def _check_text(text: str, name: str, filled: bool = True) -> None:
         raise UserError(f'{name}: not valid UTF-8 at character {error.start}') from None
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
@@ -261,7 +261,9 @@ def _repeated(prompt: str, row: Row) -> Row:
       UserError: it says something else.
     """
     if prompt.strip() and prompt.strip() not in {
-        message.content.strip() for message in row.prompt if message.role != 'assistant'
+        message.content.strip()
+        for message in row.prompt
+        if isinstance(message, Message) and message.role != 'assistant'
     }:
         raise UserError('prompt: not what is asked in the conversation of chosen and rejected')
     return row

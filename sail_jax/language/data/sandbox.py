@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from sail_jax.language.data import sandboxed
 
@@ -43,13 +43,19 @@ class Definition(NamedTuple):
     """The line that loads it."""
 
 
+def _pipes(child: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    assert child.stdin is not None
+    assert child.stdout is not None
+    return child.stdin, child.stdout
+
+
 class _Process:
     """One for all tokenisers of this process; begun when it is first needed, and again after it
     was ended."""
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._child: subprocess.Popen | None = None
+        self._child: subprocess.Popen[bytes] | None = None
 
     def ask(self, line: bytes) -> dict[str, Any]:
         with self._lock:
@@ -75,21 +81,23 @@ class _Process:
                 )
             except OSError as error:
                 raise Failed(f'{sys.executable}: {error.strerror}') from None
+        requests, replies = _pipes(self._child)
         try:
-            self._child.stdin.write(line + b'\n')
-            self._child.stdin.flush()
+            requests.write(line + b'\n')
+            requests.flush()
         except BrokenPipeError:
             return b''
-        return self._child.stdout.readline()
+        return replies.readline()
 
     def stop(self) -> int:
         """Ends it; the status that it had."""
         child, self._child = self._child, None
         if child is None:
             return 0
-        child.stdout.close()
+        requests, replies = _pipes(child)
+        replies.close()
         with contextlib.suppress(BrokenPipeError):
-            child.stdin.close()
+            requests.close()
         try:
             # One that ended by itself has said all; closing its input ends one that waits.
             return child.wait(timeout=1)

@@ -156,6 +156,7 @@ def decode(loaded: Loaded, ids: list[list[int]]) -> list[str]:
 def render(loaded: Loaded, calls: list[dict[str, Any]]) -> list[str]:
     """What the template writes."""
     texts = []
+    assert loaded.template is not None  # Who has none asks for nothing.
     for call in calls:
         variables = {'tools': None, 'documents': None, **call, **loaded.variables}
         texts.append(loaded.template.render(**variables))
@@ -188,7 +189,7 @@ class Generation(jinja2.ext.Extension):
 
     def parse(self, parser):
         line = next(parser.stream).lineno
-        body = parser.parse_statements(['name:endgeneration'], drop_needle=True)
+        body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
         return jinja2.nodes.CallBlock(self.call_method('_write'), [], [], body).set_lineno(line)
 
     def _write(self, caller):

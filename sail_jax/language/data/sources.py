@@ -164,12 +164,14 @@ def _saved(path: Path) -> list[Path]:
     if not isinstance(entries, list):
         raise UserError(f'{state}: _data_files: expected a list')
     names = [entry.get('filename') if isinstance(entry, dict) else None for entry in entries]
+    saved = []
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith('.arrow'):
             raise UserError(
                 f'{state}: _data_files: {name!r:.80}: expected an .arrow file of this directory'
             )
-    return [path / name for name in names]
+        saved.append(path / name)
+    return saved
 
 
 def _holds_rows(file: Path) -> bool:

@@ -4,7 +4,7 @@ Axes: B prompts, L lanes (the K responses to one prompt; 1 for the prompt itself
 tokens attended to, N heads = G groups x M key-value heads, H entries of a head.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ class Memory(NamedTuple):
     """Keys and values of all layers, [layers, B, M, (L,) S, H] or a tuple of the layers'; a prefix
     has no lanes."""
 
-    keys: jax.Array | tuple[jax.Array, ...]
-    values: jax.Array | tuple[jax.Array, ...]
+    keys: Any
+    values: Any
     positions: jax.Array
     """[B, (L,) S]"""
 

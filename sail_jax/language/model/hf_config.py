@@ -143,7 +143,7 @@ def validated(
         return model.model_validate(data)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        key = '.'.join(str((names or {}).get(part, part)) for part in first['loc'])
+        key = '.'.join(str((names or {}).get(str(part), part)) for part in first['loc'])
         value = '' if isinstance(first['input'], dict) else f', got {first["input"]!r:.80}'
         message = first['msg'].removeprefix('Value error, ').removeprefix('Input ')
         raise UserError(f'{where}: {key}{": " if key else ""}{message}{value}') from None
@@ -217,4 +217,4 @@ def _windows(keys: Keys, family: Family, where: str) -> tuple[int, ...]:
         )
     if 'sliding_attention' not in kinds:
         return ()
-    return tuple(window if kind == 'sliding_attention' else 0 for kind in kinds)
+    return tuple((window or 0) if kind == 'sliding_attention' else 0 for kind in kinds)

@@ -8,7 +8,7 @@ NNX: a `kernel` [in, out] is a checkpoint's `weight` [out, in], a `scale` or `em
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -27,12 +27,12 @@ class Linear(nnx.Linear):
     """[rank, out]"""
     lora_scale: float = 0.0
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = super().__call__(x)
-        if self.lora_a is None:
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        y = super().__call__(inputs, out_sharding)
+        if self.lora_a is None or self.lora_b is None:
             return y
         a, b = self.lora_a[...].astype(y.dtype), self.lora_b[...].astype(y.dtype)
-        return y + (x @ a @ b) * self.lora_scale
+        return y + (inputs @ a @ b) * self.lora_scale
 
 
 class Make(NamedTuple):

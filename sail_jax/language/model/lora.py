@@ -102,7 +102,7 @@ def merge(decoder: Decoder) -> Decoder:
     """The model with the adapter added into its weights, for export."""
     merged = off(decoder)
     for (_, source), (_, linear) in zip(_linears(decoder), _linears(merged), strict=True):
-        if source.lora_a is not None:
+        if source.lora_a is not None and source.lora_b is not None:
             kernel, a, b = source.kernel[...], source.lora_a[...], source.lora_b[...]
             sum_ = kernel.astype(jnp.float32) + source.lora_scale * (a @ b)
             linear.kernel = nnx.Param(sum_.astype(kernel.dtype))
@@ -125,6 +125,7 @@ def save(
     tensors = {}
     for name, linear in _targets(decoder, settings):
         for part, variable in (('lora_A', linear.lora_a), ('lora_B', linear.lora_b)):
+            assert variable is not None  # Targets have both.
             for layer, value in enumerate(np.asarray(variable[...])):
                 tensors[_tensor_name(decoder, layer, name, part)] = np.ascontiguousarray(value.T)
     config = PLAIN | {

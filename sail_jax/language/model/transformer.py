@@ -13,6 +13,7 @@ id: padding is a position that no query reaches.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,7 @@ class Decoder(nnx.Module):
     ):
         a = self.architecture = architecture
         self.dtype, self.remat, self.mesh = jnp.dtype(dtype), remat, mesh
-        types = {'dtype': dtype, 'param_dtype': param_dtype}
+        types: dict[str, Any] = {'dtype': dtype, 'param_dtype': param_dtype}
         init, parts = nnx.initializers.normal(0.02), parts_of(a)
 
         def linear(*sizes: int, **kwargs) -> Linear:

@@ -37,7 +37,7 @@ FOREIGN_COMPANIONS = (
     'quantization_config.json',
     'hf_quant_config.json',
 )
-WEIGHTS = dict.fromkeys(('kernel', 'scale', 'embedding'), 'weight')
+WEIGHTS: dict[str, str] = dict.fromkeys(('kernel', 'scale', 'embedding'), 'weight')
 """Parameters of another name than their tensors."""
 HEAD, SCORE = 'lm_head.weight', 'score.weight'
 ROWS = 2**12
@@ -298,7 +298,8 @@ def _read(
     dtype = jnp.result_type(*[DTYPES[source.view.get_dtype()] for source in sources])
     dtype = param_dtype or dtype
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
+        """`index`: a slice for each axis."""
         ranges = [slice(*s.indices(size)[:2]) for s, size in zip(index, shape, strict=True)]
         layers, inner = (ranges[0], ranges[1:]) if stacked else (slice(0, 1), ranges)
         size = [r.stop - r.start for r in inner]

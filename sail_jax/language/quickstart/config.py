@@ -66,6 +66,7 @@ def check(run: QuickstartRun) -> None:
 def supervised(run: QuickstartRun, run_dir: Path) -> SftRun:
     """The supervised stage as a run of its own."""
     model, data = run.sft.model, run.sft.data
+    assert model.tokenizer is not None  # `check` has seen to it.
     return run.sft.model_copy(
         update={
             'seed': run.seed,

@@ -19,7 +19,8 @@ MODEL = 'model'
 class Model(config.Model):
     """What is trained: a checkpoint, or a new network."""
 
-    path: Path | None = None
+    # A new network has none.
+    path: Path | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """A Hugging Face checkpoint directory of the Llama family; none makes a new network."""
     architecture: Architecture | None = None
     """Of a new network."""
