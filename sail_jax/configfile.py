@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, get_origin
+from typing import Any, NoReturn, TypeVar, get_origin
 
 import pydantic
 import tyro
@@ -40,6 +40,8 @@ def _number(
         str_from_instance=lambda value: [str(value)],
     )
 
+
+ModelT = TypeVar('ModelT', bound=BaseModel)
 
 MAX_YAML = 2**19
 """Bytes of a configuration."""
@@ -110,11 +112,11 @@ def _refuse_duplicates(node: yaml.Node | None) -> None:
 
 
 def validate(
-    model: type[RunT],
-    data: dict[str, Any] | RunT,
+    model: type[ModelT],
+    data: dict[str, Any] | ModelT,
     path: Path | None = None,
     node: yaml.Node | None = None,
-) -> RunT:
+) -> ModelT:
     """The typed configuration of a file's mapping, or of what comes from Python.
 
     Raises:
@@ -273,7 +275,7 @@ def write(run: Settings, path: Path) -> None:
         raise UserError(f'{path}: {error.strerror}') from None
 
 
-def differences(ours: Section, theirs: Section, ignore: tuple[str, ...] = ()) -> list[str]:
+def differences(ours: BaseModel, theirs: BaseModel, ignore: tuple[str, ...] = ()) -> list[str]:
     """Dotted keys, with both values, in which two configurations differ."""
     a, b = flatten(ours), flatten(theirs)
     return [
@@ -304,7 +306,7 @@ def another_runs(saved: dict[str, Any], ours: dict[str, Any]) -> str | None:
     return None
 
 
-def flatten(run: Settings) -> dict[str, Any]:
+def flatten(run: BaseModel) -> dict[str, Any]:
     """Every setting by its dotted key."""
     return _flatten(run.model_dump(mode='json'))
 

@@ -76,17 +76,18 @@ class Figure(NamedTuple):
 class MakeTask(Protocol):
     """What a workload's runs need to be trained by the common loop."""
 
-    def __call__(self, run: Any, *, run_dir: Path | None = None, **handed: Any) -> Task:
+    def __call__(self, run: Any, *_: Any, **handed: Any) -> Task:
         """Makes the task of a configuration.
 
         Args:
           run: of `Kind.settings`.
-          run_dir: of a run that is trained; None where one is only evaluated or opened.
-          **handed: of `Kind.from_python` what there is.
+          **handed: `run_dir`, of a run that is trained, None where one is only evaluated or
+            opened; and of `Kind.from_python` what there is.
 
         Raises:
           UserError: settings that do not go together; what is handed in cannot be used.
         """
+        ...
 
 
 class Study(NamedTuple):

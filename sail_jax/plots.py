@@ -11,6 +11,7 @@ from matplotlib.ticker import EngFormatter
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 from sail_jax import config, configfile, files, runs, workloads
 from sail_jax.errors import UserError
@@ -24,7 +25,7 @@ class Curve(NamedTuple):
 
     name: str
     """Of its directory; of a member of a sweep, the sweep's."""
-    run: config.Trained
+    run: config.Settings
     rows: list[metrics.Row]
     directory: Path | None = None
     """Where they are from."""
@@ -32,7 +33,9 @@ class Curve(NamedTuple):
     @property
     def figure(self) -> Figure:
         """What is drawn of it."""
-        return workloads.of(self.run).figure
+        figure = workloads.of(self.run).figure
+        assert figure is not None  # `load` has seen to it.
+        return figure
 
 
 def load(run_dir: Path) -> list[Curve]:
@@ -42,8 +45,9 @@ def load(run_dir: Path) -> list[Curve]:
       UserError: no run there, one that leaves no curve, or nothing evaluated yet.
     """
     whole = runs.load(run_dir / 'config.yaml')
-    if workloads.of(whole).figure is None:
-        raise UserError(f'{run_dir}: a {whole.workload} run leaves figures of its own')
+    kind = workloads.of(whole)
+    if kind.figure is None:
+        raise UserError(f'{run_dir}: a {kind.name} run leaves figures of its own')
     curves = []
     for path in Members.of(whole).directories(run_dir):
         rows = metrics.read_rows(path / 'metrics.jsonl')
@@ -66,7 +70,7 @@ def load_all(run_dirs: Sequence[Path]) -> tuple[list[Curve], list[UserError]]:
         except UserError as error:
             refused.append(error)
             continue
-        ours, theirs = (curves or found)[0].run.workload, found[0].run.workload
+        ours, theirs = (workloads.of(some[0].run).name for some in (curves or found, found))
         if theirs == ours:
             there = {curve.directory for curve in curves}
             curves += [curve for curve in found if curve.directory not in there]
@@ -173,7 +177,7 @@ def plot(curves: list[Curve], out: Path) -> None:
     files.write(out, drawn.getvalue())
 
 
-def draw(axis: plt.Axes, curves: list[Curve], x: str, y: str, color: str, name: str) -> None:
+def draw(axis: Axes, curves: list[Curve], x: str, y: str, color: str, name: str) -> None:
     """One group's line and band, interpolated on common points of the x axis; nothing where no run
     has the numbers."""
     lines = []

@@ -34,8 +34,8 @@ def default_run_dir(name: str) -> Path:
 def default_name(path: str | Path, run: config.Settings) -> str:
     """What a run of a file is called: as the file, or as its workload where that says more, so
     that the two quickstarts do not share a name."""
-    stem = Path(path).stem
-    return run.workload if run.workload.endswith(f'-{stem}') else stem
+    stem, name = Path(path).stem, workloads.of(run).name
+    return name if name.endswith(f'-{stem}') else stem
 
 
 def load(path: str | Path, /, **overrides: Any) -> config.Settings:
@@ -113,8 +113,8 @@ def train(
         kind.accepted(callbacks)  # A study has no updates to show.
         return kind.study.train(run, run_dir, resume, quiet)
     _require_handed(kind, run, run_dir, handed, resume)
-    run = kind.recorded(run, handed)
-    task = kind.task(run, run_dir=run_dir, **handed)
+    named: Any = kind.recorded(run, handed)
+    task = make_task(named, run_dir, **handed)
     from sail_jax.training import trainer
     from sail_jax.training.callbacks import Callbacks
 
@@ -164,7 +164,7 @@ def _require_handed(
         kind.require(run, run_dir, handed, 'train')
 
 
-def make_task(run: config.Trained, run_dir: Path | None = None, **handed: Any) -> Task:
+def make_task(run: config.Settings, run_dir: Path | None = None, **handed: Any) -> Task:
     """The task of a configuration, with what Python hands in beside it; None is nothing.
 
     Args:
@@ -199,7 +199,8 @@ def _open(
 ) -> tuple[Task, Policy, Policy]:
     """A run's task, and its policies as of `open_run`."""
     if workloads.of(run).task is None:
-        raise UserError(f'{run_dir}: a {run.workload} study; it leaves figures, and no policy')
+        name = workloads.of(run).name
+        raise UserError(f'{run_dir}: a {name} study; it leaves figures, and no policy')
     members = Members.of(run)
     if members.sweep:
         one = members.each[0].directory(run_dir)
@@ -246,7 +247,7 @@ def evaluate(
 
     from sail_jax.training import devices
 
-    identity = np.uint32(run.seed), task.hyper(run)
+    identity: Any = np.uint32(run.seed), task.hyper(run)
     with devices.memory_named(task.smaller):
         rest = start, task.shared(), *identity
         numbers = jax.device_get([task.evaluate(p, *rest) for p in (start, policy)])

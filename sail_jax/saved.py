@@ -55,6 +55,7 @@ def render(
       UserError: as of `open_run`; a workload or an environment of which there is no picture.
     """
     kind, saved, handed = _saved(Path(run_dir), best, 'render', handed)
+    assert kind.render is not None  # `_saved` has seen to it.
     return kind.render(saved, Path(out), seed=seed, stochastic=stochastic, start=start, **handed)
 
 
@@ -85,6 +86,7 @@ def export(
       TrainingFailed: it cannot be written.
     """
     kind, saved, handed = _saved(Path(run_dir), best, 'export', handed)
+    assert kind.export is not None  # `_saved` has seen to it.
     return kind.export(saved, Path(out), adapter=adapter, dtype=dtype, **handed)
 
 
@@ -111,4 +113,5 @@ def generate(
             raise UserError(f'{model}: generate is for {workloads.names("generate")} runs')
     else:
         kind = next(kind for kind in workloads.kinds() if kind.generate is not None)
+    assert kind.generate is not None
     return kind.generate(model, prompts, best=best, **options)

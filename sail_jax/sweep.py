@@ -109,7 +109,7 @@ def _combinations(run: Run) -> list[Member]:
             f'seeds: {run.seeds} from seed {run.seed} on; the largest is {scalars.INT_MAX}'
         )
     return [
-        _member(run, dict(zip(swept, values, strict=True)), seed)
+        _member(run, dict(zip(swept, values, strict=True)), int(seed))
         for *values, seed in itertools.product(*swept.values(), seeds)
     ]
 

@@ -154,7 +154,7 @@ def _start_devices(run: config.Settings, options: argparse.Namespace) -> None:
         raise UserError('train: several processes need the same --run-dir, on a shared disk')
 
 
-def _report(run: config.Settings, result: Any, run_dir: Path) -> None:
+def _report(run: Any, result: Any, run_dir: Path) -> None:
     kind = workloads.of(run)
     if kind.study is not None:
         kind.study.report(result)
@@ -188,9 +188,7 @@ def _print_help(path: str | None, actions: list[argparse.Action], arguments: lis
     configfile.override(model.model_validate(run.model_dump()), arguments, PROG, text)
 
 
-def _with_options(
-    model: type[config.Settings], actions: list[argparse.Action]
-) -> type[config.Settings]:
+def _with_options(model: type[config.Settings], actions: list[argparse.Action]) -> type[Any]:
     """The settings of a file, with the options of the command before them."""
     fields: dict[str, Any] = {}
     for action in actions:
@@ -199,7 +197,8 @@ def _with_options(
         else:
             annotation = str | None if action.default is None else type(action.default)
         if action.metavar is not None:
-            annotation = Annotated[annotation, tyro.conf.arg(metavar=action.metavar)]
+            metavar: Any = action.metavar
+            annotation = Annotated[annotation, tyro.conf.arg(metavar=metavar)]
         what = (action.help or '').removesuffix(DEFAULT)
         fields[action.dest] = annotation, pydantic.Field(action.default, description=what)
     options = pydantic.create_model('Options', __base__=config.Section, **fields)

@@ -48,7 +48,7 @@ def random(rng: np.random.Generator, settings: Problems) -> Problem:
     """A random problem; `Problems` says of what distribution."""
     shape = (settings.contexts, settings.responses)
     features = rng.normal(size=(*shape, settings.features)) / settings.features**0.5
-    reward = rng.normal(size=shape) * settings.reward_scale
+    reward: Any = rng.normal(size=shape) * settings.reward_scale
     logits = rng.normal(size=shape) * settings.reference_scale
     reference_logp: Any = scipy.special.log_softmax(logits, axis=-1)
     return Problem(features, reward, reference_logp)

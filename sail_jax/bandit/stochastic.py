@@ -92,8 +92,8 @@ def measure(
     start_PxSxD = landscape.ball(rng, count * run.seeds, dimension, run.radius).reshape(
         count, run.seeds, dimension
     )
-    points_NxD = landscape.ball_and_surface(rng, 512, dimension, run.radius)
-    search_SxD = landscape.ball(rng, 64, dimension, run.radius)
+    points_NxD: Any = landscape.ball_and_surface(rng, 512, dimension, run.radius)
+    search_SxD: Any = landscape.ball(rng, 64, dimension, run.radius)
     # Every run has its own stream of samples.
     seed_PxS = rng.integers(2**31, size=(count, run.seeds)).astype(np.uint32)
     moments = np.unique(np.geomspace(min(16, run.updates // 4), run.updates, 25).astype(int))

@@ -65,7 +65,7 @@ def run(study: Study, run_dir: Path, resume: bool = False, quiet: bool = False) 
         problems = measure.make_problems(study)
         if resume and (run_dir / 'metrics.jsonl').exists():  # Which is written last.
             raise UserError(f'{run_dir}: this study is finished; nothing is left to do')
-        measure_all = _landscape if isinstance(study, Landscape) else _samples
+        measure_all: Any = _landscape if isinstance(study, Landscape) else _samples
         with rundir.claimed(study, run_dir, resume):
             configfile.write(study, run_dir / 'config.yaml')
             try:
@@ -137,7 +137,7 @@ def landscape_table(measured: Measured, run: Landscape) -> Table:
     return rows
 
 
-def smallest_ratio(gain: np.ndarray, gap: np.ndarray) -> float:
+def smallest_ratio(gain: Any, gap: Any) -> float:
     """The smallest PL ratio, leaving out points where the gap is rounding."""
     far = gap > 100 * landscape.GAP_FLOOR
     # At a spurious maximum the gain is 0, give or take rounding.

@@ -20,7 +20,7 @@ LABELLER = config.Teacher(rationality=1.0)
 
 
 def settings(
-    seed: int, beta: float, coefficient: float, direction: str, radius: float | None
+    seed: int, beta: float, coefficient: float, direction: Any, radius: float | None
 ) -> config.Run:
     """Settings of `update` under which the expected gradient is that of J_lambda.
 

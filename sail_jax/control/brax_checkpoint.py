@@ -138,7 +138,8 @@ def read_policy(path: Path) -> tuple[RunningStatisticsState, Any]:
         raise UserError(f'reference.path: {path}: std is not positive')
     if not 0 <= seen < 2**64:
         raise UserError(f'reference.path: {path}: count is {seen:g}; expected 0 to 2^64')
-    count = types.UInt64(hi=int(seen) >> 32, lo=int(seen) & (2**32 - 1))
+    uint64: Any = types.UInt64
+    count = uint64(hi=int(seen) >> 32, lo=int(seen) & (2**32 - 1))
     return RunningStatisticsState(
         count=count, mean=mean, std=std, summed_variance=summed_variance, std_eps=std_eps
     ), policy

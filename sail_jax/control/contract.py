@@ -206,7 +206,7 @@ def _require_state(where: str, state: Any) -> None:
         raise UserError(
             f'{where}: obs is a {type(obs).__name__}; expected an array [N], or a dict of them'
         )
-    seen = {'obs': obs}
+    seen: dict[str, Any] = {'obs': obs}
     if isinstance(obs, Mapping):
         seen = {"obs['state']": obs['state']} if 'state' in obs else _leaves(obs, 'obs')
     for key, leaf in seen.items():

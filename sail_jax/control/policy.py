@@ -37,10 +37,11 @@ def network_factory(run: ControlRun) -> dict[str, Any]:
 
 def make_networks(env: Env, run: ControlRun) -> ppo_networks.PPONetworks:
     """Brax's networks for this run, observations normalised."""
+    normalize: Any = running_statistics.normalize
     return ppo_networks.make_ppo_networks(
         observation_shape(env),
         env.action_size,
-        preprocess_observations_fn=running_statistics.normalize,
+        preprocess_observations_fn=normalize,
         **network_factory(run),
     )
 
@@ -62,7 +63,7 @@ def init(key: jax.Array, env: Env, networks: ppo_networks.PPONetworks, run: Cont
 def actions(networks: ppo_networks.PPONetworks, policy: Policy, obs: Any) -> Gaussian:
     """The normal over actions before the squash, for observations of any batch shape."""
     logits = networks.policy_network.apply(policy.statistics, policy.params['policy'], obs)
-    dist = networks.parametric_action_distribution.create_dist(logits)
+    dist: Any = networks.parametric_action_distribution.create_dist(logits)
     return Gaussian(dist.loc, dist.scale)
 
 

@@ -59,6 +59,7 @@ def load(env: Env, networks: PPONetworks, run: ControlRun, seed: int) -> Policy:
 
 def _from_run(env: Env, run: ControlRun) -> tuple[Any, Any]:
     path = run.reference.path
+    assert path is not None  # Or the configuration is refused.
     data, node = configfile.read_yaml(path / 'config.yaml')
     theirs = configfile.validate(ControlRun, data, path / 'config.yaml', node)
     _require_same(path, 'policy.activation', theirs.policy.activation, run.policy.activation)
@@ -78,6 +79,7 @@ def _from_run(env: Env, run: ControlRun) -> tuple[Any, Any]:
 
 def _from_brax(env: Env, run: ControlRun) -> tuple[Any, Any]:
     path = run.reference.path
+    assert path is not None  # Or the configuration is refused.
     settings = brax_checkpoint.read_settings(path, control_policy.observation_shape(env))
     functions = brax_networks.ACTIVATION  # Some have two names.
     if functions.get(settings.activation) is not functions[run.policy.activation]:

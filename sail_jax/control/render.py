@@ -185,5 +185,5 @@ def export_brax(run: ControlRun, policy: Policy, path: Path, env: Env | None = N
     settings.network_factory_kwargs = control_policy.network_factory(run)
     params = policy.statistics, policy.params['policy'], value
     with files.writing(path), files.new_directory(path) as directory:
-        quiet.saving(lambda: ppo_checkpoint.save(directory, 0, params, settings))
+        quiet.saving(lambda: ppo_checkpoint.save(str(directory), 0, params, settings))
     return path / f'{0:012d}'

@@ -222,7 +222,8 @@ def episodes(
     obs, sound_BxL = sound_start(jax.tree.map(group, state.obs))
     start = (0, state, obs, sound_BxL, (jnp.zeros((B, L)),) * 6, ~sound_BxL)
     *_, sums, broken_BxL = jax.lax.while_loop(going_on, step, start)
-    return Episodes(*sums, broken_BxL | ~jnp.isfinite(sums[0]))  # Finite rewards can overflow.
+    broken_BxL |= ~jnp.isfinite(sums[0])  # Finite rewards can overflow.
+    return Episodes._make((*sums, broken_BxL))
 
 
 def sound_start(obs: Any) -> tuple[Any, jax.Array]:

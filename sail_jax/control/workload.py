@@ -83,8 +83,8 @@ def check_segment_reward(segment_reward: SegmentReward, env: Env, run: ControlRu
         raise UserError(f'segment_reward: {segment_reward!r:.80}; expected a function of a Segment')
     T = run.rollout.segment_length
     steps = lambda x: jax.ShapeDtypeStruct((T, *x.shape), x.dtype)  # noqa: E731
-    number = jax.ShapeDtypeStruct((), jnp.float32)
-    action = jax.ShapeDtypeStruct((env.action_size,), jnp.float32)
+    number: Any = jax.ShapeDtypeStruct((), jnp.float32)
+    action: Any = jax.ShapeDtypeStruct((env.action_size,), jnp.float32)
     obs = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0))).obs
     segment = jax.tree.map(steps, Segment(obs, action, number, number))
     judged = contract.tried('segment_reward', segment_reward, segment)
@@ -253,6 +253,7 @@ def make(
     ) -> tuple[jax.Array, Metrics]:
         if not learned:
             return jnp.zeros(()), {}
+        assert inputs.value_target is not None
         error = (value(policies.policy, inputs.obs) - inputs.value_target) * (1 - discount)
         loss = 0.5 * (error**2 * inputs.mask).sum() / jnp.maximum(steps, 1)
         return loss, {'value_loss': loss}

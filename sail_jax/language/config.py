@@ -193,7 +193,7 @@ class LanguageRun(config.Run):
     sampling: Sampling = Sampling()
     reward: RewardSource = RewardSource()
     labeller: Teacher = Teacher()
-    optimizer: Optimizer = Optimizer()
+    optimizer: Optimizer = Optimizer()  # pyright: ignore[reportIncompatibleVariableOverride]
     evaluation: Evaluation = Evaluation()
 
     @property

@@ -189,7 +189,7 @@ def reward_numbers(ours: Answers, starts: Answers) -> dict[str, float]:
     A reward that is not a finite number is none: counted, `not_finite`, and in means the worst one
     that either policy got, so that no response is better for it. NaN where there is none at all.
     """
-    if ours.rewards is None:
+    if ours.rewards is None or theirs.rewards is None:
         return {}
     n = len(ours.rewards)
     counted_NxS = _counted(ours.rewards, starts.rewards)
@@ -266,7 +266,7 @@ def _columns(texts: list[list[str]]) -> list[tuple[str, ...]]:
     return list(zip(*texts, strict=True))
 
 
-def _pairs(weighed: Weighed, beta: float) -> dict[str, float]:
+def _pairs(weighed: Weighed, beta: float) -> dict[str, Any]:
     """Implicit rewards of the held-out pairs: how often the chosen one's is larger (equal ones
     count one half), and by how much."""
     implicit = beta * (weighed.logp - weighed.reference_logp)

@@ -74,8 +74,9 @@ def export(opened: Opened, out: Path, adapter: bool = False, dtype: str | None =
     decoder = opened.decoder
     if settings.train == 'lora':
         decoder = lora.merge(decoder)
-    weights.save(decoder, out, source=settings.path, dtype=dtype and jnp.dtype(dtype))
+    weights.save(decoder, out, source=settings.path, dtype=jnp.dtype(dtype) if dtype else None)
     if settings.path is None:
+        assert settings.tokenizer is not None  # Of a new network.
         weights.copy_tokenizer(settings.tokenizer, out)
     _write_defaults(out, settings.chat_template_kwargs)
     _name_end(out, tokens.load(out, **settings.template))

@@ -159,7 +159,7 @@ def make_dispatch(
         examples = ahead.pop(step, None) or data.examples(step)
         pair_places = None
         if run.reads_pairs:
-            longest = max(len(ids) for e in examples for ids in (e.chosen, e.rejected))
+            longest = max(len(ids) for e in examples for ids in (e.chosen, e.rejected) if ids)
             pair_places = reader.places(longest, run.data.max_response_tokens)
         rows = jax.device_put(reader.batch(examples, pair_places), devices.by_rows(mesh))
         sampled = programs.draw(state, rows)
@@ -193,7 +193,7 @@ def affordable(run: LanguageRun, asks_B: np.ndarray, state: State) -> np.ndarray
     return asks_B & (before_B < budget - int(state.labels))
 
 
-def reward_metrics(scores: Any, asked_B: np.ndarray) -> Metrics:
+def reward_metrics(scores: Any, asked_B: np.ndarray) -> dict[str, Any]:
     """Of the responses that were scored; a judge gives none."""
     if not isinstance(scores, np.ndarray) or not asked_B.any():
         return {}

@@ -217,8 +217,9 @@ def labelled(
             scores = labellers.compare(key_B, scores, scores, run.labeller, asked_BxK)
         if run.reads_pairs:
             on_policy_Bx1x1 = route.on_policy_B[:, None, None]
-            scores = jax.tree.map(lambda a, b: jnp.where(on_policy_Bx1x1, a, b), scores, labels)
-        labels = scores
+            labels = jax.tree.map(lambda a, b: jnp.where(on_policy_Bx1x1, a, b), scores, labels)
+        else:
+            labels = scores
     budget = within_budget(labels)
     return sampled._replace(
         batch=sampled.batch._replace(labels=budget.preferences), labels_asked=budget.asked

@@ -148,7 +148,7 @@ def prepare(data: Data, row_type: RowType, tokenizer: Tokenizer, cache: str | Pa
         # Another process may have been faster.
         if not builder().is_prepared():
             raise UserError(f'{directory}: {error.strerror or error}') from None
-    records = builder()
+    records: Any = builder()
     metadata = records.info.metadata or {}
     dataset = Dataset(
         source=records.as_data_source('train'),
@@ -274,7 +274,8 @@ class PreferenceRecords(tfds.core.GeneratorBasedBuilder):
         if not kept:
             first = f'; the first bad one: {messages[0]}' if messages else ''
             raise UserError(f'{self._files[0]}: no usable row, {skipped} skipped{first}')
-        self.info.metadata.update(skipped=skipped, messages=messages, unread=_names(unread))
+        metadata: Any = self.info.metadata
+        metadata.update(skipped=skipped, messages=messages, unread=_names(unread))
 
 
 def _names(unread: set[str]) -> list[str]:

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -103,8 +103,8 @@ def batch(examples: Sequence[Example], pair_places: int | None = None) -> Rows:
     prompts = pad_prompts([example.prompt for example in examples])
     if pair_places is None:
         return Rows(prompts, None)
-    tokens = np.zeros((len(examples), 2, pair_places), np.int32)
-    lengths = np.zeros((len(examples), 2), np.int32)
+    tokens: Any = np.zeros((len(examples), 2, pair_places), np.int32)  # To be put on devices.
+    lengths: Any = np.zeros((len(examples), 2), np.int32)
     for row, example in enumerate(examples):
         for lane, response in enumerate((example.chosen, example.rejected)):
             assert response is not None  # Rows of pairs have both.

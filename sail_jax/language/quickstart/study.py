@@ -4,7 +4,7 @@ import shlex
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sail_jax import configfile, terminal
 from sail_jax.errors import Interrupted
@@ -91,7 +91,7 @@ def _train(run: QuickstartRun, run_dir: Path, quiet: bool) -> Result:
     directory, settings = run_dir / SFT, supervised(run, run_dir)
     leave_model = partial(sft_task.leave_model, settings, directory)
     task, begun = sft_task.make(settings), _begun(directory)
-    first = trainer.train(settings, task, directory, begun, quiet, leave_model)
+    first: Any = trainer.train(settings, task, directory, begun, quiet, leave_model)
     for name, title in METHODS.items():
         if not quiet:
             terminal.say(title)

@@ -143,7 +143,7 @@ def scores(
     Raises:
       UserError, TrainingFailed: as of `rewards.score`.
     """
-    rows = np.flatnonzero(asked_B)
+    rows = np.flatnonzero(asked_B).tolist()
     asked_prompts, asked_groups = [prompts[i] for i in rows], [groups[i] for i in rows]
     B, K = len(groups), len(groups[0])
 

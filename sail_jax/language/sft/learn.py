@@ -31,7 +31,7 @@ class Rows(NamedTuple):
 
 def collate(examples: Sequence[Example]) -> Rows:
     """Pads rows to the bucket of the longest; on the host."""
-    whole = pad_prompts([example.prompt + example.chosen for example in examples])
+    whole = pad_prompts([example.prompt + (example.chosen or []) for example in examples])
     prompts = np.asarray([len(example.prompt) for example in examples], np.int32)
     return Rows(
         tokens_BxS=whole.tokens_BxP,
@@ -65,10 +65,14 @@ def make_optimizer(settings: Optimizer, updates: int) -> optax.GradientTransform
       updates: length of the run, over which the step size rises and falls.
     """
     share = step_size(settings, updates)
+
+    def rate(step: Any) -> Any:
+        return settings.learning_rate * share(step)
+
     return optax.chain(
         optax.clip_by_global_norm(settings.max_grad_norm or jnp.inf),
         optax.adamw(
-            lambda step: settings.learning_rate * share(step),
+            rate,
             weight_decay=settings.weight_decay,
             mask=_matrices,
         ),
@@ -99,7 +103,7 @@ def init(policy: Policy, seed: jax.Array, optimizer: optax.GradientTransformatio
         optimizer=optimizer.init(policy.params),
         sampler=(),
         seed=seed,
-        hyper=(),
+        hyper=nothing,
         step=zero(),
         labels=zero(),
         skipped=zero(),

@@ -60,6 +60,8 @@ def load_tokenizer(run: SftRun) -> Tokenizer:
     """
     if run.model.path is not None:
         return tokens.load(run.model.path, **run.model.template)
+    assert run.model.tokenizer is not None  # Or the configuration is refused.
+    assert run.model.architecture is not None
     tokenizer = tokens.load(run.model.tokenizer, **run.model.template)
     size = run.model.architecture.vocab_size
     if tokenizer.vocab_size > size:
