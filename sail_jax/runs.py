@@ -174,6 +174,7 @@ def make_task(run: config.Settings, run_dir: Path | None = None, **handed: Any) 
       UserError: as of the workload's `Kind.task`; something that this workload does not take.
     """
     kind = workloads.of(run)
+    assert kind.task is not None, f'{kind.name} is a study'
     return kind.task(run, run_dir=run_dir, **kind.accepted(handed))
 
 

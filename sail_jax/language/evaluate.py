@@ -114,7 +114,7 @@ def make(
     def evaluate(
         policy: Policy, start: Policy, shared: Any, seed: jax.Array, hyper: Hyper
     ) -> dict[str, float]:
-        def weigh(tokens_NxSxR: np.ndarray, lengths_NxS: np.ndarray) -> Weighed:
+        def weigh(tokens_NxSxR: Any, lengths_NxS: Any) -> Weighed:
             weigh_rows = partial(programs.weigh, Policies(policy, start, shared))
             return _by_rows(weigh_rows, rows, padded, tokens_NxSxR, lengths_NxS)
 
@@ -128,6 +128,7 @@ def make(
             numbers['not_finite'] = rewards['not_finite'] + wins['not_finite']
         if paired:
             pairs = reader.batch(held_out, run.data.max_response_tokens).pairs
+            assert pairs is not None
             numbers |= _pairs(weigh(*pairs), float(hyper.beta))
         if run_dir is not None and settings.table_rows:
             name = f'{int(policy.statistics):06}.md'
@@ -171,7 +172,7 @@ def _lengths(ours: Answers) -> dict[str, float]:
 
 def _divergences(
     ours: Weighed, our_answers: Answers, starts: Weighed, start_answers: Answers
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Exact at every token, over samples of the first distribution: nats per token, and per
     response as a whole."""
     forward, backward = ours.policy_to_ref, starts.ref_to_policy
@@ -189,7 +190,7 @@ def reward_numbers(ours: Answers, starts: Answers) -> dict[str, float]:
     A reward that is not a finite number is none: counted, `not_finite`, and in means the worst one
     that either policy got, so that no response is better for it. NaN where there is none at all.
     """
-    if ours.rewards is None or theirs.rewards is None:
+    if ours.rewards is None or starts.rewards is None:
         return {}
     n = len(ours.rewards)
     counted_NxS = _counted(ours.rewards, starts.rewards)
@@ -233,8 +234,8 @@ def win_numbers(
             ],
             axis=1,
         )
-    elif ours.rewards is not None:
-        a, b = (np.where(np.isfinite(x.rewards), x.rewards, -np.inf) for x in (ours, starts))
+    elif ours.rewards is not None and starts.rewards is not None:
+        a, b = (np.where(np.isfinite(x), x, -np.inf) for x in (ours.rewards, starts.rewards))
         won_NxS = (a > b) + 0.5 * (a == b)
     else:
         return {}
@@ -256,6 +257,7 @@ def _probabilities(
     labeller: Labeller, prompts: Sequence, ours_N: tuple, starts_N: tuple, place_N: np.ndarray
 ) -> np.ndarray:
     """Probabilities that ours are preferred, [N]; `place`, 0 or 1, is where ours stand."""
+    assert labeller.compare is not None
     both = zip(ours_N, starts_N, place_N, strict=True)
     pairs = [(starts, ours) if place else (ours, starts) for ours, starts, place in both]
     prob_NxKxK = np.asarray(labeller.compare(prompts, pairs).prob_BxKxK)

@@ -118,7 +118,7 @@ def load(path: Path, best: bool = False) -> tuple[Decoder, Tokenizer, Sampling]:
         # A finished supervised run does not need what it started from.
         if settings is SftRun and not best and (path / MODEL).exists():
             return load(path / MODEL)
-        run = configfile.validate(settings, data, path / 'config.yaml', node)
+        run: Any = configfile.validate(settings, data, path / 'config.yaml', node)
         tokenizer = tokens.load(run.model.path or run.model.tokenizer, **run.model.template)
         sampling = run.sampling if settings is LanguageRun else Sampling()
         return open_run(path, run, best).decoder, tokenizer, sampling

@@ -60,6 +60,7 @@ def make(
 
             reward = sentiment.positivity
         case 'model':
+            assert source.path is not None  # Or the configuration is refused.
             model = reward_model.load(
                 source.path,
                 dtype=run.model.dtype,

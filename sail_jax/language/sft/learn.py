@@ -95,6 +95,7 @@ def init(policy: Policy, seed: jax.Array, optimizer: optax.GradientTransformatio
     def zero() -> jax.Array:  # Donated: no two may share a buffer.
         return jnp.zeros((), jnp.int32)
 
+    nothing: Any = ()
     return State(
         policy=policy,
         reference=Policy((), ()),
