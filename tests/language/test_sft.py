@@ -151,7 +151,9 @@ def test_learns_the_distribution_and_leaves_a_checkpoint(text, tmp_path):
     assert result.after['eval/perplexity'] == pytest.approx(math.exp(result.after['eval/loss']))
 
     left = tmp_path / 'run' / MODEL
-    trained = policy.read(run.model, architecture=run.model.architecture).policy(result.policy)
+    trained = policy.read(run.model, architecture=run.model.architecture).policy(
+        result.policy, result.shared
+    )
     ids = jnp.asarray([tokenizer.prompt_ids('it is')])
     ours, theirs = (tiny.whole(decoder, ids)[0] for decoder in (trained, weights.load(left)))
     np.testing.assert_array_equal(ours, theirs)

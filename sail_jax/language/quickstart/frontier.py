@@ -45,8 +45,11 @@ def points(run_dir: Path) -> list[Point]:
       UserError: there is none.
     """
     path = run_dir / 'metrics.jsonl'
-    rows = ({name: row.get(key) for name, key in KEYS.items()} for row in metrics.read_rows(path))
-    evaluations = [Point(**row) for row in rows if None not in row.values()]
+    evaluations = []
+    for row in metrics.read_rows(path):
+        numbers: dict[str, Any] = {name: row.get(key) for name, key in KEYS.items()}
+        if None not in numbers.values():
+            evaluations.append(Point(**numbers))
     if not evaluations:
         raise UserError(f'{path}: no evaluation in it')
     return evaluations

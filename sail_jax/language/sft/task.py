@@ -113,7 +113,7 @@ def batch_bytes(run: SftRun, models: Models, data: reader.Reader) -> int:
     """Each layer's inputs, which the backward pass reads, of a part of the first batch."""
     # Its longest row is at least as long as the longest of these.
     examples = data._replace(rows_per_update=min(data.rows_per_update, 256)).examples(0)
-    places = bucket(max(len(example.prompt + example.chosen) for example in examples))
+    places = bucket(max(len(example.prompt + (example.chosen or [])) for example in examples))
     rows = run.prompts_per_update // run.optimizer.accumulation
     width = models.architecture.hidden_size * jnp.dtype(run.model.dtype).itemsize
     return rows * places * models.architecture.layers * width
