@@ -118,8 +118,8 @@ def train(
     from sail_jax.training import trainer
     from sail_jax.training.callbacks import Callbacks
 
-    finish = functools.partial(kind.finish, run, run_dir)
-    return trainer.train(run, task, run_dir, resume, quiet, finish, Callbacks(**callbacks))
+    finish = functools.partial(kind.finish, named, run_dir)
+    return trainer.train(named, task, run_dir, resume, quiet, finish, Callbacks(**callbacks))
 
 
 def _named(run: Any) -> tuple[str, config.Settings]:
