@@ -146,7 +146,7 @@ class RewardSource(Section):
     """Seconds after which a call that has not answered ends the run."""
 
 
-class Optimizer(config.Optimizer):
+class LanguageOptimizer(config.Optimizer):
     """Adam on the surrogate, its step size over the run included."""
 
     learning_rate: float = Field(default=1e-6, gt=0)
@@ -193,7 +193,7 @@ class LanguageRun(config.Run):
     sampling: Sampling = Sampling()
     reward: RewardSource = RewardSource()
     labeller: Teacher = Teacher()
-    optimizer: Optimizer = Optimizer()  # pyright: ignore[reportIncompatibleVariableOverride]
+    optimizer: LanguageOptimizer = LanguageOptimizer()  # pyright: ignore[reportIncompatibleVariableOverride]
     evaluation: Evaluation = Evaluation()
 
     @property

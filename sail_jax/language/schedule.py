@@ -5,12 +5,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sail_jax.language import config
-from sail_jax.language.sft import config as sft_config
+from sail_jax.language.config import LanguageOptimizer
+from sail_jax.language.sft.config import SftOptimizer
 
 
 def step_size(
-    settings: config.Optimizer | sft_config.Optimizer, updates: int
+    settings: LanguageOptimizer | SftOptimizer, updates: int
 ) -> Callable[[jax.Array], jax.Array]:
     """The share of the learning rate that update `step` (from 0) has."""
 

@@ -4,12 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sail_jax.language.config import Optimizer
+from sail_jax.language.config import LanguageOptimizer
 from sail_jax.language.schedule import step_size
 
 
 def shares(updates, **settings):
-    share = step_size(Optimizer(**settings), updates)
+    share = step_size(LanguageOptimizer(**settings), updates)
     return np.asarray([share(jnp.int32(step)) for step in range(updates)])
 
 

@@ -20,7 +20,7 @@ from sail_jax.language.model import policy, weights
 from sail_jax.language.quickstart import grammar
 from sail_jax.language.sft import learn
 from sail_jax.language.sft import task as sft_task
-from sail_jax.language.sft.config import MODEL, Optimizer, SftRun
+from sail_jax.language.sft.config import MODEL, SftOptimizer, SftRun
 from sail_jax.training import metrics, trainer
 from tests.support import tiny
 from tests.support.disk import on_a_full_disk
@@ -121,7 +121,7 @@ def test_accumulation_changes_nothing_but_the_memory(text):
 def test_an_update_that_is_not_finite_is_skipped_and_counted(text):
     graphdef, params = nnx.split(tiny.decoder())
     broken = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), params)
-    optimizer = learn.make_optimizer(Optimizer(), 4)
+    optimizer = learn.make_optimizer(SftOptimizer(), 4)
     step = learn.make_learn(lambda p, _: nnx.merge(graphdef, p.params), settings(text), optimizer)
     state = learn.init(Policy(broken, jnp.int32(0)), jnp.uint32(0), optimizer)
     after, _ = jax.jit(step)(state, learn.collate([example([3], [4]), example([3], [5])] * 4))
@@ -131,7 +131,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(text):
 
 def test_matrices_decay_and_norms_do_not():
     params = nnx.state(tiny.decoder())
-    optimizer = learn.make_optimizer(Optimizer(learning_rate=0.1, weight_decay=0.5), 100)
+    optimizer = learn.make_optimizer(SftOptimizer(learning_rate=0.1, weight_decay=0.5), 100)
     zero = jax.tree.map(np.zeros_like, params)
     moved, _ = jax.jit(lambda p: optimizer.update(zero, optimizer.init(p), p))(params)
     for path, change in nnx.to_flat_state(moved):

@@ -28,7 +28,7 @@ class Model(config.Model):
     """A directory with the `tokenizer.json` of a new network."""
 
 
-class Optimizer(Section):
+class SftOptimizer(Section):
     """AdamW on the mean over tokens."""
 
     learning_rate: float = Field(default=2e-5, gt=0)
@@ -76,7 +76,7 @@ class SftRun(Trained):
     model: Model
     devices: Devices = Devices()
     data: Data
-    optimizer: Optimizer = Optimizer()
+    optimizer: SftOptimizer = SftOptimizer()
     evaluation: Evaluation = Evaluation()
 
     @property

@@ -17,7 +17,7 @@ from sail_jax.language.model.logprobs import Predictions, log_probs
 from sail_jax.language.model.sampler import pad_prompts
 from sail_jax.language.model.transformer import Decoder
 from sail_jax.language.schedule import step_size
-from sail_jax.language.sft.config import Optimizer, SftRun
+from sail_jax.language.sft.config import SftOptimizer, SftRun
 
 
 class Rows(NamedTuple):
@@ -58,7 +58,7 @@ def nats(decoder: Decoder, rows: Rows, loss_on: str) -> tuple[jax.Array, jax.Arr
     return -jnp.where(mask, logp, 0).sum(), mask.sum()
 
 
-def make_optimizer(settings: Optimizer, updates: int) -> optax.GradientTransformation:
+def make_optimizer(settings: SftOptimizer, updates: int) -> optax.GradientTransformation:
     """AdamW behind a clip of the global norm; matrices decay, norms and biases do not.
 
     Args:
