@@ -234,7 +234,9 @@ def main(run_dir: str) -> sail_jax.Result:
     """Trains half of a run, goes on to its end, evaluates it again and draws it."""
     from sail_jax import plots
 
-    run = CompassRun(objective=config.Objective(beta=0.5), optimizer={'learning_rate': 3e-2})
+    run = CompassRun(
+        objective=config.Objective(beta=0.5), optimizer=config.Optimizer(learning_rate=3e-2)
+    )
     sail_jax.train(run, run_dir, overrides={'total_contexts': run.total_contexts // 2})
     result = sail_jax.train(run, run_dir, resume=True)
     before, after = sail_jax.evaluate(run_dir)

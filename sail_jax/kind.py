@@ -16,7 +16,7 @@ import functools
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sail_jax import config
 from sail_jax.errors import UserError
@@ -73,23 +73,6 @@ class Figure(NamedTuple):
     """Of a configuration, what its run is about: runs of one subject compare."""
 
 
-class MakeTask(Protocol):
-    """What a workload's runs need to be trained by the common loop."""
-
-    def __call__(self, run: Any, *_: Any, **handed: Any) -> Task:
-        """Makes the task of a configuration.
-
-        Args:
-          run: of `Kind.settings`.
-          **handed: `run_dir`, of a run that is trained, None where one is only evaluated or
-            opened; and of `Kind.from_python` what there is.
-
-        Raises:
-          UserError: settings that do not go together; what is handed in cannot be used.
-        """
-        ...
-
-
 class Study(NamedTuple):
     """A workload that has a course of its own instead of the common loop."""
 
@@ -133,7 +116,11 @@ class Kind:
     """Refuses settings that are each fine but do not go together, before anything large is
     imported: raises UserError, naming the keys."""
 
-    task: MakeTask | None = None
+    task: Callable[..., Task] | None = None
+    """`(run, *, run_dir=None, **handed) -> Task`: what the common loop needs to train a run.
+    `run_dir` is that of a run that is trained, None where one is only evaluated or opened; `handed`
+    is what there is of `from_python`. Raises UserError where settings do not go together, or where
+    what is handed in cannot be used."""
     finish: Callable[[Any, Path, Result], None] = lambda run, run_dir, result: None
     """Leaves in the directory of a finished run what there should be besides."""
     study: Study | None = None

@@ -34,8 +34,8 @@ def default_run_dir(name: str) -> Path:
 def default_name(path: str | Path, run: config.Settings) -> str:
     """What a run of a file is called: as the file, or as its workload where that says more, so
     that the two quickstarts do not share a name."""
-    stem, name = Path(path).stem, workloads.of(run).name
-    return name if name.endswith(f'-{stem}') else stem
+    stem, workload = Path(path).stem, workloads.of(run).name
+    return workload if workload.endswith(f'-{stem}') else stem
 
 
 def load(path: str | Path, /, **overrides: Any) -> config.Settings:
@@ -101,28 +101,28 @@ def train(
       TrainingFailed: too many gradient steps in a row were not finite.
       Interrupted: a signal; the state was saved.
     """
-    name, run = _named(run)
+    name, settings = _named(run)
     if overrides is not None:
-        run = configfile.update(run, overrides)
+        settings = configfile.update(settings, overrides)
     run_dir = default_run_dir(name) if run_dir is None else _directory(run_dir)
-    kind = workloads.of(run)
+    kind = workloads.of(settings)
     handed = kind.accepted(handed)
     _require_one_process(kind)
     callbacks = {'on_update': on_update, 'on_evaluation': on_evaluation}
     if kind.study is not None:
         kind.accepted(callbacks)  # A study has no updates to show.
-        return kind.study.train(run, run_dir, resume, quiet)
-    _require_handed(kind, run, run_dir, handed, resume)
-    named: Any = kind.recorded(run, handed)
-    task = make_task(named, run_dir, **handed)
+        return kind.study.train(settings, run_dir, resume, quiet)
+    _require_handed(kind, settings, run_dir, handed, resume)
+    settings = kind.recorded(settings, handed)
+    task = make_task(settings, run_dir, **handed)
     from sail_jax.training import trainer
     from sail_jax.training.callbacks import Callbacks
 
-    finish = functools.partial(kind.finish, named, run_dir)
-    return trainer.train(named, task, run_dir, resume, quiet, finish, Callbacks(**callbacks))
+    finish = functools.partial(kind.finish, settings, run_dir)
+    return trainer.train(settings, task, run_dir, resume, quiet, finish, Callbacks(**callbacks))
 
 
-def _named(run: Any) -> tuple[str, config.Settings]:
+def _named(run: Any) -> tuple[str, Any]:
     """Name and configuration of what `train` is called with, checked.
 
     Raises:
@@ -164,7 +164,7 @@ def _require_handed(
         kind.require(run, run_dir, handed, 'train')
 
 
-def make_task(run: config.Settings, run_dir: Path | None = None, **handed: Any) -> Task:
+def make_task(run: Any, run_dir: Path | None = None, **handed: Any) -> Task:
     """The task of a configuration, with what Python hands in beside it; None is nothing.
 
     Args:
@@ -174,7 +174,8 @@ def make_task(run: config.Settings, run_dir: Path | None = None, **handed: Any) 
       UserError: as of the workload's `Kind.task`; something that this workload does not take.
     """
     kind = workloads.of(run)
-    assert kind.task is not None, f'{kind.name} is a study'
+    if kind.task is None:
+        raise UserError(f'a {kind.name} run is a study, which has no task')
     return kind.task(run, run_dir=run_dir, **kind.accepted(handed))
 
 
@@ -196,12 +197,12 @@ def open_run(run_dir: str | Path, best: bool = False, **handed: Any) -> tuple[An
 
 
 def _open(
-    run: config.Settings, run_dir: Path, best: bool, handed: Mapping[str, Any]
+    run: Any, run_dir: Path, best: bool, handed: Mapping[str, Any]
 ) -> tuple[Task, Policy, Policy]:
     """A run's task, and its policies as of `open_run`."""
-    if workloads.of(run).task is None:
-        name = workloads.of(run).name
-        raise UserError(f'{run_dir}: a {name} study; it leaves figures, and no policy')
+    kind = workloads.of(run)
+    if kind.task is None:
+        raise UserError(f'{run_dir}: a {kind.name} study; it leaves figures, and no policy')
     members = Members.of(run)
     if members.sweep:
         one = members.each[0].directory(run_dir)
@@ -248,9 +249,9 @@ def evaluate(
 
     from sail_jax.training import devices
 
-    identity: Any = np.uint32(run.seed), task.hyper(run)
+    identity = np.uint32(run.seed), task.hyper(run)
     with devices.memory_named(task.smaller):
-        rest = start, task.shared(), *identity
+        rest: tuple[Any, ...] = start, task.shared(), *identity
         numbers = jax.device_get([task.evaluate(p, *rest) for p in (start, policy)])
     before, after = ({key: float(x) for key, x in row.items()} for row in numbers)
     return before, after

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sail_jax import configfile, files, runs, workloads
 from sail_jax.errors import UserError
-from sail_jax.kind import Command, Kind, Saved
+from sail_jax.kind import Command, Saved
 
 
 def _saved(
     run_dir: Path, best: bool, command: Command, handed: Mapping[str, Any]
-) -> tuple[Kind, Saved, dict[str, Any]]:
-    """What a command needs of a run, and what is handed in.
+) -> tuple[Callable[..., Any], Saved, dict[str, Any]]:
+    """What a workload has for a command, the run that it is about, and what is handed in.
 
     Raises:
       UserError: no run there, or one of a workload that does not know the command.
     """
     run = runs.load(run_dir / runs.CONFIG)
     kind = workloads.of(run)
-    if not kind.knows(command):
+    write = getattr(kind, command)
+    if write is None:
         raise UserError(f'{run_dir}: {command} is for {workloads.names(command)} runs')
     handed = kind.accepted(handed)
     policies = lambda: runs.open_run(run_dir, best, **handed)[1:]
-    return kind, Saved(run=run, run_dir=run_dir, best=best, policies=policies), handed
+    return write, Saved(run=run, run_dir=run_dir, best=best, policies=policies), handed
 
 
 # parameters: those of the command, all but the first two by name
@@ -54,9 +55,8 @@ def render(
     Raises:
       UserError: as of `open_run`; a workload or an environment of which there is no picture.
     """
-    kind, saved, handed = _saved(Path(run_dir), best, 'render', handed)
-    assert kind.render is not None  # `_saved` has seen to it.
-    return kind.render(saved, Path(out), seed=seed, stochastic=stochastic, start=start, **handed)
+    write, saved, handed = _saved(Path(run_dir), best, 'render', handed)
+    return write(saved, Path(out), seed=seed, stochastic=stochastic, start=start, **handed)
 
 
 # parameters: those of the command, all but the first two by name
@@ -85,9 +85,8 @@ def export(
       UserError: as of `open_run`; the directory exists.
       TrainingFailed: it cannot be written.
     """
-    kind, saved, handed = _saved(Path(run_dir), best, 'export', handed)
-    assert kind.export is not None  # `_saved` has seen to it.
-    return kind.export(saved, Path(out), adapter=adapter, dtype=dtype, **handed)
+    write, saved, handed = _saved(Path(run_dir), best, 'export', handed)
+    return write(saved, Path(out), adapter=adapter, dtype=dtype, **handed)
 
 
 def generate(
@@ -108,10 +107,9 @@ def generate(
     model = Path(model)
     if files.exists(model / runs.CONFIG):
         data, _ = configfile.read_yaml(model / runs.CONFIG)
-        kind = workloads.of_file(data, model / runs.CONFIG)
-        if kind.generate is None:
+        respond = workloads.of_file(data, model / runs.CONFIG).generate
+        if respond is None:
             raise UserError(f'{model}: generate is for {workloads.names("generate")} runs')
     else:
-        kind = next(kind for kind in workloads.kinds() if kind.generate is not None)
-    assert kind.generate is not None
-    return kind.generate(model, prompts, best=best, **options)
+        respond, *_ = [kind.generate for kind in workloads.kinds() if kind.generate is not None]
+    return respond(model, prompts, best=best, **options)
