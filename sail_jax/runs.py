@@ -107,7 +107,10 @@ def train(
     run_dir = default_run_dir(name) if run_dir is None else _directory(run_dir)
     kind = workloads.of(settings)
     handed = kind.accepted(handed)
-    _require_one_process(kind)
+    from sail_jax.training import hosts
+
+    if not kind.processes:
+        hosts.require_one_process(f'{kind.name} runs')
     callbacks = {'on_update': on_update, 'on_evaluation': on_evaluation}
     if kind.study is not None:
         kind.accepted(callbacks)  # A study has no updates to show.
@@ -140,17 +143,6 @@ def _directory(run_dir: str | Path) -> Path:
     if not str(run_dir) or '\0' in str(run_dir) or not scalars.is_text(str(run_dir)):
         raise UserError(f'run_dir: no name of a directory: {str(run_dir)!r:.80}')
     return Path(run_dir)
-
-
-def _require_one_process(kind: Kind) -> None:
-    """Each of several processes would write the same directory."""
-    import jax
-
-    if not kind.processes and jax.process_count() > 1:
-        raise UserError(
-            f'{kind.name} runs take one process so far, not {jax.process_count()}; '
-            'use the devices of one host'
-        )
 
 
 def _require_handed(

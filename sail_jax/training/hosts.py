@@ -111,6 +111,18 @@ def _others() -> str:
     return f'process 0 at {address}'
 
 
+def require_one_process(who: str) -> None:
+    """Refuses what each of several processes would write into the same directory.
+
+    Raises:
+      UserError: there are several.
+    """
+    if jax.process_count() > 1:
+        raise UserError(
+            f'{who} take one process so far, not {jax.process_count()}; use the devices of one host'
+        )
+
+
 def is_main() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
