@@ -69,6 +69,7 @@ def kept_off() -> Iterator[None]:
             there, 'w', 1, encoding=stream.encoding, errors='backslashreplace', closefd=False
         )
     )
+    assert filtering.stdin is not None  # It is a pipe.
     os.dup2(filtering.stdin.fileno(), 2)
     filtering.stdin.close()
     try:

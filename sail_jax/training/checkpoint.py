@@ -38,7 +38,8 @@ class _Manager(ocp.CheckpointManager):
     def metrics(self, step: int) -> Any:
         """None also where the file is damaged: no reason not to open the directory."""
         try:
-            return {'score': float(super().metrics(step)['score'])}
+            metrics: Any = super().metrics(step)
+            return {'score': float(metrics['score'])}
         except (OSError, ValueError, TypeError, LookupError):
             return None
 

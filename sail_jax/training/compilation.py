@@ -1,6 +1,7 @@
 """How long JAX compiled, by its own account: for speeds that leave it out."""
 
 import time
+from typing import Any
 
 from jax import monitoring
 
@@ -29,12 +30,12 @@ class Stopwatch:
         """And no longer."""
         monitoring.unregister_event_duration_listener(self._note)
 
-    def _note(self, event: str, duration: float, **_: object) -> None:
+    def _note(self, event: str, duration_secs: float, **_: Any) -> None:
         """A span ends now; those within it, of functions that it calls, count once."""
         if not event.startswith(EVENTS):
             return
         end = time.perf_counter()
-        start = end - duration
+        start = end - duration_secs
         while self._spans and self._spans[-1][0] >= start:
             self._spans.pop()
         if self._spans:

@@ -51,9 +51,12 @@ def use_cores(rows: int) -> None:
     there are (JAX_NUM_CPU_DEVICES, XLA_FLAGS).
     """
     said = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
-    if said or jax.config.jax_num_cpu_devices != -1:
+    # JAX declares its settings when it is imported.
+    number = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
+    if said or number != -1:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    cores = cores or 1
     count = max(n for n in range(1, cores + 1) if rows % n == 0)
     with contextlib.suppress(RuntimeError):  # JAX has begun.
         jax.config.update('jax_num_cpu_devices', count)

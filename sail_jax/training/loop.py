@@ -115,7 +115,7 @@ class Loop:
         dispatch = None if ended else self._program()
         self.bar.training()
         self.recorder.restart_clock()
-        while not ended:
+        while dispatch is not None and not ended:
             self._dispatch(dispatch)
             due = self._due()
             # Where the host has a part in every update, nothing is gained by reading late.
@@ -140,6 +140,7 @@ class Loop:
             return job.task.dispatch
         began = time.perf_counter()
         self.bar.stage('compiling the update')
+        assert job.task.workload is not None  # Or it has a dispatch of its own.
         program = update.make_dispatch(
             job.task.workload,
             job.members.shared,
@@ -200,6 +201,7 @@ class Loop:
     def _read(self) -> Rows:
         """The rows of the last dispatch; waits for the device."""
         unread, self._unread = self._unread, None
+        assert unread is not None
         return self._rows(unread)
 
     def _rows(self, numbers: Metrics) -> Rows:

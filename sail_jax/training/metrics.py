@@ -148,7 +148,8 @@ def _record(**event: Any) -> bytes:
 
     tensorboardX's own writer has a thread, which a full disk ends; its callers then wait for ever.
     """
-    from tensorboardX.proto.event_pb2 import Event
+    # Made of a file of protobuf's when it is imported.
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
     from tensorboardX.record_writer import masked_crc32c
 
     data = Event(wall_time=time.time(), **event).SerializeToString()

@@ -54,7 +54,7 @@ def _always_refreshed(run: config.Trained) -> bool:
 class Notices:
     """Keeps count for each member of a sweep; a run alone is one."""
 
-    def __init__(self, run: config.Trained, members: Sequence[str], say: Callable[[str], Any]):
+    def __init__(self, run: Any, members: Sequence[str], say: Callable[[str], Any]):
         """`members` are their names, empty for a run alone; `say` takes a line."""
         self._run, self._members, self._say = run, members, say
         self._streaks: list[tuple[str | None, int]] = [(None, 0) for _ in members]

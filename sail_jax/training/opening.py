@@ -97,10 +97,10 @@ def _start(job: Job, start: Policy | None) -> Policy:
     if start is None:
         checkpoint.require_own(job.checkpoints, job.settings)
         return references.restore_start(job.checkpoints, job.layout.policy)
-    start = hosts.place(start, job.layout.shardings.policy)
+    placed: Any = hosts.place(start, job.layout.shardings.policy)
     with writing(job.checkpoints / 'start', ROOM):
-        references.save_start(job.checkpoints, start)
-    return start
+        references.save_start(job.checkpoints, placed)
+    return placed
 
 
 def _restored(job: Job, start: Policy, shared: Any, saver: Saver) -> Opened:

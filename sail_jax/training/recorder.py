@@ -1,6 +1,7 @@
 """Turns the device's numbers into rows, writes them, and keeps the clock."""
 
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -141,7 +142,8 @@ class Recorder:
 
     def _note_failures(self, rows: Rows, in_a_row: np.ndarray, step: int) -> None:
         directories = self._job.members.directories(self._job.run_dir)
-        failed = set(np.flatnonzero(in_a_row >= self._job.run.optimizer.max_skipped).tolist())
+        run: Any = self._job.run  # Whose optimizer is the workload's.
+        failed = set(np.flatnonzero(in_a_row >= run.optimizer.max_skipped).tolist())
 
         def what(m: int) -> str:
             return (

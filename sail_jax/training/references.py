@@ -67,7 +67,8 @@ class _Policy4(NamedTuple):
 def as_saved(path: Path, abstract: Policy) -> Policy | _Policy4:
     """The policy to restore, in the parts that it was saved in."""
     files.require_regular(path)
-    parts = ocp.StandardCheckpointHandler().metadata(path.absolute())
+    directory: Any = path.absolute()
+    parts = ocp.StandardCheckpointHandler().metadata(directory)
     return _Policy4(*abstract) if 'fixed' in parts else abstract
 
 

@@ -90,6 +90,7 @@ def _init(members: Members, task: Task) -> Callable[[Policy, jax.Array, Hyper], 
     def init(start: Policy, seed: jax.Array, hyper: Hyper) -> State:
         if task.init is not None:
             return task.init(start, seed)
+        assert task.workload is not None  # Or it has an `init` of its own.
         return update.init(task.workload, members.shared, start, start, seed=seed, hyper=hyper)
 
     return jax.vmap(init) if members.sweep else init
