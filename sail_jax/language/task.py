@@ -70,10 +70,10 @@ def make(
             'sampling: temperature, top_k or top_p draw from another distribution than the policy, '
             'so that training is off-policy by train/sampling_gap nats per token'
         )
-    made = workload.make(run, models, tokenizer.eos_ids)
+    functions = workload.make(run, models, tokenizer.eos_ids)
     of_parameter = sharding.of_parameter(mesh)
     return Task(
-        workload=made,
+        workload=functions,
         shardings=shardings,
         start=lambda seed: models.start(seed, of_parameter),
         abstract_policy=models.abstract,
@@ -93,7 +93,7 @@ def make(
         digests=lambda: digests.of_run(run),
         broken='rewards or judgements that are not a finite number; a response with such a reward '
         'counts as the worst, such a judgement not at all',
-        dispatch=make_dispatch(run, made, data, tokenizer, labeller, mesh),
+        dispatch=make_dispatch(run, functions, data, tokenizer, labeller, mesh),
     )
 
 
@@ -114,33 +114,33 @@ class Programs(NamedTuple):
     """Takes the labeller's scores too; the state's buffers are donated."""
 
 
-def make_programs(run: LanguageRun, made: Workload, mesh: Mesh) -> Programs:
+def make_programs(run: LanguageRun, functions: Workload, mesh: Mesh) -> Programs:
     """Compiled at their first call, for each bucket of lengths."""
-    core = update.make_learn(made, run)
+    learn_pure = update.make_learn(functions, run)
     share = step_size(run.optimizer, run.updates)
 
     @jax.jit
     def draw(state: State, rows: workload.Rows) -> Sampled:
-        return update.draw(made, state._replace(sampler=rows))
+        return update.draw(functions, state._replace(sampler=rows))
 
     @partial(jax.jit, donate_argnums=0)
     def learn(state: State, sampled: Sampled, scores: Any) -> tuple[State, Metrics]:
         sampled = workload.labelled(run, state, sampled, scores)
         rate = state.hyper.learning_rate * share(state.step)
         hyper = state.hyper._replace(learning_rate=rate)
-        new, metrics = core(state._replace(hyper=hyper), sampled)
+        new, metrics = learn_pure(state._replace(hyper=hyper), sampled)
         new = new._replace(hyper=state.hyper)
         layout = devices.state_sharding(mesh, new, sharding.RULES)
         new = jax.lax.with_sharding_constraint(new, layout)
         metrics = {**metrics, 'learning_rate': rate, **update.counters(new)}
         return new, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
 
-    return Programs(draw, learn)
+    return Programs(draw=draw, learn=learn)
 
 
 def make_dispatch(
     run: LanguageRun,
-    made: Workload,
+    functions: Workload,
     data: Reader,
     tokenizer: Tokenizer,
     labeller: Labeller,
@@ -151,7 +151,7 @@ def make_dispatch(
     Raises (the function returned):
       UserError, TrainingFailed: as of `rewards.score`; the state is as it was.
     """
-    programs = make_programs(run, made, mesh)
+    programs = make_programs(run, functions, mesh)
     ahead: dict[int, list[Example]] = {}
 
     def dispatch(state: State) -> tuple[State, Metrics]:
@@ -198,8 +198,8 @@ def reward_metrics(scores: Any, asked_B: np.ndarray) -> dict[str, Any]:
     if not isinstance(scores, np.ndarray) or not asked_B.any():
         return {}
     rewards = scores[asked_B]
-    known = rewards[np.isfinite(rewards)]
+    finite = rewards[np.isfinite(rewards)]
     return {
-        'reward': known.mean()[None] if known.size else np.full(1, np.nan),
-        'not_finite': np.asarray([rewards.size - known.size]),
+        'reward': finite.mean()[None] if finite.size else np.full(1, np.nan),
+        'not_finite': np.asarray([rewards.size - finite.size]),
     }

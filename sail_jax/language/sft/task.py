@@ -127,11 +127,11 @@ def make_dispatch(
     mesh: Mesh,
 ) -> Callable[[State], tuple[State, Metrics]]:
     """One update: the host reads its rows while the device works on those before."""
-    core = learn.make_learn(models.policy, run, optimizer)
+    learn_pure = learn.make_learn(models.policy, run, optimizer)
 
     @partial(jax.jit, donate_argnums=0)
     def update(state: State, rows: learn.Rows) -> tuple[State, Metrics]:
-        new, metrics = core(state, rows)
+        new, metrics = learn_pure(state, rows)
         layout = devices.state_sharding(mesh, new, sharding.RULES)
         return jax.lax.with_sharding_constraint(new, layout), metrics
 
