@@ -28,9 +28,9 @@ from benchmarks.rounds import rates, row, take_turns_here
 from sail_jax.control import envs, rollout
 from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
-from sail_jax.control.workload import row_keys
 from sail_jax.core import update
-from sail_jax.core.update import State
+from sail_jax.core.keys import row_keys
+from sail_jax.core.types import State
 from sail_jax.sweep import Members
 from sail_jax.training import devices, setup
 

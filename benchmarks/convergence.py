@@ -31,8 +31,7 @@ from sail_jax import configfile, sweep
 from sail_jax.control import envs, evaluate, reference
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
-from sail_jax.core import update
-from sail_jax.core.update import Policy
+from sail_jax.core.types import Hyper, Policy
 from sail_jax.sweep import Members
 from sail_jax.training import devices, metrics
 
@@ -197,7 +196,7 @@ def ppo_rows(
         networks = control_policy.make_networks(env, run)
         judge = evaluate.make(env, networks, run, devices.make_mesh(run.rollout.contexts))
         start = reference.load(env, networks, run, seed)
-        identity = np.uint32(seed), update.Hyper.of(run)
+        identity = np.uint32(seed), Hyper.of(run)
         points = {0: judge(start, start, (), *identity)}
 
         def note(step: int, params: tuple[Any, Any]) -> None:

@@ -27,7 +27,7 @@ import sail_jax
 from benchmarks.language_models import published
 from benchmarks.machine import machine, make_parser, write
 from sail_jax.core import update
-from sail_jax.core.update import Hyper, State, Workload
+from sail_jax.core.types import Hyper, Policies, Policy, State, Workload
 from sail_jax.language import task, workload
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.model import policy, sharding
@@ -61,8 +61,10 @@ class Program(NamedTuple):
 def abstract_state(run: LanguageRun, models: policy.Models, made: Workload, mesh: Mesh) -> State:
     """Shapes, types and layouts of a run's state, the weights under an adapter included."""
 
-    def init(start: update.Policy) -> State:
-        return update.init(made, run, start, start, seed=np.uint32(run.seed), hyper=Hyper.of(run))
+    def init(start: Policy) -> State:
+        return update.init(
+            made, run, Policies(start, start), seed=np.uint32(run.seed), hyper=Hyper.of(run)
+        )
 
     state = jax.eval_shape(init, models.abstract)._replace(shared=models.abstract_shared)
     return checkpoint.abstract_like(state, devices.state_sharding(mesh, state, sharding.RULES))

@@ -37,7 +37,7 @@ from benchmarks.language_models import PUBLISHED, SMALL, parameter_count
 from benchmarks.machine import machine, make_parser, write
 from benchmarks.rounds import row, take_turns_here
 from sail_jax.core import update
-from sail_jax.core.update import Policy, State
+from sail_jax.core.types import Policies, Policy, State
 from sail_jax.language import task, workload
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.model import policy, sampler, sharding
@@ -199,7 +199,7 @@ def prepare(name: str, a: Architecture, options: argparse.Namespace) -> Updates:
     def start() -> State:
         decoder = Decoder(a, rngs=nnx.Rngs(0), dtype=options.dtype, remat=options.remat)
         new = Policy(nnx.state(decoder), jnp.zeros((), jnp.int32))
-        return update.init(made, run, new, new)
+        return update.init(made, run, Policies(new, new))
 
     layout = devices.state_sharding(mesh, jax.eval_shape(start), sharding.RULES)
     state = jax.jit(start, out_shardings=layout)()

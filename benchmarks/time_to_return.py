@@ -21,7 +21,7 @@ from sail_jax.control import policy as control_policy
 from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
 from sail_jax.core import update
-from sail_jax.core.update import Hyper, Policy
+from sail_jax.core.types import Hyper, Policy
 from sail_jax.sweep import Members
 from sail_jax.training import devices, setup
 

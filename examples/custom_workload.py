@@ -26,18 +26,16 @@ from pydantic import Field
 import sail_jax
 from sail_jax import config
 from sail_jax.core.divergence import categorical_kl
-from sail_jax.core.objective import Preferences, Route
-from sail_jax.core.update import (
-    EVALUATE,
-    START,
+from sail_jax.core.keys import EVALUATE, START, stream
+from sail_jax.core.types import (
     Batch,
     Compared,
-    Metrics,
     Policies,
     Policy,
+    Preferences,
+    Route,
     Sampled,
     Workload,
-    stream,
 )
 from sail_jax.kind import Figure, Line
 from sail_jax.sweep import Members
@@ -143,17 +141,8 @@ def make_workload(run: CompassRun) -> Workload:
             policy_to_ref=of_steps(categorical_kl(policy_BxY, reference_BxY)),
         )
 
-    def auxiliary_loss(policies: Policies, inputs: Any, steps: Any) -> tuple[jax.Array, Metrics]:
-        return jnp.zeros(()), {}
-
     return Workload(
-        init=lambda key: (),
-        sample=sample,
-        predict_reference=predict_reference,
-        compare=compare,
-        auxiliary_loss=auxiliary_loss,
-        group_size=K,
-        refresh_updates=None,
+        sample=sample, predict_reference=predict_reference, compare=compare, group_size=K
     )
 
 

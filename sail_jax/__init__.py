@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from sail_jax.errors import Interrupted, TrainingFailed, UserError, for_python
 
 if TYPE_CHECKING:
+    from sail_jax.core.labellers import LABELLERS
+    from sail_jax.core.pair_losses import PAIR_LOSSES
     from sail_jax.kind import Kind
     from sail_jax.language.reward.protocols import Judge, Reward
     from sail_jax.runs import evaluate, load, open_run, train
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from sail_jax.workloads import register
 
 __all__ = [
+    'LABELLERS',
+    'PAIR_LOSSES',
     'Interrupted',
     'Judge',
     'Kind',
@@ -28,6 +32,8 @@ __all__ = [
 ]
 
 MODULES = {
+    'LABELLERS': 'sail_jax.core.labellers',
+    'PAIR_LOSSES': 'sail_jax.core.pair_losses',
     'Judge': 'sail_jax.language.reward.protocols',
     'Kind': 'sail_jax.kind',
     'Result': 'sail_jax.training.result',
@@ -42,4 +48,5 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     found = getattr(importlib.import_module(MODULES.get(name, 'sail_jax.runs')), name)
-    return found if isinstance(found, type) else for_python(found)
+    is_function = callable(found) and not isinstance(found, type)
+    return for_python(found) if is_function else found

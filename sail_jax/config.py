@@ -85,6 +85,10 @@ class Objective(Section):
     0.3 what SAIL's authors ship."""
     label_grad: float = Field(default=0.3, ge=0)
     """Weight of the label-score term in rows that the policy labels itself; 1 is the gradient."""
+    loss: str = 'dpo'
+    """What a labelled pair is worth by its margin D: `dpo`, log sigmoid(D), SAIL's; `ipo`,
+    -(D / beta - 1 / (2 beta))^2; `hinge`, -max(0, 1 - D); or the name of a function that a program
+    has put into `sail_jax.PAIR_LOSSES`."""
     mixture: Mixture = Mixture()
     """Members of the family."""
 
@@ -115,9 +119,12 @@ class Divergence(Section):
 
 
 class Teacher(Section):
-    """The scripted labeller (B-Pref's); the defaults are its oracle. `sail_jax.core.labellers` has
-    the table of the six kinds."""
+    """Who labels; the defaults are B-Pref's oracle. `sail_jax.core.labellers` has the table of its
+    six scripted teachers."""
 
+    kind: str = 'teacher'
+    """`teacher`, the scripted one, whose settings are the others here; or the name of a function
+    that a program has put into `sail_jax.LABELLERS`."""
     rationality: float | None = Field(default=None, gt=0)
     """Bradley-Terry's inverse temperature, per unit of return; none prefers the larger return."""
     soft: bool = False

@@ -22,7 +22,7 @@ from sail_jax import config
 from sail_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from sail_jax.core.update import Policy
+    from sail_jax.core.types import Policy
     from sail_jax.training.result import Result
     from sail_jax.training.task import Task
 

@@ -18,7 +18,7 @@ from sail_jax.kind import Kind
 from sail_jax.sweep import Members
 
 if TYPE_CHECKING:
-    from sail_jax.core.update import Policy
+    from sail_jax.core.types import Policy
     from sail_jax.training.callbacks import Callback
     from sail_jax.training.task import Task
 

@@ -50,7 +50,7 @@ import numpy as np
 
 from sail_jax.bandit import problem as exact
 from sail_jax.bandit.problem import Objective, Problem
-from sail_jax.core import divergence
+from sail_jax.core import optimizer
 
 GAP_FLOOR = 1e-12
 """`J* - J` below this is rounding."""
@@ -90,7 +90,7 @@ def pl_gain(theta_D: jax.Array, grad_D: jax.Array, radius: float, smoothness: ja
     Returns:
       `(gain, step)`, shapes () and [D].
     """
-    step_D = divergence.project(theta_D + grad_D / smoothness, radius) - theta_D
+    step_D = optimizer.project(theta_D + grad_D / smoothness, radius) - theta_D
     return smoothness * (grad_D @ step_D - smoothness / 2 * step_D @ step_D), step_D
 
 
@@ -136,7 +136,7 @@ def search(
 
     def step(carry, _):
         theta_D, value, grad_D, length = carry
-        new_D = divergence.project(theta_D + length * grad_D, radius)
+        new_D = optimizer.project(theta_D + length * grad_D, radius)
         new_value, new_grad_D = exact.value_and_grad(problem, objective, new_D)
         move_D, bend_D = new_D - theta_D, grad_D - new_grad_D
         curvature = jnp.abs(move_D @ bend_D)
@@ -148,7 +148,7 @@ def search(
 
     first = (start_D, *exact.value_and_grad(problem, objective, start_D), jnp.ones(()))
     (theta_D, value, grad_D, _), _ = jax.lax.scan(step, first, length=iterations)
-    residual = jnp.linalg.norm(divergence.project(theta_D + grad_D, radius) - theta_D)
+    residual = jnp.linalg.norm(optimizer.project(theta_D + grad_D, radius) - theta_D)
     return Maximum(theta_D, value, residual)
 
 
@@ -180,7 +180,7 @@ def largest_over_ball(
     """
     M, D = moves_RxMxD.shape[1:]
     blocks_GxMxD = points_NxD.reshape(-1, M, D)
-    project = jax.vmap(lambda point: divergence.project(point, radius))
+    project = jax.vmap(lambda point: optimizer.project(point, radius))
 
     def improve(carry, at):
         best_MxD, value_M = carry

@@ -69,8 +69,8 @@ def ascend(
     task = workload.make(problem, run.contexts, run.group_size)
     smoothness, ratio = scale.smoothness, scale.strength / scale.smoothness
     optimizer = optax.sgd(lambda t: (1 + t * ratio) ** (-2 / 3) / smoothness)
-    policy, reference = workload.policies(problem, start_D)
-    state = update.init(task, settings, policy, reference, optimizer)._replace(seed=seed)
+    policies = workload.policies(problem, start_D)
+    state = update.init(task, settings, policies, optimizer)._replace(seed=seed)
     step = update.make_update(task, settings, optimizer)
 
     def body(carry, _):

@@ -1,22 +1,29 @@
-"""The exact problem as a workload of `sail_jax.core.update`: sampled instead of enumerated.
+"""The exact problem as a workload of `sail_jax.core`: sampled instead of enumerated.
 
 A response is one draw, T = 1. What is estimated from it goes through the same objective, surrogate
 and update as control and language, so that its convergence can be held against the exact J*.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sail_jax import config
 from sail_jax.bandit.problem import Problem, log_prob
-from sail_jax.core import labellers, objective
+from sail_jax.core import labellers
 from sail_jax.core.divergence import categorical_kl
-from sail_jax.core.update import Batch, Compared, Metrics, Policies, Policy, Sampled, Workload
+from sail_jax.core.types import Batch, Compared, Policies, Policy, Route, Sampled, Workload
 
 LABELLER = config.Teacher(rationality=1.0)
 """Bradley-Terry with the problem's reward, one hard label a pair."""
+
+
+class Inputs(NamedTuple):
+    """Indices of what was drawn."""
+
+    context_B: jax.Array
+    response_BxK: jax.Array
 
 
 def settings(
@@ -50,17 +57,20 @@ def make(problem: Problem, contexts: int, group_size: int) -> Workload:
         context_B = jax.random.randint(context_key, (B,), 0, X)
         logp_Bx1xY = log_prob(problem, policies.policy.params)[context_B][:, None]
         response_BxK = jax.random.categorical(response_key, logp_Bx1xY, shape=(B, K))
-        label_key_B = jax.random.split(label_key, B)
         reward_BxK = jnp.take_along_axis(problem.reward_XxY[context_B], response_BxK, axis=1)
-        preferences = labellers.compare(label_key_B, reward_BxK, reward_BxK, LABELLER)
+        returns = labellers.Returns(
+            true_BxK=reward_BxK,
+            perceived_BxK=reward_BxK,
+            counted_BxK=jnp.ones((B, K), bool),
+        )
         logp_BxK = jnp.take_along_axis(logp_Bx1xY[:, 0], response_BxK, axis=1)
         return Sampled(
             batch=Batch(
-                (context_B, response_BxK),
-                logp_BxK[..., None],
-                jnp.ones((B, K, 1)),
-                objective.Route(jnp.ones(B, bool), jnp.zeros(B, bool)),
-                preferences,
+                inputs=Inputs(context_B=context_B, response_BxK=response_BxK),
+                behaviour_logp_BxLxT=logp_BxK[..., None],
+                mask_BxLxT=jnp.ones((B, K, 1)),
+                route=Route(on_policy_B=jnp.ones(B, bool), policy_label_B=jnp.zeros(B, bool)),
+                labels=labellers.label(jax.random.split(label_key, B), returns, LABELLER),
             ),
             sampler=sampler,
             statistics=policies.policy.statistics,
@@ -68,35 +78,34 @@ def make(problem: Problem, contexts: int, group_size: int) -> Workload:
             metrics={},
         )
 
-    def predict_reference(policies: Policies, inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def predict_reference(policies: Policies, inputs: Inputs) -> jax.Array:
         """Log-probabilities of all responses to each context, [B, Y]."""
-        return policies.reference.params[inputs[0]]
+        return policies.reference.params[inputs.context_B]
 
-    def compare(
-        policies: Policies, theirs_BxY: jax.Array, inputs: tuple[jax.Array, jax.Array]
-    ) -> Compared:
+    def compare(policies: Policies, reference_BxY: jax.Array, inputs: Inputs) -> Compared:
         context_B, response_BxK = inputs
-        ours_BxY = log_prob(problem, policies.policy.params)[context_B]
-        pick = lambda logp_BxY: jnp.take_along_axis(logp_BxY, response_BxK, axis=1)[..., None]  # noqa: E731
-        spread = lambda kl_B: jnp.broadcast_to(kl_B[:, None, None], (*response_BxK.shape, 1))  # noqa: E731
+        policy_BxY = log_prob(problem, policies.policy.params)[context_B]
+        pick = lambda logp_BxY: jnp.take_along_axis(logp_BxY, response_BxK, axis=1)[..., None]
+        spread = lambda kl_B: jnp.broadcast_to(kl_B[:, None, None], (*response_BxK.shape, 1))
         return Compared(
-            logp=pick(ours_BxY),
-            reference_logp=pick(theirs_BxY),
-            ref_to_policy=spread(categorical_kl(theirs_BxY, ours_BxY)),
-            policy_to_ref=spread(categorical_kl(ours_BxY, theirs_BxY)),
+            logp=pick(policy_BxY),
+            reference_logp=pick(reference_BxY),
+            ref_to_policy=spread(categorical_kl(reference_BxY, policy_BxY)),
+            policy_to_ref=spread(categorical_kl(policy_BxY, reference_BxY)),
         )
 
-    def auxiliary_loss(
-        policies: Policies, inputs: Any, steps: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
-        return jnp.zeros(()), {}
-
-    return Workload(lambda key: (), sample, predict_reference, compare, auxiliary_loss, K, None)
+    return Workload(
+        sample=sample, predict_reference=predict_reference, compare=compare, group_size=K
+    )
 
 
-def policies(problem: Problem, theta_D: jax.Array) -> tuple[Policy, Policy]:
+def policies(problem: Problem, theta_D: jax.Array) -> Policies:
     """The policy of a theta, and the reference.
 
     The parameters of the reference, which need not be log-linear, are its table [X, Y].
     """
-    return Policy(theta_D, ()), Policy(jnp.asarray(problem.reference_logp_XxY), ())
+    table = jnp.asarray(problem.reference_logp_XxY)
+    return Policies(
+        policy=Policy(params=theta_D, statistics=()),
+        reference=Policy(params=table, statistics=()),
+    )

@@ -13,8 +13,8 @@ from jax.sharding import Mesh, PartitionSpec
 from sail_jax.control import rollout
 from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Episodes
-from sail_jax.control.workload import row_keys
-from sail_jax.core.update import EVALUATE, Hyper, Policies, Policy, stream
+from sail_jax.core.keys import EVALUATE, row_keys, stream
+from sail_jax.core.types import Hyper, Policies, Policy
 from sail_jax.training.task import Evaluate
 
 # Two stochastic episodes, so that pairs from one start state can be compared, and the mode's.

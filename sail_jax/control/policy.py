@@ -17,7 +17,7 @@ from brax.training.agents.ppo import networks as ppo_networks
 
 from sail_jax.control.config import ControlRun
 from sail_jax.core.divergence import Gaussian
-from sail_jax.core.update import Policy
+from sail_jax.core.types import Policy
 
 
 def observation_shape(env: Env) -> Any:

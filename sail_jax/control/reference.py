@@ -19,7 +19,8 @@ from sail_jax import configfile
 from sail_jax.control import brax_checkpoint
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
-from sail_jax.core.update import START, Policy, stream
+from sail_jax.core.keys import START, stream
+from sail_jax.core.types import Policy
 from sail_jax.errors import UserError
 from sail_jax.training import checkpoint
 

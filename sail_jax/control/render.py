@@ -20,7 +20,7 @@ from sail_jax import files
 from sail_jax.control import contract, envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
-from sail_jax.core.update import Policy
+from sail_jax.core.types import Policy
 from sail_jax.errors import UserError
 from sail_jax.training import quiet
 

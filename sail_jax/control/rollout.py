@@ -16,7 +16,8 @@ from brax.training.agents.ppo.networks import PPONetworks
 
 from sail_jax.control import policy as control_policy
 from sail_jax.core.divergence import gaussian_kl
-from sail_jax.core.update import Policies, Policy
+from sail_jax.core.keys import split_rows
+from sail_jax.core.types import Policies, Policy
 
 
 class Contexts(NamedTuple):
@@ -58,7 +59,7 @@ def reset(env: Env, key_B: jax.Array) -> State:
 
 def init_contexts(env: Env, key_B: jax.Array, episode_length: int, segment_length: int) -> Contexts:
     """Fresh states with clocks spread over the episode, so that rows do not end all at once."""
-    reset_B, clock_B = jax.vmap(jax.random.split, out_axes=1)(key_B)
+    reset_B, clock_B = split_rows(key_B, 2)
     starts = max(episode_length // segment_length, 1)
     draw = jax.vmap(lambda key: jax.random.randint(key, (), 0, starts))
     return Contexts(reset(env, reset_B), draw(clock_B) * segment_length)
@@ -138,7 +139,7 @@ def next_contexts(
     env: Env, contexts: Contexts, states: State, ended_BxL: jax.Array, steps: int, key_B: jax.Array
 ) -> Contexts:
     """Goes on from one lane of each row, drawn evenly; from a new random state where it ended."""
-    choose_B, reset_B = jax.vmap(jax.random.split, out_axes=1)(key_B)
+    choose_B, reset_B = split_rows(key_B, 2)
     lane_B = jax.vmap(lambda key: jax.random.randint(key, (), 0, ended_BxL.shape[1]))(choose_B)
     pick = jax.vmap(lambda x, lane: x[lane])
     ended_B = pick(ended_BxL, lane_B)
@@ -186,7 +187,7 @@ def episodes(
     policy, reference = policies.policy, policies.reference
     B, L = key_B.shape[0], deterministic_L.shape[0]
     group = lambda x: x.reshape(B, L, *x.shape[1:])  # noqa: E731
-    reset_B, noise_B = jax.vmap(jax.random.split, out_axes=1)(key_B)
+    reset_B, noise_B = split_rows(key_B, 2)
 
     def step(carry):
         t, state, obs, alive_BxL, sums, broken_BxL = carry

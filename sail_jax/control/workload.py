@@ -19,7 +19,18 @@ from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Contexts, Segments
 from sail_jax.core import labellers, objective
 from sail_jax.core.divergence import Gaussian, gaussian_kl
-from sail_jax.core.update import Batch, Compared, Metrics, Policies, Policy, Sampled, Workload
+from sail_jax.core.keys import row_keys, split_rows
+from sail_jax.core.types import (
+    Batch,
+    Compared,
+    Metrics,
+    Policies,
+    Policy,
+    Route,
+    Sampled,
+    Workload,
+    no_auxiliary_loss,
+)
 from sail_jax.errors import UserError
 
 
@@ -152,8 +163,8 @@ def make(
 
     def sample_rows(
         policies: Policies, contexts: Contexts, key_B: jax.Array
-    ) -> tuple[Segments, objective.Route, Contexts]:
-        route_B, act_B, next_B = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(key_B)
+    ) -> tuple[Segments, Route, Contexts]:
+        route_B, act_B, next_B = split_rows(key_B, 3)
         route = objective.route(route_B, mixture.ddp, mixture.dpp, mixture.dpr)
         by_reference = None
         if reference_acts:
@@ -198,9 +209,10 @@ def make(
                 weights = labellers.myopic_weights(mask_BxKxT, run.labeller.discount)
                 perceived_BxK = (reward_BxKxT * weights).sum(-1)
         broken_BxK = segments.not_finite[:, :K]
-        preferences = labellers.compare(
-            row_keys(label_key, B), true_BxK, perceived_BxK, run.labeller, ~broken_BxK
+        returns = labellers.Returns(
+            true_BxK=true_BxK, perceived_BxK=perceived_BxK, counted_BxK=~broken_BxK
         )
+        preferences = labellers.label(row_keys(label_key, B), returns, run.labeller)
         preferences, asked = labellers.within_budget(
             labellers.broken_loses(preferences, broken_BxK),
             ~route.policy_label_B,
@@ -213,11 +225,16 @@ def make(
         steps = segments.mask.sum()
         return Sampled(
             batch=Batch(
-                Inputs(segments.obs, segments.raw_action, target, segments.mask),
-                segments.logp,
-                segments.mask,
-                route,
-                preferences,
+                inputs=Inputs(
+                    obs=segments.obs,
+                    raw_action=segments.raw_action,
+                    value_target=target,
+                    mask=segments.mask,
+                ),
+                behaviour_logp_BxLxT=segments.logp,
+                mask_BxLxT=segments.mask,
+                route=route,
+                labels=preferences,
             ),
             sampler=contexts,
             statistics=statistics,
@@ -248,25 +265,26 @@ def make(
             policy_to_ref=gaussian_kl(ours, theirs),
         )
 
-    def auxiliary_loss(
+    def value_loss(
         policies: Policies, inputs: Inputs, steps: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        if not learned:
-            return jnp.zeros(()), {}
         assert inputs.value_target is not None
         error = (value(policies.policy, inputs.obs) - inputs.value_target) * (1 - discount)
         loss = 0.5 * (error**2 * inputs.mask).sum() / jnp.maximum(steps, 1)
         return loss, {'value_loss': loss}
 
+    labeller = run.labeller
     return Workload(
-        init,
-        sample,
-        predict_reference,
-        compare,
-        auxiliary_loss,
-        K,
-        run.refresh_updates,
-        abstains=run.labeller.skip > 0 or run.labeller.max_labels is not None,
+        sample=sample,
+        predict_reference=predict_reference,
+        compare=compare,
+        group_size=K,
+        init=init,
+        auxiliary_loss=value_loss if learned else no_auxiliary_loss,
+        refresh_updates=run.refresh_updates,
+        # Of labellers that others wrote it is not known.
+        abstains=labeller.skip > 0 or labeller.max_labels is not None or labeller.kind != 'teacher',
+        bounded='policy',
         mesh=mesh,
     )
 
@@ -279,8 +297,3 @@ def in_parts(f: Callable[..., Any], size: int | None, shared: Any, *rows: Any) -
     join = lambda x: x.reshape(len(x) * size, *x.shape[2:])  # noqa: E731
     found = jax.lax.map(lambda part: f(shared, *part), jax.tree.map(cut, rows))
     return jax.tree.map(join, found)
-
-
-def row_keys(key: jax.Array, rows: int) -> jax.Array:
-    """One key a row, a function of the key and the row's global index alone."""
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))

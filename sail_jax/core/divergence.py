@@ -11,11 +11,12 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from sail_jax.core import objective
+from sail_jax.core import score
+from sail_jax.core.types import Steps
 
 Direction = Literal['ref_to_policy', 'policy_to_ref']
+Reduction = Literal['sum', 'mean']
 
 
 class Gaussian(NamedTuple):
@@ -58,17 +59,15 @@ def leave_one_out(x_BxLxT: jax.Array, weight_BxLx1: jax.Array) -> jax.Array:
     return jnp.where(count > 0, other / jnp.maximum(count, 1), 0)
 
 
-def penalty(
+def penalty(  # Three arrays, the rest are options.
     kl_BxLxT: jax.Array,
-    logp_BxLxT: jax.Array,
-    behaviour_logp_BxLxT: jax.Array,
-    mask_BxLxT: jax.Array,
+    steps: Steps,
     lane_BxL: jax.Array,
     *,
-    reduction: Literal['sum', 'mean'] = 'sum',
+    reduction: Reduction = 'sum',
     visitation: bool = False,
     clip: float | None = None,
-    count: jax.Array | None = None,
+    lanes: jax.Array | None = None,
 ) -> Penalty:
     """Exact per-step KL, accumulated over the steps of the lanes that count.
 
@@ -80,18 +79,16 @@ def penalty(
 
     Args:
       kl_BxLxT: per-step KL in the wanted direction, differentiable in the policy.
-      logp_BxLxT, behaviour_logp_BxLxT: log-probabilities of the steps under the policy and under
-        the one that drew them.
-      mask_BxLxT: 1 for steps of the response.
+      steps: [B, L, T]; the reference's log-probabilities are not used.
       lane_BxL: 1 for lanes whose states count.
       reduction: `sum` over steps is the trajectory KL; `mean` divides each lane by its number of
         steps, so that a coefficient carries over between lengths (and is not the trajectory KL).
       visitation: add the score-function part; only meaningful for the policy's own samples, and
         with `sum`.
-      clip: of the score-function part's ratio, as in `objective.score_term`: what is bounded is how
+      clip: of the score-function part's ratio, as in `score.score_term`: what is bounded is how
         far one batch can lower the KL.
-      count: the lanes of the batch that count, where these are the rows of one device of several:
-        what is returned then adds up over the devices.
+      lanes: how many count in the whole batch, where these are the rows of one device of several:
+        what is returned then adds up over the devices. None counts those of `lane_BxL`.
 
     Raises:
       ValueError: visitation with `mean`.
@@ -99,29 +96,24 @@ def penalty(
     if visitation and reduction == 'mean':
         raise ValueError('the score-function part is that of the sum over steps, not of the mean')
     weight_BxLx1 = lane_BxL[..., None].astype(kl_BxLxT.dtype)
-    step_BxLxT = _step_weights(mask_BxLxT, weight_BxLx1, reduction)
+    step_BxLxT = _step_weights(steps.mask, weight_BxLx1, reduction)
     kl_BxLxT = jnp.where(step_BxLxT > 0, kl_BxLxT, 0) * step_BxLxT
-    count = jnp.maximum(lane_BxL.sum() if count is None else count, 1)
-    value = kl_BxLxT.sum() / count
+    lanes = jnp.maximum(lane_BxL.sum() if lanes is None else lanes, 1)
+    value = kl_BxLxT.sum() / lanes
     if not visitation:
-        return Penalty(value, value)
+        return Penalty(value=value, surrogate=value)
     to_come_BxLxT = jnp.flip(jnp.cumsum(jnp.flip(kl_BxLxT, -1), -1), -1) - kl_BxLxT
-    score = _score_part(
-        to_come_BxLxT, logp_BxLxT, behaviour_logp_BxLxT, step_BxLxT, weight_BxLx1, clip
-    )
-    return Penalty(value, value + score / count)
+    score_part = _score_part(to_come_BxLxT, steps, step_BxLxT, weight_BxLx1, clip)
+    return Penalty(value=value, surrogate=value + score_part / lanes)
 
 
 def sampled_penalty(
-    logp_BxLxT: jax.Array,
-    reference_logp_BxLxT: jax.Array,
-    behaviour_logp_BxLxT: jax.Array,
-    mask_BxLxT: jax.Array,
+    steps: Steps,
     lane_BxL: jax.Array,
     direction: Direction,
-    reduction: Literal['sum', 'mean'] = 'sum',
+    reduction: Reduction = 'sum',
     clip: float | None = None,
-    count: jax.Array | None = None,
+    lanes: jax.Array | None = None,
 ) -> Penalty:
     """KL from the drawn actions alone, without the distributions.
 
@@ -130,29 +122,28 @@ def sampled_penalty(
     `E_pi[log pi - log pi_ref]` and the gradient its score-function form; autodiff of the value
     alone would have expectation zero. Arguments as in `penalty`.
     """
-    weight_BxLx1 = lane_BxL[..., None].astype(logp_BxLxT.dtype)
-    step_BxLxT = _step_weights(mask_BxLxT, weight_BxLx1, reduction)
-    count = jnp.maximum(lane_BxL.sum() if count is None else count, 1)
-    log_ratio_BxLxT = jnp.where(step_BxLxT > 0, reference_logp_BxLxT - logp_BxLxT, 0) * step_BxLxT
+    weight_BxLx1 = lane_BxL[..., None].astype(steps.logp.dtype)
+    step_BxLxT = _step_weights(steps.mask, weight_BxLx1, reduction)
+    lanes = jnp.maximum(lane_BxL.sum() if lanes is None else lanes, 1)
+    log_ratio_BxLxT = jnp.where(step_BxLxT > 0, steps.reference_logp - steps.logp, 0) * step_BxLxT
     if direction == 'ref_to_policy':
-        value = log_ratio_BxLxT.sum() / count
-        return Penalty(value, value)
+        value = log_ratio_BxLxT.sum() / lanes
+        return Penalty(value=value, surrogate=value)
     log_ratio_BxLxT = -log_ratio_BxLxT
     if reduction == 'sum':
         cost_BxLxT = jnp.flip(jnp.cumsum(jnp.flip(log_ratio_BxLxT, -1), -1), -1)
     else:
         # Every step's share depends on the length, and so on all actions: nothing is in the past.
         cost_BxLxT = jnp.broadcast_to(log_ratio_BxLxT.sum(-1, keepdims=True), log_ratio_BxLxT.shape)
-    value = log_ratio_BxLxT.sum() / count
-    score = _score_part(
-        cost_BxLxT, logp_BxLxT, behaviour_logp_BxLxT, step_BxLxT, weight_BxLx1, clip
-    )
+    value = log_ratio_BxLxT.sum() / lanes
+    score_part = _score_part(cost_BxLxT, steps, step_BxLxT, weight_BxLx1, clip) / lanes
     # Under the sum, autodiff of the value has expectation zero and would only add noise.
-    return Penalty(value, score / count if reduction == 'sum' else score / count + value)
+    surrogate = score_part if reduction == 'sum' else score_part + value
+    return Penalty(value=value, surrogate=surrogate)
 
 
 def _step_weights(
-    mask_BxLxT: jax.Array, weight_BxLx1: jax.Array, reduction: Literal['sum', 'mean']
+    mask_BxLxT: jax.Array, weight_BxLx1: jax.Array, reduction: Reduction
 ) -> jax.Array:
     """What a step's KL counts. 0 where it is masked or its lane does not count: what stands there
     may be anything, infinities included."""
@@ -164,8 +155,7 @@ def _step_weights(
 
 def _score_part(
     cost_BxLxT: jax.Array,
-    logp_BxLxT: jax.Array,
-    behaviour_logp_BxLxT: jax.Array,
+    steps: Steps,
     step_BxLxT: jax.Array,
     weight_BxLx1: jax.Array,
     clip: float | None,
@@ -174,16 +164,4 @@ def _score_part(
     centred_BxLxT = cost_BxLxT - leave_one_out(cost_BxLxT, weight_BxLx1)
     gain_BxLxT = -centred_BxLxT * (step_BxLxT > 0)
     # A cost is lowered: PPO's bound is on what is raised.
-    return -objective.score_term(gain_BxLxT, logp_BxLxT, behaviour_logp_BxLxT, clip).sum()
-
-
-def project(params: optax.Params, radius: float | None) -> optax.Params:
-    """Projects the parameters, taken as one vector, on the L2 ball around the origin.
-
-    Of parameters with an entry `policy`, that entry alone: a value function is not bounded.
-    """
-    if radius is None:
-        return params
-    if isinstance(params, dict) and 'policy' in params:
-        return {**params, 'policy': project(params['policy'], radius)}
-    return optax.projections.projection_l2_ball(params, radius)
+    return -score.score_term(gain_BxLxT, steps.logp, steps.behaviour_logp, clip).sum()

@@ -1,7 +1,17 @@
 """Who says which of two responses is better.
 
-`Teacher` follows the scripted teachers of B-Pref (Lee et al. 2021, arXiv 2111.03026, section 3.1).
-Its six kinds are settings of one function:
+A labeller is one function (`Labeller`) and one line in `LABELLERS`, for control and language alike:
+
+    def threshold(key_B, returns, settings):
+        # Only differences above 1 are told; the rest is left without a label.
+        difference = returns.perceived_BxK[:, :, None] - returns.perceived_BxK[:, None, :]
+        return Preferences((1 + jnp.sign(difference)) / 2, 1.0 * (jnp.abs(difference) > 1))
+
+    sail_jax.LABELLERS['threshold'] = threshold
+    sail_jax.train('my.yaml', 'runs/threshold', overrides={'labeller.kind': 'threshold'})
+
+`teacher`, the default, follows the scripted teachers of B-Pref (Lee et al. 2021, arXiv 2111.03026,
+section 3.1). Its six kinds are settings of one function:
 
 | teacher    | setting                                                            |
 |------------|--------------------------------------------------------------------|
@@ -19,16 +29,50 @@ batch. `skip` is B-Pref's rule with it: where R is not positive (a reward that i
 skipped, as "low" then has no scale. `equal` goes by the mean of `|return|`: that is R where returns
 are positive, and works where they are negative.
 
-The policy as its own labeller needs no code here: see `objective.Route.policy_label_B`.
+The policy as its own labeller needs no code here: see `types.Route.policy_label_B`.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from sail_jax.config import Teacher
-from sail_jax.core.objective import Preferences
+from sail_jax.core.keys import split_rows
+from sail_jax.core.types import Preferences
+from sail_jax.errors import UserError
+
+
+class Returns(NamedTuple):
+    """What a labeller goes by, [B, K] each: returns of segments, or rewards of responses."""
+
+    true_BxK: jax.Array
+    perceived_BxK: jax.Array
+    """The same, or a myopic teacher's (`labeller.discount`). NaN or infinite where a reward is."""
+    counted_BxK: jax.Array
+    """True for the returns that are one: not of a segment in which the simulator broke, nor in a
+    row that nobody asks for. A typical return is a mean over these."""
+
+
+class Labeller(Protocol):
+    """Compares all pairs of each group."""
+
+    def __call__(self, key_B: jax.Array, returns: Returns, settings: Teacher, /) -> Preferences:
+        """Preferences of the whole batch; JAX-traceable.
+
+        Pairs beyond `labeller.max_labels` lose their label afterwards.
+
+        Args:
+          key_B: one key for each group; what is random in its labels is to depend on it alone.
+          returns: what it goes by.
+          settings: the section `labeller`.
+
+        Returns:
+          `prob_ij` that i is preferred to j, with `prob_ij + prob_ji = 1`, and 1 where the pair has
+          a label; the diagonal is not looked at. A label out of a return that is not finite should
+          be NaN: the update is then skipped and counted.
+        """
+        ...
 
 
 def myopic_weights(mask_BxKxT: jax.Array, discount: float) -> jax.Array:
@@ -37,65 +81,80 @@ def myopic_weights(mask_BxKxT: jax.Array, discount: float) -> jax.Array:
     return mask_BxKxT * discount**left_BxKxT
 
 
-def compare(
-    key_B: jax.Array,
-    true_BxK: jax.Array,
-    perceived_BxK: jax.Array,
-    teacher: Teacher,
-    counted_BxK: jax.Array | None = None,
-) -> Preferences:
-    """Compares all pairs of each group.
+def teacher(key_B: jax.Array, returns: Returns, settings: Teacher) -> Preferences:
+    """The scripted teacher; see the module's docstring and `Labeller`.
 
-    Args:
-      key_B: one key for each group; its labels depend on nothing else of the batch, but for the
-        thresholds below.
-      true_BxK: returns, which decide what the teacher skips or calls equal.
-      perceived_BxK: what the teacher goes by: the returns, or the myopic ones.
-      teacher: see the module's docstring. The objective's gradient takes the thresholds of `skip`
-        and `equal` as given, though they move with the batch.
-      counted_BxK: True for the returns that a typical one is the mean of; None is all.
+    The objective's gradient takes the thresholds of `skip` and `equal` as fixed, though they move
+    with the batch.
 
     Returns:
-      Hard labels (0, 1/2, 1), or with `teacher.soft` the probabilities themselves.
+      Hard labels (0, 1/2, 1), or with `soft` the probabilities themselves.
     """
+    true_BxK, perceived_BxK, counted_BxK = returns
     K = true_BxK.shape[1]
     difference_BxKxK = perceived_BxK[:, :, None] - perceived_BxK[:, None, :]
-    if teacher.rationality is None:
+    if settings.rationality is None:
         prob_BxKxK = (1 + jnp.sign(difference_BxKxK)) / 2
     else:
-        prob_BxKxK = jax.nn.sigmoid(teacher.rationality * difference_BxKxK)
-
-    upper_KxK = jnp.triu(jnp.ones((K, K), bool), 1)
-    choice_B, mistake_B = jax.vmap(jax.random.split, out_axes=1)(key_B)
-    if teacher.soft:
-        prob_BxKxK = (1 - teacher.mistake) * prob_BxKxK + teacher.mistake * (1 - prob_BxKxK)
+        prob_BxKxK = jax.nn.sigmoid(settings.rationality * difference_BxKxK)
+    if settings.soft:
+        mistake = settings.mistake
+        prob_BxKxK = (1 - mistake) * prob_BxKxK + mistake * (1 - prob_BxKxK)
     else:
-        draw = jax.vmap(lambda key: jax.random.uniform(key, (K, K)))
-        hard_BxKxK = (draw(choice_B) < prob_BxKxK).astype(prob_BxKxK.dtype)
-        turned_BxKxK = draw(mistake_B) < teacher.mistake
-        hard_BxKxK = jnp.where(turned_BxKxK, 1 - hard_BxKxK, hard_BxKxK)
-        # The same draw decides ij and ji.
-        hard_BxKxK = jnp.where(upper_KxK, hard_BxKxK, 1 - hard_BxKxK.mT)
+        prob_BxKxK = _drawn_labels(key_B, prob_BxKxK, settings.mistake)
         # Not where the probability is 1/2: of a tiny difference it is for ij, and not for ji.
-        prob_BxKxK = jnp.where(difference_BxKxK == 0, 0.5, hard_BxKxK)
+        prob_BxKxK = jnp.where(difference_BxKxK == 0, 0.5, prob_BxKxK)
     # No confident label out of a return that is not finite: the update is skipped and counted.
     prob_BxKxK = jnp.where(jnp.isfinite(difference_BxKxK), prob_BxKxK, jnp.nan)
 
-    if counted_BxK is None:
-        counted_BxK = jnp.ones(true_BxK.shape, bool)
     counted = jnp.maximum(counted_BxK.sum(), 1)
     typical = jnp.where(counted_BxK, true_BxK, 0).sum() / counted
     typical_size = jnp.where(counted_BxK, jnp.abs(true_BxK), 0).sum() / counted
     true_difference_BxKxK = jnp.abs(true_BxK[:, :, None] - true_BxK[:, None, :])
-    if teacher.equal > 0:
-        close_BxKxK = true_difference_BxKxK < teacher.equal * typical_size
+    if settings.equal > 0:
+        close_BxKxK = true_difference_BxKxK < settings.equal * typical_size
         prob_BxKxK = jnp.where(close_BxKxK, 0.5, prob_BxKxK)
     weight_BxKxK = jnp.ones_like(prob_BxKxK) - jnp.eye(K)[None]
-    if teacher.skip > 0:
+    if settings.skip > 0:
         best_BxKxK = jnp.maximum(true_BxK[:, :, None], true_BxK[:, None, :])
-        low_BxKxK = (typical > 0) & (best_BxKxK <= teacher.skip * typical)
+        low_BxKxK = (typical > 0) & (best_BxKxK <= settings.skip * typical)
         weight_BxKxK = jnp.where(low_BxKxK, 0, weight_BxKxK)
-    return Preferences(prob_BxKxK, weight_BxKxK)
+    return Preferences(prob_BxKxK=prob_BxKxK, weight_BxKxK=weight_BxKxK)
+
+
+def _drawn_labels(key_B: jax.Array, prob_BxKxK: jax.Array, mistake: float) -> jax.Array:
+    """Hard labels, 0 or 1, some of them turned round; one draw decides ij and ji."""
+    K = prob_BxKxK.shape[1]
+    choice_B, mistake_B = split_rows(key_B, 2)
+    draw = jax.vmap(lambda key: jax.random.uniform(key, (K, K)))
+    hard_BxKxK = (draw(choice_B) < prob_BxKxK).astype(prob_BxKxK.dtype)
+    turned_BxKxK = draw(mistake_B) < mistake
+    hard_BxKxK = jnp.where(turned_BxKxK, 1 - hard_BxKxK, hard_BxKxK)
+    upper_KxK = jnp.triu(jnp.ones((K, K), bool), 1)
+    return jnp.where(upper_KxK, hard_BxKxK, 1 - hard_BxKxK.mT)
+
+
+LABELLERS: dict[str, Labeller] = {'teacher': teacher}
+"""By what `labeller.kind` calls them."""
+
+
+def named(name: str) -> Labeller:
+    """The labeller that `labeller.kind` names.
+
+    Raises:
+      UserError: nobody has given a labeller that name.
+    """
+    if name not in LABELLERS:
+        raise UserError(
+            f'labeller.kind: {name!r:.80}; there are {", ".join(LABELLERS)}, and what a program '
+            'adds to sail_jax.LABELLERS before it trains'
+        )
+    return LABELLERS[name]
+
+
+def label(key_B: jax.Array, returns: Returns, settings: Teacher) -> Preferences:
+    """Asks the labeller that `settings.kind` names."""
+    return named(settings.kind)(key_B, returns, settings)
 
 
 def broken_loses(preferences: Preferences, broken_BxK: jax.Array) -> Preferences:
@@ -105,7 +164,8 @@ def broken_loses(preferences: Preferences, broken_BxK: jax.Array) -> Preferences
     prob_BxKxK = jnp.where(i_BxKxK, 0, jnp.where(j_BxKxK, 1, preferences.prob_BxKxK))
     both_BxKxK = i_BxKxK & j_BxKxK
     return Preferences(
-        jnp.where(both_BxKxK, 0.5, prob_BxKxK), jnp.where(both_BxKxK, 0, preferences.weight_BxKxK)
+        prob_BxKxK=jnp.where(both_BxKxK, 0.5, prob_BxKxK),
+        weight_BxKxK=jnp.where(both_BxKxK, 0, preferences.weight_BxKxK),
     )
 
 

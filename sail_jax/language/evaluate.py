@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sail_jax.core.update import EVALUATE, Hyper, Policies, Policy, stream
+from sail_jax.core.keys import EVALUATE, stream
+from sail_jax.core.types import Hyper, Policies, Policy
 from sail_jax.language import workload
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import reader

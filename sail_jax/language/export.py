@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sail_jax import configfile, files, terminal
-from sail_jax.core.update import Policy
+from sail_jax.core.types import Policy
 from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun, Variables
 from sail_jax.language.data import template, tokens

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sail_jax.core import update
-from sail_jax.core.update import Metrics, Sampled, State, Workload
+from sail_jax.core.types import Metrics, Sampled, State, Workload
 from sail_jax.language import evaluate, workload
 from sail_jax.language.config import LanguageRun, check, check_lengths
 from sail_jax.language.data import digests, reader, tokens

@@ -4,23 +4,23 @@ The host reads the rows of an update and scores its responses; everything else i
 randomness is a function of (seed, update, row).
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sail_jax.core import labellers, objective
-from sail_jax.core.objective import Preferences
-from sail_jax.core.update import (
+from sail_jax.core.keys import row_keys, split_rows, update_key
+from sail_jax.core.types import (
     Batch,
     Compared,
     Metrics,
     Policies,
+    Preferences,
+    Sample,
     Sampled,
     State,
     Workload,
-    update_key,
 )
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.model import logprobs, sampler
@@ -60,11 +60,9 @@ class Keys(NamedTuple):
     label: jax.Array
 
 
-def row_keys(key: jax.Array, rows: int) -> Keys:
+def update_keys(key: jax.Array, rows: int) -> Keys:
     """Keys of the update's rows."""
-    key_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
-    split = jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)
-    route, draw, reference, label = split(key_B)
+    route, draw, reference, label = split_rows(row_keys(key, rows), 4)
     return Keys(route=route, draw=draw, reference=reference, label=label)
 
 
@@ -96,25 +94,15 @@ def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload
             inputs.tokens_BxLxT,
         )
 
-    def auxiliary_loss(
-        policies: Policies, inputs: Any, steps: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
-        return jnp.zeros(()), {}
-
     return Workload(
-        init=lambda key: (),
         sample=make_sample(run, models, eos_ids),
         predict_reference=predict_reference,
         compare=compare,
-        auxiliary_loss=auxiliary_loss,
         group_size=run.group_size,
-        refresh_updates=None,
     )
 
 
-def make_sample(
-    run: LanguageRun, models: Models, eos_ids: tuple[int, ...]
-) -> Callable[..., Sampled]:
+def make_sample(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Sample:
     """`Workload.sample`: draws the responses of an update, or takes them from the data."""
     K, mixture = run.group_size, run.objective.mixture
     T = run.max_response_tokens
@@ -131,7 +119,7 @@ def make_sample(
     def sample(policies: Policies, rows: Rows, key: jax.Array, labels: jax.Array) -> Sampled:
         policy, reference, shared = policies
         B = len(rows.prompts.lengths_B)
-        keys = row_keys(key, B)
+        keys = update_keys(key, B)
         route = objective.route(keys.route, mixture.ddp, mixture.dpp, mixture.dpr)
         on_policy_Bx1 = route.on_policy_B[:, None]
         tokens = jnp.zeros((B, K, T), jnp.int32)
@@ -207,14 +195,17 @@ def labelled(
     )
     if scores is not None:
         if not isinstance(scores, Preferences):
-            key_B = row_keys(update_key(state), B).label
+            key_B = update_keys(update_key(state.seed, state.step + 1), B).label
             # The others' rewards are not known.
             everywhere = jnp.ones((B, *[scores.shape[1]] * 2))
             every_pair = Preferences(prob_BxKxK=everywhere, weight_BxKxK=everywhere)
             covered = within_budget(every_pair).preferences
             asked_B = route.on_policy_B & ~route.policy_label_B & covered.weight_BxKxK.any((1, 2))
             asked_BxK = jnp.broadcast_to(asked_B[:, None], scores.shape)
-            scores = labellers.compare(key_B, scores, scores, run.labeller, asked_BxK)
+            returns = labellers.Returns(
+                true_BxK=scores, perceived_BxK=scores, counted_BxK=asked_BxK
+            )
+            scores = labellers.label(key_B, returns, run.labeller)
         if run.reads_pairs:
             on_policy_Bx1x1 = route.on_policy_B[:, None, None]
             labels = jax.tree.map(lambda a, b: jnp.where(on_policy_Bx1x1, a, b), scores, labels)

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from sail_jax import config, configfile, files
-from sail_jax.core.update import Policy, State
+from sail_jax.core.types import Policy, State
 from sail_jax.errors import TrainingFailed, UserError, one_line
 from sail_jax.training import hosts, integrity, quiet, references
 from sail_jax.training.listing import saved_steps

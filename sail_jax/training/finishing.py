@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sail_jax.core.update import Policy, State
+from sail_jax.core.types import Policy, State
 from sail_jax.errors import TrainingFailed
 from sail_jax.files import ROOM, writing
 from sail_jax.sweep import Member

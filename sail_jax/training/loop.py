@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from sail_jax.core import update
-from sail_jax.core.update import Metrics, State
+from sail_jax.core.types import Metrics, State
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.training import checkpoint, devices, hosts, setup, signals
 from sail_jax.training.budget import LabelBudget

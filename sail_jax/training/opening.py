@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sail_jax import configfile
-from sail_jax.core.update import Policy, State
+from sail_jax.core.types import Policy, State
 from sail_jax.errors import UserError
 from sail_jax.files import ROOM, writing
 from sail_jax.training import checkpoint, hosts, listing, references, rundir, setup

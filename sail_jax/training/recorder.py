@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from sail_jax import configfile
-from sail_jax.core.update import OF_PAIRS, Metrics
+from sail_jax.core.types import Metrics
+from sail_jax.core.update import OF_PAIRS
 from sail_jax.errors import TrainingFailed
 from sail_jax.files import ROOM, writing
 from sail_jax.sweep import Member

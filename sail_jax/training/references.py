@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sail_jax import files
-from sail_jax.core.update import Policy, State
+from sail_jax.core.types import Policy, State
 from sail_jax.errors import UserError, one_line
 from sail_jax.training import hosts, quiet
 from sail_jax.training.listing import saved_steps

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from sail_jax.core.update import Policy
+from sail_jax.core.types import Policy
 from sail_jax.training.rows import Row
 
 _TOLD = ('eval/return', 'eval/reward', 'eval/loss', 'eval/win_rate', 'eval/kl_policy_to_ref')

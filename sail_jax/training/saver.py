@@ -10,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from sail_jax import config
-from sail_jax.core.update import State
+from sail_jax.core.types import State
 from sail_jax.errors import UserError, one_line
 from sail_jax.sweep import Members
 from sail_jax.terminal import say

@@ -12,7 +12,7 @@ import numpy as np
 
 from sail_jax import config
 from sail_jax.core import update
-from sail_jax.core.update import Hyper, Policy, State
+from sail_jax.core.types import Hyper, Policies, Policy, State
 from sail_jax.sweep import Members
 from sail_jax.training import checkpoint, hosts
 from sail_jax.training.callbacks import NO_CALLBACKS, Callbacks
@@ -91,7 +91,9 @@ def _init(members: Members, task: Task) -> Callable[[Policy, jax.Array, Hyper], 
         if task.init is not None:
             return task.init(start, seed)
         assert task.workload is not None  # Or it has an `init` of its own.
-        return update.init(task.workload, members.shared, start, start, seed=seed, hyper=hyper)
+        return update.init(
+            task.workload, members.shared, Policies(start, start), seed=seed, hyper=hyper
+        )
 
     return jax.vmap(init) if members.sweep else init
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from sail_jax.core.update import Hyper, Metrics, Policy, State, Workload
+from sail_jax.core.types import Hyper, Metrics, Policy, State, Workload
 
 
 class Start(Protocol):

@@ -12,7 +12,6 @@ from sail_jax.bandit import stochastic, workload
 from sail_jax.bandit.config import Problems
 from sail_jax.bandit.problem import Objective
 from sail_jax.core import update
-from sail_jax.core.update import Policies
 
 THETA = np.array([0.8, -1.3])
 
@@ -33,8 +32,8 @@ def test_a_step_is_the_exact_gradient_in_expectation(problem, direction, group_s
     settings = workload.settings(0, beta, coefficient, direction, None)
     task, optimizer = workload.make(problem, 4, group_size), optax.sgd(1.0)
     step = update.make_update(task, settings, optimizer)
-    policy, reference = workload.policies(problem, jnp.asarray(THETA))
-    state = update.init(task, settings, policy, reference, optimizer)
+    policies = workload.policies(problem, jnp.asarray(THETA))
+    state = update.init(task, settings, policies, optimizer)
 
     @jax.jit
     @jax.vmap
@@ -56,15 +55,15 @@ def test_a_step_is_the_exact_gradient_in_expectation(problem, direction, group_s
 
 def test_kl_of_the_workload_is_exact_in_both_directions(problem):
     task = workload.make(problem, 3, 2)
-    policy, reference = workload.policies(problem, jnp.asarray(THETA))
+    policies = workload.policies(problem, jnp.asarray(THETA))
     inputs = (np.arange(3), np.zeros((3, 2), int))
 
     @jax.jit
     def compare(theta):
-        policies = Policies(policy._replace(params=theta), reference)
-        return task.compare(policies, task.predict_reference(policies, inputs), inputs)
+        moved = policies._replace(policy=policies.policy._replace(params=theta))
+        return task.compare(moved, task.predict_reference(moved, inputs), inputs)
 
-    compared = compare(policy.params)
+    compared = compare(policies.policy.params)
     p, q = np.exp(jax.jit(exact.log_prob)(problem, THETA)), np.exp(problem.reference_logp_XxY)
     for kl, expected in (
         (compared.policy_to_ref, (p * np.log(p / q)).sum(1)),
@@ -77,7 +76,7 @@ def test_kl_of_the_workload_is_exact_in_both_directions(problem):
 def test_labels_follow_bradley_terry(problem):
     """Share of first responses that win, against the mean of the reward's own probabilities."""
     task = workload.make(problem, 5000, 2)
-    policies = Policies(*workload.policies(problem, jnp.asarray(THETA)))
+    policies = workload.policies(problem, jnp.asarray(THETA))
     batch = jax.jit(lambda key: task.sample(policies, (), key, 0).batch)(jax.random.key(0))
     context, response = batch.inputs
     reward = np.asarray(problem.reward_XxY)[context[:, None], response]

@@ -12,8 +12,8 @@ from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.control.kind import TABLE
 from sail_jax.control.rollout import Episodes
-from sail_jax.core import update
-from sail_jax.core.update import Hyper
+from sail_jax.core.keys import EVALUATE, stream
+from sail_jax.core.types import Hyper
 from sail_jax.sweep import Members
 from sail_jax.training import devices
 from sail_jax.training.saver import score as score_of
@@ -77,7 +77,7 @@ def numbers(env):
 
 def test_a_broken_episode_is_counted_and_is_never_the_better_one():
     got = numbers(Costly(KINDS, share=0.7))
-    key_B = evaluate.row_keys(update.stream(0, update.EVALUATE), RUN.evaluation.episodes)
+    key_B = evaluate.row_keys(stream(0, EVALUATE), RUN.evaluation.episodes)
     start = rollout.reset(Costly(KINDS, share=0.7), jax.vmap(jax.random.split)(key_B)[:, 0])
     kinds = start.info['kind'].tolist()
     assert {-1, *range(len(KINDS))} == set(kinds)

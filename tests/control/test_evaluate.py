@@ -8,7 +8,7 @@ from sail_jax.control import evaluate
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Episodes
-from sail_jax.core.update import Hyper
+from sail_jax.core.types import Hyper
 from sail_jax.training import devices
 from tests.support.toy import SETTINGS, Point
 

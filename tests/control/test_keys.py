@@ -11,8 +11,9 @@ import pytest
 from sail_jax.control import policy as control_policy
 from sail_jax.control import rollout, workload
 from sail_jax.control.config import ControlRun
-from sail_jax.control.workload import row_keys
 from sail_jax.core import update
+from sail_jax.core.keys import EVALUATE, INIT, START, row_keys, stream
+from sail_jax.core.types import Policies
 from sail_jax.training import devices
 from tests.support.keys import reused, uses
 from tests.support.toy import SETTINGS, Point
@@ -44,8 +45,8 @@ def test_a_run_uses_no_key_twice(made):
     policy, other = init(jax.random.key(8)), init(jax.random.key(9))
 
     def begin(seed):
-        init(update.stream(seed, update.START))
-        return made.init(update.stream(seed, update.INIT))
+        init(stream(seed, START))
+        return made.init(stream(seed, INIT))
 
     def evaluate(seed):
         return rollout.episodes(
@@ -54,11 +55,11 @@ def test_a_run_uses_no_key_twice(made):
             (policy, other),
             policy,
             jnp.asarray([False, False]),
-            row_keys(update.stream(seed, update.EVALUATE), B),
+            row_keys(stream(seed, EVALUATE), B),
             2,
         ).episode_return
 
-    start = jax.jit(lambda: update.init(made, run, policy, other))()
+    start = jax.jit(lambda: update.init(made, run, Policies(policy, other)))()
     draw = functools.partial(update.draw, made)
     of_updates = [uses(draw, start._replace(step=jnp.int32(step))) for step in range(2)]
     apart = [uses(begin, start.seed), uses(evaluate, start.seed), *of_updates]

@@ -8,7 +8,7 @@ import pytest
 from sail_jax.control import policy as control_policy
 from sail_jax.control import rollout
 from sail_jax.control.config import ControlRun
-from sail_jax.control.workload import row_keys
+from sail_jax.core.keys import row_keys
 from tests.support.toy import SETTINGS, Point, Poisoned
 
 B, L, T = 4, 3, 6

@@ -10,7 +10,7 @@ import pytest
 from sail_jax.control import policy as control_policy
 from sail_jax.control import workload
 from sail_jax.control.config import ControlRun
-from sail_jax.core.update import Policies
+from sail_jax.core.types import Policies
 from sail_jax.training import devices
 from tests.support.toy import SETTINGS, Point
 

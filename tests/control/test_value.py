@@ -9,7 +9,7 @@ from sail_jax.control import policy as control_policy
 from sail_jax.control import workload
 from sail_jax.control.config import ControlRun
 from sail_jax.core import update
-from sail_jax.core.update import Policies, Policy
+from sail_jax.core.types import Policies, Policy
 from sail_jax.training import devices
 from tests.support.toy import SETTINGS, Point
 
@@ -105,7 +105,7 @@ def gradient_of_value(made, policy, batch):
 
 def test_an_update_fits_the_value_and_bounds_the_policy_alone(made):
     run, _, made, policy, contexts = made
-    state = jax.jit(lambda policy: update.init(made, run, policy, policy))(policy)
+    state = jax.jit(lambda policy: update.init(made, run, Policies(policy, policy)))(policy)
     state = state._replace(sampler=jax.tree.map(jnp.copy, contexts))
     draw = jax.jit(lambda state: update.draw(made, state))(state)
     gradient = gradient_of_value(made, policy, draw.batch)

@@ -12,7 +12,7 @@ from sail_jax.control import task as control_task
 from sail_jax.control import workload
 from sail_jax.control.config import ControlRun
 from sail_jax.core import update
-from sail_jax.core.update import Policies
+from sail_jax.core.types import Policies
 from sail_jax.errors import UserError
 from sail_jax.training import devices
 from tests.support.toy import SETTINGS, Point, Poisoned
@@ -167,7 +167,7 @@ def test_the_first_gradient_step_scores_a_batch_as_it_was_drawn():
     # With the observations' normaliser of then, not of afterwards, so that importance ratios are 1:
     # a policy that is its own reference has no margin, and no KL.
     run, made, policy, _ = make({'reference': {'refresh_env_steps': 1}})
-    state = jax.jit(lambda policy: update.init(made, run, policy, policy))(policy)
+    state = jax.jit(lambda policy: update.init(made, run, Policies(policy, policy)))(policy)
     step = update.make_dispatch(made, run, 1)
     for _ in range(3):
         before = np.array(state.policy.statistics.mean)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from sail_jax.core import divergence
+from sail_jax.core import divergence, optimizer
 from sail_jax.core.divergence import Gaussian
 from tests.support import exact
 
@@ -177,14 +177,12 @@ def expectation(direction, estimator, drawn_by, *, reduction='sum', visitation=F
         behaviour = jax.lax.stop_gradient(logp)
         if estimator == 'sampled':
             reference = take(tree_logp(REFERENCE))
-            got = divergence.sampled_penalty(
-                logp, reference, behaviour, mask, lane, direction, reduction
-            )
+            drawn = exact.steps(logp, behaviour, reference, mask)
+            got = divergence.sampled_penalty(drawn, lane, direction, reduction)
         else:
             kl = take(tree_kl(theta, direction))
-            got = divergence.penalty(
-                kl, logp, behaviour, mask, lane, reduction=reduction, visitation=visitation
-            )
+            drawn = exact.steps(logp, behaviour, None, mask)
+            got = divergence.penalty(kl, drawn, lane, reduction=reduction, visitation=visitation)
         return got.surrogate, got.value
 
     @jax.jit
@@ -262,11 +260,10 @@ def test_only_the_lanes_that_count_have_influence(x64):
     @jax.jit
     def results(kl, logp):
         def surrogate(kl, logp):
+            drawn = exact.steps(logp, logp, reference, mask)
             return (
-                divergence.penalty(kl, logp, logp, mask, lane, visitation=True).surrogate
-                + divergence.sampled_penalty(
-                    logp, reference, logp, mask, lane, 'policy_to_ref'
-                ).surrogate
+                divergence.penalty(kl, drawn, lane, visitation=True).surrogate
+                + divergence.sampled_penalty(drawn, lane, 'policy_to_ref').surrogate
             )
 
         return jax.grad(surrogate, argnums=(0, 1))(kl, logp)
@@ -274,7 +271,7 @@ def test_only_the_lanes_that_count_have_influence(x64):
     one, other = results(kl, logp), results(kl + changed, logp + changed)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-12), one, other)
     assert all((np.asarray(g)[lane == 0] == 0).all() for g in one)
-    value = divergence.penalty(kl, logp, logp, mask, lane).value
+    value = divergence.penalty(kl, exact.steps(logp, logp, None, mask), lane).value
     np.testing.assert_allclose(value, kl.sum(-1)[lane > 0].mean(), atol=1e-12)
 
 
@@ -298,13 +295,12 @@ def test_what_does_not_count_may_hold_anything(x64, estimator, reduction, where,
         counts = np.broadcast_to(lane[..., None] > 0, mask.shape)
 
     def surrogate(kl, logp, reference, behaviour):
+        drawn = exact.steps(logp, behaviour, reference, mask)
         if estimator == 'exact':
             return divergence.penalty(
-                kl, logp, behaviour, mask, lane, reduction=reduction, visitation=reduction == 'sum'
+                kl, drawn, lane, reduction=reduction, visitation=reduction == 'sum'
             ).surrogate
-        return divergence.sampled_penalty(
-            logp, reference, behaviour, mask, lane, estimator, reduction
-        ).surrogate
+        return divergence.sampled_penalty(drawn, lane, estimator, reduction).surrogate
 
     results = jax.jit(jax.value_and_grad(surrogate, argnums=(0, 1)))
     clean = [np.where(counts, x, 0.5) for x in (kl, logp, reference, behaviour)]
@@ -334,13 +330,10 @@ def test_the_score_part_is_clipped_where_it_lowers_the_kl(x64, estimator, log_ra
 
     def first_step(x, clip):
         logp = jnp.zeros((1, 2, 2)).at[0, 0, 0].set(x)
+        drawn = exact.steps(logp, behaviour, reference, mask)
         if estimator == 'exact':
-            return divergence.penalty(
-                kl, logp, behaviour, mask, lane, visitation=True, clip=clip
-            ).surrogate
-        return divergence.sampled_penalty(
-            logp, reference, behaviour, mask, lane, 'policy_to_ref', clip=clip
-        ).surrogate
+            return divergence.penalty(kl, drawn, lane, visitation=True, clip=clip).surrogate
+        return divergence.sampled_penalty(drawn, lane, 'policy_to_ref', clip=clip).surrogate
 
     clipped, free = (jax.grad(first_step)(log_ratio, clip) for clip in (0.2, None))
     assert free > 0.1
@@ -349,18 +342,17 @@ def test_the_score_part_is_clipped_where_it_lowers_the_kl(x64, estimator, log_ra
 
 def test_no_lane_is_no_penalty():
     zero = np.zeros((2, 3, 4), np.float32)
-    got = divergence.penalty(zero + 3, zero, zero, zero + 1, zero[..., 0], visitation=True)
+    drawn = exact.steps(zero, zero, zero + 3, zero + 1)
+    got = divergence.penalty(zero + 3, drawn, zero[..., 0], visitation=True)
     assert got == (0, 0)
-    assert divergence.sampled_penalty(
-        zero, zero + 3, zero, zero + 1, zero[..., 0], 'ref_to_policy'
-    ) == (0, 0)
+    assert divergence.sampled_penalty(drawn, zero[..., 0], 'ref_to_policy') == (0, 0)
 
 
 @given(st.lists(coordinate, min_size=5, max_size=5), st.floats(0.1, 20))
 def test_projection_on_the_ball(x, radius):
     with jax.enable_x64(True):
         params = {'a': np.array(x[:2]), 'b': [np.array(x[2:])]}
-        got = divergence.project(params, radius)
+        got = optimizer.project(params, radius)
         flat = np.concatenate([got['a'], *got['b']])
         norm = np.linalg.norm(x)
         wanted = np.array(x) * min(1, radius / norm) if norm > 0 else np.array(x)
@@ -371,4 +363,4 @@ def test_projection_on_the_ball(x, radius):
 
 def test_no_radius_leaves_the_parameters_free():
     params = {'a': np.full(3, 1e6)}
-    assert divergence.project(params, None) is params
+    assert optimizer.project(params, None) is params

@@ -6,26 +6,28 @@ import numpy as np
 import pytest
 
 from sail_jax.core import divergence, objective
-from sail_jax.core.objective import Coefficients, Route
+from sail_jax.core.objective import Coefficients, Form
+from sail_jax.core.pair_losses import PAIR_LOSSES
+from sail_jax.core.types import Route
 from tests.support import exact
 from tests.support.exact import THEORY, all_labelled, members, take
 
 pytestmark = pytest.mark.usefixtures('x64')
 
 
-def expected(problem, K, route, coefficients, clip=None):
+def expected(problem, K, route, coefficients, form=objective.DPO):
     """Mean value and gradient over all joint draws of the batch's groups."""
     rows, responses = problem.reward_XxY.shape
     samples = exact.groups(responses, rows, K)
     p_N = np.asarray(exact.probabilities(problem, samples, route))
     np.testing.assert_allclose(p_N.sum(), 1, atol=1e-12)
-    values, gradients = exact.estimates(problem, samples, route, coefficients, clip)
+    values, gradients = exact.estimates(problem, samples, route, coefficients, form)
     return p_N @ values.value, p_N @ gradients
 
 
-def check(problem, K, route, coefficients, clip=None):
-    value, gradient = expected(problem, K, route, coefficients, clip)
-    wanted = exact.exact(problem, coefficients.beta, route)
+def check(problem, K, route, coefficients, form=objective.DPO):
+    value, gradient = expected(problem, K, route, coefficients, form)
+    wanted = exact.exact(problem, coefficients.beta, route, form.pair_loss.__name__)
     parts = wanted.pathwise + coefficients.response * wanted.score
     parts += coefficients.label * wanted.label
     assert np.linalg.norm(parts) > 1e-3
@@ -52,8 +54,16 @@ def test_coefficients_weigh_their_own_part_alone(K, on_policy, policy_label):
     check(exact.problem(seed=1), K, route, Coefficients(0.4, response=0.3, label=0.2))
 
 
+@members
+@pytest.mark.parametrize('loss', ['ipo', 'hinge'])
+def test_every_pair_loss_has_the_gradient_of_its_own_objective(loss, on_policy, policy_label):
+    route, form = exact.route(2, on_policy, policy_label), Form(PAIR_LOSSES[loss])
+    for K in (2, 3):
+        check(exact.problem(seed=4), K, route, Coefficients(0.4, response=0.6, label=0.7), form)
+
+
 def test_clip_leaves_the_first_gradient_step_alone():
-    check(exact.problem(seed=2), 3, exact.route(2, True, False), THEORY, clip=0.2)
+    check(exact.problem(seed=2), 3, exact.route(2, True, False), THEORY, Form(clip=0.2))
 
 
 def test_three_rows_share_the_baseline_of_k2():
@@ -115,10 +125,12 @@ def test_responses_of_several_steps():
 
     def surrogate(theta_now, index_1xK):
         return objective.preference(
-            logp(theta_now)[index_1xK],
-            logp(theta)[index_1xK],
-            jnp.asarray(reference_YxT)[index_1xK],
-            jnp.asarray(mask_YxT)[index_1xK],
+            exact.steps(
+                logp(theta_now)[index_1xK],
+                logp(theta)[index_1xK],
+                jnp.asarray(reference_YxT)[index_1xK],
+                jnp.asarray(mask_YxT)[index_1xK],
+            ),
             exact.reward_labels(jnp.asarray(reward_Y)[index_1xK]),
             exact.route(1, True, False),
             THEORY,
@@ -161,11 +173,13 @@ def test_revkl_sum_is_unbiased(K, direction, estimator):
         behaviour, mask = jax.lax.stop_gradient(logp), jnp.ones_like(logp)
         if estimator == 'sampled':
             reference = take(problem.reference_logp_XxY, index)[..., None]
-            got = divergence.sampled_penalty(logp, reference, behaviour, mask, lane_BxL, direction)
+            drawn = exact.steps(logp, behaviour, reference, mask)
+            got = divergence.sampled_penalty(drawn, lane_BxL, direction)
         else:
             kl_X = divergence.categorical_kl(*kl(theta))
             kl_XxLx1 = jnp.broadcast_to(kl_X[:, None, None], logp.shape)
-            got = divergence.penalty(kl_XxLx1, logp, behaviour, mask, lane_BxL)
+            drawn = exact.steps(logp, behaviour, None, mask)
+            got = divergence.penalty(kl_XxLx1, drawn, lane_BxL)
         return J - LAMBDA * got.surrogate
 
     def exact_sum(theta):

@@ -14,9 +14,13 @@ from scipy.special import expit
 
 from sail_jax.config import Teacher
 from sail_jax.core import labellers
-from sail_jax.core.objective import Preferences
+from sail_jax.core.types import Preferences
 
-compare = functools.partial(jax.jit, static_argnames='teacher')(labellers.compare)
+
+@functools.partial(jax.jit, static_argnames='teacher')
+def compare(key_B, true_BxK, perceived_BxK, teacher, counted_BxK=None):
+    counted_BxK = jnp.ones(true_BxK.shape, bool) if counted_BxK is None else counted_BxK
+    return labellers.label(key_B, labellers.Returns(true_BxK, perceived_BxK, counted_BxK), teacher)
 
 
 def keys(seed, rows):

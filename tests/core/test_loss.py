@@ -10,9 +10,18 @@ import numpy as np
 import pytest
 
 from sail_jax import config
-from sail_jax.core import update
-from sail_jax.core.objective import Preferences, Route
-from sail_jax.core.update import Batch, Compared, Hyper, Policies, Policy, Workload
+from sail_jax.core import loss
+from sail_jax.core.types import (
+    Batch,
+    Compared,
+    Hyper,
+    Minibatch,
+    Policies,
+    Policy,
+    Preferences,
+    Route,
+    Workload,
+)
 
 # One row of each member of the family; groups of two, and a lane of the reference.
 B, K, L, T = 4, 2, 3, 3
@@ -46,7 +55,7 @@ def kl(logp, direction):
     return jnp.exp(0.3 * logp) if direction == 'ref_to_policy' else 0.2 * logp**2 - logp
 
 
-def loss(params, behaviour, beta, response_grad, label_grad, clip, **divergence):
+def computed(params, behaviour, beta, response_grad, label_grad, clip, **divergence):
     run = config.Run.model_validate(
         {
             'objective': {'beta': beta, 'response_grad': response_grad, 'label_grad': label_grad},
@@ -75,15 +84,11 @@ def loss(params, behaviour, beta, response_grad, label_grad, clip, **divergence)
     prob[:, 0, 1], prob[:, 1, 0] = PROB, 1 - PROB
     labels = Preferences(prob, np.ones((B, K, K)))
     batch = Batch(None, behaviour, MASK, ROUTE, labels)
-    return update.loss(
+    return loss.make(workload, run)(
         params,
         Policies(Policy(LOGP, ()), Policy(LOGP, ())),
-        None,
-        batch,
-        update.count(batch, workload, run),
         Hyper.of(run),
-        workload,
-        run,
+        Minibatch(batch, None, loss.count(batch, workload, run)),
     )
 
 
@@ -175,7 +180,7 @@ def both(case):
         jax.device_get(
             jax.jit(jax.value_and_grad(partial(f, **settings), has_aux=True))(LOGP, BEHAVIOUR)
         )
-        for f in (loss, written_out)
+        for f in (computed, written_out)
     ]
 
 

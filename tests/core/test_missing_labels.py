@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sail_jax.core import labellers, objective
-from sail_jax.core.objective import Coefficients, Preferences
+from sail_jax.core import labellers, objective, score
+from sail_jax.core.objective import Coefficients
+from sail_jax.core.types import Preferences
 from tests.support import exact
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -45,15 +46,16 @@ def preference(theta_Y, behaviour_Y, index_BxK, labels, axis=None, count=None):
     step = lambda logp_Y: logp_Y[index_BxK][..., None]  # noqa: E731
     one = jnp.ones((*index_BxK.shape, 1))
     return objective.preference(
-        step(jax.nn.log_softmax(theta_Y)),
-        step(behaviour_Y),
-        step(jnp.full(4, -np.log(4))),
-        one,
+        exact.steps(
+            step(jax.nn.log_softmax(theta_Y)),
+            step(behaviour_Y),
+            step(jnp.full(4, -np.log(4))),
+            one,
+        ),
         labels,
         route,
         Coefficients(BETA, 1.0, 1.0),
-        count=count,
-        axis=axis,
+        whole=objective.Whole(pairs=count, axis=axis),
     )
 
 
@@ -201,10 +203,12 @@ def test_rows_of_several_devices_have_one_baseline(K):
     f, weight = np.random.default_rng(0).normal(size=(2, len(index), K, K))
     f, weight = f + f.swapaxes(1, 2), np.asarray(looked_up(said, index).weight_BxKxK)
     weight = weight * (1 - np.eye(K))
-    whole = jax.jit(objective.advantages)(f, weight)
+    whole = jax.jit(score.advantages)(f, weight, -np.log(2))
     cut = lambda x: x.reshape(8, -1, *x.shape[1:])  # noqa: E731
     of_part = lambda axis: jax.jit(  # noqa: E731
-        jax.vmap(functools.partial(objective.advantages, axis=axis), axis_name='data')
+        jax.vmap(
+            functools.partial(score.advantages, indifferent=-np.log(2), axis=axis), axis_name='data'
+        )
     )(cut(f), cut(weight))
     np.testing.assert_allclose(of_part('data').reshape(whole.shape), whole, atol=1e-12)
     assert np.abs(of_part(None).reshape(whole.shape) - whole).max() > 1e-3

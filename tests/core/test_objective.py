@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from scipy.special import expit, log_expit
 
-from sail_jax.core import objective
-from sail_jax.core.objective import Coefficients, Preferences
+from sail_jax.core import objective, score
+from sail_jax.core.objective import Coefficients, Form
+from sail_jax.core.types import Preferences
 from tests.support import exact
 from tests.support.exact import THEORY, all_labelled, estimate_and_gradient, members
 
@@ -74,10 +75,7 @@ def test_margin_and_accuracy_follow_the_labels():
     prob = np.array([[[0.5, 1, 0], [0, 0.5, 0.5], [1, 0.5, 0.5]]], np.float32)
     zero, one = np.zeros_like(logp), np.ones_like(logp)
     got = jax.jit(objective.preference)(
-        logp,
-        logp,
-        zero,
-        one,
+        exact.steps(logp, logp, zero, one),
         all_labelled(prob),
         exact.route(1, True, False),
         Coefficients(1, 1, 1),
@@ -111,7 +109,7 @@ def symmetric(seed, size):
 @pytest.mark.parametrize('size', [2, 3, 5])
 def test_advantages_by_the_formula(x64, size):
     f, weight = symmetric(size, size)
-    got = jax.jit(objective.advantages)(f, weight)
+    got = jax.jit(score.advantages)(f, weight, -np.log(2))
     np.testing.assert_allclose(got, naive_advantages(f), atol=1e-12)
 
 
@@ -124,7 +122,7 @@ def test_baseline_does_not_see_its_own_response(x64, size):
 
     def baseline(f):
         own = (f * weight).sum(-1) / (size - 1)
-        return own - np.asarray(jax.jit(objective.advantages)(f, weight)) * size / 2
+        return own - np.asarray(jax.jit(score.advantages)(f, weight, -np.log(2))) * size / 2
 
     before, after = baseline(f), baseline(changed)
     np.testing.assert_allclose(after[0, 0], before[0, 0], atol=1e-12)
@@ -194,7 +192,10 @@ def test_a_group_of_one_is_refused():
     one = jnp.zeros((2, 1, 1))
     with pytest.raises(ValueError, match='at least 2 responses'):
         objective.preference(
-            one, one, one, one, all_labelled(one), exact.route(2, True, False), THEORY
+            exact.steps(one, one, one, one),
+            all_labelled(one),
+            exact.route(2, True, False),
+            THEORY,
         )
 
 
@@ -212,9 +213,8 @@ def test_steps_and_rows_without_weight_may_hold_anything(x64, clip, junk):
     @jax.jit
     def gradient(logp, behaviour, reference):
         def surrogate(logp):
-            return objective.preference(
-                logp, behaviour, reference, mask, labels, route, THEORY, clip
-            ).surrogate
+            drawn = exact.steps(logp, behaviour, reference, mask)
+            return objective.preference(drawn, labels, route, THEORY, Form(clip=clip)).surrogate
 
         return jax.grad(surrogate)(logp)
 
@@ -230,12 +230,12 @@ def test_steps_and_rows_without_weight_may_hold_anything(x64, clip, junk):
 def test_score_term_at_the_behaviour_policy_is_the_weighted_log_prob(x64, clip):
     rng = np.random.default_rng(0)
     weight, logp = (jnp.asarray(rng.normal(size=(2, 3, 4))) for _ in range(2))
-    gradient = jax.grad(lambda x: objective.score_term(weight, x, logp, clip).sum())(logp)
+    gradient = jax.grad(lambda x: score.score_term(weight, x, logp, clip).sum())(logp)
     np.testing.assert_allclose(gradient, weight, atol=1e-15)
     # Neither the weight nor the behaviour policy is differentiated.
     for argument in (0, 2):
         gradient = jax.grad(
-            lambda *xs: objective.score_term(*xs, clip).sum(),
+            lambda *xs: score.score_term(*xs, clip).sum(),
             argnums=argument,
         )(weight, logp, logp + 0.1)
         np.testing.assert_array_equal(gradient, 0)
@@ -243,7 +243,7 @@ def test_score_term_at_the_behaviour_policy_is_the_weighted_log_prob(x64, clip):
 
 def test_without_a_clip_the_score_term_is_the_importance_weighted_one(x64):
     logp, old = jnp.array([[[-1.0]]]), jnp.array([[[-2.5]]])
-    gradient = jax.grad(lambda x: objective.score_term(jnp.full((1, 1, 1), 3.0), x, old).sum())
+    gradient = jax.grad(lambda x: score.score_term(jnp.full((1, 1, 1), 3.0), x, old).sum())
     np.testing.assert_allclose(gradient(logp), 3 * np.exp(1.5), atol=1e-12)
 
 
@@ -260,7 +260,7 @@ def test_without_a_clip_the_score_term_is_the_importance_weighted_one(x64):
 )
 def test_the_clip_is_ppos(x64, weight, log_ratio, flows):
     one = jnp.ones((1, 1, 1))
-    gradient = jax.grad(lambda x: objective.score_term(weight * one, x, 0 * one, 0.2).sum())(
+    gradient = jax.grad(lambda x: score.score_term(weight * one, x, 0 * one, 0.2).sum())(
         log_ratio * one
     )
     wanted = weight * np.exp(log_ratio) if flows else 0.0
@@ -306,7 +306,8 @@ def test_a_rows_route_is_its_own():
 ACROSS_DEVICES = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from sail_jax.core import objective
+from sail_jax.core import objective, score
+from sail_jax.core.types import Preferences, Route, Steps
 
 B, K, T = 8, 2, 3
 assert len(jax.devices()) == 4
@@ -315,14 +316,14 @@ logp, reference = (-rng.exponential(size=(B, K, T)).astype(np.float32) for _ in 
 p = rng.uniform(size=(B,)).astype(np.float32)
 prob = np.zeros((B, K, K), np.float32)
 prob[:, 0, 1], prob[:, 1, 0] = p, 1 - p
-labels = objective.Preferences(prob, np.ones((B, K, K), np.float32))
-route = objective.Route(np.arange(B) % 4 != 0, np.arange(B) % 3 == 0)
+labels = Preferences(prob, np.ones((B, K, K), np.float32))
+route = Route(np.arange(B) % 4 != 0, np.arange(B) % 3 == 0)
 
 @jax.jit
 def results(logp, reference, labels, route):
     def f(logp_now):
         got = objective.preference(
-            logp_now, logp, reference, jnp.ones_like(logp), labels, route,
+            Steps(logp_now, logp, reference, jnp.ones_like(logp)), labels, route,
             objective.Coefficients(0.5, 1.0, 1.0),
         )
         return got.surrogate, got
@@ -341,7 +342,7 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), values, o
 f = np.zeros((B, K, K), np.float32)
 f[:, 0, 1] = f[:, 1, 0] = np.arange(B)
 weight = np.ones((B, K, K), np.float32) - np.eye(K, dtype=np.float32)
-A = jax.jit(objective.advantages)(*jax.device_put((f, weight), rows))
+A = jax.jit(score.advantages)(*jax.device_put((f, weight), rows), -np.log(2))
 mean_of_others = (28 - np.arange(B)) / 7
 np.testing.assert_allclose(A, np.repeat((np.arange(B) - mean_of_others)[:, None], 2, 1), rtol=1e-6)
 print('same')

@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from sail_jax import config
-from sail_jax.core import objective, update
-from sail_jax.core.update import Batch, Hyper, Policies, Policy
+from sail_jax.core import loss, update
+from sail_jax.core.keys import UPDATE
+from sail_jax.core.types import Batch, Hyper, Minibatch, Policies, Policy, Preferences, Route
 from tests.support import bandit_workload, exact
 from tests.support.bandit_workload import Inputs
 
@@ -82,7 +83,7 @@ def test_an_update_is_the_gradient_steps_written_out():
     workload = bandit_workload.make(PROBLEM, run)
     state = bandit_workload.start(workload, run, THETA, ZERO)
 
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(run.seed), update.UPDATE), 1)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(run.seed), UPDATE), 1)
     batch = jax.jit(workload.sample)(state.policies, state.sampler, key, state.labels).batch
     held = jax.jit(workload.predict_reference)(state.policies, batch.inputs)
     adam, params, first = optax.adam(run.optimizer.learning_rate), state.policy.params, []
@@ -90,9 +91,9 @@ def test_an_update_is_the_gradient_steps_written_out():
 
     @jax.jit
     def gradient(params, batch, held):
-        counts = update.count(batch, workload, run)
-        fixed = state.policies, held, batch, counts, state.hyper, workload, run
-        return jax.value_and_grad(update.loss, has_aux=True)(params, *fixed)
+        minibatch = Minibatch(batch, held, loss.count(batch, workload, run))
+        of = loss.make(workload, run)
+        return jax.value_and_grad(of, has_aux=True)(params, state.policies, state.hyper, minibatch)
 
     for epoch, part in itertools.product(range(2), range(4)):
         rows_of_part = slice(part, None, 4)
@@ -213,7 +214,7 @@ def test_several_updates_in_a_dispatch_are_the_same_bit_for_bit():
 def test_state_is_donated_also_when_made_outside_of_jit(plain):
     workload, run, dispatch = plain
     policy = Policy({'theta': jnp.zeros(3)}, {'batches': jnp.zeros(())})
-    state = update.init(workload, run, policy, policy)
+    state = update.init(workload, run, Policies(policy, policy))
     after, _ = dispatch(state)
     assert after.step == 1
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
@@ -233,7 +234,7 @@ def test_the_seed_decides_the_samples(plain):
 # Two rows: the first with the policy's responses, the second with the data's; K = 2, and a third
 # lane drawn from the reference.
 RESPONSES = np.array([[0, 3, 1], [2, 4, 0]])
-ROUTE = objective.Route(np.array([True, False]), np.array([False, False]))
+ROUTE = Route(np.array([True, False]), np.array([False, False]))
 
 
 def loss_of_two_rows(**settings):
@@ -250,17 +251,11 @@ def loss_of_two_rows(**settings):
         theirs = workload.predict_reference(policies, inputs)
         ours = workload.predict_reference(Policies(start, policy), inputs)
         compared = workload.compare(policies, theirs, inputs)
-        labels = objective.Preferences(np.full((2, 2, 2), 0.5), np.ones((2, 2, 2)))
+        labels = Preferences(np.full((2, 2, 2), 0.5), np.ones((2, 2, 2)))
         batch = Batch(inputs, compared.logp, jnp.ones((2, 3, 1)), ROUTE, labels)
-        gradient, metrics = jax.grad(update.loss, has_aux=True)(
-            policy.params,
-            policies,
-            theirs,
-            batch,
-            update.count(batch, workload, run),
-            Hyper.of(run),
-            workload,
-            run,
+        minibatch = Minibatch(batch, theirs, loss.count(batch, workload, run))
+        gradient, metrics = jax.grad(loss.make(workload, run), has_aux=True)(
+            policy.params, policies, Hyper.of(run), minibatch
         )
         return {**metrics, 'gradient': gradient['theta']}, compared, (ours, theirs)
 

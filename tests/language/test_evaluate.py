@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sail_jax import reports
-from sail_jax.core.objective import Preferences
+from sail_jax.core.types import Preferences
 from sail_jax.language.evaluate import reward_numbers, win_numbers
 from sail_jax.language.kind import TABLE
 from sail_jax.language.reward import rewards

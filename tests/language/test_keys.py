@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sail_jax.core import update
-from sail_jax.core.update import Policy
+from sail_jax.core.types import Policies, Policy
 from sail_jax.language import workload
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.model import sampler
@@ -61,7 +61,7 @@ def program():
     pairs = workload.Pairs(jnp.ones((B, 2, T), jnp.int32), jnp.full((B, 2), T))
     rows = workload.Rows(sampler.pad_prompts([[3, 1, 4], [1, 5]], 4), pairs)
     policy = Policy({'theta': jnp.zeros(1)}, jnp.zeros((), jnp.int32))
-    state = update.init(made, run, policy, policy)
+    state = update.init(made, run, Policies(policy, policy))
 
     def labelled(state):
         sampled = update.draw(made, state._replace(sampler=rows))

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from sail_jax import files, runs
-from sail_jax.core.update import Policy
+from sail_jax.core.types import Policy
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.language.data import tokens
 from sail_jax.language.data.dataset import Example

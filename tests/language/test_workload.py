@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from sail_jax.core import update
-from sail_jax.core.objective import Preferences
+from sail_jax.core.types import Policies, Preferences
 from sail_jax.language import workload
 from sail_jax.language.config import LanguageRun, check
 from sail_jax.language.data import reader, tokens
@@ -42,7 +42,7 @@ def drawn(tmp_path_factory):
     start = models.start(run.seed)
     # A policy that is not its reference.
     moved = start._replace(params=jax.tree.map(lambda x: x * 1.1, start.params))
-    state = update.init(made, run, moved, start)
+    state = update.init(made, run, Policies(moved, start))
 
     @jax.jit
     def both(state, rows):

@@ -8,7 +8,7 @@ import numpy as np
 
 from sail_jax import config
 from sail_jax.core import divergence, labellers, objective, update
-from sail_jax.core.update import Batch, Compared, Policies, Policy, Sampled, Workload
+from sail_jax.core.types import Batch, Compared, Policies, Policy, Sampled, State, Workload
 from tests.support import exact
 
 
@@ -83,8 +83,9 @@ def make(
         behaviour_BxL = jnp.take_along_axis(logits_BxLxY, response_BxL[..., None], 2)
 
         reward_BxK = jnp.take_along_axis(jnp.asarray(problem.reward_XxY), response_BxL[:, :K], 1)
+        returns = labellers.Returns(reward_BxK, reward_BxK, jnp.ones(reward_BxK.shape, bool))
         preferences, asked = labellers.within_budget(
-            labellers.compare(keys_B(label_key), reward_BxK, reward_BxK, teacher),
+            labellers.label(keys_B(label_key), returns, teacher),
             ~route.policy_label_B,
             labels,
             teacher.max_labels,
@@ -111,7 +112,6 @@ def make(
         sample=sample,
         predict_reference=lambda policies, inputs: predict(policies.reference, inputs),
         compare=compare,
-        auxiliary_loss=lambda policies, inputs, steps: (jnp.zeros(()), {}),
         group_size=K,
         refresh_updates=refresh_updates,
     )
@@ -119,10 +119,11 @@ def make(
 
 def start(
     workload: Workload, run: config.Run, theta: np.ndarray, reference: np.ndarray | None = None
-) -> update.State:
+) -> State:
     """The first state, as the trainer makes it: from a compiled program."""
     policy, reference = (
         Policy({'theta': np.asarray(x, np.float32)}, {'batches': np.float32(0)})
         for x in (theta, theta if reference is None else reference)
     )
-    return jax.jit(lambda *policies: update.init(workload, run, *policies))(policy, reference)
+    policies = Policies(policy, reference)
+    return jax.jit(lambda policies: update.init(workload, run, policies))(policies)

@@ -15,7 +15,8 @@ import pytest
 from scipy.special import log_softmax
 
 from sail_jax.core import objective
-from sail_jax.core.objective import Coefficients, Preferences, Route
+from sail_jax.core.objective import Coefficients, Form
+from sail_jax.core.types import Preferences, Route, Steps
 
 MEMBERS = {
     'dpr': (True, False),
@@ -103,43 +104,52 @@ def estimate(
     labels: Preferences | None,
     route: Route,
     coefficients: Coefficients,
-    clip: float | None = None,
+    form: Form = objective.DPO,
 ) -> objective.Estimate:
     """`objective.preference` for responses of one step; by default the reward labels."""
     if labels is None:
         labels = reward_labels(take(problem.reward_XxY, index_XxK))
-    return objective.preference(
+    drawn = steps(
         take(policy_logp(problem, theta_F), index_XxK)[..., None],
         take(sampler_logp(problem, route), index_XxK)[..., None],
         take(problem.reference_logp_XxY, index_XxK)[..., None],
         jnp.ones((*index_XxK.shape, 1)),
-        labels,
-        route,
-        coefficients,
-        clip,
     )
+    return objective.preference(drawn, labels, route, coefficients, form)
 
 
-@functools.partial(jax.jit, static_argnames='clip')
-def estimate_and_gradient(problem, index_XxK, labels, route, coefficients, clip=None):
+def steps(logp, behaviour_logp, reference_logp, mask) -> Steps:
+    return Steps(logp=logp, behaviour_logp=behaviour_logp, reference_logp=reference_logp, mask=mask)
+
+
+@functools.partial(jax.jit, static_argnames='form')
+def estimate_and_gradient(problem, index_XxK, labels, route, coefficients, form=objective.DPO):
     """The estimate, and the surrogate's gradient in theta."""
 
     def surrogate(theta_F):
-        got = estimate(problem, theta_F, index_XxK, labels, route, coefficients, clip)
+        got = estimate(problem, theta_F, index_XxK, labels, route, coefficients, form)
         return got.surrogate, got
 
     gradient, got = jax.grad(surrogate, has_aux=True)(problem.theta_F)
     return got, gradient
 
 
-@functools.partial(jax.jit, static_argnames='clip')
-def estimates(problem, index_NxXxK, route, coefficients, clip=None):
+@functools.partial(jax.jit, static_argnames='form')
+def estimates(problem, index_NxXxK, route, coefficients, form=objective.DPO):
     """The same for every draw, with the reward's labels."""
-    each = lambda index: estimate_and_gradient(problem, index, None, route, coefficients, clip)
+    each = lambda index: estimate_and_gradient(problem, index, None, route, coefficients, form)
     return jax.vmap(each)(index_NxXxK)
 
 
-def exact_objective(problem, theta_sample, theta_margin, theta_label, beta, route):
+WORTH = {
+    'dpo': lambda D, beta: -jnp.log(1 + jnp.exp(-D)),
+    'ipo': lambda D, beta: -((D / beta - 0.5 / beta) ** 2),
+    'hinge': lambda D, beta: jnp.minimum(D - 1, 0),
+}
+"""Of a pair whose first response is preferred."""
+
+
+def exact_objective(problem, theta_sample, theta_margin, theta_label, beta, route, loss='dpo'):
     """J, with the three places that theta stands in held apart."""
     ours = policy_logp(problem, theta_sample)
     prob_XxY = jnp.exp(jnp.where(route.on_policy_B[:, None], ours, problem.data_logp_XxY))
@@ -152,7 +162,7 @@ def exact_objective(problem, theta_sample, theta_margin, theta_label, beta, rout
         1 / (1 + jnp.exp(-x)) for x in (margin(theta_label), difference(problem.reward_XxY))
     )
     P = jnp.where(route.policy_label_B[:, None, None], own, given)
-    f_XxYxY = -P * jnp.log(1 + jnp.exp(-D)) - (1 - P) * jnp.log(1 + jnp.exp(D))
+    f_XxYxY = P * WORTH[loss](D, beta) + (1 - P) * WORTH[loss](-D, beta)
     return jnp.einsum('xi,xj,xij->x', prob_XxY, prob_XxY, f_XxYxY).mean()
 
 
@@ -166,9 +176,9 @@ class Exact(NamedTuple):
     label: jax.Array
 
 
-@jax.jit
-def exact(problem: Problem, beta: float, route: Route) -> Exact:
+@functools.partial(jax.jit, static_argnames='loss')
+def exact(problem: Problem, beta: float, route: Route, loss: str = 'dpo') -> Exact:
     theta = problem.theta_F
-    J = lambda *thetas: exact_objective(problem, *thetas, beta, route)
+    J = lambda *thetas: exact_objective(problem, *thetas, beta, route, loss)
     value, gradient = jax.value_and_grad(lambda theta: J(theta, theta, theta))(theta)
     return Exact(value, gradient, *jax.grad(J, argnums=(0, 1, 2))(theta, theta, theta))

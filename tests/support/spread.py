@@ -26,8 +26,8 @@ import sail_jax
 from benchmarks.control_communication import collectives
 from sail_jax import config, runs
 from sail_jax.control.config import ControlRun
-from sail_jax.core import update
-from sail_jax.core.update import Policy
+from sail_jax.core import gradient, loss, update
+from sail_jax.core.types import Minibatch, Policy, State, Workload
 from sail_jax.sweep import Members
 from sail_jax.training import checkpoint, devices, setup, trainer
 from sail_jax.training.task import Task
@@ -127,7 +127,7 @@ def named(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in found}
 
 
-def state_of(plan: Plan, directory: Path) -> update.State:
+def state_of(plan: Plan, directory: Path) -> State:
     with checkpoint.open_manager(directory / 'checkpoints') as manager:
         return checkpoint.restore(
             manager, setup.Layout.of(Members.of(plan.run), plan.make()).state
@@ -139,12 +139,12 @@ def left(plan: Plan, directory: Path) -> dict[str, Any]:
     return named(state_of(plan, directory)) | {'rows': json.dumps(without_times(directory))}
 
 
-def start_state(plan: Plan) -> update.State:
+def start_state(plan: Plan) -> State:
     task = plan.make()
     return setup.initial_state(Members.of(plan.run), task, task.start(0))
 
 
-def draw(plan: Plan, state: update.State) -> dict[str, np.ndarray]:
+def draw(plan: Plan, state: State) -> dict[str, np.ndarray]:
     """Everything that an update samples, labels included."""
     workload = plan.make().workload
     # Metrics are sums, whose order depends on the devices.
@@ -186,12 +186,14 @@ PENALTIES = (
 def gradients() -> dict[str, np.ndarray]:
     """Of a batch of all kinds of rows: added up over the devices, and as the compiler does it."""
 
-    def find(state: update.State, workload: update.Workload, run: ControlRun) -> Any:
+    def find(state: State, workload: Workload, run: ControlRun) -> Any:
         batch = update.draw(workload, state).batch
         held = workload.predict_reference(state.policies, batch.inputs)
         params = jax.tree.map(lambda x: x + 0.1, state.policy.params)
-        counts = update.count(batch, workload, run)
-        return update.gradient(params, state, held, batch, counts, workload, run), batch
+        minibatch = Minibatch(batch, held, loss.count(batch, workload, run))
+        of = gradient.make(workload, run)
+        (value, metrics), grads = of(params, state.policies, state.hyper, minibatch)
+        return (value, metrics, grads), batch
 
     found = {}
     for index, penalty in enumerate(PENALTIES):

@@ -10,7 +10,7 @@ import pytest
 
 from sail_jax import config
 from sail_jax.control.config import ControlRun
-from sail_jax.core.update import Hyper, Policy, State
+from sail_jax.core.types import Hyper, Policy, State
 from sail_jax.training import listing, quiet, references
 from sail_jax.training.saver import Saver
 from tests.support.disk import disk_of

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sail_jax.core.update import Compared
+from sail_jax.core.types import Compared
 from sail_jax.language.model.attention import as_prefix, prompt_positions, response_positions
 from sail_jax.language.model.transformer import Decoder, Head
 

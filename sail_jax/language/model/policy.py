@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from sail_jax.core.update import START, Policy, stream
+from sail_jax.core.keys import START, stream
+from sail_jax.core.types import Policy
 from sail_jax.language.config import Model
 from sail_jax.language.model import architecture as architectures
 from sail_jax.language.model import lora, weights

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
-from sail_jax.core.objective import Preferences
+from sail_jax.core.types import Preferences
 from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import tokens

@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sail_jax.core.objective import Preferences
+from sail_jax.core.types import Preferences
 from sail_jax.errors import TrainingFailed, UserError, one_line
 from sail_jax.language.data.rows import Prompt
 from sail_jax.language.reward.protocols import Judge, Reward, TrlPrompt

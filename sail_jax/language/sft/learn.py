@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from sail_jax.core import update
-from sail_jax.core.update import Metrics, Policy, State
+from sail_jax.core.types import Metrics, Policy, State
 from sail_jax.language.data.dataset import Example
 from sail_jax.language.model.attention import prompt_positions
 from sail_jax.language.model.logprobs import Predictions, log_probs

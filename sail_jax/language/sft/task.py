@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from sail_jax.core.update import Metrics, Policy, State
+from sail_jax.core.types import Metrics, Policy, State
 from sail_jax.errors import UserError
 from sail_jax.files import ROOM, writing
 from sail_jax.language import export

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_jax.core.objective import Preferences, Route
-from sail_jax.core.update import Batch, Sampled
+from sail_jax.core.types import Batch, Preferences, Route, Sampled
 from sail_jax.language import task, workload
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.reward import labels

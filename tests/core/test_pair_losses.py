@@ -1,0 +1,63 @@
+"""What a pair is worth: formulas of the papers, names, and names that a program gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sail_jax
+from sail_jax import configfile
+from sail_jax.config import Run
+from sail_jax.core import pair_losses, update
+from sail_jax.core.objective import worth
+from sail_jax.errors import UserError
+
+BETA = 0.2
+# Of log-ratios -3, 0, 2 and 8 between two responses, times beta.
+MARGIN = np.array([-0.6, 0.0, 0.4, 1.6], np.float32)
+
+
+@pytest.mark.parametrize(
+    ('name', 'values', 'slopes'),
+    [
+        (
+            'dpo',
+            [-1.0374880, -0.6931472, -0.5130153, -0.1839007],
+            [0.645656, 0.5, 0.401312, 0.167982],
+        ),
+        # The log-ratio's distance to 1 / (2 * 0.2) = 2.5, squared: 5.5, 2.5, 0.5, 5.5.
+        ('ipo', [-30.25, -6.25, -0.25, -30.25], [55, 25, 5, -55]),
+        ('hinge', [-1.6, -1.0, -0.6, 0.0], [1, 1, 1, 0]),
+    ],
+)
+def test_values_and_slopes(name, values, slopes):
+    loss = pair_losses.named(name)
+    np.testing.assert_allclose(loss(MARGIN, BETA), values, rtol=1e-5)
+    slope = jax.vmap(jax.grad(loss), (0, None))(MARGIN, BETA)
+    np.testing.assert_allclose(slope, slopes, rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', pair_losses.PAIR_LOSSES)
+def test_a_soft_label_is_worth_its_share_of_both_orders(name):
+    loss, P = pair_losses.named(name), 0.7
+    D = jnp.array([[[0.0, 0.9], [-0.9, 0.0]]])
+    prob = jnp.array([[[0.5, P], [1 - P, 0.5]]])
+    wanted = P * loss(0.9, BETA) + (1 - P) * loss(-0.9, BETA)
+    got = worth(D, prob, loss, BETA)
+    np.testing.assert_allclose(got[0, [0, 1], [1, 0]], wanted, rtol=1e-6)
+
+
+def test_names_that_nobody_has_given_are_one_line():
+    run = Run().model_copy(update={'objective': Run().objective.model_copy(update={'loss': 'dop'})})
+    with pytest.raises(UserError) as error:
+        update.check(run)
+    said = str(error.value)
+    assert said.startswith("objective.loss: 'dop'; there are dpo, ipo, hinge, and")
+    assert '\n' not in said
+
+
+def test_a_loss_that_a_program_adds_is_known_by_its_name(monkeypatch):
+    monkeypatch.setitem(sail_jax.PAIR_LOSSES, 'mine', lambda margin, beta: -jnp.exp(-margin))
+    run = configfile.update(Run(), {'objective.loss': 'mine'})
+    update.check(run)
+    assert pair_losses.named(run.objective.loss)(0.0, 0.1) == -1
