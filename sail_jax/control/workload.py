@@ -112,6 +112,13 @@ def check_segment_reward(segment_reward: SegmentReward, env: Env, run: ControlRu
         )
 
 
+def perceived(reward_BxKxT: jax.Array, mask_BxKxT: jax.Array, discount: float) -> jax.Array:
+    """The return that a labeller goes by, [B, K]; below a discount of 1 a myopic teacher's."""
+    if discount == 1:
+        return reward_BxKxT.sum(-1)
+    return (reward_BxKxT * labellers.myopic_weights(mask_BxKxT, discount)).sum(-1)
+
+
 def returns_to_go(
     reward: jax.Array, mask: jax.Array, last: jax.Array, discount: float
 ) -> jax.Array:
@@ -197,18 +204,14 @@ def make(
         )(policies, contexts, row_keys(row_key, B))
 
         reward = judged_rewards(networks, segments, segment_reward)
+        target, broken_BxK = None, segments.not_finite[:, :K]
         if learned:
             last = value(policies.policy, segments.last_obs) * ~segments.terminated
             target = returns_to_go(reward, segments.mask, last, discount)
             true_BxK = perceived_BxK = target[:, :K, 0]
         else:
-            target = None
-            reward_BxKxT, mask_BxKxT = reward[:, :K], segments.mask[:, :K]
-            true_BxK = perceived_BxK = reward_BxKxT.sum(-1)
-            if run.labeller.discount < 1:
-                weights = labellers.myopic_weights(mask_BxKxT, run.labeller.discount)
-                perceived_BxK = (reward_BxKxT * weights).sum(-1)
-        broken_BxK = segments.not_finite[:, :K]
+            true_BxK = reward[:, :K].sum(-1)
+            perceived_BxK = perceived(reward[:, :K], segments.mask[:, :K], run.labeller.discount)
         returns = labellers.Returns(
             true_BxK=true_BxK, perceived_BxK=perceived_BxK, counted_BxK=~broken_BxK
         )

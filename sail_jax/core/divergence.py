@@ -59,7 +59,8 @@ def leave_one_out(x_BxLxT: jax.Array, weight_BxLx1: jax.Array) -> jax.Array:
     return jnp.where(count > 0, other / jnp.maximum(count, 1), 0)
 
 
-def penalty(  # Three arrays, the rest are options.
+# parameters: arrays of the batch, and options by name
+def penalty(
     kl_BxLxT: jax.Array,
     steps: Steps,
     lane_BxL: jax.Array,

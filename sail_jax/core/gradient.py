@@ -32,26 +32,22 @@ def make(workload: Workload, run: config.Run) -> Gradient:
     value_and_grad = jax.value_and_grad(loss.make(workload, run), has_aux=True)
     baselines_over = 'data' if workload.group_size == 2 or workload.abstains else None
 
-    def of_rows(params, policies, hyper, counts, batch, reference_dist, axis=None):
-        minibatch = Minibatch(batch=batch, reference_dist=reference_dist, counts=counts)
-        return value_and_grad(params, policies, hyper, minibatch, axis)
-
     def summed(*args):
-        part, unravel = ravel_pytree(of_rows(*args, baselines_over))
+        part, unravel = ravel_pytree(value_and_grad(*args, baselines_over))
         return unravel(jax.lax.psum(part, 'data'))
 
     def gradient(params: Any, policies: Policies, hyper: Hyper, minibatch: Minibatch) -> Any:
-        batch, reference_dist, counts = minibatch
-        args = params, policies, hyper, counts, batch, reference_dist
+        args = params, policies, hyper, minibatch
         devices = 1 if workload.mesh is None else workload.mesh.shape['data']
-        if devices == 1 or batch.mask_BxLxT.shape[0] % devices:
-            return of_rows(*args)
+        if devices == 1 or minibatch.batch.mask_BxLxT.shape[0] % devices:
+            return value_and_grad(*args)
         everywhere, by_rows = PartitionSpec(), PartitionSpec('data')
+        of_minibatch = Minibatch(batch=by_rows, reference_dist=by_rows, counts=everywhere)
         # Unchecked: else autodiff adds the gradients up by itself, an array at a time.
         return jax.shard_map(
             summed,
             mesh=workload.mesh,
-            in_specs=(*[everywhere] * 4, by_rows, by_rows),
+            in_specs=(everywhere, everywhere, everywhere, of_minibatch),
             out_specs=everywhere,
             check_vma=False,
         )(*args)

@@ -115,8 +115,8 @@ def preference(
 
     `J = mean over labelled pairs of P_ij f(D_ij) + P_ji f(D_ji)`; SAIL's f is `log sigmoid`.
 
-    * pathwise: autodiff through the margins, samples and labels fixed. It is the DPO loss of a
-      fixed batch and is not reweighted when the batch is some gradient steps old.
+    * pathwise: autodiff through the margins, samples and labels fixed; not reweighted when the
+      batch is some gradient steps old.
     * response score, rows with the policy's responses only: `sum_k A_k log pi(y_k)`.
     * label score, rows with the policy's labels only: no label is sampled, `P_ij = sigmoid(D_ij)`
       stands in f and autodiff runs through it.
@@ -135,15 +135,9 @@ def preference(
     K = steps.logp.shape[1]
     if K < 2:
         raise ValueError(f'a group needs at least 2 responses to compare, got K = {K}')
-    mask_BxKxT = steps.mask.astype(steps.logp.dtype)
-    # Masked steps may hold anything, infinities included.
-    logp_BxKxT, behaviour_logp_BxKxT, reference_logp_BxKxT = (
-        jnp.where(mask_BxKxT > 0, x, 0)
-        for x in (steps.logp, steps.behaviour_logp, steps.reference_logp)
-    )
-    reference_logp_BxK = jax.lax.stop_gradient(reference_logp_BxKxT.sum(-1))
+    mask_BxKxT, logp_BxKxT, behaviour_logp_BxKxT, reference_logp_BxKxT = _without_junk(steps)
     beta = coefficients.beta
-    D_BxKxK = margins(logp_BxKxT.sum(-1), reference_logp_BxK, beta)
+    D_BxKxK = margins(logp_BxKxT.sum(-1), jax.lax.stop_gradient(reference_logp_BxKxT.sum(-1)), beta)
     prob_BxKxK = _label_probs(D_BxKxK, labels, route, coefficients.label)
     weight_BxKxK = pair_weights(labels, route).astype(logp_BxKxT.dtype)
     f_BxKxK = worth(D_BxKxK, prob_BxKxK, form.pair_loss, beta)
@@ -151,8 +145,9 @@ def preference(
     # Every pair stands twice in the matrices, at ij and ji.
     value = (f_BxKxK * weight_BxKxK).sum() / 2 / pairs
 
-    indifferent = form.pair_loss(jnp.zeros((), D_BxKxK.dtype), beta)
-    advantage_BxK = score.advantages(f_BxKxK, weight_BxKxK, indifferent, whole.axis)
+    advantage_BxK = score.advantages(
+        f_BxKxK, weight_BxKxK, form.pair_loss(jnp.zeros((), D_BxKxK.dtype), beta), whole.axis
+    )
     advantage_BxK = advantage_BxK * route.on_policy_B[:, None]
     score_BxK = score.score_term(
         advantage_BxK[..., None] * mask_BxKxT, logp_BxKxT, behaviour_logp_BxKxT, form.clip
@@ -166,6 +161,13 @@ def preference(
         margin=margin,
         accuracy=accuracy,
     )
+
+
+def _without_junk(steps: Steps) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Mask and log-probabilities; masked steps may hold anything, infinities included."""
+    mask = steps.mask.astype(steps.logp.dtype)
+    clean = lambda x: jnp.where(mask > 0, x, 0)
+    return mask, clean(steps.logp), clean(steps.behaviour_logp), clean(steps.reference_logp)
 
 
 def _label_probs(
