@@ -7,9 +7,11 @@ import pytest
 
 import sail_jax
 from sail_jax.cli import main
+from sail_jax.training import metrics
 from tests.support import examples
 from tests.support.checkpoints import same
 from tests.support.paths import ROOT
+from tests.support.toy import Point
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'examples').glob('*.py')), ids=lambda p: p.name)
@@ -49,3 +51,14 @@ def test_a_name_of_ones_own_is_not_that_of_another_workload(tmp_path):
         sail_jax.register(dataclasses.replace(kind, name='control'))
     with pytest.raises(sail_jax.UserError, match='workload compass: give either task or study'):
         sail_jax.register(dataclasses.replace(kind, task=None))
+
+
+def test_an_objective_of_ones_own_is_trained_by_its_name(tmp_path):
+    examples.load('custom_objective').main(str(tmp_path / 'run'), updates=5)
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+    # exp(0) while the policy is its reference; log sigmoid would have 0.69.
+    assert rows[1]['train/preference'] == pytest.approx(-1, abs=0.05)
+    assert 'loss: exponential' in (tmp_path / 'run' / 'config.yaml').read_text()
+    unknown = {'objective.loss': 'exponentiel'}
+    with pytest.raises(sail_jax.UserError, match=r'exponentiel.*dpo, ipo, hinge, exponential'):
+        sail_jax.train(tmp_path / 'run' / 'config.yaml', overrides=unknown, env=Point())

@@ -1,7 +1,7 @@
 """Orbax checkpoints of a training state.
 
 A checkpoint has three items: `policy`, which is all that evaluation or another run's reference
-needs; `training`, the rest of `update.State` but for the reference and what is shared; and `meta`,
+needs; `training`, the rest of `types.State` but for the reference and what is shared; and `meta`,
 JSON with a schema number. The reference is saved on its own, see `training.references`.
 """
 

@@ -194,7 +194,7 @@ def tree_by_rules(mesh: Mesh, rules: Rules, tree: Any) -> Any:
 
 
 def state_sharding(mesh: Mesh, state: Any, rules: Rules = ()) -> Any:
-    """Shardings of an `update.State`: the sampler's rows split, the rest by the rules; of a
+    """Shardings of an `types.State`: the sampler's rows split, the rest by the rules; of a
     sweep's, members split."""
     if 'seed' in mesh.axis_names:
         return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec('seed')), state)
