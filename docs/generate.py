@@ -11,7 +11,7 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +190,9 @@ def _module(where: str) -> list[str]:
 
 def _described(name: str, value: Any) -> list[str]:
     """A function, class or constant with its signature, docstring and documented fields."""
-    if not callable(value) or (inspect.isclass(value) is inspect.isfunction(value)):
-        return [f'````{{py:data}} {name}', '````', '']
+    if isinstance(value, Mapping):
+        known = ', '.join(f'`{key}`' for key in value)
+        return [f'````{{py:data}} {name}', f'A registry, by name: {known}.', '````', '']
     body = [_markdown(inspect.getdoc(value) or '')]
     if not inspect.isclass(value):
         return [f'`````{{py:function}} {name}{_signature(value)}', *body, '`````', '']
