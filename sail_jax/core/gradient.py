@@ -41,7 +41,8 @@ def make(workload: Workload, run: config.Run) -> Gradient:
         devices = 1 if workload.mesh is None else workload.mesh.shape['data']
         if devices == 1 or minibatch.batch.mask_BxLxT.shape[0] % devices:
             return value_and_grad(*args)
-        everywhere, by_rows = PartitionSpec(), PartitionSpec('data')
+        everywhere: Any = PartitionSpec()
+        by_rows: Any = PartitionSpec('data')
         of_minibatch = Minibatch(batch=by_rows, reference_dist=by_rows, counts=everywhere)
         # Unchecked: else autodiff adds the gradients up by itself, an array at a time.
         return jax.shard_map(

@@ -79,9 +79,11 @@ def route(key_B: jax.Array, ddp: float, dpp: float, dpr: float) -> Route:
     )
 
 
-def margins(logp_BxK: jax.Array, reference_logp_BxK: jax.Array, beta: float) -> jax.Array:
+def margins(
+    logp_BxK: jax.Array, reference_logp_BxK: jax.Array, beta: jax.typing.ArrayLike
+) -> jax.Array:
     """`D_ij = h_i - h_j` with the implicit reward `h = beta * (log pi - log pi_ref)`, [B, K, K]."""
-    h_BxK = beta * (logp_BxK - reference_logp_BxK)
+    h_BxK = jnp.multiply(beta, logp_BxK - reference_logp_BxK)
     return h_BxK[:, :, None] - h_BxK[:, None, :]
 
 

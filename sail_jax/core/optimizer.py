@@ -1,5 +1,7 @@
 """How parameters follow the gradient: Adam, clipped, and kept in a ball."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,10 +14,11 @@ def make(
 ) -> optax.GradientTransformation:
     """Adam behind a clip of the global norm."""
     clip = optax.clip_by_global_norm(settings.max_grad_norm or jnp.inf)
-    return optax.chain(clip, optax.adam(learning_rate))
+    rate: Any = learning_rate  # Which may be traced.
+    return optax.chain(clip, optax.adam(rate))
 
 
-def project(params: optax.Params, radius: float | None, bounded: str | None = None) -> optax.Params:
+def project(params: Any, radius: float | None, bounded: str | None = None) -> Any:
     """Projects the parameters, taken as one vector, on the L2 ball around the origin.
 
     Args:

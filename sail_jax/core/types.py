@@ -57,7 +57,8 @@ class Mean(NamedTuple):
     """A mean whose parts can be added up over devices."""
 
     total: jax.Array
-    count: jax.Array
+    # A tuple has a method of that name.
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def value(self) -> jax.Array:
         """NaN of nothing."""
@@ -261,7 +262,10 @@ class Hyper(NamedTuple):
     @classmethod
     def of(cls, run: config.Run) -> 'Hyper':
         """The configuration's values."""
-        array = lambda x: np.asarray(x, jax.dtypes.canonicalize_dtype(float))
+
+        def array(x: float) -> Any:
+            return np.asarray(x, jax.dtypes.canonicalize_dtype(float))
+
         return cls(
             beta=array(run.objective.beta),
             response_grad=array(run.objective.response_grad),

@@ -46,9 +46,9 @@ def init(
       transformation: as in `make_learn`.
       seed, hyper: instead of the configuration's.
     """
-    hyper = jax.tree.map(jnp.asarray, hyper or Hyper.of(run))
+    arrays: Hyper = jax.tree.map(jnp.asarray, hyper or Hyper.of(run))
     seed = jnp.asarray(run.seed if seed is None else seed, jnp.uint32)
-    transformation = transformation or optimizer.make(run.optimizer, hyper.learning_rate)
+    transformation = transformation or optimizer.make(run.optimizer, arrays.learning_rate)
 
     def zero() -> jax.Array:  # The state is donated: no two leaves may share a buffer.
         return jnp.zeros((), jnp.int32)
@@ -61,7 +61,7 @@ def init(
         optimizer=transformation.init(policies.policy.params),
         sampler=workload.init(keys.stream(seed, keys.INIT)),
         seed=seed,
-        hyper=hyper,
+        hyper=arrays,
         step=zero(),
         labels=zero(),
         skipped=zero(),
@@ -230,7 +230,8 @@ def of_first_pass(
         return x.mean()
 
     numbers = {name: number(x) for name, x in metrics.items()}
-    preference = (metrics['preference'] * pairs_M).sum() / pairs_M.sum()
+    preference_M: Any = metrics['preference']
+    preference = (preference_M * pairs_M).sum() / pairs_M.sum()
     return {
         **numbers,
         'preference': preference,
