@@ -23,7 +23,6 @@ from sail_jax.core.keys import row_keys, split_rows
 from sail_jax.core.types import (
     Batch,
     Compared,
-    Metrics,
     Policies,
     Policy,
     Route,
@@ -270,7 +269,7 @@ def make(
 
     def value_loss(
         policies: Policies, inputs: Inputs, steps: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
+    ) -> tuple[jax.Array, dict[str, Any]]:
         assert inputs.value_target is not None
         error = (value(policies.policy, inputs.obs) - inputs.value_target) * (1 - discount)
         loss = 0.5 * (error**2 * inputs.mask).sum() / jnp.maximum(steps, 1)

@@ -69,10 +69,13 @@ def init(
     )
 
 
-def check(run: config.Run) -> None:
+def check(run: Any) -> None:
     """Refuses losses and labellers that nobody has given.
 
     A run is opened and evaluated without them.
+
+    Args:
+      run: a `config.Run`, with a `labeller` where its workload has one.
 
     Raises:
       UserError: naming the key, and what there is.
