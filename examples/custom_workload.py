@@ -221,7 +221,6 @@ sail_jax.register(COMPASS)
 
 def main(run_dir: str) -> sail_jax.Result:
     """Trains half of a run, goes on to its end, evaluates it again and draws it."""
-    from sail_jax import plots
 
     run = CompassRun(
         objective=config.Objective(beta=0.5), optimizer=config.Optimizer(learning_rate=3e-2)
@@ -231,7 +230,7 @@ def main(run_dir: str) -> sail_jax.Result:
     before, after = sail_jax.evaluate(run_dir)
     print(result)
     print(f'distance: {before["distance"]:.2f} -> {after["distance"]:.2f} radians')
-    plots.plot_runs([run_dir], Path(run_dir) / 'compass.png')
+    sail_jax.plot(run_dir, Path(run_dir) / 'compass.png')
     return result
 
 

@@ -8,15 +8,19 @@ from sail_jax.errors import Interrupted, TrainingFailed, UserError, for_python
 if TYPE_CHECKING:
     from sail_jax.core.labellers import LABELLERS
     from sail_jax.core.pair_losses import PAIR_LOSSES
+    from sail_jax.episode import Episode
     from sail_jax.kind import Kind
     from sail_jax.language.reward.protocols import Judge, Reward
+    from sail_jax.plots import plot
     from sail_jax.runs import evaluate, load, open_run, train
+    from sail_jax.saved import export, generate, load_policy, render
     from sail_jax.training.result import Result
     from sail_jax.workloads import register
 
 __all__ = [
     'LABELLERS',
     'PAIR_LOSSES',
+    'Episode',
     'Interrupted',
     'Judge',
     'Kind',
@@ -25,20 +29,31 @@ __all__ = [
     'TrainingFailed',
     'UserError',
     'evaluate',
+    'export',
+    'generate',
     'load',
+    'load_policy',
     'open_run',
+    'plot',
     'register',
+    'render',
     'train',
 ]
 
 MODULES = {
     'LABELLERS': 'sail_jax.core.labellers',
     'PAIR_LOSSES': 'sail_jax.core.pair_losses',
+    'Episode': 'sail_jax.episode',
     'Judge': 'sail_jax.language.reward.protocols',
     'Kind': 'sail_jax.kind',
     'Result': 'sail_jax.training.result',
     'Reward': 'sail_jax.language.reward.protocols',
+    'export': 'sail_jax.saved',
+    'generate': 'sail_jax.saved',
+    'load_policy': 'sail_jax.saved',
+    'plot': 'sail_jax.plots',
     'register': 'sail_jax.workloads',
+    'render': 'sail_jax.saved',
 }
 """Where what is not in `runs` comes from."""
 
@@ -50,3 +65,8 @@ def __getattr__(name: str) -> Any:
     found = getattr(importlib.import_module(MODULES.get(name, 'sail_jax.runs')), name)
     is_function = callable(found) and not isinstance(found, type)
     return for_python(found) if is_function else found
+
+
+def __dir__() -> list[str]:
+    """What there is, whether it was asked for before or not: for completion in a notebook."""
+    return sorted({*globals(), *__all__})

@@ -80,6 +80,27 @@ def _add_plot(commands: Commands) -> None:
     command.add_argument(
         '--out', type=option_types.file, default=Path('plot.png'), help='PNG, PDF or SVG'
     )
+    command.add_argument(
+        '--metric',
+        action='append',
+        default=[],
+        metavar='KEY',
+        help='a number of metrics.jsonl, train/margin for example; can be given several times',
+    )
+    command.add_argument(
+        '--smooth',
+        type=option_types.integer(1, 2**20),
+        default=1,
+        metavar='N',
+        help='draw the mean of the last N points',
+    )
+    command.add_argument(
+        '--band',
+        choices=('range', 'bootstrap'),
+        default='range',
+        help='of runs of one setting: their mean, lowest and highest (default), or their '
+        'interquartile mean and its 95 %% bootstrap interval',
+    )
     command.set_defaults(do=_plot)
 
 
@@ -157,15 +178,19 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _plot(options: argparse.Namespace) -> int:
     from sail_jax import plots
 
-    refused = plots.plot_runs(options.run, options.out)
+    picture = plots.plot(
+        options.run,
+        options.out,
+        metrics=options.metric,
+        smooth=options.smooth,
+        band=options.band,
+    )
     terminal.out(str(options.out))
-    for error in refused:
-        terminal.error(f'not drawn: {error}')
-    return UserError.status if refused else 0
+    return UserError.status if picture.left_out else 0
 
 
 def _render(options: argparse.Namespace) -> None:
-    episode_return = saved.render(
+    episode = saved.render(
         options.run,
         options.out,
         seed=options.seed,
@@ -173,7 +198,7 @@ def _render(options: argparse.Namespace) -> None:
         start=options.start,
         best=options.best,
     )
-    terminal.out(f'{options.out}: return {episode_return:.1f}')
+    terminal.out(f'{options.out}: return {episode.episode_return:.1f}')
 
 
 def _export(options: argparse.Namespace) -> None:

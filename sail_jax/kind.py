@@ -23,13 +23,14 @@ from sail_jax.errors import UserError
 
 if TYPE_CHECKING:
     from sail_jax.core.types import Policy
+    from sail_jax.episode import Episode
     from sail_jax.training.result import Result
     from sail_jax.training.task import Task
 
 Doing = Literal['train', 'resume', 'evaluate', 'open']
 """What somebody wants of a run."""
-Command = Literal['evaluate', 'plot', 'render', 'export', 'generate']
-"""The commands that not every workload knows."""
+Command = Literal['evaluate', 'plot', 'render', 'export', 'generate', 'load_policy']
+"""The commands, and functions of Python, that not every workload knows."""
 
 
 def late(where: str) -> Callable[..., Any]:
@@ -59,6 +60,8 @@ class Line(NamedTuple):
     """The metric of its standard error."""
     if_nan: str | None = None
     """What it means that there is no such number, after "none of its"."""
+    good: str = ''
+    """Which numbers are good, in a word or two: `high`, `above 0.5`, `0`."""
 
 
 class Figure(NamedTuple):
@@ -71,6 +74,8 @@ class Figure(NamedTuple):
     """Metrics of evaluations, `eval/...`, and their titles."""
     subject: Callable[[Any], str]
     """Of a configuration, what its run is about: runs of one subject compare."""
+    penalised: Callable[[Any], dict[str, str]] = lambda run: {}
+    """Of a configuration, the KL that its run penalises, as of `y`, where `y` does not have it."""
 
 
 class Study(NamedTuple):
@@ -85,7 +90,7 @@ class Study(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """A run that was trained, for `render` and `export`."""
+    """A run that was trained, for `render`, `export` and `load_policy`."""
 
     run: Any
     """Its configuration."""
@@ -147,15 +152,18 @@ class Kind:
     figure: Figure | None = None
     episodes: str | None = None
     """The setting that `evaluate --episodes` stands for."""
-    render: Callable[..., float] | None = None
-    """`(saved, out, *, seed, stochastic, start, **handed)` writes an episode as a web page and
-    returns its return; `start`: of the policy before training."""
+    render: Callable[..., Episode] | None = None
+    """`(saved, *, seed, stochastic, start, **handed)` gives an episode as a web page; `start`: of
+    the policy before training."""
     export: Callable[..., Path] | None = None
     """`(saved, out, *, adapter, dtype, **handed)` writes a policy as others read it and returns
     where."""
     generate: Callable[..., list[list[str]]] | None = None
-    """`(path, prompts, **options) -> responses`, [N][samples], as `runs.generate`; the path is that
-    of a run, or of a model that others have trained."""
+    """`(path, prompts, **options) -> responses`, [N][samples], as `sail_jax.generate`; the path is
+    that of a run, or of a model that others have trained."""
+    load_policy: Callable[..., Callable[..., Any]] | None = None
+    """`(saved, *, deterministic, **handed)` gives a policy as a function from what it sees to what
+    it does."""
 
     def knows(self, command: Command) -> bool:
         """Whether there is something that the command could do with its runs."""

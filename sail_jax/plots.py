@@ -1,196 +1,227 @@
 """Convergence plots from the `metrics.jsonl` of runs."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-
-from sail_jax import config, configfile, files, runs, workloads
+from sail_jax import files, terminal
+from sail_jax.curves import Curve, Group, group_by_settings, load_all
 from sail_jax.errors import UserError
-from sail_jax.kind import Figure
-from sail_jax.sweep import Members
-from sail_jax.training import metrics
+
+Band = Literal['range', 'bootstrap']
+BANDS: dict[Band, str] = {
+    'range': 'lines: mean of the runs of a setting; bands: lowest to highest',
+    'bootstrap': 'lines: interquartile mean of the runs of a setting; bands: 95 % bootstrap',
+}
+"""What the figure says of its lines and bands."""
+RESAMPLES = 2_000
+COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00', '#000000')
+"""Okabe and Ito's, which the colour-blind tell apart, without yellow, which is faint on white."""
+DASHES = ('-', (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
+MARKED = 40
+"""A line of no more points shows them."""
+LEGEND = 100
+"""Characters in a line of the legend."""
 
 
-class Curve(NamedTuple):
-    """One run's evaluations."""
+class Style(NamedTuple):
+    """How rows become lines."""
 
-    name: str
-    """Of its directory; of a member of a sweep, the sweep's."""
-    run: config.Settings
-    rows: list[metrics.Row]
-    directory: Path | None = None
-    """Where they are from."""
-
-    @property
-    def figure(self) -> Figure:
-        """What is drawn of it."""
-        figure = workloads.of(self.run).figure
-        assert figure is not None  # `load` has seen to it.
-        return figure
+    smooth: int = 1
+    """Points of a run that each point is the mean of, itself and those before it."""
+    band: Band = 'range'
 
 
-def load(run_dir: Path) -> list[Curve]:
-    """Reads the evaluations of a run; of a sweep, of its members.
-
-    Raises:
-      UserError: no run there, one that leaves no curve, or nothing evaluated yet.
-    """
-    whole = runs.load(run_dir / 'config.yaml')
-    kind = workloads.of(whole)
-    if kind.figure is None:
-        raise UserError(f'{run_dir}: a {kind.name} run leaves figures of its own')
-    curves = []
-    for path in Members.of(whole).directories(run_dir):
-        rows = metrics.read_rows(path / 'metrics.jsonl')
-        curve = Curve(run_dir.resolve().name, runs.load(path / 'config.yaml'), rows, path.resolve())
-        rows = [row for row in rows if any(key in row for key in curve.figure.y)]
-        if not rows:
-            raise UserError(f'{path}/metrics.jsonl: no evaluation in it yet')
-        curves.append(curve._replace(rows=rows))
-    return curves
+PLAIN = Style()
 
 
-def load_all(run_dirs: Sequence[Path]) -> tuple[list[Curve], list[UserError]]:
-    """The curves that go into one figure, those of the first run's workload, and what is wrong with
-    the other runs. A run that is named twice, beside its sweep for example, is there once."""
-    curves: list[Curve] = []
-    refused = []
-    for run_dir in run_dirs:
+class Picture(Figure):
+    """A Matplotlib figure, which a notebook's cell shows whatever its settings."""
+
+    left_out: tuple[UserError, ...] = ()
+    """What is wrong with the runs that are not in it."""
+
+    def write(self, path: str | Path) -> None:
+        """Writes a PNG, PDF, SVG or what else Matplotlib knows, by the name's end.
+
+        Raises:
+          UserError: no such format; the file cannot be written.
+        """
+        path = Path(path)
+        # Not into the file: where the disk is full its writers raise whatever comes of that.
+        drawn = io.BytesIO()
         try:
-            found = load(run_dir)
-        except UserError as error:
-            refused.append(error)
-            continue
-        ours, theirs = (workloads.of(some[0].run).name for some in (curves or found, found))
-        if theirs == ours:
-            there = {curve.directory for curve in curves}
-            curves += [curve for curve in found if curve.directory not in there]
-        else:
-            refused.append(UserError(f'{run_dir}: {theirs} beside {ours}; plot them apart'))
-    return curves, refused
+            self.savefig(drawn, dpi=150, format=path.suffix[1:] or 'png')
+        except (ValueError, RuntimeError) as error:  # No such format; PGF without LaTeX.
+            raise UserError(f'{path}: {error}') from None
+        files.write(path, drawn.getvalue())
+
+    def _repr_png_(self) -> bytes:
+        drawn = io.BytesIO()
+        self.savefig(drawn, dpi=80, format='png')
+        return drawn.getvalue()
 
 
-def group_by_settings(curves: list[Curve]) -> list[tuple[str, list[Curve]]]:
-    """Runs that differ in nothing but the seed, under a name that says what sets them apart.
+def plot(
+    runs: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    metrics: str | Sequence[str] = (),
+    smooth: int = 1,
+    band: Band = 'range',
+) -> Picture:
+    """Draws the evaluations of runs against their length, their labels and wall time.
 
-    A group goes by its first run's directory and the first two settings that differ from the first
-    group's.
-    """
-    groups: list[list[Curve]] = []
-    for curve in curves:
-        for group in groups:
-            if not configfile.differences(curve.run, group[0].run, ignore=('seed',)):
-                group.append(curve)
-                break
-        else:
-            groups.append([curve])
-    first = configfile.flatten(groups[0][0].run)
-    named = []
-    for group in groups:
-        settings = configfile.flatten(group[0].run)
-        apart = [
-            f'{key} {value}'
-            for key, value in settings.items()
-            if key != 'seed' and value != first.get(key)
-        ]
-        apiece = 'seeds' if len({curve.run.seed for curve in group}) == len(group) else 'runs'
-        seeds = f' ({len(group)} {apiece})' if len(group) > 1 else ''
-        name = group[0].name
-        if apart:
-            name += ': ' + ', '.join(apart[:2])
-        named.append((name + seeds, group))
-    return named
+    A notebook's cell that ends with it shows it. What cannot be drawn beside the others is named on
+    stderr and left out.
 
-
-def plot_runs(run_dirs: Sequence[str | Path], out: str | Path = 'plot.png') -> list[UserError]:
-    """Draws the runs of directories into a PNG, PDF or SVG file: `load_all`, then `plot`.
+    Args:
+      runs: a run directory, or several; runs that differ in the seed alone become a band.
+      out: the file to write to: PNG, PDF, SVG; none writes nothing.
+      metrics: keys of `metrics.jsonl`, `train/margin` for example; by default return or reward and
+        both policies' distance, of the KL also the direction that the run penalises.
+      smooth: each point becomes the mean of so many, itself and those before it.
+      band: `range` draws the mean of runs and a band from the lowest to the highest; `bootstrap`
+        their interquartile mean and its 95 % bootstrap interval (arXiv 2108.13264).
 
     Returns:
-      What is wrong with the runs that were left out.
+      A Matplotlib figure.
 
     Raises:
       UserError: none of them can be drawn, or the file cannot be written.
     """
-    curves, refused = load_all([Path(run_dir) for run_dir in run_dirs])
+    run_dirs = [runs] if isinstance(runs, str | Path) else runs
+    keys = [metrics] if isinstance(metrics, str) else list(metrics)
+    if isinstance(smooth, bool) or not isinstance(smooth, int) or smooth < 1:
+        raise UserError(f'smooth: should be an integer from 1 on, got {smooth!r:.80}')
+    if band not in get_args(Band):
+        raise UserError(f'band: should be {" or ".join(get_args(Band))}, got {band!r:.80}')
+    curves, refused = load_all([Path(run_dir) for run_dir in run_dirs], keys)
     if not curves:
-        raise UserError('; '.join(map(str, refused)))
-    plot(curves, Path(out))
-    return refused
+        raise UserError('; '.join(map(str, refused)) or 'runs: none to draw')
+    picture = draw_all(curves, keys, Style(smooth, band))
+    picture.left_out = tuple(refused)
+    if out is not None:
+        picture.write(out)
+    for error in refused:
+        terminal.error(f'not drawn: {error}')
+    return picture
 
 
-def plot(curves: list[Curve], out: Path) -> None:
-    """The curves of `load_all` against the run's length, labels and wall time; seeds become a band.
-    What none of them has is left out.
+def draw_all(curves: Sequence[Curve], keys: Sequence[str] = (), style: Style = PLAIN) -> Picture:
+    """The curves of `load_all` against the run's length, labels and wall time. What none of them
+    has is left out.
 
-    The line is the mean over seeds, the band from the lowest to the highest, as far as all of them
-    have come.
-
-    Raises:
-      UserError: a file that cannot be written.
+    Args:
+      keys: of metrics; none are what the workload draws.
     """
-    groups = group_by_settings(curves)
-    what = curves[0].figure
-    known = {key for curve in curves for row in curve.rows for key in row}
-    ys = {key: title for key, title in what.y.items() if key in known}
-    figure, axes = plt.subplots(
-        len(ys),
-        len(what.x),
-        figsize=(11, 0.5 + 2.5 * len(ys)),
-        sharey='row',
-        squeeze=False,
-        layout='constrained',
-    )
-    for index, (name, group) in enumerate(groups):
-        color = f'C{index % 10}'
-        for row, y in enumerate(ys):
-            for column, x in enumerate(what.x):
-                draw(axes[row, column], group, x, y, color, name)
-    for row, title in enumerate(ys.values()):
-        axes[row, 0].set_ylabel(title, fontsize=8)
-    for column, title in enumerate(what.x.values()):
-        axes[-1, column].set_xlabel(title)
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-        axis.margins(x=0.02)
-        axis.xaxis.set_major_formatter(EngFormatter(sep=''))
-    # Not every run has what the first axes show.
-    lines = {line.get_label(): line for axis in axes.flat for line in axis.lines}
-    axes[0, 0].legend(handles=list(lines.values()), fontsize=7)
-    figure.suptitle(', '.join(sorted({what.subject(curve.run) for curve in curves})))
-    # Not into the file: where the disk is full its writers raise whatever comes of that.
-    drawn = io.BytesIO()
-    try:
-        figure.savefig(drawn, dpi=150, format=out.suffix[1:] or 'png')
-    except (ValueError, RuntimeError) as error:  # No such format; PGF without LaTeX.
-        raise UserError(f'{out}: {error}') from None
-    finally:
-        plt.close(figure)
-    files.write(out, drawn.getvalue())
+    groups, x = group_by_settings(curves), curves[0].figure.x
+    titles = {key: title for curve in curves for key, title in curve.titles.items()}
+    there = {key for curve in curves for row in curve.rows for key in row}
+    y = {key: titles.get(key, key) for key in keys or titles if key in there}
+    legend = 0.25 * len(groups) + 0.35
+    picture = Picture(figsize=(11, 0.5 + 2.4 * len(y) + legend), layout='constrained')
+    axes = picture.subplots(len(y), len(x), sharey='row', sharex='col', squeeze=False)
+    for index, group in enumerate(groups):
+        for row, y_key in enumerate(y):
+            for column, x_key in enumerate(x):
+                draw(axes[row, column], group, (x_key, y_key), look(index), style)
+    _label(picture, axes, list(x.values()), list(y.values()))
+    subject = curves[0].figure.subject
+    picture.suptitle(', '.join(dict.fromkeys(subject(curve.run) for curve in curves)))
+    _add_legend(picture, groups, style)
+    return picture
 
 
-def draw(axis: Axes, curves: list[Curve], x: str, y: str, color: str, name: str) -> None:
-    """One group's line and band, interpolated on common points of the x axis; nothing where no run
-    has the numbers."""
-    lines = []
-    for curve in curves:
-        points = [(row.get(x), row.get(y)) for row in curve.rows]
-        points = [point for point in points if None not in point]
-        if points:
-            lines.append(np.asarray(points, float).T)
+def look(index: int) -> dict[str, Any]:
+    """How a group's line differs from the others': by colour and dashes, for up to 28 groups."""
+    return {'color': COLORS[index % len(COLORS)], 'linestyle': DASHES[index % len(DASHES)]}
+
+
+def draw(
+    axis: Axes, group: Group, keys: tuple[str, str], look: dict[str, Any], style: Style
+) -> None:
+    """One group's line and band, interpolated on common points of the x axis, as far as all of its
+    runs have come; nothing where no run has the numbers.
+
+    Args:
+      keys: metrics of the x and the y axis.
+    """
+    lines = [_points(curve, keys, style.smooth) for curve in group.curves]
+    lines = [line for line in lines if line.size]
     if not lines:
         return
     grid = np.unique(np.concatenate([line[0] for line in lines]))
     grid = grid[grid <= min(line[0].max() for line in lines)]
     values = np.stack([np.interp(grid, *line) for line in lines])
-    axis.plot(grid, values.mean(0), color=color, label=name, marker='.', markersize=4)
+    marker = '.' if len(grid) <= MARKED else None
+    if style.band == 'range':
+        middle, low, high = values.mean(0), values.min(0), values.max(0)
+    else:
+        middle, (low, high) = iqm(values), bootstrap(values)
+    axis.plot(grid, middle, label=group.name, lw=1.6, marker=marker, markersize=5, **look)
     if len(lines) > 1:
-        axis.fill_between(grid, values.min(0), values.max(0), color=color, alpha=0.2, lw=0)
+        axis.fill_between(grid, low, high, color=look['color'], alpha=0.18, lw=0)
+
+
+def _points(curve: Curve, keys: tuple[str, str], smooth: int) -> np.ndarray:
+    """A run's points, [2, N]; of N rows those that have both numbers."""
+    points = [(row.get(keys[0]), row.get(keys[1])) for row in curve.rows]
+    x, y = np.asarray([point for point in points if None not in point], float).reshape(-1, 2).T
+    if smooth > 1:
+        total = np.concatenate([[0.0], np.cumsum(y)])
+        first = np.maximum(np.arange(len(y)) + 1 - smooth, 0)
+        last = np.arange(len(y)) + 1
+        y = (total[last] - total[first]) / (last - first)
+    return np.stack([x, y])
+
+
+def iqm(values_RxN: np.ndarray) -> np.ndarray:
+    """The mean of the middle half of R runs; of fewer than four, of all."""
+    cut = len(values_RxN) // 4
+    return np.sort(values_RxN, 0)[cut : len(values_RxN) - cut].mean(0)
+
+
+def bootstrap(values_RxN: np.ndarray) -> np.ndarray:
+    """The 95 % interval of the interquartile mean over R runs resampled, [2, N]."""
+    generator = np.random.default_rng(0)  # The same picture of the same numbers.
+    count = len(values_RxN)
+    drawn = (iqm(values_RxN[generator.integers(0, count, count)]) for _ in range(RESAMPLES))
+    return np.percentile(np.stack(list(drawn)), (2.5, 97.5), axis=0)
+
+
+def _label(picture: Picture, axes: np.ndarray, x: Sequence[str], y: Sequence[str]) -> None:
+    for row, title in enumerate(y):
+        axes[row, 0].set_ylabel(title.replace(', ', ',\n'), fontsize=9)
+    for column, title in enumerate(x):
+        axes[-1, column].set_xlabel(title)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.margins(x=0.02)
+        axis.spines[['top', 'right']].set_visible(False)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=''))
+
+
+def _add_legend(picture: Picture, groups: Sequence[Group], style: Style) -> None:
+    """Below the axes, whatever it covers there; not every run has what the first axes show."""
+    lines = {str(line.get_label()): line for axis in picture.axes for line in axis.lines}
+    several = any(len(group.curves) > 1 for group in groups)
+    narrow = max(map(len, lines)) <= LEGEND // 2
+    picture.legend(
+        handles=list(lines.values()),
+        labels=[textwrap.fill(name, LEGEND) for name in lines],
+        title=BANDS[style.band] if several else None,
+        loc='outside lower center',
+        ncols=2 if narrow and len(lines) > 3 else 1,
+        fontsize=8,
+        title_fontsize=8,
+        handlelength=3.5,
+        frameon=False,
+    )

@@ -122,7 +122,11 @@ def train(
     from sail_jax.training.callbacks import Callbacks
 
     finish = functools.partial(kind.finish, settings, run_dir)
-    return trainer.train(settings, task, run_dir, resume, quiet, finish, Callbacks(**callbacks))
+    hooks = Callbacks(**callbacks)
+    result = trainer.train(settings, task, run_dir, resume, quiet, finish, hooks)
+    if isinstance(result, list):  # Of a sweep.
+        return [each._replace(table=kind.table) for each in result]
+    return result._replace(table=kind.table)
 
 
 def _named(run: Any) -> tuple[str, Any]:

@@ -1,14 +1,19 @@
-"""What can be made of a run that is in its directory: a picture, an export, answers."""
+"""What can be made of a run that lies in its directory: an episode, a function, an export,
+answers."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sail_jax import configfile, files, runs, workloads
+from sail_jax import configfile, files, runs, scalars, workloads
 from sail_jax.errors import UserError
 from sail_jax.kind import Command, Saved
+
+if TYPE_CHECKING:
+    from sail_jax.episode import Episode
 
 
 def _saved(
@@ -32,17 +37,20 @@ def _saved(
 # parameters: those of the command, all but the first two by name
 def render(
     run_dir: str | Path,
-    out: str | Path = 'episode.html',
+    out: str | Path | None = None,
     *,
     seed: int = 0,
     stochastic: bool = False,
     start: bool = False,
     best: bool = False,
     **handed: Any,
-) -> float:
-    """Writes an episode of a run's policy as a web page that needs nothing else.
+) -> Episode:
+    """An episode of a run's policy as a web page that needs nothing else.
+
+    A notebook's cell that ends with it shows it.
 
     Args:
+      out: the file to write the page to; none writes nothing.
       seed: of the start state and the noise.
       stochastic: sample actions, instead of taking the distribution's mode.
       start: the policy before training.
@@ -50,13 +58,41 @@ def render(
       **handed: the environment that `train` was called with.
 
     Returns:
-      The episode's return.
+      The page, `Episode.page`, with the episode's return and length.
 
     Raises:
-      UserError: as of `open_run`; a workload or an environment of which there is no picture.
+      UserError: as of `open_run`; a workload or an environment of which there is no picture; the
+        file cannot be written.
     """
-    write, saved, handed = _saved(Path(run_dir), best, 'render', handed)
-    return write(saved, Path(out), seed=seed, stochastic=stochastic, start=start, **handed)
+    draw, saved, handed = _saved(Path(run_dir), best, 'render', handed)
+    seed = _integer('seed', seed)
+    episode = draw(saved, seed=seed, stochastic=stochastic, start=start, **handed)
+    if out is not None:
+        episode.write(out)
+    return episode
+
+
+def load_policy(
+    run_dir: str | Path, best: bool = False, deterministic: bool = True, **handed: Any
+) -> Callable[..., Any]:
+    """A run's policy as a function, for a loop of your own.
+
+    Args:
+      best: as of `open_run`.
+      deterministic: always what is most probable; otherwise actions or responses are sampled.
+      **handed: the environment that `train` was called with.
+
+    Returns:
+      Of a control run, `act(obs, key=None) -> actions`, compiled, for observations [..., O] as the
+      environment gives them; a policy that samples needs the key. See
+      `sail_jax.control.act.Act`. Of a language run, `respond(prompts, seed=0) -> responses`; see
+      `sail_jax.language.export.Respond`.
+
+    Raises:
+      UserError: as of `open_run`; a workload whose policies are no such functions.
+    """
+    load, saved, handed = _saved(Path(run_dir), best, 'load_policy', handed)
+    return load(saved, deterministic=deterministic, **handed)
 
 
 # parameters: those of the command, all but the first two by name
@@ -92,19 +128,29 @@ def export(
 def generate(
     model: str | Path, prompts: Sequence[str], *, best: bool = False, **options: Any
 ) -> list[list[str]]:
-    """A language model's responses to prompts, [N][samples].
+    """A language model's responses to prompts.
 
     Args:
       model: a run, or a Hugging Face directory.
+      prompts: N texts.
       best: of a run, as of `open_run`.
-      **options: `chat`, `samples`, `max_tokens`, `temperature`, `seed`; see
-        `sail_jax.language.export.respond`.
+      **options: `chat=True` puts each prompt as the user's turn into the chat template; `samples`
+        is of responses to each prompt, 1 by default; `max_tokens` and `temperature` stand instead
+        of the run's; `seed` is 0 by default.
+
+    Returns:
+      The responses to each prompt, [N][samples].
 
     Raises:
       UserError: no model there; a prompt that it cannot take; a setting out of bounds.
       TrainingFailed: a device's memory was not enough.
     """
     model = Path(model)
+    options |= {
+        key: _integer(key, options[key], least)
+        for key, least in (('samples', 1), ('seed', 0))
+        if key in options
+    }
     if files.exists(model / runs.CONFIG):
         data, _ = configfile.read_yaml(model / runs.CONFIG)
         respond = workloads.of_file(data, model / runs.CONFIG).generate
@@ -113,3 +159,19 @@ def generate(
     else:
         respond, *_ = [kind.generate for kind in workloads.kinds() if kind.generate is not None]
     return respond(model, prompts, best=best, **options)
+
+
+def _integer(name: str, value: Any, at_least: int = 0) -> int:
+    """An argument, checked.
+
+    Raises:
+      UserError: it is no integer, or out of bounds.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if isinstance(value, bool) or not at_least <= number <= scalars.INT_MAX:
+        should = f'should be an integer from {at_least} to {scalars.INT_MAX}'
+        raise UserError(f'{name}: {should}, got {value!r:.80}')
+    return number

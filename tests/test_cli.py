@@ -14,7 +14,7 @@ import pytest
 import yaml
 from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 
-from sail_jax import plots, reports, workloads
+from sail_jax import curves, reports, workloads
 from sail_jax.cli import main
 from sail_jax.config import Objective
 from sail_jax.runs import load
@@ -90,14 +90,14 @@ def test_plot_draws_seeds_as_a_band(runs, tmp_path, capsys):
 
 
 def test_plot_names_what_sets_runs_apart(runs):
-    (curve,), (same,) = map(plots.load, runs)
+    (curve,), (same,) = map(curves.load, runs)
     others = [
         curve._replace(run=curve.run.model_copy(update={'objective': Objective(beta=beta)}))
         for beta in (0.2, 0.5)
     ]
-    groups = plots.group_by_settings([curve, *others, same])
+    groups = curves.group_by_settings([curve, *others, same])
     assert [name for name, _ in groups] == [
-        'seed0 (2 seeds)',
+        'seed0: objective.beta 0.1 (2 seeds)',
         'seed0: objective.beta 0.2',
         'seed0: objective.beta 0.5',
     ]

@@ -11,6 +11,7 @@ import pytest
 import sail_jax
 from sail_jax import cli, configfile, files, plots
 from sail_jax.control.config import ControlRun
+from sail_jax.curves import Curve, group_by_settings, load_all
 from sail_jax.errors import UserError
 from sail_jax.sweep import Members
 from tests.support.disk import disk_of
@@ -92,7 +93,7 @@ def test_a_plot_lies_where_it_was_asked_for(tmp_path, name):
     out = tmp_path / name
     out.parent.mkdir(exist_ok=True)
     rows = [{'env_steps': x, 'labels': x, 'wall_s': x, 'eval/return': x} for x in (0.0, 1.0)]
-    plots.plot([plots.Curve('run', ControlRun(), rows)], out)
+    plots.draw_all([Curve('run', ControlRun(), rows)]).write(out)
     assert [path for path in tmp_path.rglob('*') if path.is_file()] == [out]
     if out.suffix in ('', '.png'):
         assert matplotlib.image.imread(out).shape[1] > 1000
@@ -112,9 +113,9 @@ def test_a_run_that_is_named_twice_is_drawn_once(tmp_path):
     (tmp_path / 'link').symlink_to('sweep')
 
     def names(*directories):
-        curves, refused = plots.load_all([tmp_path / name for name in directories])
+        curves, refused = load_all([tmp_path / name for name in directories])
         assert not refused
-        return [name for name, _ in plots.group_by_settings(curves)]
+        return [name for name, _ in group_by_settings(curves)]
 
     assert names('sweep') == ['sweep (2 seeds)']
     assert names('sweep', 'sweep/seed-0', 'link', 'sweep') == ['sweep (2 seeds)']
@@ -125,7 +126,7 @@ def test_a_run_that_is_named_twice_is_drawn_once(tmp_path):
 def test_a_plot_of_a_format_that_there_is_not(tmp_path):
     rows = [{'env_steps': 0, 'labels': 0, 'wall_s': 0, 'eval/return': 0}]
     with pytest.raises(UserError, match=r'plot\.xyz: .*not supported'):
-        plots.plot([plots.Curve('run', ControlRun(), rows)], tmp_path / 'plot.xyz')
+        plots.draw_all([Curve('run', ControlRun(), rows)]).write(tmp_path / 'plot.xyz')
 
 
 LONG, BYTES = 'n' * 300, 'a\udcffb'
@@ -202,9 +203,9 @@ def test_every_number_among_the_options_has_bounds(monkeypatch):
 @pytest.mark.parametrize('size', [0, 1000, 4096])
 def test_a_plot_that_the_disk_does_not_take_is_one_line(tmp_path, name, size):
     rows = [{'env_steps': x, 'labels': x, 'wall_s': x, 'eval/return': x} for x in (0.0, 1.0)]
-    curves = [plots.Curve('run', ControlRun(), rows)]
+    curves = [Curve('run', ControlRun(), rows)]
     with disk_of(size), pytest.raises(UserError, match=rf'^{tmp_path}/{name}: File too large$'):
-        plots.plot(curves, tmp_path / name)
+        plots.draw_all(curves).write(tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 

@@ -30,7 +30,6 @@ MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 400, 60, 6
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = {
     # control
-    'control.render.render',
     'control.rollout.segments',
     'control.workload.make',
 }
@@ -39,7 +38,6 @@ MANY_PARAMETERS: set[str] = {
     'bandit.measure._measure',
     # control
     'control.reference.train_ppo',
-    'control.render.render',
     'control.rollout.episodes',
     'control.rollout.segments',
 }

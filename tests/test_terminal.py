@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import unicodedata
@@ -11,9 +12,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_jax import reports, terminal
+from sail_jax import reports, tables, terminal
 from sail_jax.cli import main
 from sail_jax.control.config import ControlRun
+from sail_jax.control.kind import TABLE as CONTROL_TABLE
+from sail_jax.kind import Line
 from sail_jax.language.kind import TABLE
 from sail_jax.sweep import Members
 from sail_jax.training import metrics
@@ -200,7 +203,7 @@ def test_members_of_a_sweep_can_be_told_apart(capsys, monkeypatch, columns):
     ],
 )
 def test_numbers_of_the_tables(value, shown):
-    assert reports.number(value) == shown
+    assert tables.number(value) == shown
 
 
 def test_a_result_is_a_line():
@@ -208,6 +211,25 @@ def test_a_result_is_a_line():
     assert len(shown) < 200
     assert 'eval/return 0.5 -> 0.5' in shown
     assert '1,000,000 env_steps' in shown
+
+
+def test_a_cell_shows_the_table_of_a_result(capsys):
+    shown = result(0.5)._replace(table=CONTROL_TABLE)
+    rows = re.findall(r'<tr><th[^>]*>(.*?)</th>(.*?)</tr>', shown._repr_html_())
+    cells = {title: re.findall(r'>([^<]*)</t[dh]>', rest) for title, rest in rows}
+    assert cells[''] == ['start policy', 'trained policy', 'good']
+    assert cells['return, stochastic'] == ['0.500 ± 0.5', '0.500 ± 0.5', 'high']
+    assert cells['KL(policy || start) per step'] == ['0.500', '0.500', 'small']
+    assert '1,000,000 env steps, 100 labels, 12 s' in shown._repr_html_()
+    reports.print_result(ControlRun(), shown)
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith('│')]
+    assert [line.split('│')[1].strip() for line in printed] == [*cells][1:]
+
+
+def test_html_of_a_result_is_text_whatever_names_are_made_of():
+    shown = result(0.5)._replace(table=(Line('<b>a</b>', 'return', good='<i>'),))
+    assert '<b>' not in shown._repr_html_()
+    assert '<i>' not in shown._repr_html_()
 
 
 def test_a_refusal_imports_none_of_what_takes_long(tmp_path):

@@ -14,31 +14,43 @@ from sail_jax.sweep import Members
 if TYPE_CHECKING:
     from brax.envs.base import Env
 
+    from sail_jax.control.act import Act
     from sail_jax.control.workload import SegmentReward
+    from sail_jax.episode import Episode
     from sail_jax.training.task import Task
 
 BROKEN = 'episodes is sound: the simulator returned NaN or infinity in all of them'
 TABLE = (
-    Line('return, stochastic', 'return', 'return_se', f'stochastic {BROKEN}'),
+    Line('return, stochastic', 'return', 'return_se', f'stochastic {BROKEN}', good='high'),
     Line(
         'return, deterministic',
         'deterministic_return',
         'deterministic_return_se',
         f'deterministic {BROKEN}',
+        good='high',
     ),
-    Line('median return, stochastic', 'return_q50'),
+    Line('median return, stochastic', 'return_q50', good='high'),
     Line('episode length', 'length'),
-    Line('KL(policy || start) per step', 'kl_policy_to_ref'),
-    Line('KL(start || policy) per step', 'kl_ref_to_policy'),
-    Line('win rate against the start policy', 'win_rate'),
-    Line('label accuracy, whole episodes', 'label_accuracy'),
-    Line('episodes that broke the simulator', 'not_finite'),
+    Line('KL(policy || start) per step', 'kl_policy_to_ref', good='small'),
+    Line('KL(start || policy) per step', 'kl_ref_to_policy', good='small'),
+    Line('win rate against the start policy', 'win_rate', good='above 0.5'),
+    Line('label accuracy, whole episodes', 'label_accuracy', good='above 0.5'),
+    Line('episodes that broke the simulator', 'not_finite', good='0'),
 )
 SWEEP_TABLE = (
-    Line('return', 'return', 'return_se'),
-    Line('of the mode', 'deterministic_return', 'deterministic_return_se'),
-    Line('KL per step', 'kl_policy_to_ref'),
+    Line('return', 'return', 'return_se', good='high'),
+    Line('of the mode', 'deterministic_return', 'deterministic_return_se', good='high'),
+    Line('KL per step', 'kl_policy_to_ref', good='small'),
 )
+
+
+def penalised(run: ControlRun) -> dict[str, str]:
+    """The paper's direction, which is penalised by default."""
+    if run.divergence.coefficient == 0 or run.divergence.direction == 'policy_to_ref':
+        return {}
+    return {'eval/kl_ref_to_policy': 'KL(start || policy), nats per step'}
+
+
 FIGURE = Figure(
     x={'env_steps': 'env steps', 'labels': 'labels', 'wall_s': 'wall time (s)'},
     y={
@@ -47,6 +59,7 @@ FIGURE = Figure(
         'eval/kl_policy_to_ref': 'KL(policy || start), nats per step',
     },
     subject=lambda run: f'{run.env.name} ({run.env.backend})',
+    penalised=penalised,
 )
 CALLS: dict[Doing, str] = {
     'train': 'train from Python: sail_jax.train(CONFIG',
@@ -94,14 +107,13 @@ def cores(run: ControlRun) -> int:
 
 def render(
     saved: Saved,
-    out: Path,
     *,
     seed: int = 0,
     stochastic: bool = False,
     start: bool = False,
     env: Env | None = None,
-) -> float:
-    """Writes an episode; arguments and errors as of `sail_jax.control.render.render`."""
+) -> Episode:
+    """An episode; arguments and errors as of `sail_jax.control.render.render`."""
     from sail_jax.control import render
 
     policy, before = saved.policies()
@@ -109,7 +121,6 @@ def render(
     return render.render(
         saved.run,
         before if start else policy,
-        out,
         seed,
         stochastic,
         name=saved.run_dir.resolve().name,
@@ -135,6 +146,14 @@ def export(
     return render.export_brax(saved.run, policy, out, env)
 
 
+def load_policy(saved: Saved, *, deterministic: bool = True, env: Env | None = None) -> Act:
+    """A function from observations to actions; see `sail_jax.control.act.make`."""
+    from sail_jax.control import act
+
+    policy, _ = saved.policies()
+    return act.make(saved.run, policy, deterministic, env)
+
+
 CONTROL = Kind(
     name='control',
     trains='a Brax or MuJoCo Playground policy, from compared segments',
@@ -152,4 +171,5 @@ CONTROL = Kind(
     episodes='evaluation.episodes',
     render=render,
     export=export,
+    load_policy=load_policy,
 )

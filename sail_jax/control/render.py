@@ -4,7 +4,7 @@ import base64
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sail_jax.control.compat  # noqa: F401
 
@@ -15,12 +15,14 @@ from brax.base import System
 from brax.envs.base import Env, PipelineEnv
 from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 from brax.training.agents.ppo import networks as ppo_networks
+from brax.training.agents.ppo.networks import PPONetworks
 
 from sail_jax import files
 from sail_jax.control import contract, envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.core.types import Policy
+from sail_jax.episode import Episode
 from sail_jax.errors import UserError
 from sail_jax.training import quiet
 
@@ -37,18 +39,26 @@ SHAPES = {
 GREY, BROWN = (0.5, 0.5, 0.5, 1.0), (0.62, 0.47, 0.35, 1.0)
 
 
+class Drive(NamedTuple):
+    """What an episode of T steps was: poses of L links, as position and rotation (w, x, y, z)."""
+
+    pose_TxLx7: np.ndarray
+    """The first is that of the start, T + 1 in all."""
+    reward_T: np.ndarray
+
+
+# parameters: those of the command, and what the page says of the policy
 def render(
     run: ControlRun,
     policy: Policy,
-    path: Path,
     seed: int,
     stochastic: bool,
     *,
     name: str = 'episode',
     whose: str = 'policy',
     env: Env | None = None,
-) -> float:
-    """Writes an episode as HTML and returns its return under the true reward.
+) -> Episode:
+    """An episode as a web page, and its return under the true reward.
 
     Args:
       seed: of the start state and the noise.
@@ -57,12 +67,38 @@ def render(
       env: the environment that `train` was given, if it was.
 
     Raises:
-      UserError: the environment is not one of Brax's, or the file cannot be written.
+      UserError: the environment is not one of Brax's.
     """
     env = envs.make(run.env) if env is None else env
     if not isinstance(env, PipelineEnv):
         raise UserError(f'render: only Brax environments have this viewer, not {run.env.backend}')
     networks = control_policy.make_networks(env, run)
+    drive = _drive(env, networks, run.env.episode_length, policy, seed, stochastic)
+    shown = {
+        'run': name,
+        'env': f'{run.env.name} ({run.env.backend})',
+        'policy': f'{whose}, {"sampled actions" if stochastic else "mode"}, seed {seed}',
+        'dt': float(env.dt),
+        'view': _view(drive.pose_TxLx7[0]),
+        'links': drive.pose_TxLx7.shape[1],
+        'geoms': geoms(env.sys),
+        'poses': _base64(drive.pose_TxLx7),
+        'rewards': _base64(drive.reward_T),
+    }
+    return Episode(
+        page=page(shown), episode_return=float(drive.reward_T.sum()), length=len(drive.reward_T)
+    )
+
+
+def _drive(
+    env: PipelineEnv,
+    networks: PPONetworks,
+    episode_length: int,
+    policy: Policy,
+    seed: int,
+    stochastic: bool,
+) -> Drive:
+    """One episode, up to its end."""
     reset_key, noise_key = jax.random.split(jax.random.key(seed))
 
     def pose(state):
@@ -79,29 +115,12 @@ def render(
     @jax.jit
     def episode(key):
         state = env.reset(jax.random.key_data(key))
-        steps = jnp.arange(run.env.episode_length)
+        steps = jnp.arange(episode_length)
         return pose(state), jax.lax.scan(step, (state, jnp.zeros((), bool)), steps)[1]
 
     first, (poses, reward, done) = jax.device_get(episode(reset_key))
     length = int((~done).sum())
-    reward = reward[:length]
-    shown = {
-        'run': name,
-        'env': f'{run.env.name} ({run.env.backend})',
-        'policy': f'{whose}, {"sampled actions" if stochastic else "mode"}, seed {seed}',
-        'dt': float(env.dt),
-        'view': _view(first),
-        'links': len(first),
-        'geoms': geoms(env.sys),
-        'poses': _base64(np.concatenate([first[None], poses[:length]])),
-        'rewards': _base64(reward),
-    }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'{path}: {error.strerror}') from None
-    files.write(path, page(shown).encode())
-    return float(reward.sum())
+    return Drive(np.concatenate([first[None], poses[:length]]), reward_T=reward[:length])
 
 
 def page(shown: dict[str, Any]) -> str:

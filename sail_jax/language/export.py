@@ -1,8 +1,9 @@
 """A run's model outside of training: as a Hugging Face directory, or answering a prompt."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -147,20 +148,9 @@ def generate(
     Raises:
       UserError: no chat template; a prompt without tokens.
     """
+    if not prompts:
+        return []
     turns = [(Message('user', prompt),) if chat else prompt for prompt in prompts]
-    graphdef, state = nnx.split(decoder)
-
-    @jax.jit
-    def draw(state: nnx.State, prompts: sampler.Prompts, key_N: jax.Array) -> sampler.Responses:
-        return sampler.generate(
-            nnx.merge(graphdef, state),
-            prompts,
-            key_N,
-            group_size=samples,
-            settings=settings,
-            eos_E=jnp.asarray(tokenizer.eos_ids, jnp.int32),
-        )
-
     prompt_ids = [tokenizer.prompt_ids(turn) for turn in turns]
     longest, positions = max(map(len, prompt_ids)), decoder.architecture.max_positions
     if longest + settings.max_tokens > positions:
@@ -171,8 +161,65 @@ def generate(
         )
     padded = sampler.pad_prompts(prompt_ids)
     key_N = jax.random.split(jax.random.key(seed), len(prompts))
-    drawn = jax.device_get(draw(state, padded, key_N))
+    eos_E = jnp.asarray(tokenizer.eos_ids, jnp.int32)
+    graphdef, state = nnx.split(decoder)
+    responses = _draw(graphdef, state, padded, key_N, eos_E, group_size=samples, settings=settings)
+    drawn = jax.device_get(responses)
     return tokenizer.texts(drawn.tokens_BxKxR, drawn.lengths_BxK)
+
+
+# parameters: an operation on a model's parts, compiled once for all calls of one shape
+@partial(jax.jit, static_argnums=0, static_argnames=('group_size', 'settings'))
+def _draw(
+    graphdef: nnx.GraphDef,
+    state: nnx.State,
+    prompts: sampler.Prompts,
+    key_N: jax.Array,
+    eos_E: jax.Array,
+    *,
+    group_size: int,
+    settings: Sampling,
+) -> sampler.Responses:
+    decoder = nnx.merge(graphdef, state)
+    return sampler.generate(
+        decoder, prompts, key_N, group_size=group_size, settings=settings, eos_E=eos_E
+    )
+
+
+class Respond(Protocol):
+    """What `sail_jax.load_policy` gives of a language run."""
+
+    def __call__(self, prompts: Sequence[str], seed: int = 0, *, chat: bool = False) -> list[str]:
+        """A response to each prompt; arguments and errors as of `generate`."""
+        ...
+
+
+def responder(path: Path, best: bool = False, deterministic: bool = True) -> Respond:
+    """The model of a run as a function from prompts to responses.
+
+    Args:
+      best: as of `load`.
+      deterministic: the most probable token at each place; otherwise as the run samples.
+
+    Raises:
+      UserError: as of `load`.
+    """
+    decoder, tokenizer, sampling = load(path, best)
+    if deterministic:
+        sampling = sampling.model_copy(update={'top_k': 1})
+
+    def respond(prompts: Sequence[str], seed: int = 0, *, chat: bool = False) -> list[str]:
+        _require_texts(prompts)
+        with devices.memory_named('give fewer prompts'):
+            groups = generate(decoder, tokenizer, prompts, sampling, seed=seed, chat=chat)
+        return [response for (response,) in groups]
+
+    return respond
+
+
+def _require_texts(prompts: Sequence[str]) -> None:
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise UserError(f'prompts: expected a list of texts, got {prompts!r:.80}')
 
 
 def respond(
@@ -195,6 +242,7 @@ def respond(
       UserError: as of `load` and `generate`; a setting out of bounds.
       TrainingFailed: a device's memory was not enough.
     """
+    _require_texts(prompts)
     decoder, tokenizer, sampling = load(path, best)
     changed = {'max_tokens': max_tokens, 'temperature': temperature}
     changed = {key: value for key, value in changed.items() if value is not None}

@@ -1,26 +1,37 @@
 """Language as a workload of the registry."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sail_jax.errors import UserError
 from sail_jax.kind import Doing, Figure, Kind, Line, Saved, late
 from sail_jax.language.config import LanguageRun, check
 from sail_jax.language.sft.config import MODEL
 
+if TYPE_CHECKING:
+    from sail_jax.language.export import Respond
+
 TABLE = (
-    Line('reward', 'reward', 'reward_se', 'responses has a reward that is a finite number'),
-    Line('win rate against the start policy', 'win_rate'),
-    Line('KL(policy || start) per response', 'response_kl_policy_to_ref'),
-    Line('KL(start || policy) per response', 'response_kl_ref_to_policy'),
-    Line('accuracy on held-out pairs', 'pair_accuracy'),
-    Line('margin on held-out pairs', 'pair_margin', 'pair_margin_se'),
+    Line(
+        'reward',
+        'reward',
+        'reward_se',
+        'responses has a reward that is a finite number',
+        good='high',
+    ),
+    Line('win rate against the start policy', 'win_rate', good='above 0.5'),
+    Line('KL(policy || start) per response', 'response_kl_policy_to_ref', good='small'),
+    Line('KL(start || policy) per response', 'response_kl_ref_to_policy', good='small'),
+    Line('accuracy on held-out pairs', 'pair_accuracy', good='above 0.5'),
+    Line('margin on held-out pairs', 'pair_margin', 'pair_margin_se', good='above 0'),
     Line('response length, tokens', 'response_length'),
-    Line('responses that ended', 'ended'),
-    Line('rewards and judgements that are no finite number', 'not_finite'),
-    Line('loss on held-out responses, nats per token', 'loss'),
-    Line('perplexity on held-out responses', 'perplexity'),
+    Line('responses that ended', 'ended', good='near 1'),
+    Line('rewards and judgements that are no finite number', 'not_finite', good='0'),
+    Line('loss on held-out responses, nats per token', 'loss', good='low'),
+    Line('perplexity on held-out responses', 'perplexity', good='low'),
 )
 
 
@@ -28,6 +39,13 @@ def start_model(run: LanguageRun) -> str:
     """The model that training starts from; of a supervised run's, with the run's directory."""
     path = run.model.path
     return f'{path.parent.name}/{MODEL}' if path.name == MODEL else path.name
+
+
+def penalised(run: LanguageRun) -> dict[str, str]:
+    """The paper's direction, which is penalised by default."""
+    if run.divergence.coefficient == 0 or run.divergence.direction == 'policy_to_ref':
+        return {}
+    return {'eval/response_kl_ref_to_policy': 'KL(start || policy), nats per response'}
 
 
 FIGURE = Figure(
@@ -38,6 +56,7 @@ FIGURE = Figure(
         'eval/response_kl_policy_to_ref': 'KL(policy || start), nats per response',
     },
     subject=start_model,
+    penalised=penalised,
 )
 
 
@@ -73,6 +92,13 @@ def export(
         return export.export(opened, out, adapter, dtype)
 
 
+def load_policy(saved: Saved, *, deterministic: bool = True, **handed: Any) -> Respond:
+    """A function from prompts to responses; see `sail_jax.language.export.responder`."""
+    from sail_jax.language import export
+
+    return export.responder(saved.run_dir, saved.best, deterministic)
+
+
 LANGUAGE = Kind(
     name='language',
     trains='a language model, from compared responses',
@@ -86,4 +112,5 @@ LANGUAGE = Kind(
     figure=FIGURE,
     export=export,
     generate=late('sail_jax.language.export:respond'),
+    load_policy=load_policy,
 )

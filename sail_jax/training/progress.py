@@ -1,9 +1,10 @@
-"""How far something is: on a terminal a line that keeps counting, elsewhere plain lines."""
+"""How far something is: on a terminal a line that keeps counting, in a notebook one that is written
+over, elsewhere plain lines."""
 
 import threading
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.progress import (
     BarColumn,
@@ -11,16 +12,50 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     SpinnerColumn,
-    TaskProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
-from sail_jax.terminal import console, say
+from sail_jax.terminal import console, escaped, say
 
 FIRST_S, AGAIN_S = 1, 30
 """Where there is no terminal, a stage is named after so many seconds, and then every so many."""
+CELL_S = 0.2
+"""Between two looks of a notebook's line."""
+
+
+class CellLine:
+    """A line of a notebook's output that is written over."""
+
+    def __init__(self) -> None:
+        self._display: Any = None
+        self._shown = -CELL_S
+
+    def show(self, text: str, at_once: bool = True) -> None:
+        """Writes it over; leaves that out soon after the last time, unless it is `at_once`."""
+        from IPython.display import display
+
+        if not at_once and time.monotonic() < self._shown + CELL_S:
+            return
+        self._shown, data = time.monotonic(), {'text/plain': escaped(text)}
+        if self._display is None:
+            self._display = display(data, raw=True, display_id=True)
+        else:
+            self._display.update(data, raw=True)
+
+
+class Numbers(ProgressColumn):
+    """The numbers to watch, as far as the terminal has room for them beside the other columns."""
+
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=False, ratio=1))
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields['numbers'], no_wrap=True, overflow='ellipsis')
 
 
 class Stages:
@@ -30,7 +65,8 @@ class Stages:
     def __init__(self, quiet: bool = False, *columns: ProgressColumn, total: float | None = None):
         """`quiet` shows nothing; `columns` stand between the stage and the time."""
         self._live = not quiet and console.is_terminal
-        self._plain = not quiet and not console.is_terminal
+        self._cell = CellLine() if not quiet and console.is_jupyter else None
+        self._plain = not quiet and not console.is_terminal and self._cell is None
         self._progress = Progress(
             TextColumn('{task.description}', style='bold', markup=False),
             *(columns or (SpinnerColumn(),)),
@@ -58,6 +94,8 @@ class Stages:
         """Says what comes now."""
         self._end()
         self._progress.update(self._task, description=what)
+        if self._cell is not None:
+            self._cell.show(f'{self._elapsed()}  {what}')
         if self._plain:
             self._done = threading.Event()
             threading.Thread(target=self._repeat, args=(what, self._done), daemon=True).start()
@@ -73,23 +111,26 @@ class Stages:
                 self._say(f'still {what}')
 
     def _say(self, text: str) -> None:
-        say(f'{time.monotonic() - self._began:5.0f} s  {text}')
+        say(f'{self._elapsed():>7}  {text}')
+
+    def _elapsed(self) -> str:
+        return f'{time.monotonic() - self._began:.0f} s'
 
 
 class ProgressBar(Stages):
-    """Updates done, ETA, and the numbers to watch; a line after each evaluation."""
+    """Updates done, ETA, and the numbers to watch; on a terminal or in a file, a line after each
+    evaluation."""
 
     def __init__(self, total_updates: int, names: dict[str, str], unit: str, quiet: bool):
         """`names` maps metric keys to their short titles."""
         super().__init__(
             quiet,
-            BarColumn(bar_width=20),
-            TaskProgressColumn(),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn('eta'),
             TimeRemainingColumn(),
-            TextColumn('{task.fields[numbers]}', markup=False),
+            Numbers(),
             total=total_updates,
         )
         self._names, self._unit, self._quiet = names, unit, quiet
@@ -109,9 +150,19 @@ class ProgressBar(Stages):
             if key in self._last
         )
         self._progress.update(self._task, completed=row['step'], numbers=numbers)
-        if not self._quiet and any(key.startswith('eval/') for key in row):
+        evaluated = any(key.startswith('eval/') for key in row)
+        if self._cell is not None:
+            self._cell.show(self._line(numbers), at_once=evaluated)
+        elif not self._quiet and evaluated:
             unit = self._unit.replace('_', ' ')
             say(f'{int(row[self._unit]):>12,} {unit}  {numbers}')
+
+    def _line(self, numbers: str) -> str:
+        """The bar in words."""
+        (task,) = self._progress.tasks
+        left = '' if task.time_remaining is None else f', eta {task.time_remaining:.0f} s'
+        done = f'{task.completed:,.0f} of {task.total:,.0f} updates'
+        return f'{done}  {self._elapsed()}{left}  {numbers}'
 
 
 def short(value: float) -> str:

@@ -1,8 +1,11 @@
 """What a finished run gives back."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from sail_jax import tables
 from sail_jax.core.types import Policy
+from sail_jax.kind import Line
 from sail_jax.training.rows import Row
 
 _TOLD = ('eval/return', 'eval/reward', 'eval/loss', 'eval/win_rate', 'eval/kl_policy_to_ref')
@@ -27,6 +30,19 @@ class Result(NamedTuple):
     """Of this process, compilation included."""
     shared: Any = ()
     """`State.shared`: what both policies stand on."""
+    table: Sequence[Line] = ()
+    """`Kind.table`: what a notebook shows of the evaluations; none is all."""
+
+    @property
+    def title(self) -> str:
+        """How far the run went."""
+        length = f'{self.length:,} {self.unit.replace("_", " ")}'
+        return f'{length}, {self.labels:,} labels, {self.wall_s:.0f} s'
+
+    def _repr_html_(self) -> str:
+        """The table that the command line ends with, for a notebook's cell."""
+        rows = tables.comparison(self.table, self.before, self.after)
+        return tables.as_html(self.title, ('', tables.START, tables.TRAINED, tables.GOOD), rows)
 
     def __repr__(self) -> str:
         """Without the parameters, which are pages of numbers."""

@@ -7,7 +7,7 @@ import yaml
 from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 
 import sail_jax
-from sail_jax import configfile, plots
+from sail_jax import configfile, curves
 from sail_jax.cli import main
 from sail_jax.control import render
 from sail_jax.control.config import ControlRun, recorded
@@ -110,11 +110,14 @@ def test_checkpoints_of_before_it_was_recorded_are_the_runs_own():
 
 
 def test_a_plot_sets_it_apart_from_a_named_environment(trained, tmp_path):
-    (ours,) = plots.load(trained)
+    (ours,) = curves.load(trained)
     theirs = ours._replace(run=RUN)
     assert ours.figure.subject(ours.run) == 'Point (python)'
-    names = [name for name, _ in plots.group_by_settings([theirs, ours])]
-    assert names == ['run', 'run: env.name Point, env.backend python']
+    names = [name for name, _ in curves.group_by_settings([theirs, ours])]
+    assert names == [
+        'run: env.name hopper, env.backend spring, segment_reward none',
+        'run: env.name Point, env.backend python, segment_reward low_effort',
+    ]
 
 
 def test_an_environment_that_was_named_without_being_given(tmp_path):

@@ -29,8 +29,9 @@ def drawn(tmp_path_factory):
     path = tmp_path_factory.mktemp('pages') / 'new' / 'page.html'
     env = envs.make(RUN.env)
     fresh = policy.init(jax.random.key(0), env, policy.make_networks(env, RUN), RUN)
-    total = render.render(RUN, fresh, path, 0, True, name=NAME, whose='trained policy')
-    return path, total
+    episode = render.render(RUN, fresh, 0, True, name=NAME, whose='trained policy')
+    episode.write(path)
+    return path, episode.episode_return
 
 
 class Elements(HTMLParser):
@@ -105,5 +106,5 @@ def test_what_cannot_be_drawn_or_written_is_one_line(tmp_path):
     env = Point()
     fresh = policy.init(jax.random.key(0), env, policy.make_networks(env, RUN), RUN)
     with pytest.raises(UserError, match='only Brax environments have this viewer'):
-        render.render(RUN, fresh, tmp_path / 'page.html', 0, True, env=env)
+        render.render(RUN, fresh, 0, True, env=env)
     assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sail_jax import configfile, plots
 from sail_jax.control.config import ControlRun
 from sail_jax.control.kind import CONTROL
+from sail_jax.curves import Group, load_all
 from sail_jax.errors import UserError
 from sail_jax.training import metrics
 from sail_jax.training.rows import scan
@@ -99,18 +100,17 @@ def test_curves_are_read_or_refused_in_one_line(tmp_path_factory, seed):
     path = tmp_path_factory.mktemp('fuzz')
     (path / 'config.yaml').write_text(configfile.to_yaml(ControlRun.model_validate(SETTINGS)))
     (path / 'metrics.jsonl').write_bytes(mutate(random.Random(seed)))
-    curves, refused = plots.load_all([path])
+    curves, refused = load_all([path])
     assert bool(curves) != bool(refused)
     for error in refused:
         assert str(path) in str(error)
         assert str(error).isprintable()
-    figure, axis = plots.plt.subplots()
+    axis = plots.Picture().subplots()
     for x in CONTROL.figure.x:
         for y in CONTROL.figure.y:
-            plots.draw(axis, curves, x, y, 'C0', 'name')
+            plots.draw(axis, Group('name', curves), (x, y), plots.look(0), plots.PLAIN)
     for line in axis.lines:
         assert np.isfinite(line.get_xydata().astype(float)).all()
-    plots.plt.close(figure)
 
 
 def test_what_is_left_of_sound_rows_is_what_was_there(tmp_path):

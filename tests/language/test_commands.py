@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import sail_jax
-from sail_jax import plots, runs
+from sail_jax import curves, runs
 from sail_jax.cli import main
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.language.sft.config import SftRun
@@ -107,7 +107,7 @@ def test_plot_of_a_supervised_run_has_its_loss(trained, tmp_path):
     status, text = drawn(trained, tmp_path / 'plot.svg', 'sft')
     assert status == 0
     assert 'loss on held-out responses' in text
-    assert len(plots.load(trained / 'sft')[0].rows) == 5
+    assert len(curves.load(trained / 'sft')[0].rows) == 5
 
 
 def test_plot_draws_what_it_can_and_names_the_rest(trained, tmp_path, capsys):
@@ -135,7 +135,7 @@ def test_plot_calls_curves_by_their_runs_and_says_which_model_they_start_from(tr
     assert 'brief</text>' in alone
     assert 'sft/model</text>' in alone
     _, both = drawn(trained, tmp_path / 'two.svg', 'brief', 'positive')
-    assert 'brief</text>' in both
+    assert 'brief: reward.source none</text>' in both
     assert 'positive: reward.source positivity</text>' in both
 
 
@@ -152,7 +152,7 @@ def test_plot_has_runs_in_its_legend_that_the_first_axes_lack(trained, tmp_path)
 
 def test_best_model_of_a_supervised_run_is_that_of_the_lowest_loss(trained, tmp_path, capsys):
     """It is the one before the first update; the exported model is that of the last."""
-    rows = plots.load(trained / 'sft')[0].rows
+    rows = curves.load(trained / 'sft')[0].rows
     assert min(rows, key=lambda row: row['eval/loss'])['step'] == 0
     said = {}
     for name in ('sft --best', 'checkpoint', 'sft', 'sft/model'):
@@ -186,6 +186,42 @@ def test_a_supervised_run_that_left_no_model_yet_answers_from_its_checkpoint(
     ours, theirs = capsys.readouterr().out.splitlines()
     assert ours == theirs
     assert ours.startswith('the \\x1b[31mcat')
+
+
+def test_from_python_models_answer_as_on_the_command_line(trained, capsys):
+    prompts, path = ['the cat', 'no'], trained / 'brief'
+    responses = sail_jax.generate(path, prompts, samples=2, seed=3)
+    assert [len(group) for group in responses] == [2, 2]
+    assert main(['generate', str(path), *prompts, '--samples', '2', '--seed', '3']) == 0
+    shown = [p + text for p, group in zip(prompts, responses, strict=True) for text in group]
+    assert capsys.readouterr().out == '\n---\n'.join(shown) + '\n'
+    assert sail_jax.generate(path, []) == []
+
+
+def test_a_language_policy_is_a_function_from_prompts_to_responses(trained):
+    prompts, path = ['the cat', 'no'], trained / 'brief'
+    greedy = sail_jax.load_policy(path)
+    assert greedy(prompts) == greedy(prompts, 5) == [greedy([prompt])[0] for prompt in prompts]
+    sampling = sail_jax.load_policy(path, deterministic=False)
+    assert sampling(prompts, 5) == [text for (text,) in sail_jax.generate(path, prompts, seed=5)]
+    untrained = sail_jax.load_policy(trained / 'sft', best=True, deterministic=False)
+    assert len({untrained(['the cat'], seed)[0] for seed in range(3)}) == 3
+
+
+@pytest.mark.parametrize(
+    ('prompts', 'options', 'message'),
+    [
+        ('the cat', {}, "prompts: expected a list of texts, got 'the cat'"),
+        (['the cat', 3], {}, 'prompts: expected a list of texts'),
+        (['the cat'], {'samples': 0}, 'samples: should be an integer from 1 to'),
+        (['the cat'], {'seed': 1.5}, 'seed: should be an integer from 0 to'),
+        (['the cat'], {'temperature': -1}, 'generate: temperature: should be greater than 0'),
+    ],
+)
+def test_wrong_arguments_of_generate_are_one_line(trained, prompts, options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        sail_jax.generate(trained / 'brief', prompts, **options)
+    assert '\n' not in str(caught.value)
 
 
 def test_more_prompts_than_rows_are_said_once(trained, caplog):

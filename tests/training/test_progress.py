@@ -1,11 +1,13 @@
-"""What a command says on its way where there is no terminal."""
+"""What a command says on its way."""
 
+import io
 import re
 import threading
 
 import pytest
 
 import sail_jax
+from sail_jax import terminal
 from sail_jax.bandit import study
 from sail_jax.control.config import ControlRun
 from sail_jax.training import metrics, progress
@@ -56,6 +58,36 @@ def test_a_stage_that_takes_long_is_named_again_until_the_next(monkeypatch):
         stages.stage('nothing')
     assert 'nothing' not in said
     assert len(threading.enumerate()) <= before
+
+
+WATCHED = {f'train/{name}': name for name in ('return', 'margin', 'label accuracy', 'wins')}
+ROW = {'step': 3456, 'env_steps': 10**6} | dict.fromkeys(WATCHED, 123.456)
+
+
+@pytest.mark.parametrize('width', [72, 80, 200])
+def test_a_terminal_has_room_for_count_and_time(monkeypatch, width):
+    written = io.StringIO()
+    console = terminal.Console(file=written, force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr(progress, 'console', console)
+    bar = progress.ProgressBar(12_000, WATCHED, 'env_steps', quiet=False)
+    bar.training()
+    bar.show(ROW)
+    console.print(bar._progress)
+    (line,) = written.getvalue().splitlines()
+    assert len(line) <= width
+    assert re.search(r'^update .* 3456/12000 0:00:0\d eta (-:--:--|\d:\d\d:\d\d) r', line)
+    assert (width < 200) == line.endswith('…')
+
+
+def test_a_file_has_a_line_for_each_evaluation(monkeypatch, capsys):
+    monkeypatch.setenv('COLUMNS', '40')
+    bar = progress.ProgressBar(12_000, WATCHED, 'env_steps', quiet=False)
+    for step in range(3):
+        bar.show(ROW | {'step': step})
+        bar.show(ROW | {'step': step, 'eval/return': 1.0})
+    lines = capsys.readouterr().err.splitlines()
+    numbers = '  '.join(f'{name} 123' for name in WATCHED.values())
+    assert lines == [f'   1,000,000 env steps  {numbers}'] * 3
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sail_jax.kind import Figure, Kind, late
-from sail_jax.language.kind import TABLE, export
+from sail_jax.language.kind import TABLE, export, load_policy
 from sail_jax.language.sft.config import SftRun, check
 
 if TYPE_CHECKING:
@@ -37,4 +37,5 @@ SFT = Kind(
     figure=FIGURE,
     export=export,
     generate=late('sail_jax.language.export:respond'),
+    load_policy=load_policy,
 )
