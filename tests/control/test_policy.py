@@ -251,5 +251,9 @@ def test_training_on_every_environment_and_backend(name, backend, tmp_path):
         evaluation={'episodes': 2, 'every_updates': 2},
     )
     result = sail_jax.train(run, tmp_path / 'run', quiet=True)
-    assert np.isfinite(list(result.after.values())).all()
+    # Of pairs that all tie, as of a pendulum that nothing lets fall in 8 steps, there are none.
+    of_pairs = {'eval/margin', 'eval/label_accuracy'}
+    tie = result.after['eval/return_std'] == 0
+    numbers = [value for key, value in result.after.items() if not (tie and key in of_pairs)]
+    assert np.isfinite(numbers).all()
     assert result.after['eval/kl_policy_to_ref'] > 0
