@@ -11,6 +11,7 @@ from sail_jax.control.config import ControlRun
 from tests.support.paths import ROOT
 
 README = (ROOT / 'README.md').read_text()
+CONTRIBUTING = (ROOT / 'CONTRIBUTING.md').read_text()
 
 
 def test_it_is_short():
@@ -44,6 +45,12 @@ def test_settings_in_the_readme_exist():
     sections = {key.rpartition('.')[0] for key in known}
     for key in re.findall(r'`--([a-z_]+\.[a-z_.]+)`', README):
         assert key in known or key in sections, key
+
+
+def test_paths_in_the_contributors_page_exist():
+    paths = re.findall(r'`((?:docs|sail_jax|tests|benchmarks|configs)/[\w./-]*\w)', CONTRIBUTING)
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize(
