@@ -8,7 +8,7 @@ import pytest
 import sail_jax
 from sail_jax.cli import main
 from sail_jax.training import metrics
-from tests.support import examples
+from tests.support import examples, small
 from tests.support.checkpoints import same
 from tests.support.paths import ROOT
 from tests.support.toy import Point
@@ -62,3 +62,42 @@ def test_an_objective_of_ones_own_is_trained_by_its_name(tmp_path):
     unknown = {'objective.loss': 'exponentiel'}
     with pytest.raises(sail_jax.UserError, match=r'exponentiel.*dpo, ipo, hinge, exponential'):
         sail_jax.train(tmp_path / 'run' / 'config.yaml', overrides=unknown, env=Point())
+
+
+def labelled(run_dir):
+    """The share of pairs that got a label, of each update."""
+    rows = metrics.read_rows(run_dir / 'metrics.jsonl')
+    return [row['train/labelled'] for row in rows if 'train/labelled' in row]
+
+
+def test_a_labeller_of_ones_own_labels_segments(tmp_path):
+    examples.load('custom_labeller').main(str(tmp_path / 'run'), updates=5)
+    assert 'kind: hesitant' in (tmp_path / 'run' / 'config.yaml').read_text()
+    assert all(0 < share < 1 for share in labelled(tmp_path / 'run'))
+
+
+def test_a_labeller_of_ones_own_labels_responses(tmp_path):
+    examples.load('custom_labeller')
+    run = small.run(
+        small.checkpoint(tmp_path / 'model'),
+        small.data(tmp_path / 'prompts.jsonl'),
+        labeller={'kind': 'hesitant'},
+        total_prompts=8,
+        group_size=6,
+        evaluation={'prompts': 4},
+    )
+    sail_jax.train(run, tmp_path / 'run', reward=small.letters, quiet=True)
+    shares = labelled(tmp_path / 'run')
+    assert len(shares) == 2
+    assert all(0 < share < 1 for share in shares)
+
+
+@pytest.mark.parametrize(
+    ('key', 'names'), [('labeller.kind', ['teacher']), ('objective.loss', ['dpo', 'ipo', 'hinge'])]
+)
+def test_a_name_that_nobody_gave_is_one_line_with_those_there_are(key, names, tmp_path, capsys):
+    command = ['train', str(ROOT / 'configs' / 'quickstart.yaml'), f'--{key}', 'hesitnat']
+    assert main([*command, '--run-dir', str(tmp_path / 'run')]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{key}: 'hesitnat'; there are {', '.join(names)}" in line
+    assert not (tmp_path / 'run').exists()
