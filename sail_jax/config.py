@@ -186,7 +186,15 @@ class Logging(Section):
     """Write TensorBoard events to `RUN_DIR/tensorboard`; to look at them,
     `pip install 'sail-jax[tensorboard]'` and `tensorboard --logdir RUN_DIR`."""
     wandb: Annotated[str, Field(pattern=r'^[^/\\#?%:]{1,128}$')] | None = None
-    """Weights & Biases project to log to; none does not."""
+    """Weights & Biases project to log to; none does not. Runs are called as their directory is, and
+    members of a sweep SWEEP/MEMBER; samples of a language run and, at the end, the plot are there
+    as media."""
+    wandb_entity: Annotated[str, Field(pattern=r'^[\w.-]{1,128}$')] | None = None
+    """Whose project that is, a user or a team; none is yours."""
+    wandb_group: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """What W&B groups runs by; none is the sweep's name, of a run alone nothing."""
+    wandb_tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
+    """W&B's tags of the run."""
 
 
 Size = Literal['auto'] | Annotated[int, Field(ge=1)]

@@ -53,6 +53,9 @@ LENGTH = 'total_'
 FREE_ON_RESUME = (
     'logging.tensorboard',
     'logging.wandb',
+    'logging.wandb_entity',
+    'logging.wandb_group',
+    'logging.wandb_tags',
     'checkpoints.every_updates',
     'checkpoints.keep',
     'checkpoints.keep_best',

@@ -63,10 +63,14 @@ class Picture(Figure):
             raise UserError(f'{path}: {error}') from None
         files.write(path, drawn.getvalue())
 
-    def _repr_png_(self) -> bytes:
+    def png(self) -> bytes:
+        """A picture of about 900 pixels' width."""
         drawn = io.BytesIO()
         self.savefig(drawn, dpi=80, format='png')
         return drawn.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
 
 
 def plot(

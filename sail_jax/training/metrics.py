@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import html
 import importlib.util
 import io
 import json
@@ -158,13 +159,24 @@ def _record(**event: Any) -> bytes:
 
 
 class WandB:
-    """A Weights & Biases run, named after the run directory.
+    """A Weights & Biases run, named after the run directory; of a sweep's member, after both.
 
-    Once W&B's own process is gone nothing more is sent; `metrics.jsonl` has all numbers.
+    Samples that a language run left of an evaluation go with it, the plot with the end. Once W&B's
+    own process is gone nothing more is sent; `metrics.jsonl` has all numbers.
     """
 
-    def __init__(self, project: str, run_dir: Path, settings: dict[str, Any]):
+    def __init__(
+        self,
+        project: str,
+        run_dir: Path,
+        settings: dict[str, Any],
+        sweep: str | None = None,
+    ):
         """Begins it, or goes on with it.
+
+        Args:
+          settings: of the run; `logging` has entity, group and tags.
+          sweep: the name of the sweep that the run is a member of.
 
         Raises:
           UserError: no login, no network, or whatever else W&B says.
@@ -172,10 +184,14 @@ class WandB:
         import wandb
 
         self._run: Any = None
+        self._run_dir, logging = run_dir, settings.get('logging', {})
         try:
             self._run = wandb.init(
                 project=project,
-                name=run_dir.name,
+                entity=logging.get('wandb_entity'),
+                group=logging.get('wandb_group') or sweep,
+                tags=logging.get('wandb_tags') or None,
+                name=run_dir.name if sweep is None else f'{sweep}/{run_dir.name}',
                 id=hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:16],
                 dir=str(run_dir),
                 config=settings,
@@ -191,12 +207,35 @@ class WandB:
     def write(self, row: Row) -> None:
         with self._giving_up():
             if self._run is not None:
-                self._run.log(row, step=int(row['step']))
+                self._run.log(row | self._samples(row), step=int(row['step']))
 
     def close(self) -> None:
         with self._giving_up():
             if self._run is not None:
+                self._log_plot(self._run)
                 self._run.finish()
+
+    def _samples(self, row: Row) -> dict[str, Any]:
+        """The table that an evaluation left, as it is written: Markdown."""
+        import wandb
+
+        path = self._run_dir / 'samples' / f'{int(row["step"]):06}.md'
+        if not any(key.startswith('eval/') for key in row) or not path.is_file():
+            return {}
+        text = html.escape(path.read_text(encoding='utf-8'))
+        return {'samples': wandb.Html(f'<pre style="white-space: pre-wrap">{text}</pre>')}
+
+    def _log_plot(self, run: Any) -> None:
+        import PIL.Image
+        import wandb
+
+        from sail_jax import plots
+
+        try:
+            drawn = plots.plot(self._run_dir).png()
+        except UserError:  # Nothing is evaluated yet, or the workload has no plot.
+            return
+        run.log({'plot': wandb.Image(PIL.Image.open(io.BytesIO(drawn)))})
 
     @contextlib.contextmanager
     def _giving_up(self) -> Iterator[None]:
@@ -226,7 +265,12 @@ def check(run: config.Trained) -> None:
 
 
 def open_writers(
-    run: config.Trained, run_dir: Path, resume_step: int | None, unit: str, resume_at: int | None
+    run: config.Trained,
+    run_dir: Path,
+    resume_step: int | None,
+    unit: str,
+    resume_at: int | None,
+    sweep: str | None = None,
 ) -> list[Writer]:
     """The writers that the configuration asks for.
 
@@ -234,10 +278,11 @@ def open_writers(
       resume_step: updates that the run has made, None of a new one.
       unit: the key that says how far a row is, beside `step`.
       resume_at: the same as `resume_step`, in this unit.
+      sweep: the name of the sweep that the run is a member of.
     """
     writers: list[Writer] = [JsonLines(run_dir / 'metrics.jsonl', resume_step)]
     if run.logging.tensorboard:
         writers.append(TensorBoard(run_dir / 'tensorboard', unit, resume_at))
     if run.logging.wandb:
-        writers.append(WandB(run.logging.wandb, run_dir, run.model_dump(mode='json')))
+        writers.append(WandB(run.logging.wandb, run_dir, run.model_dump(mode='json'), sweep))
     return writers

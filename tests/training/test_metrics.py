@@ -9,6 +9,7 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from sail_jax import configfile
 from sail_jax.control.config import ControlRun
 from sail_jax.training import metrics
 from tests.support.disk import disk_of
@@ -157,3 +158,35 @@ def test_weights_and_biases_offline(tmp_path, monkeypatch):
         writer.write({'step': 1, 'env_steps': 10, 'train/kl': 0.5})
         writer.close()
     assert list(tmp_path.glob('wandb/offline-run-*/*.wandb'))
+
+
+def test_weights_and_biases_tells_members_apart_and_has_media(tmp_path, monkeypatch):
+    wandb = pytest.importorskip('wandb')
+    begun, begin = [], wandb.init
+
+    def note(**settings):
+        begun.append(settings)
+        return begin(**settings)
+
+    monkeypatch.setattr(wandb, 'init', note)
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    logging = {'wandb': 'sail', 'wandb_entity': 'lab', 'wandb_tags': ['a', 'b']}
+    run = ControlRun.model_validate({'logging': {**logging, 'tensorboard': False}})
+    path = tmp_path / 'sweep' / 'seed-3'
+    (path / 'samples').mkdir(parents=True)
+    (path / 'samples' / '000001.md').write_text('| <b>a</b> |')
+    configfile.write(run, path / 'config.yaml')
+    writers = metrics.open_writers(run, path, None, 'env_steps', None, sweep='sweep')
+    for writer in writers:
+        for step in (1, 2):
+            row = {'step': step, 'env_steps': 10 * step, 'labels': step, 'wall_s': 1.0}
+            writer.write(row | {'eval/return': 0.5})
+        writer.close()
+    (settings,) = begun
+    assert settings['name'] == 'sweep/seed-3'
+    assert settings['group'] == 'sweep'
+    assert (settings['entity'], settings['tags']) == ('lab', ['a', 'b'])
+    (samples,) = path.glob('wandb/offline-run-*/files/media/html/*.html')
+    assert '| &lt;b&gt;a&lt;/b&gt; |' in samples.read_text()
+    assert list(path.glob('wandb/offline-run-*/files/media/images/plot_*.png'))
