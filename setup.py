@@ -59,6 +59,8 @@ setup(
             'pytest>=8',
             'pytest-xdist>=3',
             'hypothesis>=6',
+            'ipykernel>=6',
+            'nbclient>=0.10',
             'ruff>=0.8',
             'setuptools>=77',  # Builds the wheel that a test installs.
             'tensorboard>=2.18',

@@ -11,7 +11,7 @@ from sail_jax.training import metrics
 from tests.support import examples, small
 from tests.support.checkpoints import same
 from tests.support.paths import ROOT
-from tests.support.toy import Point
+from tests.support.toy import SETTINGS, Point
 
 
 @pytest.mark.parametrize('path', sorted((ROOT / 'examples').glob('*.py')), ids=lambda p: p.name)
@@ -101,3 +101,66 @@ def test_a_name_that_nobody_gave_is_one_line_with_those_there_are(key, names, tm
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{key}: 'hesitnat'; there are {', '.join(names)}" in line
     assert not (tmp_path / 'run').exists()
+
+
+PENDULUM = {
+    **{key: value for key, value in SETTINGS.items() if key != 'logging'},
+    'env': {'name': 'inverted_pendulum', 'episode_length': 30},
+    'value': {'hidden': [8]},
+    'optimizer': {'epochs': 1, 'minibatches': 1},
+    'logging': {'tensorboard': False},
+}
+
+
+def test_a_reward_of_ones_own_is_recorded(tmp_path):
+    example, path = examples.load('custom_reward'), tmp_path / 'run'
+    result = example.main(str(path), **PENDULUM)
+    assert result.after['eval/return'] != result.before['eval/return']
+    assert 'segment_reward: gentle' in (path / 'config.yaml').read_text()
+
+
+def test_a_sweep_leaves_runs_and_their_plot(tmp_path):
+    members = examples.load('sweep').main(str(tmp_path / 'run'), **PENDULUM)
+    assert [*members] == [f'beta-{beta}-seed-{seed}' for beta in (0.1, 0.3) for seed in (0, 1)]
+    assert len({result.after['eval/return'] for result in members.values()}) == 4
+    assert (tmp_path / 'run' / 'return.png').stat().st_size > 10_000
+    assert sail_jax.load_policy(tmp_path / 'run' / 'beta-0.3-seed-1')([0.0] * 4).shape == (1,)
+
+
+def test_a_checkpoint_is_aligned_by_a_reward_of_ones_own_and_exported(tmp_path):
+    result = examples.load('align_hf').main(str(tmp_path / 'brief'))
+    assert result.after['eval/reward'] > result.before['eval/reward']
+    responses = sail_jax.generate(tmp_path / 'brief', ['A good book'], max_tokens=16)
+    exported = tmp_path / 'brief' / 'exported'
+    assert sail_jax.generate(exported, ['A good book'], max_tokens=16) == responses
+
+
+TOUR = ROOT / 'examples' / 'tour.ipynb'
+
+
+def outputs(notebook):
+    """What cells gave, in their order: (type of the content, content)."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
+    return [
+        (kind, content)
+        for cell in cells
+        for output in cell.outputs
+        for kind, content in (output.get('data') or {'error': output.get('evalue')}).items()
+    ]
+
+
+def test_the_notebook_runs_and_shows_what_it_says():
+    nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
+    pytest.importorskip('ipykernel')
+    notebook = nbformat.read(TOUR, as_version=4)
+    committed = outputs(notebook)
+    where = {'metadata': {'path': str(TOUR.parent)}}
+    nbclient.NotebookClient(notebook, timeout=600, resources=where).execute()
+    shown = outputs(notebook)
+    progress = [text for _, text in shown if text and re.match(r'\d+ of 80 updates  \d+ s', text)]
+    assert len(progress) == 1, 'one line, however long it trains'
+    assert any(kind == 'text/html' and 'return, stochastic' in text for kind, text in shown)
+    assert any(kind == 'text/html' and text.startswith('<iframe') for kind, text in shown)
+    assert any(kind == 'image/png' for kind, _ in shown)
+    assert sorted(kind for kind, _ in committed) == sorted(kind for kind, _ in shown)
+    assert TOUR.stat().st_size < 200_000
