@@ -63,6 +63,7 @@ def main(run_dir: str, model: str | None = None) -> sail_jax.Result:
     (beside / 'prompts.jsonl').write_text('\n'.join(rows))
     run = LanguageRun.model_validate(
         {
+            'workload': 'language',
             'model': {'path': str(source)},
             'data': {'path': str(beside / 'prompts.jsonl'), 'max_prompt_tokens': 32},
             'total_prompts': 320,
