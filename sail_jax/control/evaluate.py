@@ -1,4 +1,4 @@
-"""Evaluation of a control policy: full episodes under the true reward, against a reference."""
+"""Evaluation of a control policy: full episodes under the true reward, against the start."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ LANES_DETERMINISTIC = (False, False, True)
 def make(env: Env, networks: PPONetworks, run: ControlRun, mesh: Mesh) -> Evaluate:
     """Every call of one seed uses the same start states and noise.
 
-    Common random numbers make evaluations of one run, and of the reference, comparable start state
+    Common random numbers make evaluations of one run, and of its start, comparable start state
     by start state.
 
     Args:

@@ -31,18 +31,18 @@ def prompt_text(prompt: Prompt) -> str:
     return '\n'.join(f'{message.role}: {message.content}' for message in prompt)
 
 
-def write_table(path: Path, prompts: Sequence[Prompt], reference: Answers, policy: Answers) -> None:
+def write_table(path: Path, prompts: Sequence[Prompt], start: Answers, policy: Answers) -> None:
     """Markdown: each prompt with the first response of the start policy and of the policy.
 
     Where it cannot be written that is said, and no more: a table is not worth a run.
     """
-    columns = ['prompt', 'reference', 'policy']
-    rewards = [answers.rewards for answers in (reference, policy) if answers.rewards is not None]
+    columns = ['prompt', 'start', 'policy']
+    rewards = [answers.rewards for answers in (start, policy) if answers.rewards is not None]
     if rewards:
-        columns += ['reward of reference', 'reward of policy']
+        columns += ['reward of start', 'reward of policy']
     lines = [columns, ['---'] * 3 + ['---:'] * (len(columns) - 3)]
     for row, prompt in enumerate(prompts):
-        cells = [prompt_text(prompt), reference.texts[row][0], policy.texts[row][0]]
+        cells = [prompt_text(prompt), start.texts[row][0], policy.texts[row][0]]
         cells += [f'{values[row, 0]:.3f}' for values in rewards]
         lines.append([_cell(cell) for cell in cells])
     try:

@@ -20,9 +20,9 @@ class Point(NamedTuple):
     """Mean over the held-out prompts."""
     reward_se: float
     kl: float
-    """KL(policy || reference), nats per response."""
+    """KL(policy || start), nats per response."""
     win_rate: float
-    """Against the reference."""
+    """Against the start policy."""
     length: float
     """Tokens of a response."""
 
@@ -87,7 +87,7 @@ def draw(curves: Mapping[str, Sequence[Sequence[Point]]], out: Path) -> None:
             axis.errorbar(x.mean(0), reward.mean(0), error, label=name, **style)
             if len(seeds) > 1:
                 axis.plot(x.T, reward.T, color=f'C{index}', lw=0.5, alpha=0.4)
-    frontier.set_xlabel('KL(policy || reference), nats per response')
+    frontier.set_xlabel('KL(policy || start), nats per response')
     frontier.set_ylabel('mean sentiment of the responses')
     progress.set_xlabel('prompts')
     frontier.legend(frameon=False, loc='lower right')
