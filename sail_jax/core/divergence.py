@@ -134,7 +134,8 @@ def sampled_penalty(
     if reduction == 'sum':
         cost_BxLxT = jnp.flip(jnp.cumsum(jnp.flip(log_ratio_BxLxT, -1), -1), -1)
     else:
-        # Every step's share depends on the length, and so on all actions: nothing is in the past.
+        # A step's share depends on the response's length, and so on every action: each action is
+        # charged with the whole response, also with the steps before it.
         cost_BxLxT = jnp.broadcast_to(log_ratio_BxLxT.sum(-1, keepdims=True), log_ratio_BxLxT.shape)
     value = log_ratio_BxLxT.sum() / lanes
     score_part = _score_part(cost_BxLxT, steps, step_BxLxT, weight_BxLx1, clip) / lanes
@@ -164,5 +165,5 @@ def _score_part(
     """`sum log pi(a_t) cost_t` over the steps that count, the costs centred."""
     centred_BxLxT = cost_BxLxT - leave_one_out(cost_BxLxT, weight_BxLx1)
     gain_BxLxT = -centred_BxLxT * (step_BxLxT > 0)
-    # A cost is lowered: PPO's bound is on what is raised.
+    # `score_term` bounds as PPO does how far a gain is raised: a cost goes in as a negative gain.
     return -score.score_term(gain_BxLxT, steps.logp, steps.behaviour_logp, clip).sum()

@@ -44,7 +44,7 @@ def make(workload: Workload, run: config.Run) -> Gradient:
         everywhere: Any = PartitionSpec()
         by_rows: Any = PartitionSpec('data')
         of_minibatch = Minibatch(batch=by_rows, reference_dist=by_rows, counts=everywhere)
-        # Unchecked: else autodiff adds the gradients up by itself, an array at a time.
+        # With `check_vma` autodiff would add the gradients up itself, by one collective an array.
         return jax.shard_map(
             summed,
             mesh=workload.mesh,

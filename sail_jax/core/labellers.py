@@ -102,7 +102,8 @@ def teacher(key_B: jax.Array, returns: Returns, settings: Teacher) -> Preference
         prob_BxKxK = (1 - mistake) * prob_BxKxK + mistake * (1 - prob_BxKxK)
     else:
         prob_BxKxK = _drawn_labels(key_B, prob_BxKxK, settings.mistake)
-        # Not where the probability is 1/2: of a tiny difference it is for ij, and not for ji.
+        # By the difference, not by a probability of 1/2: rounding can give 1/2 for ij, and for ji
+        # something beside it, where the difference is tiny.
         prob_BxKxK = jnp.where(difference_BxKxK == 0, 0.5, prob_BxKxK)
     # No confident label out of a return that is not finite: the update is skipped and counted.
     prob_BxKxK = jnp.where(jnp.isfinite(difference_BxKxK), prob_BxKxK, jnp.nan)

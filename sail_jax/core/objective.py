@@ -94,7 +94,7 @@ def pair_weights(labels: Preferences, route: Route) -> jax.Array:
 
 
 def count_pairs(labels: Preferences, route: Route) -> jax.Array:
-    """How many that are; every pair stands twice in the matrices, at ij and ji."""
+    """How many pairs have a label; each stands twice in the matrices, at ij and ji."""
     return pair_weights(labels, route).sum() / 2
 
 

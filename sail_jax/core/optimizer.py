@@ -14,7 +14,7 @@ def make(
 ) -> optax.GradientTransformation:
     """Adam behind a clip of the global norm."""
     clip = optax.clip_by_global_norm(settings.max_grad_norm or jnp.inf)
-    rate: Any = learning_rate  # Which may be traced.
+    rate: Any = learning_rate  # Optax annotates less than `ArrayLike`.
     return optax.chain(clip, optax.adam(rate))
 
 

@@ -23,7 +23,7 @@ def score_term(
     """
     weight_BxKxT = jax.lax.stop_gradient(weight_BxKxT)
     log_ratio_BxKxT = logp_BxKxT - jax.lax.stop_gradient(behaviour_logp_BxKxT)
-    # Not afterwards: 0 * exp(inf) is NaN.
+    # Before `exp`, not by the weight after it: 0 * exp(inf) is NaN.
     ratio_BxKxT = jnp.exp(jnp.where(weight_BxKxT == 0, 0, log_ratio_BxKxT))
     term_BxKxT = weight_BxKxT * ratio_BxKxT
     if clip is not None:

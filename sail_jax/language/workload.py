@@ -1,4 +1,4 @@
-"""Language as a workload of `sail_jax.core.update`.
+"""Language as a `Workload` of the core.
 
 The host reads the rows of an update and scores its responses; everything else is compiled. A row's
 randomness is a function of (seed, update, row).
@@ -124,7 +124,7 @@ def make_sample(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> S
         on_policy_Bx1 = route.on_policy_B[:, None]
         tokens = jnp.zeros((B, K, T), jnp.int32)
         lengths = jnp.zeros((B, K), jnp.int32)
-        # Of the data's responses it is not used: their rows have no score term.
+        # 0 for the data's responses, whose rows have no score term that would use it.
         logp = jnp.zeros((B, K, T))
         metrics = {}
         if run.samples_policy:
@@ -196,7 +196,7 @@ def labelled(
     if scores is not None:
         if not isinstance(scores, Preferences):
             key_B = update_keys(update_key(state.seed, state.step + 1), B).label
-            # The others' rewards are not known.
+            # Rows beyond the budget have no rewards: a typical return is a mean without them.
             everywhere = jnp.ones((B, *[scores.shape[1]] * 2))
             every_pair = Preferences(prob_BxKxK=everywhere, weight_BxKxK=everywhere)
             covered = within_budget(every_pair).preferences

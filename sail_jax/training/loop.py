@@ -140,7 +140,7 @@ class Loop:
             return job.task.dispatch
         began = time.perf_counter()
         self.bar.stage('compiling the update')
-        assert job.task.workload is not None  # Or it has a dispatch of its own.
+        assert job.task.workload is not None  # A task without one has its own dispatch.
         program = update.make_dispatch(
             job.task.workload,
             job.members.shared,

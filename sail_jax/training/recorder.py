@@ -144,7 +144,7 @@ class Recorder:
 
     def _note_failures(self, rows: Rows, in_a_row: np.ndarray, step: int) -> None:
         directories = self._job.members.directories(self._job.run_dir)
-        run: Any = self._job.run  # Whose optimizer is the workload's.
+        run: Any = self._job.run  # `config.Trained` has no optimizer: each workload brings its own.
         failed = set(np.flatnonzero(in_a_row >= run.optimizer.max_skipped).tolist())
 
         def what(m: int) -> str:

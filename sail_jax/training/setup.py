@@ -90,7 +90,7 @@ def _init(members: Members, task: Task) -> Callable[[Policy, jax.Array, Hyper], 
     def init(start: Policy, seed: jax.Array, hyper: Hyper) -> State:
         if task.init is not None:
             return task.init(start, seed)
-        assert task.workload is not None  # Or it has an `init` of its own.
+        assert task.workload is not None  # A task without one has its own `init`.
         return update.init(
             task.workload, members.shared, Policies(start, start), seed=seed, hyper=hyper
         )

@@ -147,6 +147,6 @@ def parts_of(architecture: Architecture) -> Parts:
     return _parts(FAMILIES[architecture.family], architecture)
 
 
-@cache  # Compiled programs are found again by the functions in it.
+@cache  # JAX takes other function objects for another network, and compiles anew.
 def _parts(family: Family, architecture: Architecture) -> Parts:
     return Parts() if family.parts is None else family.parts(architecture)
