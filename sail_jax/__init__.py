@@ -62,9 +62,9 @@ def __getattr__(name: str) -> Any:
     """The rest, once it is asked for: JAX and Brax take seconds, which a refusal need not cost."""
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    found = getattr(importlib.import_module(MODULES.get(name, 'sail_jax.runs')), name)
-    is_function = callable(found) and not isinstance(found, type)
-    return for_python(found) if is_function else found
+    value = getattr(importlib.import_module(MODULES.get(name, 'sail_jax.runs')), name)
+    is_function = callable(value) and not isinstance(value, type)
+    return for_python(value) if is_function else value
 
 
 def __dir__() -> list[str]:

@@ -238,10 +238,10 @@ def _doctor(options: argparse.Namespace) -> int:
         raise UserError(f'--dir {options.dir}: there is no such directory')
     from sail_jax import doctor
 
-    found = doctor.examine(options.dir)
-    for finding in found:
+    findings = doctor.examine(options.dir)
+    for finding in findings:
         terminal.out(f'{"ok" if finding.well else "FAILED":7} {finding.what:20} {finding.answer}')
-    return 0 if all(finding.well for finding in found) else 1
+    return 0 if all(finding.well for finding in findings) else 1
 
 
 def _use_compilation_cache() -> None:

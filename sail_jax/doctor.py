@@ -79,10 +79,10 @@ def _checked(directory: Path | None) -> Iterator[Finding]:
         x = make()
         jax.block_until_ready(reduce(x))
         began = time.perf_counter()
-        found = np.asarray(reduce(x))
+        total = np.asarray(reduce(x))
         seconds = time.perf_counter() - began
         expected = (np.arange(count * SIZE).reshape(count, SIZE) % 1024).sum(0)
-        if not np.array_equal(found, expected):
+        if not np.array_equal(total, expected):
             raise ArithmeticError('the sum over the devices is wrong')
         took = f'{seconds * 1e3:.1f} ms for {SIZE * 4 / 2**20:.0f} MiB each'
         return f'a sum over {count} devices is right, {took}'

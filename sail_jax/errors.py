@@ -74,9 +74,9 @@ def in_python(message: str) -> str:
     """A message of the command line as Python's functions say it."""
     command = r'sail-jax train (.+)/config\.yaml --run-dir \1 --resume'
 
-    def call(found: re.Match) -> str:
-        where = ''.join(shlex.split(found[1]))
+    def call(match: re.Match) -> str:
+        where = ''.join(shlex.split(match[1]))
         return f'sail_jax.train({where + "/config.yaml"!r}, {where!r}, resume=True)'
 
     message = re.sub(command, call, message)
-    return re.sub(r'--[a-z][a-z-]*', lambda found: ARGUMENTS.get(found[0], found[0]), message)
+    return re.sub(r'--[a-z][a-z-]*', lambda option: ARGUMENTS.get(option[0], option[0]), message)

@@ -38,19 +38,19 @@ def read(path: Path, at_most: int) -> bytes:
       UserError: it cannot be read, is larger, or is a device, pipe or directory.
     """
     try:
-        found = _regular(path)
+        status = _regular(path)
         content = b''
-        if found.st_size <= at_most:
+        if status.st_size <= at_most:
             with path.open('rb') as file:
                 # Room is made for what is asked for, but not every file is as large as it says.
-                content = file.read(found.st_size + 1)
-                if len(content) > found.st_size:
+                content = file.read(status.st_size + 1)
+                if len(content) > status.st_size:
                     content += file.read(at_most + 1 - len(content))
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}') from None
     except ValueError as error:  # A name that cannot be one.
         raise UserError(f'{path}: {error}') from None
-    if max(found.st_size, len(content)) > at_most:
+    if max(status.st_size, len(content)) > at_most:
         raise UserError(f'{path}: over {at_most} bytes; at most that')
     _refuse_stand_in(path, content[:HEAD])
     return content
@@ -179,11 +179,11 @@ def digest(path: Path, whole: bool = False) -> str:
 
 
 def _regular(path: Path) -> os.stat_result:
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        what = ', but a directory' if stat.S_ISDIR(found.st_mode) else ''
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        what = ', but a directory' if stat.S_ISDIR(status.st_mode) else ''
         raise UserError(f'{path}: not a regular file{what}')
-    return found
+    return status
 
 
 def _refuse_stand_in(path: Path, head: bytes) -> None:
@@ -257,13 +257,13 @@ def check_checkpoint_path(path: Path) -> None:
         whole = os.path.abspath(path)
     except OSError as error:
         raise UserError(f'{path}: the current directory is gone ({error.strerror})') from None
-    if found := re.search(r'[][*?\\]', whole):
+    if pattern := re.search(r'[][*?\\]', whole):
         raise UserError(
-            f'{path}: {found[0]!r} in the path ({whole}): checkpoints written there could not be '
+            f'{path}: {pattern[0]!r} in the path ({whole}): checkpoints written there could not be '
             'read again; name a directory without any of [ ] * ? \\'
         )
-    if found := re.search(r'(?:^|/)([a-z][a-z0-9+-]+):/', f'{whole}/'):
-        raise UserError(f'{path}: {found[1]}: is no local directory; name one on this host')
+    if scheme := re.search(r'(?:^|/)([a-z][a-z0-9+-]+):/', f'{whole}/'):
+        raise UserError(f'{path}: {scheme[1]}: is no local directory; name one on this host')
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ def path(text: str) -> Path:
 
 def file(text: str) -> Path:
     """The type of an option: a file to write."""
-    found = path(text)
-    if text.endswith(('/', '/.', '/..')) or os.path.isdir(found):
+    place = path(text)
+    if text.endswith(('/', '/.', '/..')) or os.path.isdir(place):
         raise argparse.ArgumentTypeError(f'{text!r} is a directory; name a file in it')
-    return found
+    return place
