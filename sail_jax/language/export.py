@@ -25,7 +25,7 @@ from sail_jax.language.sft.config import MODEL, SftRun
 from sail_jax.training import checkpoint, devices
 
 
-class Opened(NamedTuple):
+class OpenedModel(NamedTuple):
     """A run's newest or best model; neither data nor labeller are looked at."""
 
     run: LanguageRun | SftRun
@@ -40,7 +40,7 @@ class Opened(NamedTuple):
         return self.models.policy(self.policy, self.shared)
 
 
-def open_run(run_dir: Path, run: LanguageRun | SftRun, best: bool = False) -> Opened:
+def open_run(run_dir: Path, run: LanguageRun | SftRun, best: bool = False) -> OpenedModel:
     """Reads a run's newest checkpoint, or its best.
 
     Raises:
@@ -52,10 +52,10 @@ def open_run(run_dir: Path, run: LanguageRun | SftRun, best: bool = False) -> Op
     places = jax.tree.map(lambda _: device, models.abstract)
     abstract = checkpoint.abstract_like(models.abstract, places)
     policy = checkpoint.restore_policy(run_dir / 'checkpoints', abstract, best)
-    return Opened(run, models, policy, models.shared())
+    return OpenedModel(run, models, policy, models.shared())
 
 
-def export(opened: Opened, out: Path, adapter: bool = False, dtype: str | None = None) -> Path:
+def export(opened: OpenedModel, out: Path, adapter: bool = False, dtype: str | None = None) -> Path:
     """Writes a directory that `transformers` loads, tokeniser included; vLLM reads the same layout.
     Its chat template takes `model.chat_template_kwargs` where it is rendered without them.
 

@@ -19,7 +19,7 @@ from sail_jax.language import export
 from sail_jax.language.data import digests, reader, tokens
 from sail_jax.language.data.dataset import Example
 from sail_jax.language.data.tokens import Tokenizer
-from sail_jax.language.export import Opened
+from sail_jax.language.export import OpenedModel
 from sail_jax.language.model import policy, sharding
 from sail_jax.language.model.policy import Models
 from sail_jax.language.model.sampler import bucket
@@ -48,7 +48,7 @@ def leave_model(run: SftRun, run_dir: Path, result: Result) -> None:
     with writing(path, ROOM):
         if path.exists():
             path.rename(before)
-        export.export(Opened(run, models, result.policy, result.shared), path)
+        export.export(OpenedModel(run, models, result.policy, result.shared), path)
     shutil.rmtree(before, ignore_errors=True)
 
 
