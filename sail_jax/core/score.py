@@ -46,7 +46,7 @@ def advantages(
     minibatch, where it is split), and `indifferent` where none of them has a label. Where every
     pair has one, and K >= 3, it cancels.
 
-    Where a labeller leaves pairs out by what they are, as `labellers.Teacher.skip` does, the
+    Where a labeller leaves pairs out by what they are, as `labeller.skip` does, the
     objective is the ratio `J = E[wf] / E[w]`, whose gradient is `E[w (f - J) score] / E[w]`: the
     weights are part of what the responses are paid for, and b stands in for J. A row's own part of
     the numerator is exact for every b that does not depend on the row; the estimate, a ratio of

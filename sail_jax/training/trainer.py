@@ -33,7 +33,7 @@ def train(
     Args:
       run: the configuration.
       task: the workload.
-      run_dir: where everything goes; see `default_run_dir`.
+      run_dir: where everything goes; see `runs.default_run_dir`.
       resume: go on from the newest checkpoint, bit for bit.
       quiet: no progress bar.
       finish: done with the result of a run that is no sweep, while the directory is still its own.

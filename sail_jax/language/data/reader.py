@@ -57,7 +57,7 @@ def prepare(
         not training reads the responses.
 
     Raises:
-      UserError: as of `data.prepare`; fewer rows than are to be held out.
+      UserError: as of `dataset.prepare`; fewer rows than are to be held out.
     """
     cache, settings = cache or cache_dir(), run.evaluation
     reads_pairs = isinstance(run, LanguageRun) and run.reads_pairs
