@@ -14,9 +14,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple
 
 from sail_jax import config
 from sail_jax.errors import UserError
@@ -121,7 +121,7 @@ class Kind:
     """Refuses settings that are each fine but do not go together, before anything large is
     imported: raises UserError, naming the keys."""
 
-    task: Callable[..., Task] | None = None
+    task: Callable[Concatenate[Any, ...], Task] | None = None
     """`(run, *, run_dir=None, **handed) -> Task`: what the common loop needs to train a run.
     `run_dir` is that of a run that is trained, None where one is only evaluated or opened; `handed`
     is what there is of `from_python`. Raises UserError where settings do not go together, or where
@@ -152,16 +152,16 @@ class Kind:
     figure: Figure | None = None
     episodes: str | None = None
     """The setting that `evaluate --episodes` stands for."""
-    render: Callable[..., Episode] | None = None
+    render: Callable[Concatenate[Saved, ...], Episode] | None = None
     """`(saved, *, seed, stochastic, start, **handed)` gives an episode as a web page; `start`: of
     the policy before training."""
-    export: Callable[..., Path] | None = None
+    export: Callable[Concatenate[Saved, Path, ...], Path] | None = None
     """`(saved, out, *, adapter, dtype, **handed)` writes a policy as others read it and returns
     where."""
-    generate: Callable[..., list[list[str]]] | None = None
+    generate: Callable[Concatenate[Path, Sequence[str], ...], list[list[str]]] | None = None
     """`(path, prompts, **options) -> responses`, [N][samples], as `sail_jax.generate`; the path is
     that of a run, or of a model that others have trained."""
-    load_policy: Callable[..., Callable[..., Any]] | None = None
+    load_policy: Callable[Concatenate[Saved, ...], Callable[..., Any]] | None = None
     """`(saved, *, deterministic, **handed)` gives a policy as a function from what it sees to what
     it does."""
 
