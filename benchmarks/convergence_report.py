@@ -143,7 +143,7 @@ def measurement(machine: dict[str, Any]) -> str:
 def markdown(raw: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """The tables."""
     size = raw['size']
-    interval = lambda x: str(Interval(**x)) if x else ''  # noqa: E731
+    interval = lambda x: str(Interval(**x)) if x else ''
     lines = [
         f'{size["seeds"]} seeds, {size["env_steps"]:,} env steps, rounded up to whole evaluations.',
         '',

@@ -141,7 +141,7 @@ class Share(gymnasium.Env):
             else self._reset()
             for i in chosen
         ]
-        group = lambda x: x.reshape(contexts, LANES, *x.shape[1:])  # noqa: E731
+        group = lambda x: x.reshape(contexts, LANES, *x.shape[1:])
         columns = [group(np.stack(column, 1)) for column in record]
         return Batch(*columns, group(obs), group(terminated))
 

@@ -99,7 +99,7 @@ def test_wrong_overrides_are_refused_wherever_they_come_in(tmp_path, overrides, 
 
 def copies():
     run = ControlRun.model_validate(SETTINGS)
-    change = lambda value, **update: value.model_copy(update=update)  # noqa: E731
+    change = lambda value, **update: value.model_copy(update=update)
     mixture = change(run.objective.mixture, dpr=3)
     return {
         'unknown key': (change(run, sed=3), 'unknown key sed; did you mean seed?'),

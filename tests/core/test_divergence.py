@@ -172,7 +172,7 @@ def expectation(direction, estimator, drawn_by, *, reduction='sum', visitation=F
     samples = exact.groups(5, 1, lanes)
 
     def penalty(theta, index_1xL):
-        take = lambda table: table[index_1xL]  # noqa: E731
+        take = lambda table: table[index_1xL]
         logp, mask, lane = take(tree_logp(theta)), take(jnp.asarray(MASK)), np.ones((1, lanes))
         behaviour = jax.lax.stop_gradient(logp)
         if estimator == 'sampled':

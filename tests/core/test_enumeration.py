@@ -92,9 +92,7 @@ def test_hard_labels_drawn_by_bradley_terry_are_unbiased():
     p_N *= np.asarray(exact.probabilities(problem, index_NxXxK, route))
     np.testing.assert_allclose(p_N.sum(), 1, atol=1e-12)
 
-    each = lambda index, labels: exact.estimate_and_gradient(  # noqa: E731
-        problem, index, labels, route, THEORY
-    )
+    each = lambda index, labels: exact.estimate_and_gradient(problem, index, labels, route, THEORY)
     _, gradients = jax.jit(jax.vmap(each))(index_NxXxK, all_labelled(hard))
     wanted = exact.exact(problem, THEORY.beta, route).gradient
     np.testing.assert_allclose(p_N @ gradients, wanted, rtol=0, atol=1e-9)
@@ -190,7 +188,7 @@ def test_revkl_sum_is_unbiased(K, direction, estimator):
     @jax.jit
     def both(theta, samples):
         ours, theirs = exact.policy_logp(problem, theta), problem.reference_logp_XxY
-        drawn = lambda i: take(ours, i[:, :K]).sum() + take(theirs, i[:, K:]).sum()  # noqa: E731
+        drawn = lambda i: take(ours, i[:, :K]).sum() + take(theirs, i[:, K:]).sum()
         gradients = jax.vmap(jax.grad(surrogate), in_axes=(None, 0))(theta, samples)
         return jnp.exp(jax.vmap(drawn)(samples)) @ gradients, jax.grad(exact_sum)(theta)
 

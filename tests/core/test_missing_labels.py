@@ -43,7 +43,7 @@ def table(kind: str) -> Table:
 def preference(theta_Y, behaviour_Y, index_BxK, labels, axis=None, count=None):
     """The estimate for softmax policies over Y responses; the reference is uniform."""
     route = exact.route(len(index_BxK), True, False)
-    step = lambda logp_Y: logp_Y[index_BxK][..., None]  # noqa: E731
+    step = lambda logp_Y: logp_Y[index_BxK][..., None]
     one = jnp.ones((*index_BxK.shape, 1))
     return objective.preference(
         exact.steps(
@@ -178,7 +178,7 @@ def test_a_budget_that_ends_within_the_batch_moves_no_expectation(K):
         covered = labellers.within_budget(
             labels, jnp.ones(2, bool), jnp.zeros((), jnp.int32), 2 * pairs - 1
         ).preferences
-        surrogate = lambda theta: preference(theta, logp, index, covered).surrogate  # noqa: E731
+        surrogate = lambda theta: preference(theta, logp, index, covered).surrogate
         return jnp.exp(logp[index].sum()), jax.grad(surrogate)(theta_Y)
 
     p_N, gradients = each(samples)
@@ -204,8 +204,8 @@ def test_rows_of_several_devices_have_one_baseline(K):
     f, weight = f + f.swapaxes(1, 2), np.asarray(looked_up(said, index).weight_BxKxK)
     weight = weight * (1 - np.eye(K))
     whole = jax.jit(score.advantages)(f, weight, -np.log(2))
-    cut = lambda x: x.reshape(8, -1, *x.shape[1:])  # noqa: E731
-    of_part = lambda axis: jax.jit(  # noqa: E731
+    cut = lambda x: x.reshape(8, -1, *x.shape[1:])
+    of_part = lambda axis: jax.jit(
         jax.vmap(
             functools.partial(score.advantages, indifferent=-np.log(2), axis=axis), axis_name='data'
         )

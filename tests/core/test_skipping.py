@@ -15,7 +15,7 @@ PROBLEM = exact.problem(seed=1, contexts=4, responses=3, features=2)
 def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is(value):
     run = bandit_workload.run()
     # A constant: it is in the loss, and in no gradient.
-    constant = lambda policies, inputs, steps: (jnp.float32(value), {})  # noqa: E731
+    constant = lambda policies, inputs, steps: (jnp.float32(value), {})
     workload = bandit_workload.make(PROBLEM, run)._replace(auxiliary_loss=constant)
     state = bandit_workload.start(workload, run, np.ones(2))
     before = jax.device_get(state)
