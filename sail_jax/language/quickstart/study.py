@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sail_jax import configfile, terminal
+from sail_jax import configfile, tables, terminal
 from sail_jax.errors import Interrupted
 from sail_jax.files import ROOM, writing
 from sail_jax.language import export
@@ -128,15 +128,15 @@ def report(outcome: Outcome) -> None:
     terminal.print_table(
         f'Samples; held-out loss {outcome.loss:.2f} nats per response, entropy of the grammar '
         f'{outcome.entropy:.2f}',
-        ('prompt', 'before', 'after SAIL-RevKL'),
+        ('prompt', 'start', 'after SAIL-RevKL'),
         outcome.samples,
         justify='left',
     )
     start = next(iter(outcome.curves.values()))[0]
-    rows = [('before', start), *((name, curve[-1]) for name, curve in outcome.curves.items())]
+    rows = [('start', start), *((name, curve[-1]) for name, curve in outcome.curves.items())]
     terminal.print_table(
         'Responses to held-out prompts',
-        ('', 'sentiment', 'win rate', 'KL to before, nats', 'tokens'),
+        ('', 'sentiment', 'win rate', 'KL to start, nats', 'tokens'),
         [
             (
                 name,
@@ -148,3 +148,4 @@ def report(outcome: Outcome) -> None:
             for name, point in rows
         ],
     )
+    terminal.out(f'what they mean: {tables.MEANINGS}')
