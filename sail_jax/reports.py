@@ -57,7 +57,7 @@ def print_comparison(table: Sequence[Line], title: str, before: Row, after: Row)
         for line in table:
             value = tables.strip(numbers).get(line.metric, 0.0)
             if line.if_nan is not None and math.isnan(value):
-                terminal.out(f'{who}: none of its {line.if_nan}')
+                terminal.out(f'{who} policy: none of its {line.if_nan}')
 
 
 def _print_meanings(table: Sequence[Line]) -> None:

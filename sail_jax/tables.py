@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sail_jax.kind import Line
 
-START, TRAINED, GOOD = 'start policy', 'trained policy', 'good'
+START, TRAINED, GOOD = 'start', 'trained', 'good'
 """Headings."""
 MEANINGS = 'docs/reference/metrics.md#what-is-good'
 """Where the documentation says what the numbers are."""

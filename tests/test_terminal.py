@@ -217,7 +217,7 @@ def test_a_cell_shows_the_table_of_a_result(capsys):
     shown = result(0.5)._replace(table=CONTROL_TABLE)
     rows = re.findall(r'<tr><th[^>]*>(.*?)</th>(.*?)</tr>', shown._repr_html_())
     cells = {title: re.findall(r'>([^<]*)</t[dh]>', rest) for title, rest in rows}
-    assert cells[''] == ['start policy', 'trained policy', 'good']
+    assert cells[''] == ['start', 'trained', 'good']
     assert cells['return, stochastic'] == ['0.500 ± 0.5', '0.500 ± 0.5', 'high']
     assert cells['KL(policy || start) per step'] == ['0.500', '0.500', 'small']
     assert '1,000,000 env steps, 100 labels, 12 s' in shown._repr_html_()
