@@ -143,7 +143,7 @@ def search(
         secant = move_D @ move_D / jnp.maximum(curvature, 1e-300)
         up = new_value >= value
         length = jnp.where(up, jnp.clip(secant, 1e-2, 1e4), length / 4)
-        keep = lambda new, old: jnp.where(up, new, old)  # noqa: E731
+        keep = lambda new, old: jnp.where(up, new, old)
         return (keep(new_D, theta_D), keep(new_value, value), keep(new_grad_D, grad_D), length), ()
 
     first = (start_D, *exact.value_and_grad(problem, objective, start_D), jnp.ones(()))
@@ -192,8 +192,8 @@ def largest_over_ball(
         # A fresh point competes with all that are kept, a moved one with where it came from.
         both_MxD = jnp.concatenate([best_MxD, new_MxD])
         _, top = jax.lax.top_k(jnp.concatenate([value_M, new_M]), M)
-        own = jnp.where(new_M > value_M, jnp.arange(M) + M, jnp.arange(M))
-        chosen = jnp.where(fresh, top, own)
+        better = jnp.where(new_M > value_M, jnp.arange(M) + M, jnp.arange(M))
+        chosen = jnp.where(fresh, top, better)
         value_M = jnp.concatenate([value_M, new_M])[chosen]
         return (both_MxD[chosen], value_M), numbers_MxF
 
@@ -240,7 +240,7 @@ def certified_coefficient(problem: Problem, beta: jax.typing.ArrayLike, radius: 
 
     # f is concave in D with its peak at the reward's own margin.
     peak = jnp.clip(reward[:, :, None] - reward[:, None, :], low, high)
-    over_pairs = lambda x: x.reshape(len(x), -1)  # noqa: E731
+    over_pairs = lambda x: x.reshape(len(x), -1)
     highest_X = over_pairs(f(peak)).max(-1)
     lowest_X = over_pairs(jnp.minimum(f(low), f(high))).min(-1)
     slope = jnp.maximum(

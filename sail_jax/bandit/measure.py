@@ -71,16 +71,23 @@ class Measured(NamedTuple):
     """See `Path.pl_gain`, [P, O, N]."""
 
 
+class Points(NamedTuple):
+    """Where in the ball it is measured."""
+
+    starts_SxD: jax.Array
+    """Of ascent and of the search for maxima."""
+    points_NxD: jax.Array
+    """Of curvature and PL ratio."""
+    moves_RxMxD: jax.Array
+    """From the points to a larger curvature; see `landscape.search_moves`."""
+
+
 @partial(jax.jit, static_argnames=('radius', 'iterations'))
 def _measure(
-    problems: Problem,
-    objectives: Objective,
-    starts_SxD: jax.Array,
-    points_NxD: jax.Array,
-    moves_RxMxD: jax.Array,
-    radius: float,
-    iterations: int,
+    problems: Problem, objectives: Objective, points: Points, radius: float, iterations: int
 ) -> Measured:
+    starts_SxD, points_NxD, moves_RxMxD = points
+
     def one(problem: Problem, objective: Objective) -> Measured:
         curvature, ends_Nx2 = landscape.largest_over_ball(
             lambda theta: landscape.eigenvalues(problem, objective, theta)[jnp.array([-1, 0])],
@@ -104,15 +111,15 @@ def _measure(
 
         value_N, gain_N = jax.vmap(at)(points_NxD)
         return Measured(
-            curvature,
-            landscape.certified_coefficient(problem, objective.beta, radius),
-            smoothness,
-            maxima,
-            jnp.maximum(maxima.value.max(), path.value.max()),
-            path._replace(theta=None),
-            ends_Nx2[:, 0],
-            value_N,
-            gain_N,
+            curvature=curvature,
+            certified=landscape.certified_coefficient(problem, objective.beta, radius),
+            smoothness=smoothness,
+            maxima=maxima,
+            best=jnp.maximum(maxima.value.max(), path.value.max()),
+            path=path._replace(theta=None),
+            point_curvature=ends_Nx2[:, 0],
+            point_value=value_N,
+            point_pl_gain=gain_N,
         )
 
     over_objectives = jax.vmap(one, in_axes=(None, 0))
@@ -127,15 +134,13 @@ def measure(problems: Problem, run: Landscape) -> tuple[Measured, np.ndarray]:
     """
     rng, dimension = generator(run), problems.features_XxYxD.shape[-1]
     points_NxD = landscape.ball_and_surface(rng, run.points, dimension, run.radius)
-    measured = _measure(
-        problems,
-        make_objectives(run.beta, run.coefficient),
-        landscape.ball(rng, run.starts, dimension, run.radius),
-        points_NxD,
-        landscape.search_moves(rng, dimension, run.radius),
-        run.radius,
-        run.iterations,
+    points = Points(
+        starts_SxD=jnp.asarray(landscape.ball(rng, run.starts, dimension, run.radius)),
+        points_NxD=jnp.asarray(points_NxD),
+        moves_RxMxD=jnp.asarray(landscape.search_moves(rng, dimension, run.radius)),
     )
+    objectives = make_objectives(run.beta, run.coefficient)
+    measured = _measure(problems, objectives, points, run.radius, run.iterations)
     return jax.device_get(measured), points_NxD
 
 
@@ -246,12 +251,12 @@ def distinct(maxima: Maximum, radius: float) -> np.ndarray:
       maxima: of one problem and objective, [S].
     """
     theta, residual = np.asarray(maxima.theta), np.asarray(maxima.residual)
-    found: list[int] = []
+    kept: list[int] = []
     for index in np.argsort(-np.asarray(maxima.value)):
-        apart = [np.linalg.norm(theta[index] - theta[other]) for other in found]
+        apart = [np.linalg.norm(theta[index] - theta[other]) for other in kept]
         if residual[index] < 1e-6 and min(apart, default=np.inf) > 0.02 * radius:
-            found.append(int(index))
-    return np.array(found, int)
+            kept.append(int(index))
+    return np.array(kept, int)
 
 
 def slice_through_maxima(
@@ -300,8 +305,8 @@ def slice_through_maxima(
     )
     each = [jax.tree.map(lambda x, o=o: x[o], maxima) for o in range(len(OBJECTIVES))]
     return Slice(
-        axis,
-        np.asarray(value),
-        np.asarray(path),
-        [np.asarray(found.theta)[distinct(found, run.radius)] for found in each],
+        axis=axis,
+        value=np.asarray(value),
+        path=np.asarray(path),
+        maxima=[np.asarray(ends.theta)[distinct(ends, run.radius)] for ends in each],
     )

@@ -71,10 +71,10 @@ def load(path: Path) -> Problem:
     except Exception as error:  # NumPy and zipfile raise whatever the damage happens to hit.
         reason = ' '.join(str(error).split())[:120]
         raise UserError(f'{path}: not an .npz of plain arrays ({reason})') from None
-    known = ('features', 'reward', 'reference')
-    if unknown := sorted(arrays.keys() - set(known)):
-        raise UserError(f'{path}: unknown array {unknown[0]!r}; known: {", ".join(known)}')
-    for name in known[:2]:
+    names = ('features', 'reward', 'reference')
+    if unknown := sorted(arrays.keys() - set(names)):
+        raise UserError(f'{path}: unknown array {unknown[0]!r}; known: {", ".join(names)}')
+    for name in names[:2]:
         if name not in arrays:
             raise UserError(f'{path}: no array {name!r}')
     features = arrays['features']

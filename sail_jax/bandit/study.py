@@ -251,10 +251,10 @@ def report(table: Table) -> list[list[str]]:
 
 def span(values: list[float | None]) -> str:
     """Lowest and highest of the numbers, or nothing if one is missing."""
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
+    numbers = [value for value in values if value is not None]
+    if len(numbers) < len(values):
         return ''
-    low, high = (f'{value:.3g}' for value in (min(known), max(known)))
+    low, high = (f'{value:.3g}' for value in (min(numbers), max(numbers)))
     return low if low == high else f'{low} .. {high}'
 
 

@@ -48,9 +48,7 @@ def test_sharp_coefficient_is_where_the_hessian_turns(problem, beta):
     theta = np.array([0.5, -1.0])
     sharp = float(jax.jit(landscape.sharp_coefficient)(problem, beta, theta))
     eigenvalues = jax.jit(landscape.eigenvalues)
-    largest = lambda c: float(  # noqa: E731
-        eigenvalues(problem, Objective(beta, 1.0 * c), theta)[-1]
-    )
+    largest = lambda c: float(eigenvalues(problem, Objective(beta, 1.0 * c), theta)[-1])
     assert abs(largest(sharp)) < 1e-12
     assert largest(sharp + 0.01) < 0 < largest(sharp - 0.01)
 
@@ -65,7 +63,7 @@ def test_above_the_certified_coefficient_every_hessian_is_negative(problem, poin
 
 
 def test_search_over_the_ball_finds_a_grids_largest_value(problem, points):
-    function = lambda theta: landscape.eigenvalues(problem, Objective(0.5), theta)[-1:]  # noqa: E731
+    function = lambda theta: landscape.eigenvalues(problem, Objective(0.5), theta)[-1:]
     moves = landscape.search_moves(np.random.default_rng(0), 2, RADIUS)
     largest, numbers = jax.jit(
         lambda points: landscape.largest_over_ball(function, points, moves, RADIUS)

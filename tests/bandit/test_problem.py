@@ -63,8 +63,8 @@ def test_value_is_that_of_brute_force(problem, objective):
 @pytest.mark.parametrize('objective', OBJECTIVES)
 def test_gradient_and_hessian_are_finite_differences(problem, objective):
     steps = 1e-5 * np.eye(3)
-    value = lambda theta: float(value_of(problem, objective, theta))  # noqa: E731
-    grad = lambda theta: np.asarray(value_and_grad(problem, objective, theta)[1])  # noqa: E731
+    value = lambda theta: float(value_of(problem, objective, theta))
+    grad = lambda theta: np.asarray(value_and_grad(problem, objective, theta)[1])
     difference = [(value(THETA + step) - value(THETA - step)) / 2e-5 for step in steps]
     np.testing.assert_allclose(grad(THETA), difference, rtol=0, atol=1e-9)
     difference = [(grad(THETA + step) - grad(THETA - step)) / 2e-5 for step in steps]
