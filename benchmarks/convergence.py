@@ -204,7 +204,8 @@ def ppo_rows(
                 policy = Policy({**start.params, 'policy': params[1]}, params[0])
                 points[int(step)] = judge(policy, start, (), *identity)
 
-        reference.train_ppo(env, run, env_steps, seed, note, size.evaluations, **settings)
+        watch = reference.Watch(note, size.evaluations)
+        reference.train_ppo(env, run, env_steps, seed, watch, **settings)
         rows = {
             step: {key: float(value) for key, value in jax.device_get(row).items()}
             for step, row in points.items()

@@ -72,7 +72,8 @@ def ppo(run: ControlRun, seed: int, judge: Any, env: Any, networks: Any) -> tupl
         marks[0] = time.perf_counter()
 
     notes = run.dispatches * run.updates_per_dispatch // run.evaluation.every_updates
-    reference.train_ppo(env, run, run.total_env_steps, seed, note, notes, **PPO_CHOSEN)
+    watch = reference.Watch(note, notes)
+    reference.train_ppo(env, run, run.total_env_steps, seed, watch, **PPO_CHOSEN)
     lengths = np.asarray([point.seconds for point in points])
     compile_s = lengths[0] - np.median(lengths[1:])
     lengths[0] -= compile_s

@@ -1,9 +1,9 @@
-"""Where the policy that training starts from, and is held to, comes from."""
+"""Where the policy that training starts from, and is kept close to, comes from."""
 
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sail_jax.control.compat  # noqa: F401
 
@@ -62,14 +62,12 @@ def _from_run(env: Env, run: ControlRun) -> tuple[Any, Any]:
     path = run.reference.path
     assert path is not None  # Or the configuration is refused.
     data, node = configfile.read_yaml(path / 'config.yaml')
-    theirs = configfile.validate(ControlRun, data, path / 'config.yaml', node)
-    _require_same(path, 'policy.activation', theirs.policy.activation, run.policy.activation)
-    _require_same(path, 'policy.hidden', theirs.policy.hidden, run.policy.hidden)
-    _require_same(path, 'env.name', theirs.env.name, run.env.name)
+    other = configfile.validate(ControlRun, data, path / 'config.yaml', node)
+    _require_same(path, 'policy.activation', other.policy.activation, run.policy.activation)
+    _require_same(path, 'policy.hidden', other.policy.hidden, run.policy.hidden)
+    _require_same(path, 'env.name', other.env.name, run.env.name)
     abstract = jax.eval_shape(
-        lambda key: control_policy.init(
-            key, env, control_policy.make_networks(env, theirs), theirs
-        ),
+        lambda key: control_policy.init(key, env, control_policy.make_networks(env, other), other),
         jax.random.key(0),
     )
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -88,13 +86,21 @@ def _from_brax(env: Env, run: ControlRun) -> tuple[Any, Any]:
     return brax_checkpoint.read_policy(path)
 
 
+class Watch(NamedTuple):
+    """Who looks on while PPO trains."""
+
+    note: Callable[[int, tuple[Any, Any]], None]
+    """Takes the env steps so far, and what `train_ppo` would return now."""
+    times: int
+    """How often, evenly spaced."""
+
+
 def train_ppo(
     env: Env,
     run: ControlRun,
     env_steps: int,
     seed: int,
-    note: Callable[[int, tuple[Any, Any]], None] | None = None,
-    notes: int = 0,
+    watch: Watch | None = None,
     **settings: Any,
 ) -> tuple[Any, Any]:
     """Brax PPO on the true reward, with settings that suit most of Brax's environments.
@@ -102,8 +108,6 @@ def train_ppo(
     Args:
       run: says the environment's kind, the episode's length and the networks.
       env_steps: how long, rounded up to whole batches of PPO.
-      note: called `notes` times on the way, evenly spaced, with the env steps so far and what this
-        function returns.
       settings: arguments of `ppo.train` in the place of `PPO`.
 
     Returns:
@@ -122,9 +126,9 @@ def train_ppo(
 
         wrap = wrapper.wrap_for_brax_training
 
-    def watch(step: int, _: Any, params: Any) -> None:
-        if note is not None:
-            note(step, jax.device_get(params[:2]))
+    def note(step: int, _: Any, params: Any) -> None:
+        if watch is not None:
+            watch.note(step, jax.device_get(params[:2]))
 
     _, params, _ = ppo.train(
         environment=env,
@@ -136,31 +140,31 @@ def train_ppo(
         normalize_observations=True,
         network_factory=factory,
         seed=seed,
-        num_evals=notes + 1,
+        num_evals=(watch.times if watch else 0) + 1,
         run_evals=False,
-        policy_params_fn=watch,
+        policy_params_fn=note,
         **{**PPO, **settings},
     )
     return jax.device_get(params[:2])
 
 
-def _require_same(path: Path, key: str, theirs: Any, ours: Any) -> None:
-    if theirs != ours:
-        raise UserError(f'reference.path: {path}: has {key} {theirs}, this run {ours}')
+def _require_same(path: Path, key: str, loaded: Any, needed: Any) -> None:
+    if loaded != needed:
+        raise UserError(f'reference.path: {path}: has {key} {loaded}, this run {needed}')
 
 
 def _check_shapes(fresh: Policy, statistics: Any, policy: Any, path: Path | None) -> None:
-    shapes = lambda tree: {  # noqa: E731
+    shapes = lambda tree: {
         jax.tree_util.keystr(key): jnp.shape(leaf)
         for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
     # Of the normaliser its mean, its standard deviation and what that is updated by.
-    normaliser = lambda x: (x.mean, x.std, x.summed_variance)  # noqa: E731
-    ours = shapes((fresh.params['policy'], *normaliser(fresh.statistics)))
-    theirs = shapes((policy, *normaliser(statistics)))
-    if ours != theirs:
-        key = next(key for key in sorted(ours | theirs) if ours.get(key) != theirs.get(key))
+    normaliser = lambda x: (x.mean, x.std, x.summed_variance)
+    needed = shapes((fresh.params['policy'], *normaliser(fresh.statistics)))
+    loaded = shapes((policy, *normaliser(statistics)))
+    if needed != loaded:
+        key = next(key for key in sorted(needed | loaded) if needed.get(key) != loaded.get(key))
         raise UserError(
-            f'reference.path: {path}: policy of another shape: {key} is {theirs.get(key)}, '
-            f'this environment and policy.hidden need {ours.get(key)}'
+            f'reference.path: {path}: policy of another shape: {key} is {loaded.get(key)}, '
+            f'this environment and policy.hidden need {needed.get(key)}'
         )
