@@ -84,7 +84,7 @@ def train(
         whose `config.yaml` then has its class's name and `backend: python`; see
         `sail_jax.control.contract.sound`.
       segment_reward: of a control run, what the labeller goes by instead of the environment's
-        reward; see `sail_jax.control.workload.SegmentReward`. Its name is recorded.
+        reward; see `sail_jax.control.judgement.SegmentReward`. Its name is recorded.
       reward: of a language run, scores responses instead of the configuration's reward; see
         `sail_jax.Reward`.
       judge: of a language run, says which of two responses is better; see

@@ -62,7 +62,7 @@ def make(run: ControlRun, policy: Policy, deterministic: bool, env: Env | None =
 
 def _require_shapes(obs: Any, shapes: Any) -> None:
     """Refuses observations of another environment."""
-    own = jax.tree.map(lambda x: jnp.shape(x)[-1:], obs)
-    if own != jax.tree.map(lambda x: x[-1:], shapes, is_leaf=lambda x: isinstance(x, tuple)):
+    sizes = jax.tree.map(lambda x: jnp.shape(x)[-1:], obs)
+    if sizes != jax.tree.map(lambda x: x[-1:], shapes, is_leaf=lambda x: isinstance(x, tuple)):
         shown = jax.tree.map(jnp.shape, obs)
         raise UserError(f'obs: expected shape {shapes}, or a batch of these, got {shown}')

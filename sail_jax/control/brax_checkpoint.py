@@ -118,7 +118,7 @@ def read_policy(path: Path) -> tuple[RunningStatisticsState, Any]:
         # Orbax takes no relative path.
         fixed, policy = ppo_checkpoint.load(str(path.absolute()))[:2]
         seen, std_eps = _number(fixed.count), _number(fixed.std_eps)
-        summed = lambda std: seen * np.maximum(np.float64(std) ** 2 - std_eps, 0)  # noqa: E731
+        summed = lambda std: seen * np.maximum(np.float64(std) ** 2 - std_eps, 0)
         mean, std, summed_variance, policy = jax.tree.map(
             lambda x: jnp.asarray(x, jnp.float32),
             (fixed.mean, fixed.std, jax.tree.map(summed, fixed.std), policy),

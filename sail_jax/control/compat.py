@@ -38,7 +38,7 @@ import mujoco.mjx._src.io as mjx_io  # noqa: E402
 
 def _device_put_replicated(x: Any, devices: Sequence[Any]) -> Any:
     sharding = NamedSharding(Mesh(list(devices), ('i',)), PartitionSpec('i'))
-    stack = lambda leaf: jnp.broadcast_to(leaf, (len(devices), *jnp.shape(leaf)))  # noqa: E731
+    stack = lambda leaf: jnp.broadcast_to(leaf, (len(devices), *jnp.shape(leaf)))
     return jax.device_put(jax.tree.map(stack, x), sharding)
 
 

@@ -147,8 +147,8 @@ class ControlRun(config.Run):
 def recorded(run: ControlRun, env: Any, segment_reward: Any) -> ControlRun:
     """The configuration with the names of what Python gives beside it; None is not given."""
     if env is not None:
-        given = {'name': type(env).__name__, 'backend': PYTHON}
-        run = run.model_copy(update={'env': run.env.model_copy(update=given)})
+        names = {'name': type(env).__name__, 'backend': PYTHON}
+        run = run.model_copy(update={'env': run.env.model_copy(update=names)})
     if segment_reward is not None:
         name = getattr(segment_reward, '__name__', type(segment_reward).__name__)
         run = run.model_copy(update={'segment_reward': name})

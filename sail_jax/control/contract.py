@@ -75,7 +75,7 @@ def tried(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
 def _tried_on_one(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """`tried` under `vmap`, as every environment runs, and where values kept outside of the state
     show; a batch of one."""
-    lead = lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype)  # noqa: E731
+    lead = lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
     batch = tried(what, jax.vmap(function), *jax.tree.map(lead, arguments))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
 
@@ -151,10 +151,10 @@ def _require_environment(env: Any) -> None:
             raise UserError(f'env: {kind.__name__} is an environment of {library}; {EXPECTED}')
     inner, seen = env, set()
     while inner is not None and id(inner) not in seen:
-        found = [base.__name__ for base in type(inner).__mro__ if base.__name__ in WRAPPERS]
-        if found:
+        wrappers = [base.__name__ for base in type(inner).__mro__ if base.__name__ in WRAPPERS]
+        if wrappers:
             raise UserError(
-                f'env: wrapped in {found[0]}; give the bare environment '
+                f'env: wrapped in {wrappers[0]}; give the bare environment '
                 '(brax.envs.get_environment, or env.unwrapped): states are batched, and episodes '
                 'begun and cut, by sail_jax itself (env.episode_length)'
             )
@@ -189,9 +189,9 @@ def _require_state(where: str, state: Any) -> None:
     lacks = [key for key in FIELDS if not hasattr(state, key)]
     if lacks:
         of = f' of {len(state)}' if isinstance(state, tuple | list) else ''
-        theirs = ', as Gymnax and Gym have it' if type(state) is tuple else ''
+        like = ', as Gymnax and Gym have it' if type(state) is tuple else ''
         raise UserError(
-            f'{where}: returned a{_kind(state)}{of}{theirs}, without {", ".join(lacks)}; '
+            f'{where}: returned a{_kind(state)}{of}{like}, without {", ".join(lacks)}; '
             "expected Brax's State (pipeline_state, obs, reward, done, metrics, info)"
         )
     for key in FIELDS[1:]:
@@ -230,8 +230,8 @@ def _joined(name: str, before: Any, after: Any) -> Any:
     Raises:
       UserError: a leaf that only one of the two has, or that differs.
     """
-    ours, theirs = _leaves(before), _leaves(after)
-    joined = [_join(ours[key], theirs[key]) for key in ours.keys() & theirs.keys()]
+    first, second = _leaves(before), _leaves(after)
+    joined = [_join(first[key], second[key]) for key in first.keys() & second.keys()]
     same = jax.tree.structure(before) == jax.tree.structure(after)
     if not same or None in joined:
         raise UserError(f'env: {name}: {_difference(before, after)}')
@@ -256,17 +256,17 @@ def _join(a: jax.ShapeDtypeStruct, b: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStr
 
 def _difference(before: Any, after: Any) -> str:
     """The first leaf in which the states of reset and step differ, that no type suits if any."""
-    ours, theirs = _leaves(before), _leaves(after)
-    for key in (*ours, *theirs):
-        if key not in theirs:
+    first, second = _leaves(before), _leaves(after)
+    for key in (*first, *second):
+        if key not in second:
             return f'{key} is in the state that reset returns, and not in that of step'
-        if key not in ours:
+        if key not in first:
             return f"{key} is in the state that step returns; reset's must have it too"
-    differ = [key for key in ours if _type(ours[key]) != _type(theirs[key])]
-    for key in sorted(differ, key=lambda key: _join(ours[key], theirs[key]) is not None):
+    differ = [key for key in first if _type(first[key]) != _type(second[key])]
+    for key in sorted(differ, key=lambda key: _join(first[key], second[key]) is not None):
         return (
-            f'{key} is {_type(ours[key])} in the state that reset returns, '
-            f'and {_type(theirs[key])} in that of step'
+            f'{key} is {_type(first[key])} in the state that reset returns, '
+            f'and {_type(second[key])} in that of step'
         )
     structures = [one_line(jax.tree.structure(state)) for state in (before, after)]
     return f'the states that reset and step return are built otherwise: {" and ".join(structures)}'
@@ -320,12 +320,12 @@ class _Sound(Env):
         return self._right(self._env.reset(rng))
 
     def step(self, state: State, action: jax.Array) -> State:
-        theirs = jax.tree.map(_given, state.pipeline_state, self._types)
-        return self._right(self._env.step(theirs, action))
+        unpacked = jax.tree.map(_unpacked, state.pipeline_state, self._types)
+        return self._right(self._env.step(unpacked, action))
 
     def _right(self, state: Any) -> State:
-        state = jax.tree.map(_stored, state, self._types)
-        number = lambda leaf: leaf.reshape(()).astype(jnp.float32)  # noqa: E731
+        state = jax.tree.map(_packed, state, self._types)
+        number = lambda leaf: leaf.reshape(()).astype(jnp.float32)
         return State(state, _observation(state.obs), number(state.reward), number(state.done))
 
     @property
@@ -342,14 +342,14 @@ class _Sound(Env):
         return 'python'
 
 
-def _stored(leaf: Any, of: jax.ShapeDtypeStruct) -> jax.Array:
+def _packed(leaf: Any, of: jax.ShapeDtypeStruct) -> jax.Array:
     """Of the type that suits both, and a key as its bits."""
     if _is_key(of):
         return jax.random.key_data(leaf)
     return jnp.asarray(leaf, of.dtype).reshape(of.shape)
 
 
-def _given(leaf: jax.Array, of: jax.ShapeDtypeStruct) -> jax.Array:
+def _unpacked(leaf: jax.Array, of: jax.ShapeDtypeStruct) -> jax.Array:
     """What was stored, as the environment takes it."""
     if not _is_key(of):
         return leaf

@@ -46,8 +46,8 @@ def make(settings: Environment) -> Env:
     if settings.name not in NAMES:
         raise UserError(f'env.name: {_unknown("environment", settings.name, NAMES)}')
     if settings.backend not in BACKENDS:
-        known = (*BACKENDS, 'playground')
-        raise UserError(f'env.backend: {_unknown("backend", settings.backend, known)}')
+        names = (*BACKENDS, 'playground')
+        raise UserError(f'env.backend: {_unknown("backend", settings.backend, names)}')
     try:
         return envs.get_environment(settings.name, backend=settings.backend)
     except ValueError:
@@ -111,7 +111,7 @@ def _of_robots(name: str) -> str:
     )
 
 
-def _unknown(what: str, name: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(name, known, 1)
-    hint = f'did you mean {close[0]}?' if close else f'known: {", ".join(known)}'
+def _unknown(what: str, name: str, names: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, names, 1)
+    hint = f'did you mean {close[0]}?' if close else f'known: {", ".join(names)}'
     return f'unknown {what} {name!r}; {hint}'

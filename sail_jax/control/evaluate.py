@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from sail_jax.control import rollout
 from sail_jax.control.config import ControlRun
+from sail_jax.control.lanes import World
 from sail_jax.control.rollout import Episodes
 from sail_jax.core.keys import EVALUATE, row_keys, stream
 from sail_jax.core.types import Hyper, Policies, Policy
@@ -31,21 +32,15 @@ def make(env: Env, networks: PPONetworks, run: ControlRun, mesh: Mesh) -> Evalua
       mesh: start states are split over its `data` axis where their number divides by it; otherwise
         every device runs all of them.
     """
+    world = World(env, networks, run.env.episode_length)
     divides = run.evaluation.episodes % mesh.shape['data'] == 0
     rows = PartitionSpec('data') if divides else PartitionSpec()
     rows_of_both = PartitionSpec(None, *rows)
 
     def episodes(policies: Policies, key_B: jax.Array) -> Episodes:
         def of(actor: Policy) -> Episodes:
-            return rollout.episodes(
-                env,
-                networks,
-                policies,
-                actor,
-                jnp.asarray(LANES_DETERMINISTIC),
-                key_B,
-                run.env.episode_length,
-            )
+            deterministic_L = jnp.asarray(LANES_DETERMINISTIC)
+            return rollout.episodes(world, policies, actor, deterministic_L, key_B)
 
         # One after the other: the simulator is compiled once.
         actors = jax.tree.map(lambda *x: jnp.stack(x), policies.policy, policies.reference)
@@ -64,13 +59,13 @@ def make(env: Env, networks: PPONetworks, run: ControlRun, mesh: Mesh) -> Evalua
             out_specs=rows_of_both,
             check_vma=False,
         )(Policies(policy, start), key_B)
-        ours, theirs = (jax.tree.map(lambda x, i=i: x[i], both) for i in range(2))
-        return summarise(ours, theirs, hyper.beta)
+        of_policy, of_start = (jax.tree.map(lambda x, i=i: x[i], both) for i in range(2))
+        return summarise(of_policy, of_start, hyper.beta)
 
     return evaluate
 
 
-def summarise(ours: Episodes, theirs: Episodes, beta: jax.Array) -> dict[str, jax.Array]:
+def summarise(policy: Episodes, start: Episodes, beta: jax.Array) -> dict[str, jax.Array]:
     """Numbers of an evaluation; KLs are in nats per env step, lengths in env steps.
 
     The standard error is over start states, whose two stochastic episodes are averaged first.
@@ -81,13 +76,13 @@ def summarise(ours: Episodes, theirs: Episodes, beta: jax.Array) -> dict[str, ja
     episode wins against it. Lengths, margin and label accuracy are of sound episodes. What there is
     nothing for is NaN: the return of a policy none of whose episodes is sound.
     """
-    sampled = counted_return(ours, theirs, slice(0, 2))
-    mode = counted_return(ours, theirs, slice(2, 3))[:, 0]
+    sampled = counted_return(policy, start, slice(0, 2))
+    mode = counted_return(policy, start, slice(2, 3))[:, 0]
     n = sampled.shape[0]
-    win_rate = jax.vmap(share_won)(ranked(ours)[:, :2], ranked(theirs)[:, :2]).mean()
-    implicit = beta * (ours.logp - ours.reference_logp)[:, :2]
-    sound = ~ours.not_finite[:, :2].any(1)
-    label = jnp.sign(ours.episode_return[:, 0] - ours.episode_return[:, 1]) * sound
+    win_rate = jax.vmap(share_won)(ranked(policy)[:, :2], ranked(start)[:, :2]).mean()
+    implicit = beta * (policy.logp - policy.reference_logp)[:, :2]
+    sound = ~policy.not_finite[:, :2].any(1)
+    label = jnp.sign(policy.episode_return[:, 0] - policy.episode_return[:, 1]) * sound
     margin = (implicit[:, 0] - implicit[:, 1]) * label
     decided = jnp.abs(label).sum()
 
@@ -95,7 +90,7 @@ def summarise(ours: Episodes, theirs: Episodes, beta: jax.Array) -> dict[str, ja
         return kl[:, :2].sum() / episodes.length[:, :2].sum()
 
     def length(lanes: slice) -> jax.Array:
-        return ours.length[:, lanes].mean(where=~ours.not_finite[:, lanes])
+        return policy.length[:, lanes].mean(where=~policy.not_finite[:, lanes])
 
     numbers = {
         'return': sampled.mean(),
@@ -106,9 +101,9 @@ def summarise(ours: Episodes, theirs: Episodes, beta: jax.Array) -> dict[str, ja
         'deterministic_return_std': mode.std(),
         'deterministic_return_se': mode.std(ddof=1) / n**0.5,
         'deterministic_length': length(slice(2, 3)),
-        'not_finite': ours.not_finite.sum(),
-        'kl_policy_to_ref': per_step(ours.kl_policy_to_ref, ours),
-        'kl_ref_to_policy': per_step(theirs.kl_ref_to_policy, theirs),
+        'not_finite': policy.not_finite.sum(),
+        'kl_policy_to_ref': per_step(policy.kl_policy_to_ref, policy),
+        'kl_ref_to_policy': per_step(start.kl_ref_to_policy, start),
         'win_rate': win_rate,
         'margin': margin.sum() / decided,
         'label_accuracy': ((1 + jnp.sign(margin)) / 2 * jnp.abs(label)).sum() / decided,
@@ -124,19 +119,20 @@ def ranked(episodes: Episodes) -> jax.Array:
     return jnp.where(episodes.not_finite, -jnp.inf, episodes.episode_return)
 
 
-def counted_return(ours: Episodes, theirs: Episodes, lanes: slice) -> jax.Array:
-    """Our returns, what broke as the worst sound one of either; NaN where none of ours is sound."""
-    ours, theirs = (jax.tree.map(lambda x: x[:, lanes], x) for x in (ours, theirs))
+def counted_return(policy: Episodes, start: Episodes, lanes: slice) -> jax.Array:
+    """Returns of the policy, what broke as the worst sound one of either; NaN where none of the
+    policy's is sound."""
+    policy, start = (jax.tree.map(lambda x: x[:, lanes], x) for x in (policy, start))
     worst = jnp.inf
-    for episodes in (ours, theirs):
+    for episodes in (policy, start):
         sound = ~episodes.not_finite
         worst = jnp.minimum(worst, episodes.episode_return.min(where=sound, initial=jnp.inf))
-    returns = jnp.where(ours.not_finite, worst, ours.episode_return)
-    return jnp.where(ours.not_finite.all(), jnp.nan, returns)
+    returns = jnp.where(policy.not_finite, worst, policy.episode_return)
+    return jnp.where(policy.not_finite.all(), jnp.nan, returns)
 
 
-def share_won(ours_L: jax.Array, theirs_L: jax.Array) -> jax.Array:
-    """Of all pairs of an episode of ours and one of theirs; equal ones, two broken ones among them,
-    count one half."""
-    ours, theirs = ours_L[:, None], theirs_L[None]
-    return ((ours > theirs) + 0.5 * (ours == theirs)).mean()
+def share_won(policy_L: jax.Array, start_L: jax.Array) -> jax.Array:
+    """Of all pairs of an episode of the policy and one of the start; equal ones, two broken ones
+    among them, count one half."""
+    policy, start = policy_L[:, None], start_L[None]
+    return ((policy > start) + 0.5 * (policy == start)).mean()

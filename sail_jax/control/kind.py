@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from brax.envs.base import Env
 
     from sail_jax.control.act import Act
-    from sail_jax.control.workload import SegmentReward
+    from sail_jax.control.judgement import SegmentReward
     from sail_jax.episode import Episode
     from sail_jax.training.task import Task
 
@@ -140,10 +140,10 @@ def export(
     """Writes a Brax PPO checkpoint, whose numbers are as they were trained."""
     if adapter or dtype is not None:
         raise UserError(f'{"--adapter" if adapter else "--dtype"}: not for a control run')
-    from sail_jax.control import render
+    from sail_jax.control import export
 
     policy, _ = saved.policies()
-    return render.export_brax(saved.run, policy, out, env)
+    return export.export_brax(saved.run, policy, out, env)
 
 
 def load_policy(saved: Saved, *, deterministic: bool = True, env: Env | None = None) -> Act:

@@ -1,9 +1,8 @@
-"""One episode as a web page that needs nothing else, and policies for Brax."""
+"""One episode as a web page that needs nothing else."""
 
 import base64
 import json
 from importlib import resources
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import sail_jax.control.compat  # noqa: F401
@@ -13,18 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from brax.base import System
 from brax.envs.base import Env, PipelineEnv
-from brax.training.agents.ppo import checkpoint as ppo_checkpoint
-from brax.training.agents.ppo import networks as ppo_networks
 from brax.training.agents.ppo.networks import PPONetworks
 
-from sail_jax import files
-from sail_jax.control import contract, envs
+from sail_jax.control import envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.core.types import Policy
 from sail_jax.episode import Episode
 from sail_jax.errors import UserError
-from sail_jax.training import quiet
 
 SHAPES = {
     0: 'plane',
@@ -135,7 +130,7 @@ def geoms(system: System) -> list[dict[str, Any]]:
 
     Lengths in metres, rotations as (w, x, y, z), colours as red, green, blue and opacity.
     """
-    found, model = [], system.mj_model
+    drawn, model = [], system.mj_model
     for i, kind in enumerate(model.geom_type):
         if int(kind) not in SHAPES:
             continue
@@ -152,8 +147,8 @@ def geoms(system: System) -> list[dict[str, Any]]:
         }
         if geom['type'] == 'mesh':
             geom |= _mesh(model, int(model.geom_dataid[i]))
-        found.append(geom)
-    return found
+        drawn.append(geom)
+    return drawn
 
 
 def _mesh(model: Any, i: int) -> dict[str, Any]:
@@ -173,36 +168,3 @@ def _view(pose: np.ndarray) -> list[float]:
 
 def _base64(x: np.ndarray) -> str:
     return base64.b64encode(np.asarray(x, '<f4').tobytes()).decode('ascii')
-
-
-def export_brax(run: ControlRun, policy: Policy, path: Path, env: Env | None = None) -> Path:
-    """Writes the policy as a Brax PPO checkpoint, for `ppo.checkpoint.load_policy`.
-
-    Args:
-      env: the environment that `train` was given, if it was.
-
-    Returns:
-      The checkpoint's directory.
-
-    Raises:
-      UserError: the directory exists, or there can be none; see `files.check_checkpoint_path`.
-      TrainingFailed: it cannot be written.
-    """
-    path = path.absolute()  # Orbax takes no other.
-    files.check_checkpoint_path(path)
-    env = envs.make(run.env) if env is None else contract.sound(env)
-    networks = control_policy.make_networks(env, run)
-    value = policy.params.get('value') or networks.value_network.init(jax.random.key(0))
-
-    shape = control_policy.observation_shape(env)
-    settings = ppo_checkpoint.network_config(
-        observation_size=shape[0] if isinstance(shape, tuple) else shape,
-        action_size=env.action_size,
-        normalize_observations=True,
-        network_factory=ppo_networks.make_ppo_networks,
-    )
-    settings.network_factory_kwargs = control_policy.network_factory(run)
-    params = policy.statistics, policy.params['policy'], value
-    with files.writing(path), files.new_directory(path) as directory:
-        quiet.saving(lambda: ppo_checkpoint.save(str(directory), 0, params, settings))
-    return path / f'{0:012d}'

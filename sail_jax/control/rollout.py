@@ -5,6 +5,7 @@ penalty asks for it), T env steps. A lane ends at its first `done`, at the episo
 the simulator returns something that is not finite; what follows is masked.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import sail_jax.control.compat  # noqa: F401
@@ -15,7 +16,8 @@ from brax.envs.base import Env, State
 from brax.training.agents.ppo.networks import PPONetworks
 
 from sail_jax.control import policy as control_policy
-from sail_jax.core.divergence import gaussian_kl
+from sail_jax.control.lanes import Lanes, World, advance, begin, grouped, sampled_action, select
+from sail_jax.core.divergence import Gaussian, gaussian_kl
 from sail_jax.core.keys import split_rows
 from sail_jax.core.types import Policies, Policy
 
@@ -65,74 +67,74 @@ def init_contexts(env: Env, key_B: jax.Array, episode_length: int, segment_lengt
     return Contexts(reset(env, reset_B), draw(clock_B) * segment_length)
 
 
+Actor = Callable[[Any], Gaussian]
+"""Who acts: from observations [B, L, ...] to the normals that actions are drawn from."""
+
+
+def make_actor(
+    networks: PPONetworks, policies: Policies, by_reference_BxL: jax.Array | None = None
+) -> Actor:
+    """The reference in the lanes that are said, the policy in the others.
+
+    Args:
+      by_reference_BxL: None where the reference acts nowhere, which saves its forward pass.
+    """
+
+    def act(obs: Any) -> Gaussian:
+        dist = control_policy.actions(networks, policies.policy, obs)
+        if by_reference_BxL is None:
+            return dist
+        other = control_policy.actions(networks, policies.reference, obs)
+        return select(by_reference_BxL, other, dist)
+
+    return act
+
+
 def segments(
-    env: Env,
-    networks: PPONetworks,
-    policies: Policies,
+    world: World,
+    actor: Actor,
     contexts: Contexts,
-    by_reference_BxL: jax.Array | None,
     key_B: jax.Array,
     *,
     lanes: int,
     segment_length: int,
-    episode_length: int,
 ) -> tuple[Segments, State]:
     """Runs `lanes` segments from each context.
 
     Args:
-      policies: the policy and its reference.
-      by_reference_BxL: lanes in which the reference acts; None where it never does, which saves
-        its forward pass.
-      key_B: one key a row; a row's segments depend on its own key alone.
+      key_B: one key a row; a row's segments depend on its key alone.
 
     Returns:
       The segments, and the simulator states after them, leaves leading with [B, L].
     """
-    policy, reference = policies.policy, policies.reference
-    B = contexts.clock_B.shape[0]
-    group = lambda x: x.reshape(B, lanes, *x.shape[1:])  # noqa: E731
 
-    def step(carry, t):
-        state, obs, alive_BxL = carry
-        dist = control_policy.actions(networks, policy, obs)
-        if by_reference_BxL is not None:
-            other = control_policy.actions(networks, reference, obs)
-            dist = select(by_reference_BxL, other, dist)
-        noise = jax.vmap(
-            lambda key: jax.random.normal(jax.random.fold_in(key, t), dist.loc.shape[1:])
-        )(key_B)
-        raw_action = dist.loc + dist.scale * noise
-        action = networks.parametric_action_distribution.postprocess(raw_action)
-        state = jax.vmap(env.step)(state, action.reshape(B * lanes, -1))
-        new_obs, reward, done_BxL = jax.tree.map(group, (state.obs, state.reward, state.done > 0))
-        finite_BxL = jnp.isfinite(reward) & all_finite(new_obs)
-        happened_BxL = alive_BxL & finite_BxL
-        within_Bx1 = (contexts.clock_B + t + 1 < episode_length)[:, None]
+    def step(now: Lanes, t):
+        dist = actor(now.obs)
+        raw_action = sampled_action(dist, key_B, t)
+        after, outcome = advance(world, now, raw_action)
+        within_Bx1 = (contexts.clock_B + t + 1 < world.episode_length)[:, None]
         record = {
-            'obs': obs,
+            'obs': now.obs,
             'raw_action': raw_action,
-            'reward': jnp.where(happened_BxL, reward, 0),
-            'mask': happened_BxL,
+            'reward': jnp.where(outcome.happened_BxL, outcome.reward_BxL, 0),
+            'mask': outcome.happened_BxL,
             'logp': control_policy.log_prob(dist, raw_action),
-            'terminated': happened_BxL & done_BxL,
-            'not_finite': alive_BxL & ~finite_BxL,
+            'terminated': outcome.happened_BxL & outcome.done_BxL,
+            'not_finite': outcome.broken_BxL,
         }
-        obs = select(happened_BxL, new_obs, obs)
-        return (state, obs, happened_BxL & ~done_BxL & within_Bx1), record
+        return after._replace(alive_BxL=after.alive_BxL & within_Bx1), record
 
-    state = jax.tree.map(lambda x: jnp.repeat(x, lanes, axis=0), contexts.env_state)
-    obs, sound_BxL = sound_start(jax.tree.map(group, state.obs))
-    start = (state, obs, sound_BxL)
-    (state, last_obs, alive_BxL), record = jax.lax.scan(step, start, jnp.arange(segment_length))
+    start = begin(contexts.env_state, lanes)
+    last, record = jax.lax.scan(step, start, jnp.arange(segment_length))
     terminated, not_finite = record.pop('terminated'), record.pop('not_finite')
     record = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), record)
     return Segments(
         **record | {'mask': record['mask'].astype(jnp.float32)},
-        last_obs=last_obs,
+        last_obs=last.obs,
         terminated=terminated.any(0),
-        not_finite=not_finite.any(0) | ~sound_BxL,
-        ended=~alive_BxL,
-    ), jax.tree.map(group, state)
+        not_finite=not_finite.any(0) | ~start.alive_BxL,
+        ended=~last.alive_BxL,
+    ), grouped(last.state, lanes)
 
 
 def next_contexts(
@@ -166,13 +168,7 @@ class Episodes(NamedTuple):
 
 
 def episodes(
-    env: Env,
-    networks: PPONetworks,
-    policies: Policies,
-    actor: Policy,
-    deterministic_L: jax.Array,
-    key_B: jax.Array,
-    episode_length: int,
+    world: World, policies: Policies, actor: Policy, deterministic_L: jax.Array, key_B: jax.Array
 ) -> Episodes:
     """Full episodes from new random states, L from each; ends early when all have ended.
 
@@ -184,70 +180,37 @@ def episodes(
       deterministic_L: lanes that take the mode instead of a sample.
       key_B: one key for each start state.
     """
-    policy, reference = policies.policy, policies.reference
     B, L = key_B.shape[0], deterministic_L.shape[0]
-    group = lambda x: x.reshape(B, L, *x.shape[1:])  # noqa: E731
     reset_B, noise_B = split_rows(key_B, 2)
 
     def step(carry):
-        t, state, obs, alive_BxL, sums, broken_BxL = carry
-        ours, theirs = (control_policy.actions(networks, p, obs) for p in (policy, reference))
-        dist = control_policy.actions(networks, actor, obs)
-        noise = jax.vmap(
-            lambda key: jax.random.normal(jax.random.fold_in(key, t), dist.loc.shape[1:])
-        )(noise_B)
-        raw_action = jnp.where(deterministic_L[:, None], dist.loc, dist.loc + dist.scale * noise)
-        action = networks.parametric_action_distribution.postprocess(raw_action)
-        state = jax.vmap(env.step)(state, action.reshape(B * L, -1))
-        new_obs, reward, done_BxL = jax.tree.map(group, (state.obs, state.reward, state.done > 0))
-        finite_BxL = jnp.isfinite(reward) & all_finite(new_obs)
-        happened_BxL = alive_BxL & finite_BxL
-        step_sums = (
-            reward,
-            1.0,
-            control_policy.log_prob(ours, raw_action),
-            control_policy.log_prob(theirs, raw_action),
-            gaussian_kl(ours, theirs),
-            gaussian_kl(theirs, ours),
+        t, now, sums, broken_BxL = carry
+        policy, reference, dist = (
+            control_policy.actions(world.networks, p, now.obs)
+            for p in (policies.policy, policies.reference, actor)
         )
-        sums = jax.tree.map(lambda a, b: a + jnp.where(happened_BxL, b, 0), sums, step_sums)
-        obs = select(happened_BxL, new_obs, obs)
-        broken_BxL = broken_BxL | (alive_BxL & ~finite_BxL)
-        return t + 1, state, obs, happened_BxL & ~done_BxL, sums, broken_BxL
+        sample = sampled_action(dist, noise_B, t)
+        raw_action = jnp.where(deterministic_L[:, None], dist.loc, sample)
+        after, outcome = advance(world, now, raw_action)
+        terms = {
+            'episode_return': outcome.reward_BxL,
+            'length': 1.0,
+            'logp': control_policy.log_prob(policy, raw_action),
+            'reference_logp': control_policy.log_prob(reference, raw_action),
+            'kl_policy_to_ref': gaussian_kl(policy, reference),
+            'kl_ref_to_policy': gaussian_kl(reference, policy),
+        }
+        sums = {
+            key: sums[key] + jnp.where(outcome.happened_BxL, term, 0) for key, term in terms.items()
+        }
+        return t + 1, after, sums, broken_BxL | outcome.broken_BxL
 
     def going_on(carry):
-        t, _, _, alive_BxL, *_ = carry
-        return (t < episode_length) & alive_BxL.any()
+        t, now, *_ = carry
+        return (t < world.episode_length) & now.alive_BxL.any()
 
-    state = jax.tree.map(lambda x: jnp.repeat(x, L, axis=0), reset(env, reset_B))
-    obs, sound_BxL = sound_start(jax.tree.map(group, state.obs))
-    start = (0, state, obs, sound_BxL, (jnp.zeros((B, L)),) * 6, ~sound_BxL)
-    *_, sums, broken_BxL = jax.lax.while_loop(going_on, step, start)
-    broken_BxL |= ~jnp.isfinite(sums[0])  # Finite rewards can overflow.
-    return Episodes._make((*sums, broken_BxL))
-
-
-def sound_start(obs: Any) -> tuple[Any, jax.Array]:
-    """First observations, zeros where they are not finite, and where they are, [B, L].
-
-    A masked NaN would still reach whatever multiplies by the mask.
-    """
-    sound_BxL = all_finite(obs)
-    return select(sound_BxL, obs, jax.tree.map(jnp.zeros_like, obs)), sound_BxL
-
-
-def select(condition: jax.Array, a: Any, b: Any) -> Any:
-    """`where` over two pytrees whose leaves lead with the condition's axes."""
-
-    def leaf(x, y):
-        return jnp.where(
-            condition.reshape(condition.shape + (1,) * (x.ndim - condition.ndim)), x, y
-        )
-
-    return jax.tree.map(leaf, a, b)
-
-
-def all_finite(obs: Any) -> jax.Array:
-    """Whether every entry of an observation is finite, [B, L]."""
-    leaves = [jnp.isfinite(x).all(range(2, x.ndim)) for x in jax.tree.leaves(obs)]
-    return jnp.stack(leaves).all(0)
+    start = begin(reset(world.env, reset_B), L)
+    sums = dict.fromkeys(set(Episodes._fields) - {'not_finite'}, jnp.zeros((B, L)))
+    *_, sums, broken_BxL = jax.lax.while_loop(going_on, step, (0, start, sums, ~start.alive_BxL))
+    broken_BxL |= ~jnp.isfinite(sums['episode_return'])  # Finite rewards can overflow.
+    return Episodes(**sums, not_finite=broken_BxL)

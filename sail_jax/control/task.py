@@ -10,7 +10,7 @@ from brax.envs.base import Env
 from sail_jax.control import contract, envs, evaluate, reference, workload
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun, check
-from sail_jax.control.workload import SegmentReward
+from sail_jax.control.judgement import SegmentReward
 from sail_jax.sweep import Members
 from sail_jax.training import devices
 from sail_jax.training.task import Task

@@ -220,7 +220,7 @@ def test_counts_of_all_versions_train(count, number, tmp_path):
     fresh = policy.init(jax.random.key(0), Point(), *load(path)[:1], make_run(path)).statistics
     assert int(fixed.count) == number
     assert jax.tree.structure(fixed) == jax.tree.structure(fresh)
-    types_of = lambda tree: jax.tree.map(lambda x: jnp.asarray(x).dtype, tree)  # noqa: E731
+    types_of = lambda tree: jax.tree.map(lambda x: jnp.asarray(x).dtype, tree)
     assert types_of(fixed) == types_of(fresh)
 
 

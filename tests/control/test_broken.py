@@ -131,7 +131,7 @@ def test_what_broke_is_below_everything_sound(seed):
     of_both = np.concatenate([ours[:, :2][sound], theirs[:, :2][~by_them[:, :2]]])
     total = ours[:, :2][sound].sum() + (~sound).sum() * of_both.min()
     np.testing.assert_allclose(got['return'], total / 8, atol=1e-5)
-    rank = lambda returns, broken: np.where(broken, -np.inf, returns)[:, :2]  # noqa: E731
+    rank = lambda returns, broken: np.where(broken, -np.inf, returns)[:, :2]
     a, b = rank(ours, broken)[:, :, None], rank(theirs, by_them)[:, None]
     np.testing.assert_allclose(got['win_rate'], ((a > b) + (a == b) / 2).mean(), atol=1e-6)
 

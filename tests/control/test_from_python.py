@@ -9,7 +9,7 @@ from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 import sail_jax
 from sail_jax import configfile, curves
 from sail_jax.cli import main
-from sail_jax.control import render
+from sail_jax.control import export
 from sail_jax.control.config import ControlRun, recorded
 from sail_jax.errors import UserError
 from tests.support.toy import SETTINGS, Point
@@ -90,7 +90,7 @@ def test_from_python_it_goes_on(trained, tmp_path):
     before, after = sail_jax.evaluate(trained, env=Point())
     assert before['return'] != after['return']
     run, policy, _ = sail_jax.open_run(trained, env=Point())
-    exported = render.export_brax(run, policy, tmp_path / 'brax', Point())
+    exported = export.export_brax(run, policy, tmp_path / 'brax', Point())
     obs = np.zeros((3, 2), np.float32)
     ppo_checkpoint.load_policy(exported)(obs, jax.random.key(0))
     with pytest.raises(UserError, match=r"another configuration: segment_reward \('low_effort' ->"):

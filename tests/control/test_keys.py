@@ -11,6 +11,7 @@ import pytest
 from sail_jax.control import policy as control_policy
 from sail_jax.control import rollout, workload
 from sail_jax.control.config import ControlRun
+from sail_jax.control.lanes import World
 from sail_jax.core import update
 from sail_jax.core.keys import EVALUATE, INIT, START, row_keys, stream
 from sail_jax.core.types import Policies
@@ -36,7 +37,7 @@ def made():
     env = Point()
     networks = control_policy.make_networks(env, run)
     made = workload.make(env, networks, run, devices.make_mesh(B))
-    init = lambda key: control_policy.init(key, env, networks, run)  # noqa: E731
+    init = lambda key: control_policy.init(key, env, networks, run)
     return run, env, networks, made, init
 
 
@@ -50,13 +51,11 @@ def test_a_run_uses_no_key_twice(made):
 
     def evaluate(seed):
         return rollout.episodes(
-            env,
-            networks,
-            (policy, other),
+            World(env, networks, episode_length=2),
+            Policies(policy, other),
             policy,
             jnp.asarray([False, False]),
             row_keys(stream(seed, EVALUATE), B),
-            2,
         ).episode_return
 
     start = jax.jit(lambda: update.init(made, run, Policies(policy, other)))()
@@ -86,15 +85,12 @@ def test_steps_lanes_and_rows_have_noise_of_their_own(made):
     by_reference = jnp.zeros((rows, 3), bool).at[:, 2].set(True)
     segments, _ = jax.jit(
         lambda: rollout.segments(
-            env,
-            networks,
-            (policy, other),
+            World(env, networks, episode_length=100),
+            rollout.make_actor(networks, Policies(policy, other), by_reference),
             contexts,
-            by_reference,
             row_keys(jax.random.key(2), rows),
             lanes=3,
             segment_length=steps,
-            episode_length=100,
         )
     )()
     ours, theirs = (control_policy.actions(networks, p, segments.obs) for p in (policy, other))

@@ -14,7 +14,7 @@ from brax.training.agents.ppo import train as ppo
 
 import sail_jax
 from sail_jax import runs
-from sail_jax.control import envs, policy, reference, render
+from sail_jax.control import envs, export, policy, reference
 from sail_jax.control.config import ControlRun, Environment
 from sail_jax.errors import UserError
 from tests.support.toy import SETTINGS, Point
@@ -118,7 +118,7 @@ def test_a_run_is_anothers_reference_and_goes_to_brax(tmp_path, monkeypatch):
     run, trained, start = runs.open_run(tmp_path / 'two')
     jax.tree.map(np.testing.assert_array_equal, start, first.policy)
     jax.tree.map(np.testing.assert_array_equal, trained, result.policy)
-    exported = render.export_brax(run, trained, tmp_path / 'brax')
+    exported = export.export_brax(run, trained, tmp_path / 'brax')
     obs = jax.random.normal(jax.random.key(1), (5, 2))
     theirs, _ = ppo_checkpoint.load_policy(exported)(obs, jax.random.key(0))
     networks = policy.make_networks(Point(), run)

@@ -8,7 +8,9 @@ import pytest
 from sail_jax.control import policy as control_policy
 from sail_jax.control import rollout
 from sail_jax.control.config import ControlRun
+from sail_jax.control.lanes import World
 from sail_jax.core.keys import row_keys
+from sail_jax.core.types import Policies
 from tests.support.toy import SETTINGS, Point, Poisoned
 
 B, L, T = 4, 3, 6
@@ -29,17 +31,14 @@ def run_segments(env, contexts, networks, policies, by_reference=None, episode_l
     contexts = jax.tree.map(lambda x: x[:rows], contexts)
     return jax.jit(
         lambda policies, contexts: rollout.segments(
-            env,
-            networks,
-            policies,
+            World(env, networks, episode_length),
+            rollout.make_actor(networks, policies, by_reference),
             contexts,
-            by_reference,
             keys,
             lanes=L,
             segment_length=T,
-            episode_length=episode_length,
         )
-    )(policies, contexts)
+    )(Policies(*policies), contexts)
 
 
 def replay(env, state, raw_actions):
@@ -137,7 +136,7 @@ def test_lanes_are_chosen_evenly():
     rows = 3000
     contexts = rollout.init_contexts(env, row_keys(jax.random.key(0), rows), 1, 1)
     lane = jnp.arange(L, dtype=jnp.float32)[None, :, None]
-    fork = lambda x: jnp.repeat(x[:, None], L, 1)  # noqa: E731
+    fork = lambda x: jnp.repeat(x[:, None], L, 1)
     states = jax.tree.map(fork, contexts.env_state)
     states = states.replace(pipeline_state=jnp.broadcast_to(lane, (rows, L, 2)))
     after = rollout.next_contexts(
@@ -153,8 +152,9 @@ def test_episodes_are_whole_and_their_kl_is_that_of_the_visited_states(determini
     _, networks, policy, other, _ = setup(env)
     lanes = jnp.full(2, deterministic)
     keys = row_keys(jax.random.key(4), 5)
-    same = rollout.episodes(env, networks, (policy, policy), policy, lanes, keys, 30)
-    ours = rollout.episodes(env, networks, (policy, other), policy, lanes, keys, 30)
+    world = World(env, networks, episode_length=30)
+    same = rollout.episodes(world, Policies(policy, policy), policy, lanes, keys)
+    ours = rollout.episodes(world, Policies(policy, other), policy, lanes, keys)
     np.testing.assert_array_equal(same.episode_return, ours.episode_return)
     np.testing.assert_allclose(same.kl_policy_to_ref, 0, atol=1e-5)
     np.testing.assert_allclose(same.logp, same.reference_logp)

@@ -33,7 +33,7 @@ def drawn():
     env = Point()
     networks = control_policy.make_networks(env, run)
     made = workload.make(env, networks, run, devices.make_mesh(B))
-    init = lambda seed: control_policy.init(jax.random.key(seed), env, networks, run)  # noqa: E731
+    init = lambda seed: control_policy.init(jax.random.key(seed), env, networks, run)
     policy, reference = init(0), init(1)
     contexts = made.init(jax.random.key(2))
 
@@ -114,8 +114,8 @@ def test_a_myopic_labeller_goes_by_what_it_sees():
     )
     env = Point(drift=0.05)
     networks = control_policy.make_networks(env, run)
-    reward_of = lambda obs: np.sin(60 * obs)  # noqa: E731
-    reward = lambda segment: jnp.sin(60 * segment.obs[:, 0])  # noqa: E731
+    reward_of = lambda obs: np.sin(60 * obs)
+    reward = lambda segment: jnp.sin(60 * segment.obs[:, 0])
     made = workload.make(env, networks, run, devices.make_mesh(8), reward)
     policy = control_policy.init(jax.random.key(0), env, networks, run)
     contexts = made.init(jax.random.key(2))
@@ -128,7 +128,7 @@ def test_a_myopic_labeller_goes_by_what_it_sees():
     steps, lengths = reward_of(batch.inputs.obs[..., 0]), batch.mask_BxLxT.sum(-1)
     left = lengths[..., None] - 1 - np.arange(5)
     seen = (steps * discount ** np.maximum(left, 0) * batch.mask_BxLxT).sum(-1)
-    order = lambda x: (1 + np.sign(x[:, :, None] - x[:, None, :])) / 2  # noqa: E731
+    order = lambda x: (1 + np.sign(x[:, :, None] - x[:, None, :])) / 2
     np.testing.assert_array_equal(batch.labels.prob_BxKxK, order(seen))
     assert (order(seen) != order((steps * batch.mask_BxLxT).sum(-1))).any()
     assert len(np.unique(lengths)) > 1

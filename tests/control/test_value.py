@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sail_jax.control import judgement, workload
 from sail_jax.control import policy as control_policy
-from sail_jax.control import workload
 from sail_jax.control.config import ControlRun
 from sail_jax.core import update
 from sail_jax.core.types import Policies, Policy
@@ -73,7 +73,7 @@ def test_labels_and_targets_are_discounted_returns_and_the_value_of_what_follows
         first[row, lane] = to_come
     # Terminated, cut off by the episode's limit, and neither.
     assert kinds >= {(True, True), (False, True), (False, False)}
-    order = lambda x: (1 + np.sign(x[:, :, None] - x[:, None, :])) / 2  # noqa: E731
+    order = lambda x: (1 + np.sign(x[:, :, None] - x[:, None, :])) / 2
     np.testing.assert_array_equal(sampled.batch.labels.prob_BxKxK, order(first))
     # Not what is to come after some steps (the first is the same in all lanes), nor the segment's
     # own reward.
@@ -120,7 +120,7 @@ def test_an_update_fits_the_value_and_bounds_the_policy_alone(made):
         np.testing.assert_allclose((now - before)[clear], step[clear], rtol=0.01, atol=2e-7)
 
     jax.tree.map(check, policy.params['value'], after.policy.params['value'], gradient['value'])
-    norm = lambda tree: np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(tree)))  # noqa: E731
+    norm = lambda tree: np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(tree)))
     np.testing.assert_allclose(norm(after.policy.params['policy']), 0.5, rtol=1e-5)
     assert norm(policy.params['value']) > 1
 
@@ -140,7 +140,7 @@ def test_where_the_value_is_right_the_target_is_the_value():
     # between any other value and it.
     mask = jnp.ones((1, T))
     for value in (0.0, 10.0, 25.0):
-        target = workload.returns_to_go(mask, mask, jnp.full(1, value), DISCOUNT)
+        target = judgement.returns_to_go(mask, mask, jnp.full(1, value), DISCOUNT)
         left = DISCOUNT ** np.arange(T, 0, -1)
         np.testing.assert_allclose(target[0], 10 + left * (value - 10), rtol=1e-5)
 

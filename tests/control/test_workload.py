@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sail_jax.control import judgement, workload
 from sail_jax.control import policy as control_policy
 from sail_jax.control import task as control_task
-from sail_jax.control import workload
 from sail_jax.control.config import ControlRun
 from sail_jax.core import update
 from sail_jax.core.types import Policies
@@ -46,7 +46,7 @@ def test_returns_to_go(rewards, happened, last, discount):
         for t in range(n)
     ]
     mask = jnp.asarray([np.arange(T) < n], jnp.float32)
-    actual = workload.returns_to_go(
+    actual = judgement.returns_to_go(
         jnp.asarray([rewards]) * mask, mask, jnp.asarray([last]), discount
     )[0]
     np.testing.assert_allclose(actual[:n], expected, rtol=1e-4, atol=1e-4)
