@@ -77,7 +77,7 @@ def export(opened: OpenedModel, out: Path, adapter: bool = False, dtype: str | N
         decoder = lora.merge(decoder)
     weights.save(decoder, out, source=settings.path, dtype=jnp.dtype(dtype) if dtype else None)
     if settings.path is None:
-        assert settings.tokenizer is not None  # Of a new network.
+        assert settings.tokenizer is not None  # A new network has one.
         weights.copy_tokenizer(settings.tokenizer, out)
     _write_defaults(out, settings.chat_template_kwargs)
     _name_end(out, tokens.load(out, **settings.template))

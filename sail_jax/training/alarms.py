@@ -45,11 +45,11 @@ def _other(alarm: list[bytes]) -> list[bytes]:
 def kept_off() -> Iterator[None]:
     """Until its end alarms are left out of what compiled code writes to stderr; what Python writes
     goes there as before."""
-    from sail_jax.streams import Lasting  # Not for the process that filters.
+    from sail_jax.streams import Lasting  # The filtering process has no package.
 
     stream = sys.stderr.stream if isinstance(sys.stderr, Lasting) else sys.stderr
     if stream is None or stream is not sys.__stderr__:
-        yield  # Somebody else's already.
+        yield  # Closed, or a stream that a test or a notebook has put there.
         return
     before, there = sys.stderr, os.dup(2)
     try:

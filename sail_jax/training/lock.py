@@ -42,7 +42,7 @@ def held(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if file in _open:  # Not in a forked child.
+        if file in _open:  # A forked child has closed it: the lock is its parent's.
             _open.discard(file)
             with contextlib.suppress(OSError):
                 path.unlink()

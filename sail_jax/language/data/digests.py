@@ -29,7 +29,7 @@ def of_run(run: LanguageRun | SftRun) -> dict[str, str]:
     if isinstance(run, SftRun) and run.model.tokenizer is not None:
         digests |= of_model('model.tokenizer', run.model.tokenizer)
     if isinstance(run, LanguageRun) and run.reward.source == 'model':
-        assert run.reward.path is not None  # Or the configuration is refused.
+        assert run.reward.path is not None  # See `language.config.check`.
         digests |= of_model('reward.path', run.reward.path)
     digests['data.path'] = of_data(run.data.path, run.data.split)
     if held_out.path is not None or held_out.split is not None:

@@ -60,7 +60,7 @@ def make(
 
             reward = sentiment.positivity
         case 'model':
-            assert source.path is not None  # Or the configuration is refused.
+            assert source.path is not None  # See `language.config.check`.
             model = reward_model.load(
                 source.path,
                 dtype=run.model.dtype,
@@ -107,7 +107,7 @@ def _check_function(name: str, function: Any) -> None:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        return  # Of what is not written in Python.
+        return  # Functions that are not written in Python have no signature.
     takes = 'prompts, responses' if name == 'reward' else 'prompts, pairs of responses'
     try:
         arguments = signature.bind([], []).arguments

@@ -19,7 +19,7 @@ MODEL = 'model'
 class Model(config.Model):
     """What is trained: a checkpoint, or a new network."""
 
-    # A new network has none.
+    # A new network has no checkpoint.
     path: Path | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """A Hugging Face checkpoint directory of the Llama family; none makes a new network."""
     architecture: Architecture | None = None
