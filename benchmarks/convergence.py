@@ -174,9 +174,7 @@ def study(env: str, name: str, method: Method, size: Size, runs: Path) -> dict[s
         'kl_ref_to_policy': 'eval/kl_ref_to_policy',
         'J': 'train/preference',
     }
-    column = lambda key: [  # noqa: E731
-        [row.get(key) for row in member] for member in evaluations
-    ]
+    column = lambda key: [[row.get(key) for row in member] for member in evaluations]
     return {
         'settings': chosen,
         'env_steps': [row['env_steps'] for row in evaluations[0]],
@@ -239,7 +237,7 @@ def study_ppo(env: str, size: Size, runs: Path) -> dict[str, Any]:
         ppo_rows(env, seed, chosen, size.env_steps, size, runs / f'seed-{seed}.json')
         for seed in range(size.seeds)
     ]
-    column = lambda key: [[row[key] for row in rows.values()] for rows in found]  # noqa: E731
+    column = lambda key: [[row[key] for row in rows.values()] for rows in found]
     return {
         'settings': chosen,
         'env_steps': list(found[0]),
