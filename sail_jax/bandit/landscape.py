@@ -107,7 +107,7 @@ def ascend(
     def step(theta_D, _):
         value, grad_D = exact.value_and_grad(problem, objective, theta_D)
         gain, step_D = pl_gain(theta_D, grad_D, radius, smoothness)
-        return theta_D + step_D, Path(theta_D, value, gain)
+        return theta_D + step_D, Path(theta=theta_D, value=value, pl_gain=gain)
 
     _, path = jax.lax.scan(step, start_D, length=iterations + 1)
     return path
@@ -149,7 +149,7 @@ def search(
     first = (start_D, *exact.value_and_grad(problem, objective, start_D), jnp.ones(()))
     (theta_D, value, grad_D, _), _ = jax.lax.scan(step, first, length=iterations)
     residual = jnp.linalg.norm(optimizer.project(theta_D + grad_D, radius) - theta_D)
-    return Maximum(theta_D, value, residual)
+    return Maximum(theta=theta_D, value=value, residual=residual)
 
 
 def search_moves(

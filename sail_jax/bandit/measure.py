@@ -40,7 +40,11 @@ def make_problems(run: Study) -> Problem:
 
 def make_objectives(beta: float, coefficient: float) -> Objective:
     """One for each of `OBJECTIVES`, stacked."""
-    return Objective(np.full(3, beta), np.array([0, coefficient, 0]), np.array([0, 0, coefficient]))
+    return Objective(
+        beta=np.full(3, beta),
+        ref_to_policy=np.array([0, coefficient, 0]),
+        policy_to_ref=np.array([0, 0, coefficient]),
+    )
 
 
 def generator(run: Study) -> np.random.Generator:
@@ -218,7 +222,9 @@ def sweep(problems: Problem, run: Landscape) -> Swept:
     beta, coefficient = np.tile(grid, (2, 1)).T
     by_reference = np.arange(len(beta)) < len(grid)
     objectives = Objective(
-        beta, np.where(by_reference, coefficient, 0), np.where(by_reference, 0, coefficient)
+        beta=beta,
+        ref_to_policy=np.where(by_reference, coefficient, 0),
+        policy_to_ref=np.where(by_reference, 0, coefficient),
     )
     numbers = _grid(
         jax.tree.map(lambda x: x[0], problems),

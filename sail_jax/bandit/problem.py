@@ -51,7 +51,7 @@ def random(rng: np.random.Generator, settings: Problems) -> Problem:
     reward: Any = rng.normal(size=shape) * settings.reward_scale
     logits = rng.normal(size=shape) * settings.reference_scale
     reference_logp: Any = scipy.special.log_softmax(logits, axis=-1)
-    return Problem(features, reward, reference_logp)
+    return Problem(features_XxYxD=features, reward_XxY=reward, reference_logp_XxY=reference_logp)
 
 
 def load(path: Path) -> Problem:
@@ -103,9 +103,9 @@ def load(path: Path) -> Problem:
             f'{path}: reference: sums to {totals[context]:.6g} in context {context}; expected 1'
         )
     return Problem(
-        features.astype(float),
-        arrays['reward'].astype(float),
-        np.log(reference / totals[:, None]),
+        features_XxYxD=features.astype(float),
+        reward_XxY=arrays['reward'].astype(float),
+        reference_logp_XxY=np.log(reference / totals[:, None]),
     )
 
 

@@ -50,7 +50,7 @@ def optimum(
     smoothness = jnp.abs(jax.vmap(spectrum)(points_NxD)).max()
     # SAIL has next to no curvature at its maxima; a hundredth of L keeps its steps decreasing.
     strength = jnp.maximum(-spectrum(maxima.theta[top])[-1], smoothness / 100)
-    return Optimum(maxima.value[top], strength, smoothness)
+    return Optimum(best=maxima.value[top], strength=strength, smoothness=smoothness)
 
 
 def ascend(
@@ -129,7 +129,7 @@ def measure(
         value = values(problems, objective, means.astype(np.float64))
         gaps.append(np.asarray(scales.best[:, None, None] - value))
     pairs = run.group_size * (run.group_size - 1) // 2
-    return Curves(moments * run.contexts * pairs, np.stack(gaps))
+    return Curves(labels=moments * run.contexts * pairs, gap=np.stack(gaps))
 
 
 def to_float32(x: Any) -> np.ndarray:

@@ -93,7 +93,8 @@ def judged_rewards(
 
     def judge(obs, raw_action, reward, mask):
         action = networks.parametric_action_distribution.postprocess(raw_action)
-        judged = jnp.asarray(segment_reward(Segment(obs, action, reward, mask)), jnp.float32)
+        segment = Segment(obs=obs, action=action, reward=reward, mask=mask)
+        judged = jnp.asarray(segment_reward(segment), jnp.float32)
         if jnp.shape(judged) == ():
             return jnp.zeros(T).at[0].set(judged)
         return jnp.where(mask > 0, judged, 0)
@@ -117,7 +118,7 @@ def check_segment_reward(segment_reward: SegmentReward, env: Env, run: ControlRu
     number: Any = jax.ShapeDtypeStruct((), jnp.float32)
     action: Any = jax.ShapeDtypeStruct((env.action_size,), jnp.float32)
     obs = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0))).obs
-    segment = jax.tree.map(steps, Segment(obs, action, number, number))
+    segment = jax.tree.map(steps, Segment(obs=obs, action=action, reward=number, mask=number))
     judged = contract.tried('segment_reward', segment_reward, segment)
     shape = getattr(judged, 'shape', None)
     if shape not in ((), (T,)):

@@ -64,7 +64,7 @@ def actions(networks: ppo_networks.PPONetworks, policy: Policy, obs: Any) -> Gau
     """The normal over actions before the squash, for observations of any batch shape."""
     logits = networks.policy_network.apply(policy.statistics, policy.params['policy'], obs)
     dist: Any = networks.parametric_action_distribution.create_dist(logits)
-    return Gaussian(dist.loc, dist.scale)
+    return Gaussian(loc=dist.loc, scale=dist.scale)
 
 
 def log_prob(dist: Gaussian, raw_action: jax.Array) -> jax.Array:
