@@ -55,7 +55,10 @@ def of_file(data: dict[str, Any], path: Path) -> Kind:
     kind = named(name)
     if kind is None:
         known = ', '.join(kind.name for kind in kinds())
-        raise UserError(f'{path}: workload: {name!r:.80}; known: {known}')
+        raise UserError(
+            f'{path}: workload: {name!r:.80}; known: {known}, and what a program registers '
+            '(sail_jax.register) before it reads the file'
+        )
     return kind
 
 

@@ -1,9 +1,6 @@
 """What an environment or a function from Python must be, tried on shapes before anything starts."""
 
-import sysconfig
-import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import sail_jax.control.compat  # noqa: F401
@@ -13,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from brax.envs.base import Env, State
 
+from sail_jax.core.trial import explain, tried
 from sail_jax.errors import UserError, one_line
 
 FIELDS = ('obs', 'reward', 'done')
@@ -47,30 +45,6 @@ MAX_ACTION_SIZE = 2**16
 ROUNDS = 8
 """Types go from bool to int to float; a leaf that takes its type from others may take some."""
 
-_NOT_USERS = (
-    *(sysconfig.get_paths()[name] for name in ('purelib', 'platlib', 'stdlib')),
-    str(Path(__file__).parents[1]),
-    '<',
-)
-_UNKNOWN_VALUES = (
-    jax.errors.ConcretizationTypeError,  # Of a branch, too.
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
-
-
-def tried(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Shapes and types of what a user's function returns.
-
-    Raises:
-      UserError: it raises: what, and where.
-    """
-    try:
-        return jax.eval_shape(function, *arguments)
-    except Exception as error:  # Whatever a user's function does.
-        raise UserError(f'{what}: raised {_explain(error)}') from error
-
 
 def _tried_on_one(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """`tried` under `vmap`, as every environment runs, and where values kept outside of the state
@@ -78,22 +52,6 @@ def _tried_on_one(what: str, function: Callable[..., Any], *arguments: Any) -> A
     lead = lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
     batch = tried(what, jax.vmap(function), *jax.tree.map(lead, arguments))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
-
-
-def _explain(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    users = [frame for frame in frames if not frame.filename.startswith(_NOT_USERS)]
-    where = f' ({Path(users[-1].filename).name}:{users[-1].lineno})' if users else ''
-    if isinstance(error, _UNKNOWN_VALUES):
-        reason = (
-            'a value that only the compiled program knows is needed in Python, to branch on or to '
-            'convert; use jnp.where, jax.lax.cond and functions of jnp'
-        )
-    elif isinstance(error, jax.errors.UnexpectedTracerError):
-        reason = 'a value was left outside of the state by an earlier call; put it into the state'
-    else:
-        reason = one_line(error)
-    return f'{type(error).__name__}: {reason}{where}'
 
 
 def sound(env: Any) -> Env:
@@ -182,7 +140,7 @@ def _attribute(env: Any, key: str) -> Any:
     try:
         return getattr(env, key, None)
     except Exception as error:  # Of a user's property.
-        raise UserError(f'env: {type(env).__name__}.{key}: raised {_explain(error)}') from error
+        raise UserError(f'env: {type(env).__name__}.{key}: raised {explain(error)}') from error
 
 
 def _require_state(where: str, state: Any) -> None:

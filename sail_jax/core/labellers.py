@@ -39,6 +39,7 @@ import jax.numpy as jnp
 
 from sail_jax.config import Teacher
 from sail_jax.core.keys import split_rows
+from sail_jax.core.trial import tried
 from sail_jax.core.types import Preferences
 from sail_jax.errors import UserError
 
@@ -156,6 +157,31 @@ def named(name: str) -> Labeller:
 def label(key_B: jax.Array, returns: Returns, settings: Teacher) -> Preferences:
     """Asks the labeller that `settings.kind` names."""
     return named(settings.kind)(key_B, returns, settings)
+
+
+def check(settings: Teacher, group_size: int) -> None:
+    """Tries the labeller that `settings.kind` names on shapes.
+
+    Raises:
+      UserError: nobody has given a labeller that name; it raises; what it returns are no
+        preferences of all pairs.
+    """
+    what, labeller = f'labeller.kind: {settings.kind}', named(settings.kind)
+    number = jax.ShapeDtypeStruct((2, group_size), jnp.float32)
+    counted = jax.ShapeDtypeStruct(number.shape, jnp.bool_)
+    key_B = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    ask = lambda key_B, returns: labeller(key_B, returns, settings)
+    said = tried(what, ask, key_B, Returns(number, number, counted))
+    if not isinstance(said, Preferences):
+        raise UserError(
+            f'{what}: expected sail_jax.core.types.Preferences, got {type(said).__name__}'
+        )
+    for field, value in said._asdict().items():
+        if (shape := getattr(value, 'shape', None)) != (*number.shape, group_size):
+            raise UserError(
+                f'{what}: expected {field} of shape {(*number.shape, group_size)}, [B, K, K], for '
+                f'returns of shape {number.shape}; got {shape}'
+            )
 
 
 def broken_loses(preferences: Preferences, broken_BxK: jax.Array) -> Preferences:

@@ -18,7 +18,9 @@ A new objective is one function and one line in `PAIR_LOSSES`:
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 
+from sail_jax.core.trial import tried
 from sail_jax.errors import UserError
 
 
@@ -73,3 +75,23 @@ def named(name: str) -> PairLoss:
             'adds to sail_jax.PAIR_LOSSES before it trains'
         )
     return PAIR_LOSSES[name]
+
+
+def check(name: str, group_size: int) -> None:
+    """Tries the loss that `objective.loss` names on shapes.
+
+    Raises:
+      UserError: nobody has given a loss that name; it raises; what it returns is not real numbers
+        in the margin's shape.
+    """
+    what, loss = f'objective.loss: {name}', named(name)
+    margin = jax.ShapeDtypeStruct((2, group_size, group_size), jnp.float32)
+    worth = tried(what, loss, margin, jax.ShapeDtypeStruct((), jnp.float32))
+    if getattr(worth, 'shape', None) != margin.shape:
+        got = getattr(worth, 'shape', type(worth).__name__)
+        raise UserError(
+            f"{what}: f(margin, beta) returns one number for each margin, in the margin's shape "
+            f'{margin.shape}; got {got}'
+        )
+    if not jnp.issubdtype(worth.dtype, jnp.floating):
+        raise UserError(f'{what}: expected floating-point numbers, got {worth.dtype}')

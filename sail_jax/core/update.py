@@ -69,20 +69,21 @@ def init(
     )
 
 
-def check(run: Any) -> None:
-    """Refuses losses and labellers that nobody has given.
+def check(run: Any, group_size: int = 2) -> None:
+    """Refuses losses and labellers that nobody has given, or that return what no update can use.
 
     A run is opened and evaluated without them.
 
     Args:
       run: a `config.Run`, with a `labeller` where its workload has one.
+      group_size: K of the groups that they are tried on.
 
     Raises:
-      UserError: naming the key, and what there is.
+      UserError: naming the key, and what there is, or what is wrong with it.
     """
-    pair_losses.named(run.objective.loss)
+    pair_losses.check(run.objective.loss, group_size)
     if isinstance(labeller := getattr(run, 'labeller', None), config.Teacher):
-        labellers.named(labeller.kind)
+        labellers.check(labeller, group_size)
 
 
 def draw(workload: Workload, state: State) -> Sampled:

@@ -51,7 +51,7 @@ def train(
     began = time.perf_counter()
     metrics.check(run)
     if task.workload is not None:
-        update.check(run)
+        update.check(run, task.workload.group_size)
     devices.require_memory(task.batch_bytes(), 'a batch of this configuration')
     callbacks.check()
     job = Job.of(run, task, run_dir, resume=resume, quiet=quiet, callbacks=callbacks)

@@ -15,6 +15,7 @@ from scipy.special import expit
 from sail_jax.config import Teacher
 from sail_jax.core import labellers
 from sail_jax.core.types import Preferences
+from sail_jax.errors import UserError
 
 
 @functools.partial(jax.jit, static_argnames='teacher')
@@ -302,3 +303,26 @@ def test_without_a_budget_labels_are_only_counted():
     )
     assert got.asked == 2 * 6
     jax.tree.map(np.testing.assert_array_equal, got.preferences, preferences)
+
+
+@pytest.mark.parametrize(
+    ('labeller', 'wrong'),
+    [
+        (lambda key_B, returns, settings: difference(returns.true_BxK), 'expected .*Preferences'),
+        (
+            lambda key_B, returns, settings: Preferences(difference(returns.true_BxK), None),
+            r'weight_BxKxK of shape \(2, 3, 3\), .* got None',
+        ),
+        (lambda key_B, returns: None, 'raised TypeError'),
+        (lambda key_B, returns, settings: float(returns.true_BxK[0, 0]), 'use jnp.where'),
+    ],
+)
+def test_a_labeller_that_no_update_can_use_is_one_line(labeller, wrong, monkeypatch):
+    monkeypatch.setitem(labellers.LABELLERS, 'mine', labeller)
+    with pytest.raises(UserError, match=f'^labeller.kind: mine: .*{wrong}') as error:
+        labellers.check(Teacher(kind='mine'), 3)
+    assert '\n' not in str(error.value)
+
+
+def test_the_teacher_passes_its_own_check():
+    labellers.check(Teacher(rationality=1.0, mistake=0.1, skip=0.1, equal=0.1), 2)

@@ -61,3 +61,20 @@ def test_a_loss_that_a_program_adds_is_known_by_its_name(monkeypatch):
     run = configfile.update(Run(), {'objective.loss': 'mine'})
     update.check(run)
     assert pair_losses.named(run.objective.loss)(0.0, 0.1) == -1
+
+
+@pytest.mark.parametrize(
+    ('loss', 'wrong'),
+    [
+        (lambda margin, beta: margin.mean(), r'in the margin.s shape \(2, 4, 4\); got \(\)'),
+        (lambda margin: margin, 'raised TypeError: .*takes 1 positional argument'),
+        (lambda margin, beta: np.log(margin), 'use jnp.where'),
+        (lambda margin, beta: margin > 0, 'expected floating-point numbers, got bool'),
+        (lambda margin, beta: None, 'got NoneType'),
+    ],
+)
+def test_a_loss_that_no_update_can_use_is_one_line(loss, wrong, monkeypatch):
+    monkeypatch.setitem(sail_jax.PAIR_LOSSES, 'mine', loss)
+    with pytest.raises(UserError, match=f'^objective.loss: mine: .*{wrong}') as error:
+        update.check(configfile.update(Run(), {'objective.loss': 'mine'}), 4)
+    assert '\n' not in str(error.value)
