@@ -213,6 +213,13 @@ def test_a_result_is_a_line():
     assert '1,000,000 env_steps' in shown
 
 
+def test_a_result_tells_the_first_number_of_its_workloads_table():
+    row = {'eval/distance': 0.25, 'eval/kl_policy_to_ref': 1.0}
+    table = (Line('distance, radians', 'distance'),)
+    shown = repr(result(0.5)._replace(before=row, after=row, table=table))
+    assert 'eval/distance 0.25 -> 0.25, eval/kl_policy_to_ref 1 -> 1' in shown
+
+
 def test_a_cell_shows_the_table_of_a_result(capsys):
     shown = result(0.5)._replace(table=CONTROL_TABLE)
     rows = re.findall(r'<tr><th[^>]*>(.*?)</th>(.*?)</tr>', shown._repr_html_())

@@ -9,7 +9,7 @@ from sail_jax.kind import Line
 from sail_jax.training.rows import Row
 
 _TOLD = ('eval/return', 'eval/reward', 'eval/loss', 'eval/win_rate', 'eval/kl_policy_to_ref')
-"""What of the evaluations a `Result` shows."""
+"""What of the evaluations a `Result` shows, after the first line of its workload's table."""
 
 
 class Result(NamedTuple):
@@ -47,9 +47,10 @@ class Result(NamedTuple):
     def __repr__(self) -> str:
         """Without the parameters, which are pages of numbers."""
         parts = [f'{self.length:,} {self.unit}', f'{self.labels:,} labels', f'{self.wall_s:.0f} s']
+        keys = dict.fromkeys((*(f'eval/{line.metric}' for line in self.table[:1]), *_TOLD))
         parts += [
             f'{key} {before:.4g} -> {self.after[key]:.4g}'
-            for key in _TOLD
+            for key in keys
             if (before := self.before.get(key)) is not None and self.after.get(key) is not None
         ]
         return f'Result({", ".join(parts)})'
