@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 import sail_jax
-from sail_jax.control.workload import Segment
+from sail_jax.control.judgement import Segment
 
 CONFIG = 'configs/quickstart.yaml'
 
