@@ -56,7 +56,7 @@ def test_a_step_is_the_exact_gradient_in_expectation(problem, direction, group_s
 def test_kl_of_the_workload_is_exact_in_both_directions(problem):
     task = workload.make(problem, 3, 2)
     policies = workload.policies(problem, jnp.asarray(THETA))
-    inputs = (np.arange(3), np.zeros((3, 2), int))
+    inputs = workload.Inputs(context_B=np.arange(3), response_BxK=np.zeros((3, 2), int))
 
     @jax.jit
     def compare(theta):
