@@ -1,4 +1,4 @@
-"""What stands in `examples` runs, and does what it says."""
+"""What stands in `examples` runs, and does what it says; `.ci/run` always looks."""
 
 import dataclasses
 import re
@@ -19,6 +19,7 @@ def test_an_example_uses_public_names_only(path):
     assert not re.search(r'(\.|import )_[a-z]', path.read_text())
 
 
+@pytest.mark.slow
 def test_families_of_ones_own_are_read_sampled_from_and_written_again(tmp_path, capsys):
     examples.load('custom_model').main(tmp_path)
     said = capsys.readouterr().out
@@ -27,11 +28,13 @@ def test_families_of_ones_own_are_read_sampled_from_and_written_again(tmp_path, 
     assert "gemma2: '" in said
 
 
+@pytest.mark.slow
 def test_an_environment_of_ones_own_is_learned(tmp_path):
     result = examples.load('custom_environment').main(str(tmp_path / 'run'))
     assert result.after['eval/return'] > 2 * result.before['eval/return']
 
 
+@pytest.mark.slow
 def test_a_workload_of_ones_own_is_trained_resumed_evaluated_and_plotted(tmp_path, capsys):
     example, path = examples.load('custom_workload'), tmp_path / 'run'
     result = example.main(str(path))
@@ -53,6 +56,7 @@ def test_a_name_of_ones_own_is_not_that_of_another_workload(tmp_path):
         sail_jax.register(dataclasses.replace(kind, task=None))
 
 
+@pytest.mark.slow
 def test_an_objective_of_ones_own_is_trained_by_its_name(tmp_path):
     examples.load('custom_objective').main(str(tmp_path / 'run'), updates=5)
     rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
@@ -70,12 +74,14 @@ def labelled(run_dir):
     return [row['train/labelled'] for row in rows if 'train/labelled' in row]
 
 
+@pytest.mark.slow
 def test_a_labeller_of_ones_own_labels_segments(tmp_path):
     examples.load('custom_labeller').main(str(tmp_path / 'run'), updates=5)
     assert 'kind: hesitant' in (tmp_path / 'run' / 'config.yaml').read_text()
     assert all(0 < share < 1 for share in labelled(tmp_path / 'run'))
 
 
+@pytest.mark.slow
 def test_a_labeller_of_ones_own_labels_responses(tmp_path):
     examples.load('custom_labeller')
     run = small.run(
@@ -112,6 +118,7 @@ PENDULUM = {
 }
 
 
+@pytest.mark.slow
 def test_a_reward_of_ones_own_is_recorded(tmp_path):
     example, path = examples.load('custom_reward'), tmp_path / 'run'
     result = example.main(str(path), **PENDULUM)
@@ -119,6 +126,7 @@ def test_a_reward_of_ones_own_is_recorded(tmp_path):
     assert 'segment_reward: gentle' in (path / 'config.yaml').read_text()
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_runs_and_their_plot(tmp_path):
     members = examples.load('sweep').main(str(tmp_path / 'run'), **PENDULUM)
     assert [*members] == [f'beta-{beta}-seed-{seed}' for beta in (0.1, 0.3) for seed in (0, 1)]
@@ -127,6 +135,7 @@ def test_a_sweep_leaves_runs_and_their_plot(tmp_path):
     assert sail_jax.load_policy(tmp_path / 'run' / 'beta-0.3-seed-1')([0.0] * 4).shape == (1,)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_aligned_by_a_reward_of_ones_own_and_exported(tmp_path):
     result = examples.load('align_hf').main(str(tmp_path / 'brief'))
     assert result.after['eval/reward'] > result.before['eval/reward']
@@ -149,6 +158,7 @@ def outputs(notebook):
     ]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_shows_what_it_says():
     nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
     pytest.importorskip('ipykernel')
