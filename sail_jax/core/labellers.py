@@ -167,20 +167,24 @@ def check(settings: Teacher, group_size: int) -> None:
         preferences of all pairs.
     """
     what, labeller = f'labeller.kind: {settings.kind}', named(settings.kind)
-    number = jax.ShapeDtypeStruct((2, group_size), jnp.float32)
-    counted = jax.ShapeDtypeStruct(number.shape, jnp.bool_)
-    key_B = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+    shape = 2, group_size
+
+    def arguments() -> tuple[jax.Array, Returns]:
+        number = jnp.zeros(shape)
+        returns = Returns(true_BxK=number, perceived_BxK=number, counted_BxK=number == 0)
+        return jax.random.split(jax.random.key(0), 2), returns
+
     ask = lambda key_B, returns: labeller(key_B, returns, settings)
-    said = tried(what, ask, key_B, Returns(number, number, counted))
+    said = tried(what, ask, *jax.eval_shape(arguments))
     if not isinstance(said, Preferences):
         raise UserError(
             f'{what}: expected sail_jax.core.types.Preferences, got {type(said).__name__}'
         )
     for field, value in said._asdict().items():
-        if (shape := getattr(value, 'shape', None)) != (*number.shape, group_size):
+        if (got := getattr(value, 'shape', None)) != (*shape, group_size):
             raise UserError(
-                f'{what}: expected {field} of shape {(*number.shape, group_size)}, [B, K, K], for '
-                f'returns of shape {number.shape}; got {shape}'
+                f'{what}: expected {field} of shape {(*shape, group_size)}, [B, K, K], for '
+                f'returns of shape {shape}; got {got}'
             )
 
 
