@@ -14,6 +14,17 @@ from tests.support.paths import ROOT
 from tests.support.toy import SETTINGS, Point
 
 
+@pytest.fixture(autouse=True)
+def registries_as_before():
+    """What an example adds is not there for the tests after it."""
+    registries = sail_jax.PAIR_LOSSES, sail_jax.LABELLERS
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(entries)
+
+
 @pytest.mark.parametrize('path', sorted((ROOT / 'examples').glob('*.py')), ids=lambda p: p.name)
 def test_an_example_uses_public_names_only(path):
     assert not re.search(r'(\.|import )_[a-z]', path.read_text())
