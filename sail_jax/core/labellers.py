@@ -38,6 +38,7 @@ import jax
 import jax.numpy as jnp
 
 from sail_jax.config import Teacher
+from sail_jax.core import registry
 from sail_jax.core.keys import split_rows
 from sail_jax.core.trial import tried
 from sail_jax.core.types import Preferences
@@ -146,12 +147,7 @@ def named(name: str) -> Labeller:
     Raises:
       UserError: nobody has given a labeller that name.
     """
-    if name not in LABELLERS:
-        raise UserError(
-            f'labeller.kind: {name!r:.80}; there are {", ".join(LABELLERS)}, and what a program '
-            'adds to sail_jax.LABELLERS before it trains'
-        )
-    return LABELLERS[name]
+    return registry.named(LABELLERS, name, 'labeller.kind', 'sail_jax.LABELLERS')
 
 
 def label(key_B: jax.Array, returns: Returns, settings: Teacher) -> Preferences:

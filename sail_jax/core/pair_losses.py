@@ -20,6 +20,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
+from sail_jax.core import registry
 from sail_jax.core.trial import tried
 from sail_jax.errors import UserError
 
@@ -69,12 +70,7 @@ def named(name: str) -> PairLoss:
     Raises:
       UserError: nobody has given a loss that name.
     """
-    if name not in PAIR_LOSSES:
-        raise UserError(
-            f'objective.loss: {name!r:.80}; there are {", ".join(PAIR_LOSSES)}, and what a program '
-            'adds to sail_jax.PAIR_LOSSES before it trains'
-        )
-    return PAIR_LOSSES[name]
+    return registry.named(PAIR_LOSSES, name, 'objective.loss', 'sail_jax.PAIR_LOSSES')
 
 
 def check(name: str, group_size: int) -> None:

@@ -1,0 +1,26 @@
+"""Functions that settings call by name, a program's own among them."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from sail_jax.errors import UserError
+
+Entry = TypeVar('Entry')
+
+
+def named(registry: Mapping[str, Entry], name: str, setting: str, where: str) -> Entry:
+    """What a setting names.
+
+    Args:
+      setting: its key in the configuration.
+      where: what the registry is called in Python.
+
+    Raises:
+      UserError: nobody has given anything that name.
+    """
+    if name not in registry:
+        raise UserError(
+            f'{setting}: {name!r:.80}; there are {", ".join(registry)}, and what a program '
+            f'adds to {where} before it trains'
+        )
+    return registry[name]
