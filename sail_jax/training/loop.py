@@ -95,9 +95,10 @@ class Loop:
         waited = zip(self._waiting, self.after, strict=True)
         rows = [[row | numbers] for row, numbers in waited]
         self.recorder.write(rows)
-        self.saver.rate(self.step, self._score(self.after))
+        worth = self._score(self.after)
+        self.saver.rate(self.step, worth)
         self._waiting = []
-        self._show_evaluation(rows, self._score(self.after))
+        self._show_evaluation(rows, worth)
 
     def train(self) -> None:
         """Updates to the end of the run: to its length, until the label budget is spent, or until a
