@@ -11,6 +11,7 @@ from brax.envs.base import Env
 from sail_jax.control import contract, envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
+from sail_jax.core import precision
 from sail_jax.core.types import Policy
 from sail_jax.errors import UserError
 
@@ -43,6 +44,7 @@ def make(run: ControlRun, policy: Policy, deterministic: bool, env: Env | None =
     shapes = control_policy.observation_shape(env)
 
     @jax.jit
+    @precision.traced_at(precision.resolved(run))
     def actions(policy: Policy, obs: Any, key: jax.Array | None) -> jax.Array:
         dist = control_policy.actions(networks, policy, obs)
         raw_action = dist.loc

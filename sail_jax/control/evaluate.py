@@ -14,6 +14,7 @@ from sail_jax.control import rollout
 from sail_jax.control.config import ControlRun
 from sail_jax.control.lanes import World
 from sail_jax.control.rollout import Episodes
+from sail_jax.core import precision
 from sail_jax.core.keys import EVALUATE, row_keys, stream
 from sail_jax.core.types import Hyper, Policies, Policy
 from sail_jax.training.task import Evaluate
@@ -47,6 +48,7 @@ def make(env: Env, networks: PPONetworks, run: ControlRun, mesh: Mesh) -> Evalua
         return jax.lax.map(of, actors)
 
     @jax.jit
+    @precision.traced_at(precision.resolved(run))
     def evaluate(
         policy: Policy, start: Policy, shared: Any, seed: jax.Array, hyper: Hyper
     ) -> dict[str, jax.Array]:

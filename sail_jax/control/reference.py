@@ -19,6 +19,7 @@ from sail_jax import configfile
 from sail_jax.control import brax_checkpoint
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
+from sail_jax.core import precision
 from sail_jax.core.keys import START, stream
 from sail_jax.core.types import Policy
 from sail_jax.errors import UserError
@@ -130,7 +131,8 @@ def train_ppo(
         if watch is not None:
             watch.note(step, jax.device_get(params[:2]))
 
-    _, params, _ = ppo.train(
+    train = precision.traced_at(precision.resolved(run))(ppo.train)
+    _, params, _ = train(
         environment=env,
         wrap_env_fn=wrap,
         num_timesteps=env_steps,

@@ -17,6 +17,7 @@ from brax.training.agents.ppo.networks import PPONetworks
 from sail_jax.control import envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
+from sail_jax.core import precision
 from sail_jax.core.types import Policy
 from sail_jax.episode import Episode
 from sail_jax.errors import UserError
@@ -68,7 +69,8 @@ def render(
     if not isinstance(env, PipelineEnv):
         raise UserError(f'render: only Brax environments have this viewer, not {run.env.backend}')
     networks = control_policy.make_networks(env, run)
-    drive = _drive(env, networks, run.env.episode_length, policy, seed, stochastic)
+    record = precision.traced_at(precision.resolved(run))(_drive)
+    drive = record(env, networks, run.env.episode_length, policy, seed, stochastic)
     shown = {
         'run': name,
         'env': f'{run.env.name} ({run.env.backend})',

@@ -13,7 +13,15 @@ import jax.numpy as jnp
 import optax
 
 from sail_jax import config
-from sail_jax.core import gradient, keys, labellers, loss, optimizer, pair_losses
+from sail_jax.core import (
+    gradient,
+    keys,
+    labellers,
+    loss,
+    optimizer,
+    pair_losses,
+    precision,
+)
 from sail_jax.core.types import (
     Batch,
     Hyper,
@@ -288,6 +296,7 @@ def make_dispatch(
     """
     update = make_update(workload, run)
 
+    @precision.traced_at(precision.resolved(run))
     def dispatch(state: State) -> tuple[State, Metrics]:
         def body(state, _):
             state, metrics = update(state)

@@ -223,6 +223,11 @@ class LanguageRun(config.Run):
         """Updates of the whole run."""
         return -(-self.total_prompts // self.prompts_per_update)
 
+    @property
+    def default_matmul_precision(self) -> Literal['default', 'highest']:
+        """Where activations are bfloat16 there are hardly any float32 factors."""
+        return 'highest' if self.model.dtype == 'float32' else 'default'
+
 
 def check(run: LanguageRun) -> None:
     """Refuses settings that are each fine but do not go together.

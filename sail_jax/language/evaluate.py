@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sail_jax.core import precision
 from sail_jax.core.keys import EVALUATE, stream
 from sail_jax.core.types import Hyper, Policies, Policy
 from sail_jax.language import workload
@@ -49,8 +50,10 @@ class Programs(NamedTuple):
 def make_programs(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Programs:
     """Compiled at their first call."""
     eos_E = jnp.asarray(eos_ids, jnp.int32)
+    at_precision = precision.traced_at(precision.resolved(run))
 
     @jax.jit
+    @at_precision
     def generate(policy: Policy, shared: Any, prompts: Prompts, key_B: jax.Array) -> Responses:
         return sampler.generate(
             models.policy(policy, shared),
@@ -62,6 +65,7 @@ def make_programs(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) ->
         )
 
     @jax.jit
+    @at_precision
     def weigh(
         policies: Policies, prompts: Prompts, tokens_BxSxR: jax.Array, lengths_BxS: jax.Array
     ) -> Weighed:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sail_jax import configfile, files, terminal
+from sail_jax.core import precision
 from sail_jax.core.types import Policy
 from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun, Variables
@@ -181,9 +182,8 @@ def _draw(
     settings: Sampling,
 ) -> sampler.Responses:
     decoder = nnx.merge(graphdef, state)
-    return sampler.generate(
-        decoder, prompts, key_N, group_size=group_size, settings=settings, eos_E=eos_E
-    )
+    generate = precision.traced_at(precision.of(decoder.dtype))(sampler.generate)
+    return generate(decoder, prompts, key_N, group_size=group_size, settings=settings, eos_E=eos_E)
 
 
 class Respond(Protocol):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sail_jax.core import update
+from sail_jax.core import precision, update
 from sail_jax.core.types import Metrics, Sampled, State, Workload
 from sail_jax.language import evaluate, workload
 from sail_jax.language.config import LanguageRun, check, check_lengths
@@ -118,12 +118,15 @@ def make_programs(run: LanguageRun, functions: Workload, mesh: Mesh) -> Programs
     """Compiled at their first call, for each bucket of lengths."""
     learn_pure = update.make_learn(functions, run)
     share = step_size(run.optimizer, run.updates)
+    at_precision = precision.traced_at(precision.resolved(run))
 
     @jax.jit
+    @at_precision
     def draw(state: State, rows: workload.Rows) -> Sampled:
         return update.draw(functions, state._replace(sampler=rows))
 
     @partial(jax.jit, donate_argnums=0)
+    @at_precision
     def learn(state: State, sampled: Sampled, scores: Any) -> tuple[State, Metrics]:
         sampled = workload.labelled(run, state, sampled, scores)
         rate = state.hyper.learning_rate * share(state.step)

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from sail_jax import files
+from sail_jax.core import precision
 from sail_jax.errors import UserError
 from sail_jax.language.data.rows import Message, Prompt
 from sail_jax.language.data.tokens import Tokenizer
@@ -89,6 +90,7 @@ def from_model(
     graphdef, state = nnx.split(model)
 
     @jax.jit
+    @precision.traced_at(precision.of(model.dtype))
     def rewards(state: nnx.State, sequences: Prompts) -> jax.Array:
         return nnx.merge(graphdef, state).rewards(sequences)
 

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from sail_jax.core import precision
 from sail_jax.core.types import Metrics, Policy, State
 from sail_jax.errors import UserError
 from sail_jax.files import ROOM, writing
@@ -130,6 +131,7 @@ def make_dispatch(
     learn_pure = learn.make_learn(models.policy, run, optimizer)
 
     @partial(jax.jit, donate_argnums=0)
+    @precision.traced_at(precision.resolved(run))
     def update(state: State, rows: learn.Rows) -> tuple[State, Metrics]:
         new, metrics = learn_pure(state, rows)
         layout = devices.state_sharding(mesh, new, sharding.RULES)
@@ -155,6 +157,7 @@ def make_evaluate(run: SftRun, models: Models, held_out: Sequence[Example]) -> E
     batches = [held_out[first : first + size] for first in range(0, len(held_out), size)]
 
     @jax.jit
+    @precision.traced_at(precision.resolved(run))
     def nats(policy: Policy, shared: Any, rows: learn.Rows) -> tuple[jax.Array, jax.Array]:
         return learn.nats(models.policy(policy, shared), rows, 'response')
 

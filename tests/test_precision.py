@@ -1,0 +1,85 @@
+"""How exactly float32 matrices are multiplied, as the lowered programs say it."""
+
+import re
+
+import jax
+import pytest
+
+from benchmarks import language_memory
+from sail_jax.control import task as control_task
+from sail_jax.control.config import ControlRun
+from sail_jax.core import precision, update
+from sail_jax.language import task as language_task
+from sail_jax.language import workload
+from sail_jax.language.model import policy
+from sail_jax.sweep import Members
+from sail_jax.training import devices, setup
+from tests.support import small
+from tests.support.toy import SETTINGS, Point
+
+
+def stated(text: str) -> set[str]:
+    """The precisions of a program's products; those without a statement are `DEFAULT`."""
+    products = [line for line in text.splitlines() if 'stablehlo.dot_general' in line]
+    assert products
+    said = [re.search(r'precision = \[(\w+), \1\]', line) for line in products]
+    return {match[1] if match else 'DEFAULT' for match in said}
+
+
+def control(settings) -> str:
+    run = ControlRun.model_validate({**SETTINGS, **settings})
+    task = control_task.make(run, env=Point())
+    assert task.workload is not None
+    state = setup.Layout.of(Members.of(run), task).state
+    return update.make_dispatch(task.workload, run, 1).lower(state).as_text()
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    base = tmp_path_factory.mktemp('precision')
+    return small.checkpoint(base / 'model'), small.data(base / 'prompts.jsonl')
+
+
+def language(files, dtype: str, **settings) -> str:
+    """Of both programs of an update."""
+    run = small.run(*files, **settings, model={'dtype': dtype})
+    mesh = devices.make_mesh(run.prompts_per_update)
+    models = policy.read(run.model, mesh)
+    made = workload.make(run, models, (0,))
+    programs = language_task.make_programs(run, made, mesh)
+    state = language_memory.abstract_state(run, models, made, mesh)
+    draw = programs.draw.lower(state, language_memory.longest_rows(run, mesh))
+    scores = jax.ShapeDtypeStruct((run.prompts_per_update, run.group_size), 'float32')
+    return draw.as_text() + programs.learn.lower(state, draw.out_info, scores).as_text()
+
+
+@pytest.mark.parametrize(
+    ('setting', 'expected'),
+    [('auto', 'HIGHEST'), ('highest', 'HIGHEST'), ('high', 'HIGH'), ('default', 'DEFAULT')],
+)
+def test_a_simulator_and_its_policy_multiply_as_the_setting_says(setting, expected):
+    assert stated(control({'matmul_precision': setting})) == {expected}
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'setting', 'expected'),
+    [
+        ('float32', 'auto', 'HIGHEST'),
+        ('bfloat16', 'auto', 'DEFAULT'),
+        ('float32', 'high', 'HIGH'),
+        ('bfloat16', 'highest', 'HIGHEST'),
+    ],
+)
+def test_language_models_multiply_as_their_type_or_the_setting_says(
+    files, dtype, setting, expected
+):
+    assert stated(language(files, dtype, matmul_precision=setting)) == {expected}
+
+
+def test_a_program_is_the_same_whoever_calls_it():
+    """The user's own default neither loosens what is stated nor is changed by it."""
+    with jax.default_matmul_precision('bfloat16'):
+        assert stated(control({})) == {'HIGHEST'}
+        square = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((2, 2), 'float32'))
+        assert stated(square.as_text()) == {'DEFAULT'}
+    assert precision.traced_at(None)(len) is len
