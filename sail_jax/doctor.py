@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sail_jax.training import checkpoint, devices, hosts, quiet
+from sail_jax.training import accelerator, checkpoint, devices, hosts, quiet
 
 SIZE = 2**20
 """Entries of the float32 array that the checks move, on each device."""
@@ -44,7 +44,8 @@ def _seen() -> Iterator[Finding]:
     versions = checkpoint.versions()
     yield Finding('versions', ', '.join(f'{name} {version}' for name, version in versions.items()))
     local = jax.local_devices()
-    yield Finding('platform', jax.default_backend())
+    idle = accelerator.idle()
+    yield Finding('platform', idle or jax.default_backend(), idle is None)
     yield Finding('processes', f'{jax.process_index() + 1} of {jax.process_count()}')
     kinds = ', '.join(sorted({device.device_kind for device in local}))
     yield Finding('devices', f'{len(local)} here, {jax.device_count()} in all ({kinds})')
@@ -59,6 +60,19 @@ def _seen() -> Iterator[Finding]:
     # JAX declares its settings when it is imported.
     cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     yield Finding('compilation cache', str(cache))
+    yield Finding('matmul precision', _precision())
+
+
+def _precision() -> str:
+    """What float32 matrix products are here."""
+    rounded = {'gpu': 'TF32', 'tpu': 'bfloat16'}.get(jax.default_backend(), 'float32')
+    # JAX declares its settings when it is imported.
+    said = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    default = f'JAX_DEFAULT_MATMUL_PRECISION: {said}' if said else f'{rounded} on this platform'
+    return (
+        'float32 for control and float32 language models (matmul_precision: auto); '
+        f'by default ({default}) for bfloat16 ones'
+    )
 
 
 def _checked(directory: Path | None) -> Iterator[Finding]:

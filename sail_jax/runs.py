@@ -117,6 +117,9 @@ def train(
         return kind.study.train(settings, run_dir, resume, quiet)
     _require_handed(kind, settings, run_dir, handed, resume)
     settings = kind.recorded(settings, handed)
+    from sail_jax.training import accelerator
+
+    accelerator.warn_if_idle()
     task = make_task(settings, run_dir, **handed)
     from sail_jax.training import trainer
     from sail_jax.training.callbacks import Callbacks

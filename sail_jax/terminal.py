@@ -78,6 +78,10 @@ def log_to_stderr() -> None:
     one, nothing."""
     for name in ('absl', 'asyncio'):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # `training.accelerator` says that an accelerator is idle, and what to do about it.
+    logging.getLogger('jax._src.xla_bridge').addFilter(
+        lambda record: 'may be present' not in record.getMessage()
+    )
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine('sail-jax: %(message)s'))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

@@ -12,16 +12,56 @@ import jax
 import pytest
 
 from sail_jax import cli, doctor
+from sail_jax.training import accelerator
 
 
 def test_a_good_host(tmp_path, capsys):
     assert cli.main(['doctor', '--dir', str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     seen = ('versions', 'devices', 'memory of a device', 'memory of the host', 'mesh')
-    for what in (*seen, 'collective', 'randomness', 'checkpoint'):
+    for what in (*seen, 'matmul precision', 'collective', 'randomness', 'checkpoint'):
         assert f'ok      {what}' in printed
     assert f'jax {jax.__version__}' in printed
     assert not list(tmp_path.iterdir())
+
+
+def test_an_accelerator_that_jax_does_not_use_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'nvidia0').touch()
+    gpu, tpu = accelerator.KINDS
+    monkeypatch.setattr(
+        accelerator, 'KINDS', (gpu._replace(files=(str(tmp_path / 'nvidia0'),)), tpu)
+    )
+    monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+    assert cli.main(['doctor', '--dir', str(tmp_path)]) == 1
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if 'FAILED' in line]
+    assert 'nvidia0) is idle' in line
+    assert "pip install 'sail-jax[cuda12]'" in line
+    monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+    assert accelerator.idle() is None
+
+
+def test_training_says_it_in_one_line(tmp_path, monkeypatch):
+    """In a process of its own, whose stderr is its own."""
+    script = (
+        'import sys; from sail_jax import terminal; from sail_jax.training import accelerator;'
+        'terminal.log_to_stderr();'
+        'accelerator.KINDS = (accelerator.Kind("a TPU", (sys.argv[1],), "tpu"),);'
+        'accelerator.warn_if_idle()'
+    )
+    monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+    done = subprocess.run(
+        [sys.executable, '-c', script, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.count('\n') == 1
+    assert done.stderr.startswith(f'sail-jax: a TPU of this host ({tmp_path}) is idle')
+
+
+def test_a_host_without_an_accelerator_is_in_order(monkeypatch):
+    monkeypatch.delenv('JAX_PLATFORMS', raising=False)
+    monkeypatch.setattr(
+        accelerator, 'KINDS', tuple(kind._replace(files=()) for kind in accelerator.KINDS)
+    )
+    assert accelerator.idle() is None
 
 
 def test_what_lies_in_the_directory_is_left_alone(tmp_path):
