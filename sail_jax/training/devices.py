@@ -23,24 +23,32 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 and what none fits is copied to every device."""
 
 
-def make_mesh(rows: int, settings: Devices | None = None, rows_key: str = 'a batch') -> Mesh:
-    """All devices, along the axes (data, fsdp, tensor).
+def make_mesh(
+    rows: int,
+    settings: Devices | None = None,
+    rows_key: str = 'a batch',
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """Devices along the axes (data, fsdp, tensor).
 
     Args:
       rows: of a batch, which are split over data and fsdp.
       settings: sizes of the axes; by default all devices lie along data.
       rows_key: what has them, for the message: a setting.
+      devices: instead of all that there are.
 
     Raises:
       UserError: sizes that do not multiply to the number of devices, or rows that do not divide.
     """
-    sizes = _sizes(settings or Devices(), jax.device_count())
+    count = jax.device_count() if devices is None else len(devices)
+    sizes = _sizes(settings or Devices(), count)
     parts = sizes['data'] * sizes['fsdp']
     if rows % parts:
         raise UserError(
             f'{rows} rows ({rows_key}) do not divide by {parts} devices; use a multiple of {parts}'
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    auto = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=auto, devices=devices)
 
 
 def use_cores(rows: int) -> None:

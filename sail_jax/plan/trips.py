@@ -1,0 +1,178 @@
+"""How often a loop of a compiled program goes round.
+
+CUDA's compiler says so (`known_trip_count`); of a TPU's, and of loops that may end early, it is
+worked out from the condition: a counter that is compared with a number.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from sail_jax.plan.hlo import Computation, Instruction, Module
+
+SAME = ('copy', 'bitcast', 'convert', 'copy-start', 'copy-done', 'reshape')
+"""What passes a number on."""
+
+
+class Trips(NamedTuple):
+    """Of one loop."""
+
+    count: int
+    exact: bool
+    """Or it may end earlier."""
+
+
+class Scope(NamedTuple):
+    """A computation, and what its parameters are."""
+
+    computation: Computation
+    caller: Scope | None = None
+    arguments: tuple[str, ...] = ()
+    """Names in the caller, by the parameters' numbers."""
+    body: Computation | None = None
+    """Of a loop, whose one parameter is its state: what the state becomes."""
+
+
+def of_loop(module: Module, scope: Scope, loop: Instruction) -> Trips | None:
+    """Of a `while` of the scope's computation; None where the text does not tell."""
+    if said := loop.backend.get('known_trip_count'):
+        return Trips(int(said['n']), exact=True)
+    called = loop.called
+    body = module.computations[called['body']]
+    condition = Scope(module.computations[called['condition']], scope, loop.operands, body)
+    within = Scope(body, scope, loop.operands, body)
+    bounds = list(_bounds(module, condition, condition.computation.root))
+    counts = []
+    for bound in bounds:
+        first = _initial(module, condition, bound.index)
+        step = _step(module, within, bound.index)
+        counts.append(max(0, -(-(bound.limit - (first or 0)) // (step or 1))))
+    if not counts:
+        return None
+    alone = all(bound.alone for bound in bounds) and len(bounds) == 1
+    return Trips(min(counts), exact=alone)
+
+
+class Bound(NamedTuple):
+    """`state[index] < limit` has to hold for another round."""
+
+    index: int
+    limit: int
+    alone: bool
+    """Or other things have to hold too."""
+
+
+def _bounds(module: Module, scope: Scope, name: str, alone: bool = True) -> list[Bound]:
+    """The bounds of counters in a condition."""
+    scope, instruction = _follow(module, scope, name)
+    if instruction is None:
+        return []
+    if instruction.opcode == 'and':
+        parts = (_bounds(module, scope, operand, False) for operand in instruction.operands)
+        return [bound for part in parts for bound in part]
+    if instruction.opcode != 'compare':
+        return []
+    left, right = instruction.operands
+    match = re.search(r'direction=(\w\w)', instruction.attributes)
+    direction = match[1] if match else ''
+    if direction in ('GT', 'GE'):
+        left, right = right, left
+    index, limit = _counter(module, scope, left), number(module, scope, right)
+    if index is None or limit is None or direction == 'EQ':
+        return []
+    return [Bound(index, limit + (direction in ('LE', 'GE')), alone)]
+
+
+def _follow(module: Module, scope: Scope, name: str) -> tuple[Scope, Instruction | None]:
+    """The instruction that makes a value, through copies, fusions and parameters."""
+    for _ in range(200):
+        instruction = scope.computation.instructions.get(name)
+        if instruction is None:
+            return scope, None
+        if instruction.opcode in SAME:
+            name = instruction.operands[0]
+        elif instruction.opcode == 'fusion':
+            inner = module.computations[instruction.called['calls']]
+            scope, name = Scope(inner, scope, instruction.operands), inner.root
+        elif instruction.opcode == 'parameter' and scope.caller and scope.body is None:
+            name, scope = scope.arguments[int(instruction.literal)], scope.caller
+        elif instruction.opcode == 'get-tuple-element':
+            inside, made = _follow(module, scope, instruction.operands[0])
+            if made is None or made.opcode != 'tuple':
+                return scope, instruction
+            scope, name = inside, made.operands[_index(instruction)]
+        else:
+            return scope, instruction
+    return scope, None
+
+
+def _index(element: Instruction) -> int:
+    match = re.search(r'index=(\d+)', element.attributes)
+    return int(match[1]) if match else 0
+
+
+def _state(module: Module, scope: Scope, name: str) -> tuple[Scope, int] | None:
+    """The loop, by its scope, and the place in its state, that a value is read from."""
+    scope, element = _follow(module, scope, name)
+    if element is None or element.opcode != 'get-tuple-element':
+        return None
+    inside, owner = _follow(module, scope, element.operands[0])
+    if owner is None or owner.opcode != 'parameter' or inside.body is None:
+        return None
+    return inside, _index(element)
+
+
+def _counter(module: Module, scope: Scope, name: str) -> int | None:
+    """The place in the loop's state that a value is."""
+    state = _state(module, scope, name)
+    return state and state[1]
+
+
+def _initial(module: Module, scope: Scope, index: int) -> int | None:
+    """What the loop's state begins with at a place."""
+    assert scope.caller is not None
+    inside, made = _follow(module, scope.caller, scope.arguments[0])
+    if made is None or made.opcode != 'tuple':
+        return None
+    return number(module, inside, made.operands[index])
+
+
+def _step(module: Module, scope: Scope, index: int) -> int | None:
+    """What a round adds to the state at a place."""
+    root = scope.computation.instructions[scope.computation.root]
+    if root.opcode != 'tuple':
+        return None
+    inside, made = _follow(module, scope, root.operands[index])
+    if made is None or made.opcode != 'add':
+        return None
+    numbers = [number(module, inside, operand) for operand in made.operands]
+    return next((x for x in numbers if x is not None), None)
+
+
+def number(module: Module, scope: Scope, name: str) -> int | None:
+    """The integer that a value always is, if it is one; a loop's state where no round changes
+    it."""
+    inside, made = _follow(module, scope, name)
+    if made is None:
+        return None
+    if made.opcode == 'constant':
+        return int(made.literal) if re.fullmatch(r'-?\d+', made.literal) else None
+    state = _state(module, inside, made.name)
+    if state is None:
+        return None
+    loop, index = state
+    assert loop.body is not None
+    root = loop.body.instructions[loop.body.root]
+    if root.opcode != 'tuple' or _own_element(loop.body, root.operands[index]) != index:
+        return None
+    return _initial(module, loop, index)
+
+
+def _own_element(body: Computation, name: str) -> int | None:
+    """The place in its own state that a body's value is read from unchanged."""
+    element = body.instructions[name]
+    if element.opcode != 'get-tuple-element':
+        return None
+    owner = body.instructions[element.operands[0]]
+    return _index(element) if owner.opcode == 'parameter' else None

@@ -1,0 +1,169 @@
+"""Compiled texts of both compilers, recorded by `tests.support.compiled`, counted as by hand."""
+
+import math
+
+import pytest
+
+from sail_jax.plan import collectives, count, hlo
+from tests.support.compiled import AXES, LAYERS, MOST, ROWS, SLOTS, TEXTS, WIDTH
+
+PLATFORMS = ('cuda', 'tpu')
+BATCH, MATRIX = ROWS * WIDTH * 2, WIDTH * WIDTH * 2
+"""Bytes in bfloat16, of a device's rows."""
+PRODUCT = 2 * ROWS * WIDTH * WIDTH
+"""Operations."""
+
+
+def counted(platform, name):
+    return count.count((TEXTS / f'{platform}-{name}.txt').read_text(), platform)
+
+
+@pytest.mark.parametrize('platform', PLATFORMS)
+def test_a_product(platform):
+    one = counted(platform, 'matmul')
+    assert one.flops_by_precision == {'bf16': PRODUCT}
+    assert one.traffic_bytes == BATCH + MATRIX + BATCH
+
+
+@pytest.mark.parametrize('platform', PLATFORMS)
+def test_a_scan_of_products(platform):
+    scan = counted(platform, 'scan')
+    assert [(loop.count, loop.exact) for loop in scan.loops] == [(LAYERS, True)]
+    assert scan.flops == LAYERS * PRODUCT
+    # On the GPU the activation is a kernel of its own, and matrices are copied out of their stack;
+    # a TPU keeps the batch in its vector memory: only its first and last are in memory.
+    each = {'cuda': 2 * MATRIX + (2 * BATCH + MATRIX) + 2 * BATCH, 'tpu': MATRIX}[platform]
+    ends = 2 * BATCH
+    counters = 4 * 2**8
+    assert LAYERS * each + ends <= scan.traffic_bytes < LAYERS * each + ends + counters
+
+
+@pytest.mark.parametrize('platform', PLATFORMS)
+def test_an_update_in_place_touches_what_it_writes(platform):
+    written, slot = counted(platform, 'in_place'), ROWS * WIDTH * 4
+    assert [loop.count for loop in written.loops] == [SLOTS]
+    assert 2 * SLOTS * slot <= written.traffic_bytes < 2 * SLOTS * slot + 2**14
+    assert written.flops == 0
+
+
+@pytest.mark.parametrize('platform', PLATFORMS)
+def test_a_loop_that_may_end_early_goes_round_as_often_as_it_may(platform):
+    early = counted(platform, 'early')
+    assert [(loop.count, loop.exact) for loop in early.loops] == [(MOST, False)]
+    assert early.flops == MOST * PRODUCT
+
+
+@pytest.mark.parametrize('platform', PLATFORMS)
+@pytest.mark.parametrize(
+    ('name', 'kind', 'times', 'size', 'sent', 'axes', 'across'),
+    [
+        ('all_reduce', 'all-reduce', 1, WIDTH * 4, 2 * 7 / 8, 'data+fsdp', True),
+        ('gathered', 'all-gather', LAYERS, MATRIX, 3 / 4, 'fsdp', False),
+    ],
+)
+# parameters: one case each
+def test_who_talks_to_whom(platform, name, kind, times, size, sent, axes, across):
+    exchanges = [x for x in counted(platform, name).operations if x.collective]
+    (exchange,) = exchanges
+    said = exchange.collective
+    assert (said.kind, exchange.times) == (kind, times)
+    assert said.bytes == size
+    assert said.wire_bytes == sent * size
+    assert collectives.axes_of(said.groups, AXES) == axes
+    hosts = [0] * 4 + [1] * 4
+    assert collectives.across_hosts(said.groups, hosts) is across
+
+
+@pytest.mark.parametrize('platform', PLATFORMS)
+def test_operations_know_their_line(platform):
+    product = next(x for x in counted(platform, 'scan').operations if x.flops)
+    assert product.lines[0].function == 'programs.<locals>.scan.<locals>.<lambda>'
+    assert product.lines[0].file == '/tests/support/compiled.py'
+    # Callers follow, to the outermost.
+    assert product.lines[-1].function == '_run_module_as_main'
+    source = (TEXTS.parents[1] / 'support' / 'compiled.py').read_text().splitlines()
+    assert 'jnp.tanh(x @ w)' in source[product.lines[0].line - 1]
+
+
+@pytest.mark.parametrize(
+    ('said', 'groups'),
+    [
+        ('replica_groups={{0,1},{2,3}}, dimensions={0}', ((0, 1), (2, 3))),
+        ('replica_groups=[2,2]<=[4], dimensions={0}', ((0, 1), (2, 3))),
+        ('replica_groups=[2,2]<=[2,2]T(1,0), to_apply=%a', ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}, to_apply=%a", ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=4] {'a':(2)2}, to_apply=%a", ((0, 1), (2, 3))),
+        ("replica_groups=mesh['a'=4] {'a':(1)2}, to_apply=%a", ((0, 2), (1, 3))),
+        (
+            "replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}, dimensions={0}",
+            ((0, 1), (2, 3)),
+        ),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=(3,0,1,2) {'b'}, to=%a", ((3, 0), (1, 2))),
+        ('source_target_pairs={{0,1},{1,2}}, metadata={}', ((0, 1), (1, 2))),
+        ('channel_id=1', ((0, 1, 2, 3),)),
+    ],
+)
+def test_groups_in_all_notations(said, groups):
+    assert collectives.of_attributes(said, 4) == groups
+
+
+@pytest.mark.parametrize(
+    ('text', 'size'),
+    [
+        ('f32[3,5]{1,0}', 60),
+        ('f32[3,5]{1,0:T(8,128)}', 8 * 128 * 4),
+        ('f32[3,5]{0,1:T(8,128)}', 8 * 128 * 4),
+        ('bf16[2,9,130]{2,1,0:T(8,128)(2,1)}', 2 * 16 * 256 * 2),
+        ('pred[]', 1),
+        ('s4[6]{0}', 3),
+        ('f8e4m3fn[6]{0}', 6),
+    ],
+)
+def test_bytes_as_they_lie(text, size):
+    array = hlo.parse(module(f'ROOT %a = {text} parameter(0)')).computations['main']
+    (leaf,) = hlo.leaves(array.instructions['a'].shape)
+    assert leaf.bytes == size
+
+
+def module(*lines):
+    body = '\n'.join(f'  {line}' for line in lines)
+    return f'HloModule m, num_partitions=1\n\nENTRY %main (p: f32[1]) -> f32[1] {{\n{body}\n}}\n'
+
+
+@pytest.mark.parametrize(
+    ('labels', 'left', 'kernel', 'result', 'window', 'products'),
+    [
+        # A batch of 6 products [4, 5] x [5, 3], as a TPU's compiler writes it.
+        ('0bf_0io->0bf', '6,4,5', '6,5,3', '6,4,3', 'size=6 stride=5 pad=0_0 lhs_dilate=6', 360),
+        # A convolution of 3 places over 8, padded to 8: 22 pairs of places meet.
+        ('b0f_0io->b0f', '2,8,5', '3,5,3', '2,8,3', 'size=3 pad=1_1', 2 * 5 * 3 * 22),
+    ],
+)
+# parameters: one case each
+def test_products_written_as_convolutions(labels, left, kernel, result, window, products):
+    text = module(
+        f'%a = f32[{left}] parameter(0)',
+        f'%b = f32[{kernel}] parameter(1)',
+        f'ROOT %c = f32[{result}] convolution(%a, %b), window={{{window}}}, dim_labels={labels}',
+    )
+    assert count.count(text, 'tpu').flops == 2 * products
+
+
+@pytest.mark.parametrize(
+    ('attributes', 'precision'),
+    [('', 'f32'), (', operand_precision={highest,highest}', 'f32 highest')],
+)
+def test_products_say_their_precision(attributes, precision):
+    text = module(
+        '%a = f32[8,16] parameter(0)',
+        '%b = f32[16,4] parameter(1)',
+        f'ROOT %c = f32[8,4] dot(%a, %b), lhs_contracting_dims={{1}}{attributes}',
+    )
+    one = count.count(text, 'cuda')
+    assert one.flops_by_precision == {precision: 2 * 8 * 16 * 4}
+    assert one.traffic_bytes == 4 * math.fsum((8 * 16, 16 * 4, 8 * 4))
+
+
+def test_what_is_no_program():
+    with pytest.raises(ValueError, match='no text of a compiled program'):
+        hlo.parse('nothing')
