@@ -126,7 +126,7 @@ def configuration(
     return ControlRun.model_validate(data)
 
 
-def train(run: ControlRun, run_dir: Path) -> list[list[metrics.Row]]:
+def train(run: ControlRun, run_dir: Path) -> list[list[metrics.MetricsRow]]:
     """Evaluations of every member; goes on with, or reads, what is there."""
     finished = run_dir / 'finished'
     if not finished.exists():
@@ -186,7 +186,7 @@ def study(env: str, name: str, method: Method, size: Size, runs: Path) -> dict[s
 
 def ppo_rows(
     env_name: str, seed: int, settings: dict[str, float], env_steps: int, size: Size, path: Path
-) -> dict[int, metrics.Row]:
+) -> dict[int, metrics.MetricsRow]:
     """Brax PPO of one seed, judged as the others are, by env steps; read, if `path` has it."""
     if not path.exists():
         run = configuration(env_name, {}, env_steps, size)

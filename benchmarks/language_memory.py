@@ -58,7 +58,9 @@ class Program(NamedTuple):
     """Of the widest array of scores over the vocabulary: for how many tokens, per device."""
 
 
-def abstract_state(run: LanguageRun, models: policy.Models, made: Workload, mesh: Mesh) -> State:
+def abstract_state(
+    run: LanguageRun, decoders: policy.Decoders, made: Workload, mesh: Mesh
+) -> State:
     """Shapes, types and layouts of a run's state, the weights under an adapter included."""
 
     def init(start: Policy) -> State:
@@ -66,15 +68,17 @@ def abstract_state(run: LanguageRun, models: policy.Models, made: Workload, mesh
             made, run, Policies(start, start), seed=np.uint32(run.seed), hyper=Hyper.of(run)
         )
 
-    state = jax.eval_shape(init, models.abstract)._replace(shared=models.abstract_shared)
+    state = jax.eval_shape(init, decoders.abstract)._replace(shared=decoders.abstract_shared)
     return checkpoint.abstract_like(state, devices.state_sharding(mesh, state, sharding.RULES))
 
 
-def longest_rows(run: LanguageRun, mesh: Mesh) -> workload.Rows:
+def longest_rows(run: LanguageRun, mesh: Mesh) -> workload.PromptBatch:
     """Prompts of an update, as long as they may be."""
     B = run.prompts_per_update
     shape = partial(jax.ShapeDtypeStruct, dtype=jnp.int32, sharding=devices.by_rows(mesh))
-    return workload.Rows(Prompts(shape((B, bucket(run.data.max_prompt_tokens))), shape((B,))), None)
+    return workload.PromptBatch(
+        Prompts(shape((B, bucket(run.data.max_prompt_tokens))), shape((B,))), None
+    )
 
 
 def needs(compiled: jax.stages.Compiled, began: float, architecture: Architecture) -> Program:
@@ -113,7 +117,7 @@ class Lowered(NamedTuple):
     mesh: Mesh
     architecture: Architecture
     state: State
-    programs: task.Programs
+    programs: task.UpdatePrograms
     draw: jax.stages.Lowered
 
     @property
@@ -132,9 +136,9 @@ def lower_update(run: LanguageRun, mesh_sizes: Devices | None = None) -> Lowered
         run.prompts_per_update, mesh_sizes or run.devices, 'prompts_per_update'
     )
     model = published(run.model.path)
-    models = policy.read(run.model, mesh, model.architecture)
-    made = workload.make(run, models, model.eos_ids)
-    state = abstract_state(run, models, made, mesh)
+    decoders = policy.read(run.model, mesh, model.architecture)
+    made = workload.make(run, decoders, model.eos_ids)
+    state = abstract_state(run, decoders, made, mesh)
     programs = task.make_programs(run, made, mesh)
     draw = programs.draw.lower(state, longest_rows(run, mesh))
     return Lowered(mesh, model.architecture, state, programs, draw)

@@ -164,7 +164,7 @@ class Updates:
 
     draw: jax.stages.Compiled
     learn: jax.stages.Compiled
-    rows: workload.Rows
+    rows: workload.PromptBatch
     scores: jax.Array | None
     state: State
 
@@ -192,8 +192,8 @@ def prepare(name: str, a: Architecture, options: argparse.Namespace) -> Updates:
         }
     )
     mesh = devices.make_mesh(B, run.devices)
-    models = policy.read(run.model, mesh, a)
-    made = workload.make(run, models, ())
+    decoders = policy.read(run.model, mesh, a)
+    made = workload.make(run, decoders, ())
     programs = task.make_programs(run, made, mesh)
 
     def start() -> State:
@@ -208,7 +208,7 @@ def prepare(name: str, a: Architecture, options: argparse.Namespace) -> Updates:
     if run.reads_pairs:
         tokens = rng.integers(0, a.vocab_size, (B, 2, R)).astype(np.int32)
         pairs, scores = workload.Pairs(tokens, np.full((B, 2), R, np.int32)), None
-    rows = jax.device_put(workload.Rows(prompts_of(a, B, P), pairs), devices.by_rows(mesh))
+    rows = jax.device_put(workload.PromptBatch(prompts_of(a, B, P), pairs), devices.by_rows(mesh))
     draw = programs.draw.lower(state, rows).compile()
     learn = programs.learn.lower(state, draw(state, rows), scores).compile()
     return Updates(draw, learn, rows, scores, state)

@@ -41,7 +41,7 @@ def _number(
     )
 
 
-ModelT = TypeVar('ModelT', bound=BaseModel)
+SectionT = TypeVar('SectionT', bound=BaseModel)
 
 MAX_YAML = 2**19
 """Bytes of a configuration."""
@@ -115,11 +115,11 @@ def _refuse_duplicates(node: yaml.Node | None) -> None:
 
 
 def validate(
-    model: type[ModelT],
-    data: dict[str, Any] | ModelT,
+    model: type[SectionT],
+    data: dict[str, Any] | SectionT,
     path: Path | None = None,
     node: yaml.Node | None = None,
-) -> ModelT:
+) -> SectionT:
     """The typed configuration of a file's mapping, or of what comes from Python.
 
     Raises:

@@ -23,7 +23,7 @@ class Curve(NamedTuple):
     name: str
     """Of its directory; of a member of a sweep, the sweep's."""
     run: config.Settings
-    rows: list[metrics.Row]
+    rows: list[metrics.MetricsRow]
     directory: Path | None = None
     """Where they are from."""
 
@@ -73,7 +73,7 @@ def load(run_dir: Path, keys: Collection[str] = ()) -> list[Curve]:
     return curves
 
 
-def _what_is_missing(keys: Collection[str], rows: Sequence[metrics.Row]) -> str:
+def _what_is_missing(keys: Collection[str], rows: Sequence[metrics.MetricsRow]) -> str:
     names = sorted({name for row in rows for name in row})
     if not keys or not names:
         return 'no evaluation in it yet'

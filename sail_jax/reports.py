@@ -13,7 +13,7 @@ from sail_jax.kind import Line
 from sail_jax.sweep import Members
 
 if TYPE_CHECKING:
-    from sail_jax.training.metrics import Row
+    from sail_jax.training.metrics import MetricsRow
     from sail_jax.training.result import Result
 
 PROMPT = 'Tell me a story'
@@ -46,7 +46,9 @@ def print_sweep(run: config.Run, results: list[Result]) -> None:
     _print_meanings(columns)
 
 
-def print_comparison(table: Sequence[Line], title: str, before: Row, after: Row) -> None:
+def print_comparison(
+    table: Sequence[Line], title: str, before: MetricsRow, after: MetricsRow
+) -> None:
     """The table of start policy against trained policy; see `tables.comparison`."""
     rows = tables.comparison(table, before, after)
     heading = ('', tables.START, tables.TRAINED, tables.GOOD)

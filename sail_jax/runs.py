@@ -94,7 +94,7 @@ def train(
     Returns:
       The trained policy, the one it started from, and their evaluations, a
       `sail_jax.Result`; of a sweep, a list of these; of a study, what it came to: the table of the
-      exact problem, or the `Outcome` of the language quickstart.
+      exact problem, or the `QuickstartResult` of the language quickstart.
 
     Raises:
       UserError: bad input; nothing was overwritten.

@@ -6,8 +6,11 @@ type checker imports, which is never run.
 """
 
 import ast
+import collections
 import functools
 import io
+import re
+import sys
 import tokenize
 from pathlib import Path
 
@@ -166,6 +169,28 @@ def test_only_a_workloads_folder_says_its_name():
             continue
         strings = {node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant)}
         assert not strings & names, f'{name} names a workload; ask its Kind instead'
+
+
+def types_of(path: Path) -> set[str]:
+    """Classes of a file, and its other names that are written as classes are: `Row = dict[...]`."""
+    classes = {node.name for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)}
+    targets = [node.targets[0] for node in tree(path).body if isinstance(node, ast.Assign)]
+    aliases = {name.id for name in targets if isinstance(name, ast.Name)}
+    return classes | {name for name in aliases if re.match('[A-Z]+[a-z]', name)}
+
+
+def test_no_two_classes_share_a_name():
+    """One word, one meaning; nor is a class called as one of Python's that the package uses."""
+    homes = collections.defaultdict(set)
+    for name, path in NAMES.items():
+        for one in types_of(path):
+            homes[one].add(name)
+    for path in FILES:
+        for dotted in (name for node in ast.walk(tree(path)) for name in names_of(node)):
+            where, _, last = dotted.rpartition('.')
+            if last in homes and where.partition('.')[0] in sys.stdlib_module_names:
+                homes[last].add(where)
+    assert not {name: where for name, where in homes.items() if len(where) > 1}
 
 
 def test_files_are_short():

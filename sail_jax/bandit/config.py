@@ -29,7 +29,7 @@ class Problems(Section):
     """Standard deviation of the reference's logits, normals; 0 is uniform."""
 
 
-class Study(Settings):
+class StudySettings(Settings):
     """What both studies have: the problems and the objectives on them."""
 
     workload: Literal['bandit'] = 'bandit'
@@ -52,7 +52,7 @@ def _ascending(values: tuple[float, ...]) -> tuple[float, ...]:
 Ascending = Annotated[tuple[PositiveFloat, ...], Field(min_length=2), AfterValidator(_ascending)]
 
 
-class Sweep(Section):
+class Grid(Section):
     """Grid of objectives on the first problem, to see where the guarantee ends."""
 
     betas: Ascending = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -63,7 +63,7 @@ class Sweep(Section):
     """Starts of the search for maxima at each point of the grid."""
 
 
-class Landscape(Study):
+class Landscape(StudySettings):
     """The exact landscape of SAIL and SAIL-RevKL: curvature, PL ratio, maxima, ascent."""
 
     study: Literal['landscape'] = 'landscape'
@@ -74,10 +74,10 @@ class Landscape(Study):
     """Steps of projected gradient ascent."""
     points: int = Field(default=1024, ge=64, le=2**20, multiple_of=64)
     """Points of the ball at which curvature and PL ratio are taken, half of them on its surface."""
-    sweep: Sweep = Sweep()
+    sweep: Grid = Grid()
 
 
-class SampleComplexity(Study):
+class SampleComplexity(StudySettings):
     """Suboptimality against labels for stochastic ascent with the estimator of training."""
 
     study: Literal['sample_complexity'] = 'sample_complexity'
@@ -92,7 +92,7 @@ class SampleComplexity(Study):
     """Responses to each, K; the labeller compares all K(K-1)/2 pairs."""
 
 
-def model(data: dict[str, Any], path: Path) -> type[Study]:
+def model(data: dict[str, Any], path: Path) -> type[StudySettings]:
     """The configuration class of a file's mapping.
 
     Raises:

@@ -6,7 +6,7 @@ from sail_jax.kind import Kind, Study, late
 BANDIT = Kind(
     name='bandit',
     trains='nothing: studies the objective on exact problems',
-    settings=config.Study,
+    settings=config.StudySettings,
     choose=config.model,
     study=Study(
         train=late('sail_jax.bandit.study:run'),

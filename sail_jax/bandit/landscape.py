@@ -49,7 +49,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sail_jax.bandit import problem as exact
-from sail_jax.bandit.problem import Objective, Problem
+from sail_jax.bandit.problem import ExactObjective, Problem
 from sail_jax.core import optimizer
 
 GAP_FLOOR = 1e-12
@@ -75,7 +75,7 @@ def _directions(rng: np.random.Generator, count: int, dimension: int) -> np.ndar
     return normal / np.linalg.norm(normal, axis=-1, keepdims=True)
 
 
-class Path(NamedTuple):
+class Ascent(NamedTuple):
     """Ascent from one start: the start and every iterate, [T + 1, ...]."""
 
     theta: jax.Array
@@ -96,18 +96,18 @@ def pl_gain(theta_D: jax.Array, grad_D: jax.Array, radius: float, smoothness: ja
 
 def ascend(
     problem: Problem,
-    objective: Objective,
+    objective: ExactObjective,
     start_D: jax.Array,
     radius: float,
     smoothness: jax.Array,
     iterations: int,
-) -> Path:
+) -> Ascent:
     """Projected gradient ascent with step `1 / smoothness`."""
 
     def step(theta_D, _):
         value, grad_D = exact.value_and_grad(problem, objective, theta_D)
         gain, step_D = pl_gain(theta_D, grad_D, radius, smoothness)
-        return theta_D + step_D, Path(theta=theta_D, value=value, pl_gain=gain)
+        return theta_D + step_D, Ascent(theta=theta_D, value=value, pl_gain=gain)
 
     _, path = jax.lax.scan(step, start_D, length=iterations + 1)
     return path
@@ -124,7 +124,7 @@ class Maximum(NamedTuple):
 
 def search(
     problem: Problem,
-    objective: Objective,
+    objective: ExactObjective,
     start_D: jax.Array,
     radius: float,
     iterations: int = 300,
@@ -206,7 +206,7 @@ def largest_over_ball(
     return value_M.max(), numbers[: len(blocks_GxMxD)].reshape(len(points_NxD), -1)
 
 
-def eigenvalues(problem: Problem, objective: Objective, theta_D: jax.Array) -> jax.Array:
+def eigenvalues(problem: Problem, objective: ExactObjective, theta_D: jax.Array) -> jax.Array:
     """Of the Hessian of J_lambda, ascending, [D]."""
     return jnp.linalg.eigvalsh(exact.hessian(problem, objective, theta_D))
 
@@ -220,7 +220,7 @@ def sharp_coefficient(
     """
     root_DxD = jnp.linalg.cholesky(exact.feature_covariance(problem, theta_D))
     half_DxD = jax.scipy.linalg.solve_triangular(
-        root_DxD, exact.hessian(problem, Objective(beta), theta_D), lower=True
+        root_DxD, exact.hessian(problem, ExactObjective(beta), theta_D), lower=True
     )
     pencil_DxD = jax.scipy.linalg.solve_triangular(root_DxD, half_DxD.T, lower=True)
     return jnp.linalg.eigvalsh((pencil_DxD + pencil_DxD.T) / 2)[-1]

@@ -12,9 +12,9 @@ import numpy as np
 
 from sail_jax.bandit import landscape
 from sail_jax.bandit import problem as exact
-from sail_jax.bandit.config import Landscape, Study
-from sail_jax.bandit.landscape import Maximum, Path
-from sail_jax.bandit.problem import Objective, Problem
+from sail_jax.bandit.config import Landscape, StudySettings
+from sail_jax.bandit.landscape import Ascent, Maximum
+from sail_jax.bandit.problem import ExactObjective, Problem
 
 OBJECTIVES = ('sail', 'ref_to_policy', 'policy_to_ref')
 """SAIL, and SAIL-RevKL by the direction of its penalty."""
@@ -23,7 +23,7 @@ SWEEP_POINTS = 256
 """Points of the ball for each of the sweep's objectives."""
 
 
-def make_problems(run: Study) -> Problem:
+def make_problems(run: StudySettings) -> Problem:
     """The run's problems, stacked on a leading axis.
 
     Raises:
@@ -38,16 +38,16 @@ def make_problems(run: Study) -> Problem:
     return jax.tree.map(lambda *x: np.stack(x), *drawn)
 
 
-def make_objectives(beta: float, coefficient: float) -> Objective:
+def make_objectives(beta: float, coefficient: float) -> ExactObjective:
     """One for each of `OBJECTIVES`, stacked."""
-    return Objective(
+    return ExactObjective(
         beta=np.full(3, beta),
         ref_to_policy=np.array([0, coefficient, 0]),
         policy_to_ref=np.array([0, 0, coefficient]),
     )
 
 
-def generator(run: Study) -> np.random.Generator:
+def generator(run: StudySettings) -> np.random.Generator:
     """Of points and starts; drawn on the host, which spares their compilation."""
     return np.random.default_rng((run.seed, 2**31))
 
@@ -65,14 +65,14 @@ class Measured(NamedTuple):
     """Where the search from each start ended, [P, O, S]."""
     best: jax.Array
     """J*, [P, O]."""
-    path: Path
+    path: Ascent
     """Ascent from each start, [P, O, S, T + 1], without theta."""
     point_curvature: jax.Array
     """Largest Hessian eigenvalue at each point of the ball, [P, O, N]."""
     point_value: jax.Array
     """J_lambda at each point, [P, O, N]."""
     point_pl_gain: jax.Array
-    """See `Path.pl_gain`, [P, O, N]."""
+    """See `Ascent.pl_gain`, [P, O, N]."""
 
 
 class Points(NamedTuple):
@@ -88,11 +88,11 @@ class Points(NamedTuple):
 
 @partial(jax.jit, static_argnames=('radius', 'iterations'))
 def _measure(
-    problems: Problem, objectives: Objective, points: Points, radius: float, iterations: int
+    problems: Problem, objectives: ExactObjective, points: Points, radius: float, iterations: int
 ) -> Measured:
     starts_SxD, points_NxD, moves_RxMxD = points
 
-    def one(problem: Problem, objective: Objective) -> Measured:
+    def one(problem: Problem, objective: ExactObjective) -> Measured:
         curvature, ends_Nx2 = landscape.largest_over_ball(
             lambda theta: landscape.eigenvalues(problem, objective, theta)[jnp.array([-1, 0])],
             points_NxD,
@@ -186,12 +186,12 @@ def _thresholds(
 @partial(jax.jit, static_argnames='radius')
 def _grid(
     problem: Problem,
-    objectives: Objective,
+    objectives: ExactObjective,
     starts_SxD: jax.Array,
     points_NxD: jax.Array,
     radius: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    def one(objective: Objective):
+    def one(objective: ExactObjective):
         def at(theta_D):
             value, grad_D = exact.value_and_grad(problem, objective, theta_D)
             return landscape.eigenvalues(problem, objective, theta_D), value, grad_D
@@ -221,7 +221,7 @@ def sweep(problems: Problem, run: Landscape) -> Swept:
     grid = np.stack(np.meshgrid(betas, coefficients, indexing='ij'), -1).reshape(-1, 2)
     beta, coefficient = np.tile(grid, (2, 1)).T
     by_reference = np.arange(len(beta)) < len(grid)
-    objectives = Objective(
+    objectives = ExactObjective(
         beta=beta,
         ref_to_policy=np.where(by_reference, coefficient, 0),
         policy_to_ref=np.where(by_reference, 0, coefficient),
@@ -292,7 +292,7 @@ def slice_through_maxima(
 
     @jax.jit
     @partial(jax.vmap, in_axes=(0, 0, None, None, None))
-    def one(objective: Objective, smoothness: jax.Array, plane, grid, starts_Sx2):
+    def one(objective: ExactObjective, smoothness: jax.Array, plane, grid, starts_Sx2):
         value = jax.vmap(jax.vmap(partial(exact.value, plane, objective)))(grid)
         path = jax.vmap(
             lambda u: (

@@ -33,7 +33,7 @@ class Problem(NamedTuple):
     reference_logp_XxY: jax.Array
 
 
-class Objective(NamedTuple):
+class ExactObjective(NamedTuple):
     """`J_lambda = J - ref_to_policy * KL(pi_ref || pi) - policy_to_ref * KL(pi || pi_ref)`.
 
     Both coefficients 0 is SAIL. The leaves may be arrays, so that one `vmap` covers objectives.
@@ -129,7 +129,7 @@ def preference(problem: Problem, theta_D: jax.Array, beta: jax.typing.ArrayLike)
     return (apart_X - jnp.log(2) * (prob_XxY**2).sum(-1)).mean()
 
 
-def value(problem: Problem, objective: Objective, theta_D: jax.Array) -> jax.Array:
+def value(problem: Problem, objective: ExactObjective, theta_D: jax.Array) -> jax.Array:
     """J_lambda."""
     logp_XxY, reference_logp_XxY = log_prob(problem, theta_D), problem.reference_logp_XxY
     return (

@@ -13,7 +13,7 @@ from sail_jax.bandit import landscape, workload
 from sail_jax.bandit import problem as exact
 from sail_jax.bandit.config import SampleComplexity
 from sail_jax.bandit.measure import OBJECTIVES, generator, make_objectives
-from sail_jax.bandit.problem import Objective, Problem
+from sail_jax.bandit.problem import ExactObjective, Problem
 from sail_jax.core import update
 
 FIT_LAST = 16
@@ -41,7 +41,11 @@ class Optimum(NamedTuple):
 
 
 def optimum(
-    problem: Problem, objective: Objective, starts_SxD: jax.Array, points_NxD: jax.Array, radius
+    problem: Problem,
+    objective: ExactObjective,
+    starts_SxD: jax.Array,
+    points_NxD: jax.Array,
+    radius,
 ) -> Optimum:
     """J*, and the curvatures that stochastic ascent's steps are scaled by."""
     maxima = jax.vmap(lambda start: landscape.search(problem, objective, start, radius))(starts_SxD)

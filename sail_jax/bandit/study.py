@@ -11,7 +11,7 @@ import numpy as np
 
 from sail_jax import configfile, terminal
 from sail_jax.bandit import landscape, measure, stochastic
-from sail_jax.bandit.config import Landscape, SampleComplexity, Study
+from sail_jax.bandit.config import Landscape, SampleComplexity, StudySettings
 from sail_jax.bandit.measure import OBJECTIVES, Measured, Swept
 from sail_jax.bandit.problem import Problem
 from sail_jax.errors import TrainingFailed, UserError
@@ -49,7 +49,7 @@ COLUMNS = {
 }
 
 
-def run(study: Study, run_dir: Path, resume: bool = False, quiet: bool = False) -> Table:
+def run(study: StudySettings, run_dir: Path, resume: bool = False, quiet: bool = False) -> Table:
     """Runs the study in float64.
 
     Args:
@@ -284,7 +284,7 @@ def write_table(table: Table, run_dir: Path, **more: Any) -> None:
     (run_dir / 'table.json').write_text(json.dumps(clean, indent=1) + '\n')
 
 
-def write_curves(rows: Iterable[metrics.Row], run_dir: Path) -> None:
+def write_curves(rows: Iterable[metrics.MetricsRow], run_dir: Path) -> None:
     """`metrics.jsonl`."""
     part = run_dir / 'metrics.part'
     part.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ LABELLER = config.Teacher(rationality=1.0)
 """Bradley-Terry with the problem's reward, one hard label a pair."""
 
 
-class Inputs(NamedTuple):
+class BanditInputs(NamedTuple):
     """Indices of what was drawn."""
 
     context_B: jax.Array
@@ -66,7 +66,7 @@ def make(problem: Problem, contexts: int, group_size: int) -> Workload:
         logp_BxK = jnp.take_along_axis(logp_Bx1xY[:, 0], response_BxK, axis=1)
         return Sampled(
             batch=Batch(
-                inputs=Inputs(context_B=context_B, response_BxK=response_BxK),
+                inputs=BanditInputs(context_B=context_B, response_BxK=response_BxK),
                 behaviour_logp_BxLxT=logp_BxK[..., None],
                 mask_BxLxT=jnp.ones((B, K, 1)),
                 route=Route(on_policy_B=jnp.ones(B, bool), policy_label_B=jnp.zeros(B, bool)),
@@ -78,11 +78,11 @@ def make(problem: Problem, contexts: int, group_size: int) -> Workload:
             metrics={},
         )
 
-    def predict_reference(policies: Policies, inputs: Inputs) -> jax.Array:
+    def predict_reference(policies: Policies, inputs: BanditInputs) -> jax.Array:
         """Log-probabilities of all responses to each context, [B, Y]."""
         return policies.reference.params[inputs.context_B]
 
-    def compare(policies: Policies, reference_BxY: jax.Array, inputs: Inputs) -> Compared:
+    def compare(policies: Policies, reference_BxY: jax.Array, inputs: BanditInputs) -> Compared:
         context_B, response_BxK = inputs
         policy_BxY = log_prob(problem, policies.policy.params)[context_B]
         pick = lambda logp_BxY: jnp.take_along_axis(logp_BxY, response_BxK, axis=1)[..., None]

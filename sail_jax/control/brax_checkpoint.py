@@ -54,7 +54,7 @@ class NetworkFactory(BaseModel):
     num_quantiles: Any = None
 
 
-class Settings(BaseModel):
+class BraxSettings(BaseModel):
     """What Brax writes beside the parameters."""
 
     model_config = ConfigDict(extra='forbid', frozen=True)
@@ -82,7 +82,7 @@ def read_settings(path: Path, observation: Any) -> NetworkFactory:
         raise UserError(f'reference.path: {path}: {error.strerror}') from None
     content = files.read(path / CONFIG, MAX_CONFIG)
     try:
-        settings = Settings.model_validate_json(content).network_factory_kwargs
+        settings = BraxSettings.model_validate_json(content).network_factory_kwargs
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = '.'.join(map(str, first['loc']))

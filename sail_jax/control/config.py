@@ -91,7 +91,7 @@ class Reference(Section):
     does."""
 
 
-class Evaluation(Section):
+class EpisodeEvaluation(Section):
     """Full episodes under the true reward."""
 
     every_updates: int = Field(default=100, ge=1)
@@ -115,7 +115,7 @@ class ControlRun(config.Run):
     value: Value = Value()
     labeller: Teacher = Teacher()
     reference: Reference = Reference()
-    evaluation: Evaluation = Evaluation()
+    evaluation: EpisodeEvaluation = EpisodeEvaluation()
     segment_reward: str | None = None
     """Name of the function that was given from Python as what the labeller goes by; none is the
     environment's reward. Recorded, not for files: a name does not find the function."""

@@ -36,7 +36,7 @@ class Lanes(NamedTuple):
     alive_BxL: jax.Array
 
 
-class Outcome(NamedTuple):
+class StepOutcome(NamedTuple):
     """What one step was in each lane, [B, L]."""
 
     reward_BxL: jax.Array
@@ -70,7 +70,7 @@ def sampled_action(dist: Gaussian, key_B: jax.Array, t: jax.Array) -> jax.Array:
     return dist.loc + dist.scale * noise
 
 
-def advance(world: World, lanes: Lanes, raw_action: jax.Array) -> tuple[Lanes, Outcome]:
+def advance(world: World, lanes: Lanes, raw_action: jax.Array) -> tuple[Lanes, StepOutcome]:
     """One step of all lanes, by actions [B, L, A] before the squash."""
     B, L = lanes.alive_BxL.shape
     action = world.networks.parametric_action_distribution.postprocess(raw_action)
@@ -83,7 +83,7 @@ def advance(world: World, lanes: Lanes, raw_action: jax.Array) -> tuple[Lanes, O
         obs=select(happened_BxL, obs, lanes.obs),
         alive_BxL=happened_BxL & ~done_BxL,
     )
-    return after, Outcome(
+    return after, StepOutcome(
         reward_BxL=reward_BxL,
         happened_BxL=happened_BxL,
         done_BxL=done_BxL,

@@ -25,17 +25,17 @@ from sail_jax.core.keys import row_keys, split_rows
 from sail_jax.core.types import (
     Batch,
     Compared,
+    DrawSample,
     Metrics,
     Policies,
     Route,
-    Sample,
     Sampled,
     Workload,
     no_auxiliary_loss,
 )
 
 
-class Inputs(NamedTuple):
+class ControlInputs(NamedTuple):
     """What `compare` and the value's loss need of a batch, [B, L, T, ...]."""
 
     obs: Any
@@ -69,10 +69,10 @@ def make(
         key_B = row_keys(key, run.rollout.contexts)
         return rollout.init_contexts(env, key_B, run.env.episode_length, run.rollout.segment_length)
 
-    def predict_reference(policies: Policies, inputs: Inputs) -> Gaussian:
+    def predict_reference(policies: Policies, inputs: ControlInputs) -> Gaussian:
         return control_policy.actions(networks, policies.reference, inputs.obs)
 
-    def compare(policies: Policies, reference: Gaussian, inputs: Inputs) -> Compared:
+    def compare(policies: Policies, reference: Gaussian, inputs: ControlInputs) -> Compared:
         policy = control_policy.actions(networks, policies.policy, inputs.obs)
         return Compared(
             logp=control_policy.log_prob(policy, inputs.raw_action),
@@ -99,7 +99,7 @@ def make(
 
 def make_sample(
     world: World, run: ControlRun, mesh: Mesh, segment_reward: SegmentReward | None
-) -> Sample:
+) -> DrawSample:
     """`Workload.sample`: segments from the contexts, and their labels."""
     B, K, rows = run.rollout.contexts, run.rollout.group_size, PartitionSpec('data')
     draw_rows = jax.shard_map(
@@ -126,7 +126,7 @@ def make_sample(
         )
         return Sampled(
             batch=Batch(
-                inputs=Inputs(
+                inputs=ControlInputs(
                     obs=segments.obs,
                     raw_action=segments.raw_action,
                     value_target=judged.value_target,
@@ -183,7 +183,11 @@ def _of_segments(segments: Segments, K: int) -> Metrics:
 
 
 def value_loss(
-    networks: PPONetworks, run: ControlRun, policies: Policies, inputs: Inputs, steps: jax.Array
+    networks: PPONetworks,
+    run: ControlRun,
+    policies: Policies,
+    inputs: ControlInputs,
+    steps: jax.Array,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """`Workload.auxiliary_loss`: half the mean squared error, in units of the average reward."""
     assert inputs.value_target is not None

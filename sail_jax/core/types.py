@@ -139,7 +139,7 @@ class Sampled(NamedTuple):
     metrics: Metrics
 
 
-class Init(Protocol):
+class InitSampler(Protocol):
     """Makes the first state of a sampler."""
 
     def __call__(self, key: jax.Array, /) -> Any:
@@ -147,7 +147,7 @@ class Init(Protocol):
         ...
 
 
-class Sample(Protocol):
+class DrawSample(Protocol):
     """Draws a labelled batch."""
 
     def __call__(
@@ -237,11 +237,11 @@ class Workload(NamedTuple):
         see `gradient.make`. None leaves the split to the compiler.
     """
 
-    sample: Sample
+    sample: DrawSample
     predict_reference: PredictReference
     compare: Compare
     group_size: int
-    init: Init = no_sampler_state
+    init: InitSampler = no_sampler_state
     auxiliary_loss: AuxiliaryLoss = no_auxiliary_loss
     refresh_updates: int | None = None
     abstains: bool = False

@@ -97,7 +97,7 @@ Day = Annotated[datetime.date, BeforeValidator(_day)]
 Variables = dict[str, Annotated[bool | int | float | str, BeforeValidator(_variable)]]
 
 
-class Model(Section):
+class StartModel(Section):
     """The policy at the start, which is also the reference."""
 
     path: Path
@@ -157,7 +157,7 @@ class LanguageOptimizer(config.Optimizer):
     """How the step size falls to 0 from there to the end of the run."""
 
 
-class Evaluation(Section):
+class ResponseEvaluation(Section):
     """Responses to held-out prompts, and held-out pairs where the data have them."""
 
     every_updates: int = Field(default=50, ge=1)
@@ -187,14 +187,14 @@ class LanguageRun(config.Run):
     """Prompts of an update, B."""
     group_size: int = Field(default=2, ge=2, le=256)
     """Responses to each prompt, K; all K(K-1)/2 pairs of them are compared."""
-    model: Model
+    model: StartModel
     devices: Devices = Devices()
     data: Data
     sampling: Sampling = Sampling()
     reward: RewardSource = RewardSource()
     labeller: Teacher = Teacher()
     optimizer: LanguageOptimizer = LanguageOptimizer()  # pyright: ignore[reportIncompatibleVariableOverride]
-    evaluation: Evaluation = Evaluation()
+    evaluation: ResponseEvaluation = ResponseEvaluation()
 
     @property
     def samples_policy(self) -> bool:

@@ -19,9 +19,9 @@ from sail_jax.language.data.dataset import Example
 from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.model import logprobs, sampler
 from sail_jax.language.model.logprobs import Prompts
-from sail_jax.language.model.policy import Models
+from sail_jax.language.model.policy import Decoders
 from sail_jax.language.model.sampler import Responses
-from sail_jax.language.reward.labels import Labeller
+from sail_jax.language.reward.labels import Rater
 from sail_jax.language.samples import Answers, write_table
 from sail_jax.training.task import Evaluate
 
@@ -38,7 +38,7 @@ class Weighed(NamedTuple):
     policy_to_ref: jax.Array
 
 
-class Programs(NamedTuple):
+class EvaluationPrograms(NamedTuple):
     """What is compiled of an evaluation; both go through some of its rows at a time."""
 
     generate: Callable[[Policy, Any, Prompts, jax.Array], Responses]
@@ -47,7 +47,9 @@ class Programs(NamedTuple):
     """`(policies, prompts, tokens [B, S, R], lengths [B, S])`."""
 
 
-def make_programs(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Programs:
+def make_programs(
+    run: LanguageRun, decoders: Decoders, eos_ids: tuple[int, ...]
+) -> EvaluationPrograms:
     """Compiled at their first call."""
     eos_E = jnp.asarray(eos_ids, jnp.int32)
     at_precision = precision.traced_at(precision.resolved(run))
@@ -56,7 +58,7 @@ def make_programs(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) ->
     @at_precision
     def generate(policy: Policy, shared: Any, prompts: Prompts, key_B: jax.Array) -> Responses:
         return sampler.generate(
-            models.policy(policy, shared),
+            decoders.policy(policy, shared),
             prompts,
             key_B,
             group_size=run.evaluation.samples,
@@ -72,21 +74,21 @@ def make_programs(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) ->
         policy, reference, shared = policies
         predicted, reference_predicted = (
             logprobs.predictions(decoder, prompts, tokens_BxSxR)
-            for decoder in (models.policy(policy, shared), models.reference(reference, shared))
+            for decoder in (decoders.policy(policy, shared), decoders.reference(reference, shared))
         )
         mask = workload.lengths_mask(lengths_BxS, tokens_BxSxR.shape[-1])
         compared = logprobs.compare(predicted, reference_predicted, tokens_BxSxR)
         return Weighed(**{k: jnp.where(mask, x, 0).sum(-1) for k, x in compared._asdict().items()})
 
-    return Programs(generate=generate, weigh=weigh)
+    return EvaluationPrograms(generate=generate, weigh=weigh)
 
 
 def make(
     run: LanguageRun,
-    models: Models,
+    decoders: Decoders,
     tokenizer: Tokenizer,
     held_out: Sequence[Example],
-    labeller: Labeller,
+    rater: Rater,
     run_dir: Path | None,
 ) -> Evaluate:
     """Every call uses the same prompts and keys, so evaluations compare prompt by prompt.
@@ -95,7 +97,7 @@ def make(
       held_out: the prompts, and pairs if all have them.
       run_dir: takes a sample table at each evaluation; None writes none.
     """
-    settings, programs = run.evaluation, make_programs(run, models, tokenizer.eos_ids)
+    settings, programs = run.evaluation, make_programs(run, decoders, tokenizer.eos_ids)
     padded = reader.batch(held_out).prompts
     rows = min(len(held_out), run.prompts_per_update)
     prompts = [example.row.prompt for example in held_out]
@@ -111,7 +113,7 @@ def make(
             lengths=drawn.lengths_BxK,
             ended=drawn.ended_BxK,
             texts=texts,
-            rewards=labeller.score and labeller.score(prompts, texts),
+            rewards=rater.score and rater.score(prompts, texts),
         )
 
     answer_of_start = _once(answer)
@@ -127,7 +129,7 @@ def make(
         numbers = _lengths(ours) | _divergences(
             weigh(ours.tokens, ours.lengths), ours, weigh(starts.tokens, starts.lengths), starts
         )
-        rewards, wins = reward_numbers(ours, starts), win_numbers(labeller, prompts, ours, starts)
+        rewards, wins = reward_numbers(ours, starts), win_numbers(rater, prompts, ours, starts)
         numbers |= rewards | wins
         if 'not_finite' in rewards and 'not_finite' in wins:
             numbers['not_finite'] = rewards['not_finite'] + wins['not_finite']
@@ -219,7 +221,7 @@ def _counted(rewards_NxS: np.ndarray, others_NxS: np.ndarray) -> np.ndarray:
 
 
 def win_numbers(
-    labeller: Labeller, prompts: Sequence, ours: Answers, starts: Answers
+    rater: Rater, prompts: Sequence, ours: Answers, starts: Answers
 ) -> dict[str, float]:
     """Share of prompts on which the policy's response is preferred to the start policy's; equal
     ones count one half. With Wilson's 95 % interval over prompts.
@@ -229,12 +231,12 @@ def win_numbers(
     first for every other prompt, and second for the rest, so that one who favours a position
     favours neither policy.
     """
-    if labeller.compare is not None:
+    if rater.compare is not None:
         samples = zip(_columns(ours.texts), _columns(starts.texts), strict=True)
         row_N = np.arange(len(prompts))
         won_NxS = np.stack(
             [
-                _probabilities(labeller, prompts, a, b, (row_N + sample) % 2)
+                _probabilities(rater, prompts, a, b, (row_N + sample) % 2)
                 for sample, (a, b) in enumerate(samples)
             ],
             axis=1,
@@ -245,7 +247,7 @@ def win_numbers(
     else:
         return {}
     said_NxS = np.isfinite(won_NxS)
-    counts = {} if labeller.compare is None else {'not_finite': (~said_NxS).sum()}
+    counts = {} if rater.compare is None else {'not_finite': (~said_NxS).sum()}
     if not said_NxS.any():
         return dict.fromkeys(('win_rate', 'win_rate_low', 'win_rate_high'), np.nan) | counts
     n, rate = said_NxS.any(1).sum(), won_NxS[said_NxS].mean()
@@ -259,13 +261,13 @@ def win_numbers(
 
 
 def _probabilities(
-    labeller: Labeller, prompts: Sequence, ours_N: tuple, starts_N: tuple, place_N: np.ndarray
+    rater: Rater, prompts: Sequence, ours_N: tuple, starts_N: tuple, place_N: np.ndarray
 ) -> np.ndarray:
     """Probabilities that ours are preferred, [N]; `place`, 0 or 1, is where ours stand."""
-    assert labeller.compare is not None
+    assert rater.compare is not None
     both = zip(ours_N, starts_N, place_N, strict=True)
     pairs = [(starts, ours) if place else (ours, starts) for ours, starts, place in both]
-    prob_NxKxK = np.asarray(labeller.compare(prompts, pairs).prob_BxKxK)
+    prob_NxKxK = np.asarray(rater.compare(prompts, pairs).prob_BxKxK)
     return prob_NxKxK[np.arange(len(pairs)), place_N, 1 - place_N]
 
 

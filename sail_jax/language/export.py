@@ -19,7 +19,7 @@ from sail_jax.language.data.rows import Message
 from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.model import lora, sampler, weights
 from sail_jax.language.model import policy as language_policy
-from sail_jax.language.model.policy import Models
+from sail_jax.language.model.policy import Decoders
 from sail_jax.language.model.sampler import Sampling
 from sail_jax.language.model.transformer import Decoder
 from sail_jax.language.sft.config import MODEL, SftRun
@@ -30,7 +30,7 @@ class OpenedModel(NamedTuple):
     """A run's newest or best model; neither data nor labeller are looked at."""
 
     run: LanguageRun | SftRun
-    models: Models
+    decoders: Decoders
     policy: Policy
     shared: Any
     """`State.shared`."""
@@ -38,7 +38,7 @@ class OpenedModel(NamedTuple):
     @property
     def decoder(self) -> Decoder:
         """With its adapter, where it has one."""
-        return self.models.policy(self.policy, self.shared)
+        return self.decoders.policy(self.policy, self.shared)
 
 
 def open_run(run_dir: Path, run: LanguageRun | SftRun, best: bool = False) -> OpenedModel:
@@ -48,12 +48,12 @@ def open_run(run_dir: Path, run: LanguageRun | SftRun, best: bool = False) -> Op
       UserError: no readable checkpoint; the model that training started from is gone.
     """
     new = run.model.architecture if isinstance(run, SftRun) else None
-    models = language_policy.read(run.model, architecture=new)
+    decoders = language_policy.read(run.model, architecture=new)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    places = jax.tree.map(lambda _: device, models.abstract)
-    abstract = checkpoint.abstract_like(models.abstract, places)
+    places = jax.tree.map(lambda _: device, decoders.abstract)
+    abstract = checkpoint.abstract_like(decoders.abstract, places)
     policy = checkpoint.restore_policy(run_dir / 'checkpoints', abstract, best)
-    return OpenedModel(run, models, policy, models.shared())
+    return OpenedModel(run, decoders, policy, decoders.shared())
 
 
 def export(opened: OpenedModel, out: Path, adapter: bool = False, dtype: str | None = None) -> Path:

@@ -21,7 +21,7 @@ from sail_jax.language.data.reader import Reader
 from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.model import policy, sharding
 from sail_jax.language.reward import labels
-from sail_jax.language.reward.labels import Labeller
+from sail_jax.language.reward.labels import Rater
 from sail_jax.language.reward.protocols import Judge, Reward
 from sail_jax.language.schedule import step_size
 from sail_jax.training import devices
@@ -58,26 +58,26 @@ def make(
     check(run)
     mesh = devices.make_mesh(run.prompts_per_update, run.devices, 'prompts_per_update')
     shardings = partial(devices.state_sharding, mesh, rules=sharding.RULES)
-    models = policy.read(run.model, mesh)
-    check_lengths(run, models.architecture.max_positions)
+    decoders = policy.read(run.model, mesh)
+    check_lengths(run, decoders.architecture.max_positions)
     tokenizer = tokens.load(run.model.path, **run.model.template)
     data = reader.prepare(run, tokenizer)
-    labeller = labels.make(run, mesh, reward, judge)
+    rater = labels.make(run, mesh, reward, judge)
     if run_dir is not None:
-        labels.check(run, labeller)
+        labels.check(run, rater)
     if run_dir is not None and run.samples_policy and not run.sampling.on_policy:
         log.warning(
             'sampling: temperature, top_k or top_p draw from another distribution than the policy, '
             'so that training is off-policy by train/sampling_gap nats per token'
         )
-    functions = workload.make(run, models, tokenizer.eos_ids)
+    functions = workload.make(run, decoders, tokenizer.eos_ids)
     of_parameter = sharding.of_parameter(mesh)
     return Task(
         workload=functions,
         shardings=shardings,
-        start=lambda seed: models.start(seed, of_parameter),
-        abstract_policy=models.abstract,
-        evaluate=evaluate.make(run, models, tokenizer, data.held_out, labeller, run_dir),
+        start=lambda seed: decoders.start(seed, of_parameter),
+        abstract_policy=decoders.abstract,
+        evaluate=evaluate.make(run, decoders, tokenizer, data.held_out, rater, run_dir),
         updates=run.updates,
         updates_per_dispatch=1,
         evaluate_every=run.evaluation.every_updates,
@@ -86,35 +86,35 @@ def make(
         max_labels=run.labeller.max_labels,
         watch=WATCH,
         best=('eval/reward', 'eval/win_rate', 'eval/pair_accuracy'),
-        batch_bytes=lambda: batch_bytes(run, models),
+        batch_bytes=lambda: batch_bytes(run, decoders),
         smaller='lower prompts_per_update, group_size, sampling.max_tokens, evaluation.samples or '
         'reward.batch_size, or set model.remat: true',
-        shared=lambda: models.shared(of_parameter),
+        shared=lambda: decoders.shared(of_parameter),
         digests=lambda: digests.of_run(run),
         broken='rewards or judgements that are not a finite number; a response with such a reward '
         'counts as the worst, such a judgement not at all',
-        dispatch=make_dispatch(run, functions, data, tokenizer, labeller, mesh),
+        dispatch=make_dispatch(run, functions, data, tokenizer, rater, mesh),
     )
 
 
-def batch_bytes(run: LanguageRun, models: policy.Models) -> int:
+def batch_bytes(run: LanguageRun, decoders: policy.Decoders) -> int:
     """Keys and values of the responses that are drawn at once."""
-    a, rows = models.architecture, run.prompts_per_update * run.group_size
+    a, rows = decoders.architecture, run.prompts_per_update * run.group_size
     if not run.samples_policy:
         rows = min(run.prompts_per_update, run.evaluation.prompts) * run.evaluation.samples
     token = 2 * a.layers * a.kv_heads * a.head_dim * jnp.dtype(run.model.dtype).itemsize
     return rows * run.sampling.max_tokens * token
 
 
-class Programs(NamedTuple):
+class UpdatePrograms(NamedTuple):
     """The two compiled programs of an update; the host scores what lies between them."""
 
-    draw: Callable[[State, workload.Rows], Sampled]
+    draw: Callable[[State, workload.PromptBatch], Sampled]
     learn: Callable[[State, Sampled, Any], tuple[State, Metrics]]
     """Takes the labeller's scores too; the state's buffers are donated."""
 
 
-def make_programs(run: LanguageRun, functions: Workload, mesh: Mesh) -> Programs:
+def make_programs(run: LanguageRun, functions: Workload, mesh: Mesh) -> UpdatePrograms:
     """Compiled at their first call, for each bucket of lengths."""
     learn_pure = update.make_learn(functions, run)
     share = step_size(run.optimizer, run.updates)
@@ -122,7 +122,7 @@ def make_programs(run: LanguageRun, functions: Workload, mesh: Mesh) -> Programs
 
     @jax.jit
     @at_precision
-    def draw(state: State, rows: workload.Rows) -> Sampled:
+    def draw(state: State, rows: workload.PromptBatch) -> Sampled:
         return update.draw(functions, state._replace(sampler=rows))
 
     @partial(jax.jit, donate_argnums=0)
@@ -138,7 +138,7 @@ def make_programs(run: LanguageRun, functions: Workload, mesh: Mesh) -> Programs
         metrics = {**metrics, 'learning_rate': rate, **update.counters(new)}
         return new, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
 
-    return Programs(draw=draw, learn=learn)
+    return UpdatePrograms(draw=draw, learn=learn)
 
 
 def make_dispatch(
@@ -146,7 +146,7 @@ def make_dispatch(
     functions: Workload,
     data: Reader,
     tokenizer: Tokenizer,
-    labeller: Labeller,
+    rater: Rater,
     mesh: Mesh,
 ) -> Callable[[State], tuple[State, Metrics]]:
     """One update: read on the host, draw on the device, score on the host, learn on the device.
@@ -176,7 +176,7 @@ def make_dispatch(
             groups = tokenizer.texts(ids[:, :K], lengths[:, :K])
             asked = route.on_policy_B & affordable(run, ~route.policy_label_B, state)
             prompts = [example.row.prompt for example in examples]
-            scores = labels.scores(labeller, prompts, groups, asked)
+            scores = labels.scores(rater, prompts, groups, asked)
             metrics = reward_metrics(scores, asked)
         size = reader.places(int(lengths.max()), run.max_response_tokens)
         state, learned = programs.learn(state, workload.trimmed(sampled, size), scores)

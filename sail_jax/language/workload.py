@@ -14,10 +14,10 @@ from sail_jax.core.keys import row_keys, split_rows, update_key
 from sail_jax.core.types import (
     Batch,
     Compared,
+    DrawSample,
     Metrics,
     Policies,
     Preferences,
-    Sample,
     Sampled,
     State,
     Workload,
@@ -25,7 +25,7 @@ from sail_jax.core.types import (
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.model import logprobs, sampler
 from sail_jax.language.model.logprobs import Prompts
-from sail_jax.language.model.policy import Models
+from sail_jax.language.model.policy import Decoders
 from sail_jax.language.model.sampler import Responses
 
 
@@ -36,7 +36,7 @@ class Pairs(NamedTuple):
     lengths_Bx2: jax.Array
 
 
-class Rows(NamedTuple):
+class PromptBatch(NamedTuple):
     """What the host read for an update: the workload's sampler state while a batch is drawn."""
 
     prompts: Prompts
@@ -44,14 +44,14 @@ class Rows(NamedTuple):
     """None where no row has the data's responses."""
 
 
-class Inputs(NamedTuple):
+class LanguageInputs(NamedTuple):
     """What `compare` needs of a batch; leaves lead with the rows."""
 
     prompts: Prompts
     tokens_BxLxT: jax.Array
 
 
-class Keys(NamedTuple):
+class RowKeys(NamedTuple):
     """A row's streams of randomness, [B] each."""
 
     route: jax.Array
@@ -60,10 +60,10 @@ class Keys(NamedTuple):
     label: jax.Array
 
 
-def update_keys(key: jax.Array, rows: int) -> Keys:
+def update_keys(key: jax.Array, rows: int) -> RowKeys:
     """Keys of the update's rows."""
     route, draw, reference, label = split_rows(row_keys(key, rows), 4)
-    return Keys(route=route, draw=draw, reference=reference, label=label)
+    return RowKeys(route=route, draw=draw, reference=reference, label=label)
 
 
 def lengths_mask(lengths: jax.Array, size: int) -> jax.Array:
@@ -71,7 +71,7 @@ def lengths_mask(lengths: jax.Array, size: int) -> jax.Array:
     return jnp.arange(size) < lengths[..., None]
 
 
-def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload:
+def make(run: LanguageRun, decoders: Decoders, eos_ids: tuple[int, ...]) -> Workload:
     """Language's functions.
 
     `sample` leaves the labels empty: they come from the host, by `labelled`.
@@ -81,13 +81,18 @@ def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload
       eos_ids: the token ids that end a response.
     """
 
-    def predict_reference(policies: Policies, inputs: Inputs) -> jax.Array:
-        decoder = models.reference(policies.reference, policies.shared)
+    def predict_reference(policies: Policies, inputs: LanguageInputs) -> jax.Array:
+        decoder = decoders.reference(policies.reference, policies.shared)
         return logprobs.predictions(decoder, inputs.prompts, inputs.tokens_BxLxT).hidden
 
-    def compare(policies: Policies, reference_hidden: jax.Array, inputs: Inputs) -> Compared:
+    def compare(
+        policies: Policies, reference_hidden: jax.Array, inputs: LanguageInputs
+    ) -> Compared:
         policy, reference, shared = policies
-        decoder, head = models.policy(policy, shared), models.reference(reference, shared).head()
+        decoder, head = (
+            decoders.policy(policy, shared),
+            decoders.reference(reference, shared).head(),
+        )
         return logprobs.compare(
             logprobs.predictions(decoder, inputs.prompts, inputs.tokens_BxLxT),
             logprobs.Predictions(reference_hidden, head),
@@ -95,14 +100,14 @@ def make(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Workload
         )
 
     return Workload(
-        sample=make_sample(run, models, eos_ids),
+        sample=make_sample(run, decoders, eos_ids),
         predict_reference=predict_reference,
         compare=compare,
         group_size=run.group_size,
     )
 
 
-def make_sample(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> Sample:
+def make_sample(run: LanguageRun, decoders: Decoders, eos_ids: tuple[int, ...]) -> DrawSample:
     """`Workload.sample`: draws the responses of an update, or takes them from the data."""
     K, mixture = run.group_size, run.objective.mixture
     T = run.max_response_tokens
@@ -116,7 +121,7 @@ def make_sample(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> S
             decoder, prompts, key_B, group_size=lanes, settings=run.sampling, eos_E=eos_E
         )
 
-    def sample(policies: Policies, rows: Rows, key: jax.Array, labels: jax.Array) -> Sampled:
+    def sample(policies: Policies, rows: PromptBatch, key: jax.Array, labels: jax.Array) -> Sampled:
         policy, reference, shared = policies
         B = len(rows.prompts.lengths_B)
         keys = update_keys(key, B)
@@ -128,7 +133,7 @@ def make_sample(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> S
         logp = jnp.zeros((B, K, T))
         metrics = {}
         if run.samples_policy:
-            drawn = generate(models.policy(policy, shared), rows.prompts, keys.draw, K)
+            drawn = generate(decoders.policy(policy, shared), rows.prompts, keys.draw, K)
             tokens, lengths = fit(drawn.tokens_BxKxR), drawn.lengths_BxK
             logp = fit(drawn.logp_BxKxR)
             metrics = _of_samples(drawn, on_policy_Bx1)
@@ -136,7 +141,7 @@ def make_sample(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> S
             tokens = jnp.where(on_policy_Bx1[..., None], tokens, fit(rows.pairs.tokens_Bx2xR))
             lengths = jnp.where(on_policy_Bx1, lengths, rows.pairs.lengths_Bx2)
         if run.divergence.draws_reference:
-            decoder = models.reference(reference, shared)
+            decoder = decoders.reference(reference, shared)
             extra = generate(decoder, rows.prompts, keys.reference, 1)
             tokens = jnp.concatenate([tokens, fit(extra.tokens_BxKxR)], 1)
             lengths = jnp.concatenate([lengths, extra.lengths_BxK], 1)
@@ -144,7 +149,7 @@ def make_sample(run: LanguageRun, models: Models, eos_ids: tuple[int, ...]) -> S
         empty_BxKxK = jnp.zeros((B, K, K))
         return Sampled(
             batch=Batch(
-                inputs=Inputs(rows.prompts, tokens),
+                inputs=LanguageInputs(rows.prompts, tokens),
                 behaviour_logp_BxLxT=logp,
                 mask_BxLxT=lengths_mask(lengths, T),
                 route=route,

@@ -1,6 +1,6 @@
 """The label budget of a run, as far as its rows say."""
 
-from sail_jax.training.rows import Rows
+from sail_jax.training.rows import MetricsRows
 
 
 class LabelBudget:
@@ -20,7 +20,7 @@ class LabelBudget:
     def spent(self) -> bool:
         return self._limit is not None and min(self._labels) >= self._limit
 
-    def see(self, rows: Rows) -> None:
+    def see(self, rows: MetricsRows) -> None:
         """Takes note of the rows of the next updates."""
         self._labels = [int(member[-1]['labels']) for member in rows]
         if self._limit is None or not self.spent or self.spent_at is not None:

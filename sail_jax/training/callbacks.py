@@ -8,13 +8,13 @@ import numpy as np
 
 from sail_jax.errors import UserError, one_line
 from sail_jax.training import hosts
-from sail_jax.training.rows import Row, Rows
+from sail_jax.training.rows import MetricsRow, MetricsRows
 
 
 class Callback(Protocol):
     """Looks at numbers of `metrics.jsonl`."""
 
-    def __call__(self, row: Row, /) -> object:
+    def __call__(self, row: MetricsRow, /) -> object:
         """Called on the main process with a row, or with a list of rows, one a member, of a sweep.
 
         Returns:
@@ -63,13 +63,13 @@ class Listeners:
         self._any = hosts.any_process(any(callback is not None for callback in callbacks))
         self._failure: UserError | None = None
 
-    def see_updates(self, rows: Rows) -> None:
+    def see_updates(self, rows: MetricsRows) -> None:
         """Calls `on_update` for each update."""
         for update in zip(*rows, strict=True):
             self._call('on_update', update)
         self._agree()
 
-    def see_evaluation(self, rows: Rows) -> None:
+    def see_evaluation(self, rows: MetricsRows) -> None:
         """Calls `on_evaluation` for the last update."""
         self._call('on_evaluation', [member[-1] for member in rows])
         self._agree()
@@ -82,7 +82,7 @@ class Listeners:
         if hosts.any_process(self._failure is not None):
             raise self._failure or UserError('a callback failed in process 0; it says how')
 
-    def _call(self, name: str, rows: Sequence[Row]) -> None:
+    def _call(self, name: str, rows: Sequence[MetricsRow]) -> None:
         callback = getattr(self._callbacks, name)
         if callback is None or self._failure is not None or not hosts.is_main():
             return

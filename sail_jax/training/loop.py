@@ -17,7 +17,7 @@ from sail_jax.training.callbacks import Listeners
 from sail_jax.training.opening import Opened
 from sail_jax.training.progress import ProgressBar
 from sail_jax.training.recorder import Recorder
-from sail_jax.training.rows import Row, Rows
+from sail_jax.training.rows import MetricsRow, MetricsRows
 from sail_jax.training.saver import Saver, score
 from sail_jax.training.setup import Job
 from sail_jax.training.task import Dispatch
@@ -54,9 +54,9 @@ class Loop:
 
     state: State
     """After `step` updates."""
-    before: list[Row]
+    before: list[MetricsRow]
     """The evaluation of the start policy, a row a member."""
-    after: list[Row]
+    after: list[MetricsRow]
     """The newest evaluation of this process; empty before there is one."""
 
     def __init__(self, job: Job, opened: Opened, instruments: Instruments):
@@ -127,7 +127,7 @@ class Loop:
         if self._listeners.ended_by is not None:
             self.job.say(f'{self._listeners.ended_by} ended the run at {self._here}')
 
-    def evaluate(self) -> list[Row]:
+    def evaluate(self) -> list[MetricsRow]:
         """Numbers of the policy as it is now, a row a member; waits for the device."""
         state = self.state
         numbers = self._evaluate(state.policy, self.start, state.shared, *self._identity)
@@ -199,24 +199,24 @@ class Loop:
         except UserError as error:
             self._give_up(error)
 
-    def _read(self) -> Rows:
+    def _read(self) -> MetricsRows:
         """The rows of the last dispatch; waits for the device."""
         unread, self._unread = self._unread, None
         assert unread is not None
         return self._rows(unread)
 
-    def _rows(self, numbers: Metrics) -> Rows:
+    def _rows(self, numbers: Metrics) -> MetricsRows:
         rows = self.recorder.rows(numbers)
         self.budget.see(rows)
         return rows
 
-    def _show_evaluation(self, rows: Rows, worth: float) -> None:
+    def _show_evaluation(self, rows: MetricsRows, worth: float) -> None:
         try:
             self._listeners.see_evaluation(rows)
         except UserError as error:
             self._give_up(error, worth)
 
-    def _evaluate_last(self, rows: Rows) -> float:
+    def _evaluate_last(self, rows: MetricsRows) -> float:
         """Evaluates, adds the numbers to the last rows, and says what they are worth."""
         try:
             with devices.memory_named(self.job.task.smaller):
@@ -228,13 +228,13 @@ class Loop:
             member[-1] |= numbers
         return self._score(self.after)
 
-    def _write(self, rows: Rows, waiting: bool) -> None:
+    def _write(self, rows: MetricsRows, waiting: bool) -> None:
         """Writes rows; where they wait for an evaluation, the last ones go into the checkpoint."""
         if waiting:
             self._waiting = [member.pop() for member in rows]
         self.recorder.write(rows)
 
-    def _score(self, evaluation: list[Row]) -> float:
+    def _score(self, evaluation: list[MetricsRow]) -> float:
         return score(self.job.members, self.job.task.best, evaluation)
 
     def _save(self, worth: float = -math.inf, wait: bool = False) -> bool:

@@ -19,14 +19,14 @@ from sail_jax.errors import TrainingFailed, UserError, one_line
 from sail_jax.files import ROOM, writing
 from sail_jax.terminal import console as console
 from sail_jax.terminal import say
-from sail_jax.training.rows import Row, scan
+from sail_jax.training.rows import MetricsRow, scan
 from sail_jax.training.rows import read_rows as read_rows
 
 
 class Writer(Protocol):
     """Takes one row per update."""
 
-    def write(self, row: Row) -> None: ...
+    def write(self, row: MetricsRow) -> None: ...
 
     def close(self) -> None: ...
 
@@ -59,7 +59,7 @@ class JsonLines:
             self._file = path.open('ab', buffering=0)
         self._unwritten, self._failed = b'', False
 
-    def write(self, row: Row) -> None:
+    def write(self, row: MetricsRow) -> None:
         # JSON has no NaN.
         clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
         self._unwritten += json.dumps(clean).encode() + b'\n'
@@ -114,7 +114,7 @@ class TensorBoard:
         if resume_at is not None:
             self._append(_record(step=resume_at + 1, session_log={'status': 'START'}))
 
-    def write(self, row: Row) -> None:
+    def write(self, row: MetricsRow) -> None:
         values = [{'tag': key, 'simple_value': value} for key, value in row.items() if '/' in key]
         self._append(_record(step=int(row[self._unit]), summary={'value': values}))
 
@@ -204,7 +204,7 @@ class WandB:
                 'WANDB_MODE=offline, --resume goes on'
             ) from None
 
-    def write(self, row: Row) -> None:
+    def write(self, row: MetricsRow) -> None:
         with self._giving_up():
             if self._run is not None:
                 self._run.log(row | self._samples(row), step=int(row['step']))
@@ -215,7 +215,7 @@ class WandB:
                 self._log_plot(self._run)
                 self._run.finish()
 
-    def _samples(self, row: Row) -> dict[str, Any]:
+    def _samples(self, row: MetricsRow) -> dict[str, Any]:
         """The table that an evaluation left, as it is written: Markdown."""
         import wandb
 

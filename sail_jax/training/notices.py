@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sail_jax import config
-from sail_jax.training.metrics import Row
+from sail_jax.training.metrics import MetricsRow
 
 PATIENCE = 10
 """Updates in a row before it is said; a run that ends before says it at its end."""
@@ -14,7 +14,7 @@ NO_MARGIN = 1e-6
 """A mean margin that is rounding."""
 
 
-def nothing_to_learn(row: Row) -> str | None:
+def nothing_to_learn(row: MetricsRow) -> str | None:
     """Why an update had nothing to learn from, or None: `unlabelled`, `tied`, `no margin`."""
     if 'train/labelled' not in row or not math.isfinite(row['train/grad_norm']):
         return None  # No preferences; or the update is skipped, and counted as that.
@@ -67,7 +67,7 @@ class Notices:
         self._updates = 0
         self._said: set[tuple[int, str]] = set()
 
-    def updates(self, rows: Sequence[Sequence[Row]]) -> None:
+    def updates(self, rows: Sequence[Sequence[MetricsRow]]) -> None:
         """Looks at the rows of updates, the next after those that were looked at before."""
         budget = getattr(getattr(self._run, 'labeller', None), 'max_labels', None)
         for m, member in enumerate(rows):
@@ -96,7 +96,7 @@ class Notices:
         if reason is not None:
             self._once(m, reason, f'{count} updates in a row: {explain(reason, self._run)}')
 
-    def evaluation(self, rows: Sequence[Row], what: str) -> None:
+    def evaluation(self, rows: Sequence[MetricsRow], what: str) -> None:
         """Looks at evaluations for `what` they count as `eval/not_finite`."""
         for m, row in enumerate(rows):
             if row.get('eval/not_finite', 0) > 0:

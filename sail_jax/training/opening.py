@@ -10,12 +10,12 @@ from sail_jax.errors import UserError
 from sail_jax.files import ROOM, writing
 from sail_jax.training import checkpoint, hosts, listing, references, rundir, setup
 from sail_jax.training.progress import ProgressBar
-from sail_jax.training.rows import Row
+from sail_jax.training.rows import MetricsRow
 from sail_jax.training.saver import FailedSaves, Saver
 from sail_jax.training.setup import Job
 
 
-class Loaded(NamedTuple):
+class Weights(NamedTuple):
     """What the workload makes or loads before anything is saved."""
 
     start: Policy | None
@@ -29,9 +29,9 @@ class Opened(NamedTuple):
 
     start: Policy
     state: State
-    before: list[Row]
+    before: list[MetricsRow]
     """The evaluation of the start policy, a row a member; empty where it is still to be made."""
-    waiting: list[Row]
+    waiting: list[MetricsRow]
     """Where a signal came before an evaluation that was due: its update's rows, one a member."""
     wall_s: float
     """Seconds of the processes that trained before."""
@@ -45,7 +45,7 @@ class Opened(NamedTuple):
         return int(np.max(self.state.step)) - bool(self.waiting) if self.before else None
 
 
-def load(job: Job) -> Loaded:
+def load(job: Job) -> Weights:
     """The start policy of a run that begins, and what policies stand on.
 
     Raises:
@@ -57,7 +57,7 @@ def load(job: Job) -> Loaded:
     try:
         # Killed before anything was saved, a run begins again.
         start = None if begun else setup.start_policy(job.members, job.task)
-        return Loaded(start, job.task.shared())
+        return Weights(start, job.task.shared())
     except UserError:
         if not job.resume and hosts.is_main():  # The directory is free for the corrected run.
             (job.run_dir / 'config.yaml').unlink()
@@ -70,7 +70,7 @@ def open_saver(job: Job, failed: FailedSaves) -> Saver:
         return Saver(job.checkpoints, job.run.checkpoints, failed)
 
 
-def begin(job: Job, loaded: Loaded, saver: Saver, bar: ProgressBar) -> Opened:
+def begin(job: Job, weights: Weights, saver: Saver, bar: ProgressBar) -> Opened:
     """The state that training begins with; or goes on with, where a checkpoint was written.
 
     Raises:
@@ -78,14 +78,14 @@ def begin(job: Job, loaded: Loaded, saver: Saver, bar: ProgressBar) -> Opened:
         changed.
       TrainingFailed: the start policy cannot be written.
     """
-    start = _start(job, loaded.start)
+    start = _start(job, weights.start)
     if job.resume and hosts.any_process(bool(listing.saved_steps(job.checkpoints))):
-        opened = _restored(job, start, loaded.shared, saver)
+        opened = _restored(job, start, weights.shared, saver)
     else:
         if job.resume and hosts.is_main():
             rundir.keep_rows_aside(job.members, job.run_dir)
         bar.stage('compiling the start')
-        state = setup.initial_state(job.members, job.task, start, loaded.shared)
+        state = setup.initial_state(job.members, job.task, start, weights.shared)
         opened = Opened(start, state, before=[], waiting=[], wall_s=0.0)
     if job.resume and hosts.is_main():
         configfile.write(job.run, job.run_dir / 'config.yaml')

@@ -16,7 +16,7 @@ from sail_jax.training import hosts, metrics
 from sail_jax.training.compilation import Stopwatch
 from sail_jax.training.notices import Notices
 from sail_jax.training.progress import ProgressBar
-from sail_jax.training.rows import Row, Rows
+from sail_jax.training.rows import MetricsRow, MetricsRows
 from sail_jax.training.saver import FailedSaves
 from sail_jax.training.setup import Job
 
@@ -83,7 +83,7 @@ class Recorder:
         """Seconds since the run began, earlier processes of a resumed run included."""
         return time.perf_counter() - self._began
 
-    def position(self, step: int, labels: int) -> Row:
+    def position(self, step: int, labels: int) -> MetricsRow:
         """The keys that every row has."""
         return {
             'step': step,
@@ -97,7 +97,7 @@ class Recorder:
         self._since = time.perf_counter()
         self._compiling.take()
 
-    def rows(self, numbers: Metrics) -> Rows:
+    def rows(self, numbers: Metrics) -> MetricsRows:
         """The rows of a dispatch; waits for the device.
 
         Args:
@@ -128,7 +128,7 @@ class Recorder:
         self._notices.updates(rows)
         return rows
 
-    def _times(self, updates: int) -> tuple[Row, float]:
+    def _times(self, updates: int) -> tuple[MetricsRow, float]:
         """The throughput since the last rows, and the seconds of compilation, which it is without.
 
         Where the host has a part in an update, programs are compiled within the first ones.
@@ -142,7 +142,7 @@ class Recorder:
         self._since = now
         return times, round(compile_s, 3)
 
-    def _note_failures(self, rows: Rows, in_a_row: np.ndarray, step: int) -> None:
+    def _note_failures(self, rows: MetricsRows, in_a_row: np.ndarray, step: int) -> None:
         directories = self._job.members.directories(self._job.run_dir)
         run: Any = self._job.run  # `config.Trained` has no optimizer: each workload brings its own.
         failed = set(np.flatnonzero(in_a_row >= run.optimizer.max_skipped).tolist())
@@ -162,7 +162,7 @@ class Recorder:
             metrics.say(f'{what(m)}; the others go on')
         self._failed |= failed
 
-    def write(self, rows: Rows) -> None:
+    def write(self, rows: MetricsRows) -> None:
         """To all writers, and the mean of the members' last ones to the progress bar."""
         for writers, member in zip(self._writers, rows, strict=True):
             for row in member:
@@ -186,7 +186,7 @@ class Recorder:
                     writer.require_written()
 
 
-def _of_update(numbers: dict[str, np.ndarray], member: int, update: int) -> Row:
+def _of_update(numbers: dict[str, np.ndarray], member: int, update: int) -> MetricsRow:
     """What an update gave; NaN of what there were no pairs for is left out."""
     return {
         f'train/{name}': float(value[member, update])

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from sail_jax import tables
 from sail_jax.core.types import Policy
 from sail_jax.kind import Line
-from sail_jax.training.rows import Row
+from sail_jax.training.rows import MetricsRow
 
 _TOLD = ('eval/return', 'eval/reward', 'eval/loss', 'eval/win_rate', 'eval/kl_policy_to_ref')
 """What of the evaluations a `Result` shows, after the first line of its workload's table."""
@@ -17,9 +17,9 @@ class Result(NamedTuple):
 
     policy: Policy
     start: Policy
-    before: Row
+    before: MetricsRow
     """Evaluation of the start policy."""
-    after: Row
+    after: MetricsRow
     """Evaluation of the trained policy."""
     length: int
     """In `unit`s."""

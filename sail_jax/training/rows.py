@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from sail_jax import files
 from sail_jax.errors import UserError
 
-Row = dict[str, float]
+MetricsRow = dict[str, float]
 
-Rows = list[list[Row]]
+MetricsRows = list[list[MetricsRow]]
 """For each member of a sweep its rows of some updates, in their order; a run alone is one member.
 All members have rows of the same updates."""
 
@@ -23,7 +23,7 @@ LARGEST = 3.5e38
 class Scanned(NamedTuple):
     """What a file has."""
 
-    rows: list[Row]
+    rows: list[MetricsRow]
     """In the order of their steps; null where a number is not finite."""
     damaged: list[str]
     """The lines that are no rows: their numbers, from 1, and why."""
@@ -37,7 +37,7 @@ def scan(path: Path, last: int | None = None) -> Scanned:
     Raises:
       UserError: no such file, no regular file, or an absurdly large one.
     """
-    rows: list[Row] = []
+    rows: list[MetricsRow] = []
     damaged = []
     for number, line in enumerate(files.lines(path, MAX_LINE), 1):
         if not line.strip():
@@ -56,7 +56,7 @@ def scan(path: Path, last: int | None = None) -> Scanned:
     return Scanned(rows, damaged)
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[MetricsRow]:
     """Rows of a `metrics.jsonl`; a half-written last line is left out.
 
     Raises:
@@ -68,7 +68,7 @@ def read_rows(path: Path) -> list[Row]:
     return scanned.rows
 
 
-def _row(line: bytes) -> Row:
+def _row(line: bytes) -> MetricsRow:
     if len(line) > MAX_LINE:
         raise ValueError(f'over {MAX_LINE} bytes')
     try:

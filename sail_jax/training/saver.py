@@ -15,14 +15,14 @@ from sail_jax.errors import UserError, one_line
 from sail_jax.sweep import Members
 from sail_jax.terminal import say
 from sail_jax.training import checkpoint, hosts, listing
-from sail_jax.training.rows import Row
+from sail_jax.training.rows import MetricsRow
 
 BROKEN = 1e12
 """What a broken episode, or a response without a reward, takes from an evaluation's score: one with
 fewer of them is better, whatever its numbers are."""
 
 
-def score(members: Members, best: Sequence[str], evaluation: Sequence[Row]) -> float:
+def score(members: Members, best: Sequence[str], evaluation: Sequence[MetricsRow]) -> float:
     """How good an evaluation is, by `checkpoints.metric`: more is better, -inf says nothing.
 
     Args:

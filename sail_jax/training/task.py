@@ -54,7 +54,7 @@ class Dispatch(Protocol):
         ...
 
 
-class Init(Protocol):
+class InitState(Protocol):
     """Makes the first state; pure, so that it can be traced for its shapes."""
 
     def __call__(self, start: Policy, seed: jax.Array, /) -> State:
@@ -105,7 +105,7 @@ class Task(NamedTuple):
     """Makes or loads `State.shared`, which no checkpoint holds."""
     dispatch: Dispatch | None = None
     """Stands in for the compiled program where the host has a part in every update."""
-    init: Init | None = None
+    init: InitState | None = None
     """Stands in for `update.init` where there is no reference."""
     hyper: Callable[[Any], Any] = Hyper.of
     """`State.hyper` of a configuration."""

@@ -9,7 +9,7 @@ import pytest
 from sail_jax.bandit import landscape, study
 from sail_jax.bandit import problem as exact
 from sail_jax.bandit.config import Problems
-from sail_jax.bandit.problem import Objective
+from sail_jax.bandit.problem import ExactObjective
 
 RADIUS = 3.0
 
@@ -48,7 +48,7 @@ def test_sharp_coefficient_is_where_the_hessian_turns(problem, beta):
     theta = np.array([0.5, -1.0])
     sharp = float(jax.jit(landscape.sharp_coefficient)(problem, beta, theta))
     eigenvalues = jax.jit(landscape.eigenvalues)
-    largest = lambda c: float(eigenvalues(problem, Objective(beta, 1.0 * c), theta)[-1])
+    largest = lambda c: float(eigenvalues(problem, ExactObjective(beta, 1.0 * c), theta)[-1])
     assert abs(largest(sharp)) < 1e-12
     assert largest(sharp + 0.01) < 0 < largest(sharp - 0.01)
 
@@ -57,13 +57,13 @@ def test_sharp_coefficient_is_where_the_hessian_turns(problem, beta):
 def test_above_the_certified_coefficient_every_hessian_is_negative(problem, points, beta):
     """The proof: Hessian J <= lambda_cert Cov everywhere, not only where J is smallest."""
     certified = float(jax.jit(landscape.certified_coefficient)(problem, beta, RADIUS))
-    assert spectra(problem, Objective(beta, ref_to_policy=certified), points).max() < 1e-12
+    assert spectra(problem, ExactObjective(beta, ref_to_policy=certified), points).max() < 1e-12
     sharp = jit_vmap(partial(landscape.sharp_coefficient, problem, beta))(points)
     assert sharp.max() < certified
 
 
 def test_search_over_the_ball_finds_a_grids_largest_value(problem, points):
-    function = lambda theta: landscape.eigenvalues(problem, Objective(0.5), theta)[-1:]
+    function = lambda theta: landscape.eigenvalues(problem, ExactObjective(0.5), theta)[-1:]
     moves = landscape.search_moves(np.random.default_rng(0), 2, RADIUS)
     largest, numbers = jax.jit(
         lambda points: landscape.largest_over_ball(function, points, moves, RADIUS)
@@ -90,7 +90,7 @@ def test_pl_gain_is_half_the_squared_gradient_inside_and_zero_at_a_surface_maxim
 
 def test_strong_concavity_bounds_the_pl_ratio_and_gives_one_maximum(problem, points):
     """mu-strong concavity: ratio >= mu at every point, and a linear rate of at most 1 - mu / L."""
-    objective = Objective(0.3, ref_to_policy=3.0)
+    objective = ExactObjective(0.3, ref_to_policy=3.0)
     eigenvalues = spectra(problem, objective, points)
     mu, smoothness = -eigenvalues.max(), np.abs(eigenvalues).max()
     assert mu > 0
@@ -117,7 +117,7 @@ def test_strong_concavity_bounds_the_pl_ratio_and_gives_one_maximum(problem, poi
 
 
 def test_search_stays_in_the_ball_and_never_goes_down(problem):
-    objective = Objective(1.0)
+    objective = ExactObjective(1.0)
     starts = landscape.ball(np.random.default_rng(5), 32, 2, RADIUS)
     ends = jit_vmap(lambda start: landscape.search(problem, objective, start, RADIUS))(starts)
     assert np.linalg.norm(ends.theta, axis=1).max() <= RADIUS * (1 + 1e-12)

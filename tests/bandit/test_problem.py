@@ -14,11 +14,15 @@ import pytest
 
 from sail_jax.bandit import problem as exact
 from sail_jax.bandit.config import Problems
-from sail_jax.bandit.problem import Objective
+from sail_jax.bandit.problem import ExactObjective
 from sail_jax.errors import UserError
 
 SIZES = Problems(contexts=3, responses=4, features=3)
-OBJECTIVES = [Objective(0.1), Objective(0.7, ref_to_policy=0.3), Objective(0.7, policy_to_ref=0.3)]
+OBJECTIVES = [
+    ExactObjective(0.1),
+    ExactObjective(0.7, ref_to_policy=0.3),
+    ExactObjective(0.7, policy_to_ref=0.3),
+]
 
 
 pytestmark = pytest.mark.usefixtures('x64')
@@ -73,8 +77,8 @@ def test_gradient_and_hessian_are_finite_differences(problem, objective):
 
 
 def test_feature_covariance_is_the_hessian_of_the_papers_kl(problem):
-    with_kl = hessian_of(problem, Objective(0.4, ref_to_policy=1.0), THETA)
-    without = hessian_of(problem, Objective(0.4), THETA)
+    with_kl = hessian_of(problem, ExactObjective(0.4, ref_to_policy=1.0), THETA)
+    without = hessian_of(problem, ExactObjective(0.4), THETA)
     covariance = jax.jit(exact.feature_covariance)(problem, THETA)
     np.testing.assert_allclose(without - with_kl, covariance, rtol=0, atol=1e-14)
 
@@ -83,9 +87,12 @@ def test_kl_vanishes_at_the_reference():
     """Where the reference is the policy of theta, J_lambda is J and its KL gradient is 0."""
     problem = exact.random(np.random.default_rng(0), SIZES)
     problem = problem._replace(reference_logp_XxY=jax.jit(exact.log_prob)(problem, THETA))
-    value, grad = value_and_grad(problem, Objective(0.2), THETA)
+    value, grad = value_and_grad(problem, ExactObjective(0.2), THETA)
     assert value == pytest.approx(-math.log(2), rel=1e-13)
-    for objective in (Objective(0.2, ref_to_policy=5.0), Objective(0.2, policy_to_ref=5.0)):
+    for objective in (
+        ExactObjective(0.2, ref_to_policy=5.0),
+        ExactObjective(0.2, policy_to_ref=5.0),
+    ):
         penalised, penalised_grad = value_and_grad(problem, objective, THETA)
         assert penalised == pytest.approx(float(value), rel=1e-13)
         np.testing.assert_allclose(penalised_grad, grad, rtol=0, atol=1e-13)

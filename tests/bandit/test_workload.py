@@ -10,7 +10,7 @@ from scipy import stats
 from sail_jax.bandit import problem as exact
 from sail_jax.bandit import stochastic, workload
 from sail_jax.bandit.config import Problems
-from sail_jax.bandit.problem import Objective
+from sail_jax.bandit.problem import ExactObjective
 from sail_jax.core import update
 
 THETA = np.array([0.8, -1.3])
@@ -42,7 +42,7 @@ def test_a_step_is_the_exact_gradient_in_expectation(problem, direction, group_s
         return new.policy.params - THETA, metrics['objective'], new.labels
 
     moves, values, labels = jax.device_get(move(jnp.arange(repeats, dtype=jnp.uint32)))
-    objective = Objective(beta, **{direction: coefficient})
+    objective = ExactObjective(beta, **{direction: coefficient})
     value, grad = jax.jit(exact.value_and_grad)(problem, objective, THETA)
     error = moves.mean(0) - grad
     t2 = repeats * error @ np.linalg.solve(np.cov(moves.T), error)
@@ -56,7 +56,7 @@ def test_a_step_is_the_exact_gradient_in_expectation(problem, direction, group_s
 def test_kl_of_the_workload_is_exact_in_both_directions(problem):
     task = workload.make(problem, 3, 2)
     policies = workload.policies(problem, jnp.asarray(THETA))
-    inputs = workload.Inputs(context_B=np.arange(3), response_BxK=np.zeros((3, 2), int))
+    inputs = workload.BanditInputs(context_B=np.arange(3), response_BxK=np.zeros((3, 2), int))
 
     @jax.jit
     def compare(theta):

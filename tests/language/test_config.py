@@ -10,7 +10,7 @@ from sail_jax import configfile, runs
 from sail_jax.cli import main
 from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun, check
-from sail_jax.language.reward.labels import Labeller
+from sail_jax.language.reward.labels import Rater
 from sail_jax.language.reward.labels import check as check_labeller
 from tests.support import small
 
@@ -113,7 +113,7 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
 
 
 def test_a_mixture_with_the_labeller_needs_one():
-    nobody = Labeller()
+    nobody = Rater()
     with pytest.raises(UserError, match=r'reward.source: none, but the rows of .* dpr'):
         check_labeller(make(), nobody)
     check_labeller(make(objective=OFFLINE), nobody)

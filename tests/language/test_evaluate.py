@@ -8,12 +8,12 @@ from sail_jax.core.types import Preferences
 from sail_jax.language.evaluate import reward_numbers, win_numbers
 from sail_jax.language.kind import TABLE
 from sail_jax.language.reward import rewards
-from sail_jax.language.reward.labels import Labeller
+from sail_jax.language.reward.labels import Rater
 from sail_jax.language.samples import Answers
 
 NOTHING = [np.nan, np.inf, -np.inf]
 PROMPTS = ['a', 'b', 'c']
-REWARDED = Labeller(score=lambda *_: None)
+REWARDED = Rater(score=lambda *_: None)
 
 
 def answers(rewards=None):
@@ -74,14 +74,14 @@ def test_pairs_that_a_judge_says_nothing_of_are_left_out_and_counted():
         first = next(prob)
         return Preferences(np.stack([np.stack([first, first], -1)] * 2, 1), None)
 
-    got = win_numbers(Labeller(compare=judge), PROMPTS, answers(), answers())
+    got = win_numbers(Rater(compare=judge), PROMPTS, answers(), answers())
     assert got['win_rate'] == pytest.approx((0.75 + 1 + 0.5) / 3)
     assert got['not_finite'] == 3
     # Of two prompts something is known: the interval is that of two.
     assert got['win_rate_high'] - got['win_rate_low'] > 0.6
 
     nothing = lambda *_: Preferences(np.full((3, 2, 2), np.nan), None)
-    got = win_numbers(Labeller(compare=nothing), PROMPTS, answers(), answers())
+    got = win_numbers(Rater(compare=nothing), PROMPTS, answers(), answers())
     assert np.isnan(got['win_rate'])
     assert got['not_finite'] == 6
 
@@ -95,7 +95,7 @@ def test_a_judge_who_favours_a_position_favours_no_policy(favoured):
         return rewards.compare(lambda _, pairs: prefers(pairs), prompts, groups)
 
     of = lambda *texts: answers()._replace(texts=[list(texts)] * 4)
-    got = lambda ours: win_numbers(Labeller(compare=judge), [*PROMPTS, 'd'], ours, of('a', 'a'))[
+    got = lambda ours: win_numbers(Rater(compare=judge), [*PROMPTS, 'd'], ours, of('a', 'a'))[
         'win_rate'
     ]
     assert got(of('a', 'a')) == 0.5

@@ -56,10 +56,10 @@ def program():
             'labeller': {'rationality': 1.0, 'mistake': 0.2},
         }
     )
-    models = SimpleNamespace(policy=lambda *_: Uniform(), reference=lambda *_: Uniform())
-    made = workload.make(run, models, eos_ids=(7,))
+    decoders = SimpleNamespace(policy=lambda *_: Uniform(), reference=lambda *_: Uniform())
+    made = workload.make(run, decoders, eos_ids=(7,))
     pairs = workload.Pairs(jnp.ones((B, 2, T), jnp.int32), jnp.full((B, 2), T))
-    rows = workload.Rows(sampler.pad_prompts([[3, 1, 4], [1, 5]], 4), pairs)
+    rows = workload.PromptBatch(sampler.pad_prompts([[3, 1, 4], [1, 5]], 4), pairs)
     policy = Policy({'theta': jnp.zeros(1)}, jnp.zeros((), jnp.int32))
     state = update.init(made, run, Policies(policy, policy))
 

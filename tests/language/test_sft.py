@@ -15,7 +15,7 @@ from sail_jax.core.types import Policy
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.language.data import tokens
 from sail_jax.language.data.dataset import Example
-from sail_jax.language.data.rows import Row
+from sail_jax.language.data.rows import DataRow
 from sail_jax.language.model import policy, weights
 from sail_jax.language.quickstart import grammar
 from sail_jax.language.sft import learn
@@ -76,7 +76,7 @@ def _cache(tmp_path, monkeypatch):
 
 
 def example(prompt, chosen) -> Example:
-    return Example(Row('', ''), prompt, chosen, None)
+    return Example(DataRow('', ''), prompt, chosen, None)
 
 
 def plain_nats(decoder, ids, first):

@@ -191,8 +191,8 @@ def test_the_end_of_sequence_that_a_source_names_is_left(tmp_path, name):
     data = json.loads((source / name).read_text()) if (source / name).exists() else {}
     (source / name).write_text(json.dumps(data | {'eos_token_id': 3}))
     run = small.run(source, small.data(tmp_path / 'prompts'))
-    models = policy.read(run.model)
-    opened = export.OpenedModel(run, models, models.start(0), models.shared())
+    decoders = policy.read(run.model)
+    opened = export.OpenedModel(run, decoders, decoders.start(0), decoders.shared())
     out = export.export(opened, tmp_path / 'hf')
     assert json.loads((out / name).read_text())['eos_token_id'] == 3
     assert (out / 'generation_config.json').exists() == (name == 'generation_config.json')
@@ -206,9 +206,9 @@ def test_an_export_renders_prompts_as_training_did(tmp_path):
         small.data(tmp_path / 'prompts'),
         model={'path': str(source), 'chat_template_kwargs': {'mood': 'no'}},
     )
-    models = policy.read(run.model)
+    decoders = policy.read(run.model)
     out = export.export(
-        export.OpenedModel(run, models, models.start(0), models.shared()), tmp_path / 'hf'
+        export.OpenedModel(run, decoders, decoders.start(0), decoders.shared()), tmp_path / 'hf'
     )
     prompt = (Message('user', 'hello'),)
     trained = tokens.load(source, **run.model.template).prompt_ids(prompt)

@@ -35,11 +35,11 @@ def drawn(tmp_path_factory):
         divergence={'states': 'reference'},
         seed=1,
     )
-    tokenizer, models = tokens.load(run.model.path), policy.read(run.model)
+    tokenizer, decoders = tokens.load(run.model.path), policy.read(run.model)
     data = reader.prepare(run, tokenizer)
     examples = data.examples(0)
-    made = workload.make(run, models, tokenizer.eos_ids)
-    start = models.start(run.seed)
+    made = workload.make(run, decoders, tokenizer.eos_ids)
+    start = decoders.start(run.seed)
     # A policy that is not its reference.
     moved = start._replace(params=jax.tree.map(lambda x: x * 1.1, start.params))
     state = update.init(made, run, Policies(moved, start))

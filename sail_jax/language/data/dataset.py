@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 from sail_jax.errors import UserError
 from sail_jax.language.config import Data
 from sail_jax.language.data import rows, sources
-from sail_jax.language.data.rows import Message, Row, RowType
+from sail_jax.language.data.rows import DataRow, Message, RowType
 from sail_jax.language.data.tokens import Tokenizer
 
 KEPT_MESSAGES = 10
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 class Example(NamedTuple):
     """A row as token ids."""
 
-    row: Row
+    row: DataRow
     prompt: list[int]
     chosen: list[int] | None
     rejected: list[int] | None
@@ -48,7 +48,7 @@ class Dataset:
 
     source: Any
     """Stored rows: a sequence."""
-    encode: Callable[[Row], Example]
+    encode: Callable[[DataRow], Example]
     skipped: int
     """Bad rows that were left out."""
     skipped_messages: tuple[str, ...]
@@ -77,7 +77,7 @@ def has_pairs(data: Data) -> bool:
     return False
 
 
-def encode(data: Data, tokenizer: Tokenizer, row: Row) -> Example:
+def encode(data: Data, tokenizer: Tokenizer, row: DataRow) -> Example:
     """Token ids of a checked row.
 
     Raises:
@@ -122,7 +122,7 @@ def prepare(data: Data, row_type: RowType, tokenizer: Tokenizer, cache: str | Pa
     encode_row = functools.partial(encode, data, tokenizer)
     form = rows.FORMATS[data.format]
 
-    def checked(raw: dict[str, Any]) -> Row:
+    def checked(raw: dict[str, Any]) -> DataRow:
         try:
             row = rows.check(form.convert(raw), row_type)
         except rows.Missing as error:
@@ -223,7 +223,7 @@ class PreferenceRecords(tfds.core.GeneratorBasedBuilder):
         self,
         *,
         files: list[Path],
-        checked: Callable[[dict], Row],
+        checked: Callable[[dict], DataRow],
         unread: Callable[[dict], set[str]],
         skip: bool,
         **kwargs: Any,
@@ -282,7 +282,7 @@ def _names(unread: set[str]) -> list[str]:
     return [name[:80] for name in sorted(unread)[:KEPT_NAMES]]
 
 
-def _to_stored(row: Row) -> dict[str, Any]:
+def _to_stored(row: DataRow) -> dict[str, Any]:
     prompt = (Message('', row.prompt),) if isinstance(row.prompt, str) else row.prompt
     return {
         'prompt': [message._asdict() for message in prompt],
@@ -291,13 +291,13 @@ def _to_stored(row: Row) -> dict[str, Any]:
     }
 
 
-def _from_stored(stored: dict[str, Any]) -> Row:
+def _from_stored(stored: dict[str, Any]) -> DataRow:
     roles, contents = (
         [text.decode() for text in stored['prompt'][key]] for key in ('role', 'content')
     )
     messages = tuple(map(Message, roles, contents))
     prompt = messages if messages[0].role else messages[0].content
-    return Row(
+    return DataRow(
         prompt,
         chosen=stored['chosen'].decode() or None,
         rejected=stored['rejected'].decode() or None,

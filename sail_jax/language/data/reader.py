@@ -16,7 +16,7 @@ from sail_jax.language.data.rows import RowType
 from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.model.sampler import bucket, pad_prompts
 from sail_jax.language.sft.config import SftRun
-from sail_jax.language.workload import Pairs, Rows
+from sail_jax.language.workload import Pairs, PromptBatch
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def prepare(
     )
 
 
-def batch(examples: Sequence[Example], pair_places: int | None = None) -> Rows:
+def batch(examples: Sequence[Example], pair_places: int | None = None) -> PromptBatch:
     """Rows as the compiled programs take them, padded to buckets.
 
     Args:
@@ -102,7 +102,7 @@ def batch(examples: Sequence[Example], pair_places: int | None = None) -> Rows:
     """
     prompts = pad_prompts([example.prompt for example in examples])
     if pair_places is None:
-        return Rows(prompts, None)
+        return PromptBatch(prompts, None)
     tokens: Any = np.zeros((len(examples), 2, pair_places), np.int32)  # To be put on devices.
     lengths: Any = np.zeros((len(examples), 2), np.int32)
     for row, example in enumerate(examples):
@@ -110,7 +110,7 @@ def batch(examples: Sequence[Example], pair_places: int | None = None) -> Rows:
             assert response is not None  # Rows of pairs have both.
             tokens[row, lane, : len(response)] = response
             lengths[row, lane] = len(response)
-    return Rows(prompts, Pairs(tokens_Bx2xR=tokens, lengths_Bx2=lengths))
+    return PromptBatch(prompts, Pairs(tokens_Bx2xR=tokens, lengths_Bx2=lengths))
 
 
 def places(longest: int, most: int) -> int:

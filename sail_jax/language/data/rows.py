@@ -1,7 +1,7 @@
 """Rows of preference data: their one form here, and the forms that data sets come in.
 
-A converter is a pure function from a data set's own row, a mapping, to `Row`. All raise `UserError`
-naming the field; who reads the file adds the place.
+A converter is a pure function from a data set's own row, a mapping, to `DataRow`. All raise
+`UserError` naming the field; who reads the file adds the place.
 """
 
 import functools
@@ -30,7 +30,7 @@ RowType = Literal['prompt', 'completion', 'preference']
 """What is needed of a row: the prompt, the chosen response too, or both responses."""
 
 
-class Row(NamedTuple):
+class DataRow(NamedTuple):
     """A prompt and two responses, or fewer. Those to a conversation are the assistant's turn."""
 
     prompt: Prompt
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 
 Raw = Mapping[str, Any]
-Convert = Callable[[Raw], Row]
+Convert = Callable[[Raw], DataRow]
 
 PROMPT_LIKE = (
     'prompt', 'prompts', 'question', 'instruction', 'query', 'input', 'inputs', 'problem', 'context'
@@ -54,7 +54,7 @@ class Missing(UserError):
     """A column that is needed and not there."""
 
 
-def trl(raw: Raw) -> Row:
+def trl(raw: Raw) -> DataRow:
     """TRL's forms: prompt-only, prompt-completion, and preference with or without a prompt of its
     own; strings or lists of messages (https://huggingface.co/docs/trl/dataset_formats).
 
@@ -80,7 +80,7 @@ def trl(raw: Raw) -> Row:
         raise UserError('completion: beside chosen, which says the response; leave one of them out')
     chosen = raw.get(answer)
     if chosen is None:
-        return Row(_messages(prompt, 'prompt') if _is_list(prompt) else _text(raw, 'prompt'))
+        return DataRow(_messages(prompt, 'prompt') if _is_list(prompt) else _text(raw, 'prompt'))
     rejected = raw.get('rejected')
     if not _is_list(chosen):
         if _is_list(prompt):
@@ -89,7 +89,7 @@ def trl(raw: Raw) -> Row:
         rejected = None if rejected is None else _text(raw, 'rejected')
         if prompt is None and rejected is not None:
             return _split_text(chosen, rejected)
-        return Row(_text(raw, 'prompt'), chosen=chosen, rejected=rejected)
+        return DataRow(_text(raw, 'prompt'), chosen=chosen, rejected=rejected)
     turns = [_messages(chosen, answer)]
     if rejected is not None:
         turns.append(_messages(rejected, 'rejected'))
@@ -103,7 +103,7 @@ def trl(raw: Raw) -> Row:
     return _conversation(*(before + answers for answers in turns), prompt=before)
 
 
-def ultrafeedback(raw: Raw) -> Row:
+def ultrafeedback(raw: Raw) -> DataRow:
     """UltraFeedback, binarised (HuggingFaceH4/ultrafeedback_binarized): whole conversations; its
     `prompt` column repeats the first turn."""
     raw = _with_system(raw)
@@ -113,12 +113,12 @@ def ultrafeedback(raw: Raw) -> Row:
     return _repeated(raw['prompt'], row) if isinstance(raw.get('prompt'), str) else row
 
 
-def hh_rlhf(raw: Raw) -> Row:
+def hh_rlhf(raw: Raw) -> DataRow:
     """HH-RLHF (Anthropic/hh-rlhf): transcripts with turns `\\n\\nHuman:` and `\\n\\nAssistant:`."""
     return _conversation(_transcript(raw, 'chosen'), _transcript(raw, 'rejected'))
 
 
-def pku_safe_rlhf(raw: Raw, label: Literal['better', 'safer'] = 'better') -> Row:
+def pku_safe_rlhf(raw: Raw, label: Literal['better', 'safer'] = 'better') -> DataRow:
     """PKU-SafeRLHF (PKU-Alignment): a question and two responses, compared twice.
 
     Args:
@@ -130,7 +130,7 @@ def pku_safe_rlhf(raw: Raw, label: Literal['better', 'safer'] = 'better') -> Row
         raise UserError(f'{key}: expected 0 or 1, got {best!r:.80}')
     responses = _text(raw, 'response_0'), _text(raw, 'response_1')
     prompt = (Message('user', _text(raw, 'prompt')),)
-    return Row(prompt, chosen=responses[best], rejected=responses[1 - best])
+    return DataRow(prompt, chosen=responses[best], rejected=responses[1 - best])
 
 
 class Format(NamedTuple):
@@ -172,7 +172,7 @@ def unread(raw: Raw, columns: frozenset[str]) -> set[str]:
     return names
 
 
-def check(row: Row, row_type: RowType) -> Row:
+def check(row: DataRow, row_type: RowType) -> DataRow:
     """The row with what is needed of it and no more.
 
     Raises:
@@ -192,14 +192,14 @@ def check(row: Row, row_type: RowType) -> Row:
         if row.prompt[-1].role == 'assistant':
             raise UserError("prompt: its last message is the assistant's; expected another role")
     if row_type == 'prompt':
-        return Row(row.prompt)
+        return DataRow(row.prompt)
     names = ('chosen',) if row_type == 'completion' else ('chosen', 'rejected')
     for name in names:
         if (text := getattr(row, name)) is None:
             raise Missing(f'{name}: missing')
         _check_text(text, name)
     if row_type == 'completion':
-        return Row(row.prompt, row.chosen)
+        return DataRow(row.prompt, row.chosen)
     if row.chosen == row.rejected:
         raise UserError('chosen and rejected are the same')
     return row
@@ -254,7 +254,7 @@ def _begun_by(system: str, messages: Any, name: str) -> list[Any]:
     return list(messages)
 
 
-def _repeated(prompt: str, row: Row) -> Row:
+def _repeated(prompt: str, row: DataRow) -> DataRow:
     """The row, where `prompt` says again what its conversation says.
 
     Raises:
@@ -324,7 +324,9 @@ def _transcript(raw: Raw, name: str) -> tuple[Message, ...]:
     return tuple(Message(roles[speaker], text.strip()) for speaker, text in turns)
 
 
-def _conversation(*turns: tuple[Message, ...], prompt: tuple[Message, ...] | None = None) -> Row:
+def _conversation(
+    *turns: tuple[Message, ...], prompt: tuple[Message, ...] | None = None
+) -> DataRow:
     """A row from conversations of which each is a prompt and the assistant's turn."""
     names = ('chosen', 'rejected')
     if prompt is None:
@@ -342,12 +344,12 @@ def _conversation(*turns: tuple[Message, ...], prompt: tuple[Message, ...] | Non
                 f'{name}: expected one message of the assistant after the prompt, '
                 f'got {roles}{again}'
             )
-    return Row(prompt, *(messages[-1].content for messages in turns))
+    return DataRow(prompt, *(messages[-1].content for messages in turns))
 
 
-def _split_text(chosen: str, rejected: str) -> Row:
+def _split_text(chosen: str, rejected: str) -> DataRow:
     pairs = enumerate(zip(chosen, rejected, strict=False))
     end = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
     if end and chosen[end - 1] == ' ':
         end -= 1
-    return Row(chosen[:end], chosen=chosen[end:], rejected=rejected[end:])
+    return DataRow(chosen[:end], chosen=chosen[end:], rejected=rejected[end:])

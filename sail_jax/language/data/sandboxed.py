@@ -34,7 +34,7 @@ SPACES = (' .', ' ?', ' !', ' ,', " ' ", " n't", " 'm", " 's", " 've", " 're")
 """What `clean_up_tokenization_spaces` takes the blanks out of."""
 
 
-class Loaded(NamedTuple):
+class Subject(NamedTuple):
     """What requests are about."""
 
     tokenizer: tokenizers.Tokenizer
@@ -44,7 +44,7 @@ class Loaded(NamedTuple):
     """That the template knows beside the conversation."""
 
 
-def load(request: dict[str, Any]) -> tuple[Loaded, dict[str, Any]]:
+def load(request: dict[str, Any]) -> tuple[Subject, dict[str, Any]]:
     """Builds both, tries the tokeniser, and says what they are."""
     try:
         tokenizer = tokenizers.Tokenizer.from_str(request['tokenizer'])
@@ -64,10 +64,10 @@ def load(request: dict[str, Any]) -> tuple[Loaded, dict[str, Any]]:
     template = None if source is None else compile_template(source, request['date'])
     vocab = tokenizer.get_vocab(with_added_tokens=True)
     bpe = isinstance(tokenizer.model, tokenizers.models.BPE)
-    loaded = Loaded(
+    subject = Subject(
         tokenizer, request['clean_up_bpe' if bpe else 'clean_up'], template, request['variables']
     )
-    return loaded, {
+    return subject, {
         'ids': max(vocab.values(), default=-1) + 1,
         'digest': hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
         'names': None if source is None else sorted(names(source)),
@@ -130,10 +130,10 @@ def literals(tokenizer: tokenizers.Tokenizer) -> Iterator[str]:
                 yield value
 
 
-def encode(loaded: Loaded, texts: list[str], special: str) -> list[list[int]]:
+def encode(subject: Subject, texts: list[str], special: str) -> list[list[int]]:
     """Ids of texts: `plain`, `whole` with the special tokens around a text, or `start` with those
     before it alone, as the others would end a response before it begins."""
-    return [ids(loaded.tokenizer, text, special) for text in texts]
+    return [ids(subject.tokenizer, text, special) for text in texts]
 
 
 @functools.lru_cache(4)  # A row's prompt is asked for with each of its responses.
@@ -145,21 +145,21 @@ def ids(tokenizer: tokenizers.Tokenizer, text: str, special: str) -> list[int]:
     return encoding.ids[:end]
 
 
-def decode(loaded: Loaded, ids: list[list[int]]) -> list[str]:
+def decode(subject: Subject, ids: list[list[int]]) -> list[str]:
     """Texts without special tokens."""
-    texts = [loaded.tokenizer.decode(one, skip_special_tokens=True) for one in ids]
-    for spaced in SPACES if loaded.clean_up else ():
+    texts = [subject.tokenizer.decode(one, skip_special_tokens=True) for one in ids]
+    for spaced in SPACES if subject.clean_up else ():
         texts = [text.replace(spaced, spaced.strip()) for text in texts]
     return texts
 
 
-def render(loaded: Loaded, calls: list[dict[str, Any]]) -> list[str]:
+def render(subject: Subject, calls: list[dict[str, Any]]) -> list[str]:
     """What the template writes."""
     texts = []
-    assert loaded.template is not None  # Who has none asks for nothing.
+    assert subject.template is not None  # Who has none asks for nothing.
     for call in calls:
-        variables = {'tools': None, 'documents': None, **call, **loaded.variables}
-        texts.append(loaded.template.render(**variables))
+        variables = {'tools': None, 'documents': None, **call, **subject.variables}
+        texts.append(subject.template.render(**variables))
         try:
             texts[-1].encode()
         except UnicodeEncodeError as error:
@@ -169,17 +169,17 @@ def render(loaded: Loaded, calls: list[dict[str, Any]]) -> list[str]:
     return texts
 
 
-def ids_of(loaded: Loaded, tokens: list[str]) -> list[int | None]:
-    return [loaded.tokenizer.token_to_id(token) for token in tokens]
+def ids_of(subject: Subject, tokens: list[str]) -> list[int | None]:
+    return [subject.tokenizer.token_to_id(token) for token in tokens]
 
 
-def tokens_of(loaded: Loaded, ids: list[int]) -> list[str | None]:
-    return [loaded.tokenizer.id_to_token(i) for i in ids]
+def tokens_of(subject: Subject, ids: list[int]) -> list[str | None]:
+    return [subject.tokenizer.id_to_token(i) for i in ids]
 
 
-def added_of(loaded: Loaded) -> dict[int, str]:
+def added_of(subject: Subject) -> dict[int, str]:
     """The added tokens."""
-    return {i: token.content for i, token in loaded.tokenizer.get_added_tokens_decoder().items()}
+    return {i: token.content for i, token in subject.tokenizer.get_added_tokens_decoder().items()}
 
 
 class Generation(jinja2.ext.Extension):
@@ -273,7 +273,7 @@ REQUESTS: dict[str, Callable] = {
 }
 
 
-def answer(line: bytes, cache: dict[str, Loaded]) -> dict[str, Any]:
+def answer(line: bytes, cache: dict[str, Subject]) -> dict[str, Any]:
     """Of one request."""
     try:
         request = json.loads(line)
@@ -305,7 +305,7 @@ def main(memory: int, seconds: float, bytes_per_second: float) -> None:
     with contextlib.suppress(ValueError, OSError):  # Not everywhere can it be bounded.
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    cache: dict[str, Loaded] = {}
+    cache: dict[str, Subject] = {}
     for line in sys.stdin.buffer:
         # Its signal ends the process.
         signal.setitimer(signal.ITIMER_PROF, seconds + len(line) / bytes_per_second)

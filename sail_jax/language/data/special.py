@@ -16,18 +16,18 @@ NAMES = (
 )
 FLAGS = ('single_word', 'lstrip', 'rstrip', 'normalized', 'special')
 
-State = dict[str, Any]
+TokenFields = dict[str, Any]
 """The attributes that a `tokenizers.AddedToken` is made with."""
 
 
 class Declared(NamedTuple):
     """What is to be added to a tokeniser."""
 
-    named: dict[str, State]
+    named: dict[str, TokenFields]
     """By what templates call them: `bos_token` and so on."""
-    extra: list[State]
+    extra: list[TokenFields]
     """Special tokens without a name."""
-    added: list[tuple[int, State]]
+    added: list[tuple[int, TokenFields]]
     """With their ids."""
     legacy: bool
     """No `added_tokens_decoder`: the tokeniser's own added tokens stand in for it."""
@@ -108,7 +108,7 @@ def _id(value: Any, where: str) -> int:
     return number
 
 
-def _state(value: Any, where: str, special: bool = True) -> State:
+def _state(value: Any, where: str, special: bool = True) -> TokenFields:
     """A token that is text, or an object with flags; `special` where that does not say."""
     token = {'content': value} if isinstance(value, str) else value
     if not isinstance(token, dict) or not isinstance(token.get('content'), str):

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 Key = tuple[Any, Any]
 """The type of a key of `config.json`, and its value where it is absent or was never written."""
 
-Whole = Annotated[float, Field(ge=1, le=1)]
+WholeHead = Annotated[float, Field(ge=1, le=1)]
 
 
-class Keys(BaseModel):
+class ConfigKeys(BaseModel):
     """What the `config.json` of any family says; the sizes' bounds are `Architecture`'s."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
@@ -42,7 +42,7 @@ class Keys(BaseModel):
     tie_word_embeddings: bool = False
     max_position_embeddings: int
     rope_theta: float = 10_000.0
-    partial_rotary_factor: Whole | None = None
+    partial_rotary_factor: WholeHead | None = None
     sliding_window: int | None = None
     layer_types: list[Literal['full_attention', 'sliding_attention']] | None = None
 
@@ -56,7 +56,7 @@ class Family:
     model_class: str
     """As what `transformers` loads it, `LlamaForCausalLM` for example."""
     keys: Mapping[str, Key] = field(default_factory=dict)
-    """Keys that are not as in `Keys`. Four more are read where they are named here:
+    """Keys that are not as in `ConfigKeys`. Four more are read where they are named here:
     `attention_bias` and `mlp_bias`, `use_sliding_window` and `max_window_layers`."""
     extras: Mapping[str, Key] = field(default_factory=dict)
     """Keys that only this family has, for its `parts`: `Architecture.extras` has their values."""
@@ -77,10 +77,10 @@ class Family:
     a configuration is read without JAX."""
 
     @cached_property
-    def config(self) -> type[Keys]:
+    def config(self) -> type[ConfigKeys]:
         """Reads the mapping of a `config.json`."""
         fields: dict[str, Any] = {**self.keys, **self.extras}
-        return pydantic.create_model(self.name, __base__=Keys, **fields)
+        return pydantic.create_model(self.name, __base__=ConfigKeys, **fields)
 
     def module_name(self, module: str, layer: int | None = None) -> str:
         """What a checkpoint calls a module.

@@ -10,7 +10,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict
 
 from sail_jax.errors import UserError
-from sail_jax.language.model.families import FAMILIES, Family, Keys, Whole
+from sail_jax.language.model.families import FAMILIES, ConfigKeys, Family, WholeHead
 from sail_jax.terminal import shown
 
 # Keys that are not of these families, and their value where they change nothing besides null. Those
@@ -70,7 +70,7 @@ class _Rope(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, extra='forbid')
 
     rope_theta: float
-    partial_rotary_factor: Whole = 1.0
+    partial_rotary_factor: WholeHead = 1.0
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -161,7 +161,7 @@ def _refuse_quantised(data: dict[str, Any], where: str) -> None:
             )
 
 
-def _rope(data: dict[str, Any], keys: Keys, where: str) -> dict[str, Any]:
+def _rope(data: dict[str, Any], keys: ConfigKeys, where: str) -> dict[str, Any]:
     """transformers 5 writes `rope_parameters`; an older `rope_scaling` beside it takes its place,
     base included."""
     key = 'rope_scaling' if data.get('rope_scaling') else 'rope_parameters'
@@ -197,7 +197,7 @@ def _rope(data: dict[str, Any], keys: Keys, where: str) -> dict[str, Any]:
     }
 
 
-def _windows(keys: Keys, family: Family, where: str) -> tuple[int, ...]:
+def _windows(keys: ConfigKeys, family: Family, where: str) -> tuple[int, ...]:
     """As of `Architecture`."""
     used = getattr(keys, 'use_sliding_window', True)
     window = keys.sliding_window if used else None

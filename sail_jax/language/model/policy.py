@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from sail_jax.core.keys import START, stream
 from sail_jax.core.types import Policy
-from sail_jax.language.config import Model
+from sail_jax.language.config import StartModel
 from sail_jax.language.model import architecture as architectures
 from sail_jax.language.model import lora, weights
 from sail_jax.language.model.architecture import Architecture
@@ -18,10 +18,10 @@ from sail_jax.language.model.transformer import Decoder
 from sail_jax.language.model.weights import ShardingOf
 
 
-class Models(NamedTuple):
+class Decoders(NamedTuple):
     """What makes a decoder of a policy's arrays."""
 
-    settings: Model
+    settings: StartModel
     architecture: Architecture
     on: nnx.GraphDef[Decoder]
     """Merges with a policy's parameters and, under an adapter, the weights shared."""
@@ -97,7 +97,7 @@ class Models(NamedTuple):
 
 
 def _build(
-    settings: Model, architecture: Architecture, key: jax.Array, mesh: Mesh | None = None
+    settings: StartModel, architecture: Architecture, key: jax.Array, mesh: Mesh | None = None
 ) -> Decoder:
     return Decoder(
         architecture,
@@ -110,8 +110,8 @@ def _build(
 
 
 def read(
-    settings: Model, mesh: Mesh | None = None, architecture: Architecture | None = None
-) -> Models:
+    settings: StartModel, mesh: Mesh | None = None, architecture: Architecture | None = None
+) -> Decoders:
     """Reads a checkpoint's `config.json`, and none of its weights.
 
     Args:
@@ -133,9 +133,9 @@ def read(
     updates = jax.ShapeDtypeStruct((), jnp.int32)
     if settings.train == 'full':
         on, params = nnx.split(decoder)
-        return Models(settings, architecture, on=on, off=on, abstract=Policy(params, updates))
+        return Decoders(settings, architecture, on=on, off=on, abstract=Policy(params, updates))
     adapted = lora.split(decoder)
-    return Models(
+    return Decoders(
         settings,
         architecture,
         on=adapted.on,

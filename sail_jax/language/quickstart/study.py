@@ -31,7 +31,7 @@ SHOWN = 8
 """Prompts in the table of samples."""
 
 
-class Sample(NamedTuple):
+class Exchange(NamedTuple):
     """A prompt and what two models answer."""
 
     prompt: str
@@ -39,7 +39,7 @@ class Sample(NamedTuple):
     after: str
 
 
-class Outcome(NamedTuple):
+class QuickstartResult(NamedTuple):
     """What the stages came to."""
 
     loss: float
@@ -48,11 +48,13 @@ class Outcome(NamedTuple):
     """Of the grammar, which bounds it."""
     curves: dict[str, list[Point]]
     """The evaluations of each method, the first one before any update."""
-    samples: list[Sample]
+    samples: list[Exchange]
     """Before alignment, and after SAIL-RevKL's."""
 
 
-def run(run: QuickstartRun, run_dir: Path, resume: bool = False, quiet: bool = False) -> Outcome:
+def run(
+    run: QuickstartRun, run_dir: Path, resume: bool = False, quiet: bool = False
+) -> QuickstartResult:
     """Runs all stages; on `resume` those that are done are left as they are.
 
     Raises:
@@ -78,7 +80,7 @@ def run(run: QuickstartRun, run_dir: Path, resume: bool = False, quiet: bool = F
         curves = {title: frontier.points(run_dir / name) for name, title in METHODS.items()}
         with writing(run_dir, ROOM):
             frontier.write(curves, run_dir)
-        return Outcome(
+        return QuickstartResult(
             loss=first.after['eval/response_loss'],
             entropy=grammar.entropy(run.seed, run.reviews.reviews),
             curves=curves,
@@ -109,7 +111,7 @@ def _begun(directory: Path) -> bool:
     return begun
 
 
-def samples(run: QuickstartRun, run_dir: Path) -> list[Sample]:
+def samples(run: QuickstartRun, run_dir: Path) -> list[Exchange]:
     """What the model says before and after its alignment by SAIL-RevKL, on the same random
     numbers."""
     prompts = list(dict.fromkeys(review.prompt for review in grammar.reviews(run.seed, 100)))
@@ -120,10 +122,10 @@ def samples(run: QuickstartRun, run_dir: Path) -> list[Sample]:
             decoder, tokenizer, prompts[:SHOWN], run.alignment.sampling, seed=run.seed
         )
         answers.append([group[0].strip() for group in groups])
-    return [Sample(*row) for row in zip(prompts, *answers, strict=False)]
+    return [Exchange(*row) for row in zip(prompts, *answers, strict=False)]
 
 
-def report(outcome: Outcome) -> None:
+def report(outcome: QuickstartResult) -> None:
     """Prints the samples, and where each method ended."""
     terminal.print_table(
         f'Samples; held-out loss {outcome.loss:.2f} nats per response, entropy of the grammar '

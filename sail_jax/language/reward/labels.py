@@ -24,7 +24,7 @@ RESPONSES = ('completion', 'completions', 'response', 'responses', 'pair', 'pair
 """What functions call their arguments, which TRL gives by name, in any order."""
 
 
-class Labeller(NamedTuple):
+class Rater(NamedTuple):
     """Asks a reward or a judge; neither, where the labels come from the data and the policy."""
 
     score: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], np.ndarray] | None = None
@@ -35,7 +35,7 @@ class Labeller(NamedTuple):
 
 def make(
     run: LanguageRun, mesh: Mesh, reward: Reward | None = None, judge: Judge | None = None
-) -> Labeller:
+) -> Rater:
     """The labeller of a configuration, or of Python's functions.
 
     Args:
@@ -74,7 +74,7 @@ def make(
             )
             padding = reward_model.pad_id(source.path)
             reward = reward_model.from_model(model, tokenizer, source.max_tokens, pad_id=padding)
-    return Labeller(
+    return Rater(
         # One may be an object that is empty, and so false.
         score=None if reward is None else partial(rewards.score, reward, **limits),
         compare=None if judge is None else partial(rewards.compare, judge, **limits),
@@ -123,13 +123,13 @@ def _check_function(name: str, function: Any) -> None:
         )
 
 
-def check(run: LanguageRun, labeller: Labeller) -> None:
+def check(run: LanguageRun, rater: Rater) -> None:
     """Refuses to train without the labeller that the mixture asks for.
 
     Raises:
       UserError: naming the keys.
     """
-    if run.needs_function and labeller == Labeller():
+    if run.needs_function and rater == Rater():
         raise UserError(
             "reward.source: none, but the rows of objective.mixture's dpr need a labeller: "
             'positivity, model, or a function from Python'
@@ -137,7 +137,7 @@ def check(run: LanguageRun, labeller: Labeller) -> None:
 
 
 def scores(
-    labeller: Labeller, prompts: Sequence[Prompt], groups: list[list[str]], asked_B: np.ndarray
+    rater: Rater, prompts: Sequence[Prompt], groups: list[list[str]], asked_B: np.ndarray
 ) -> np.ndarray | Preferences:
     """Rewards [B, K] or a judge's preferences of the rows that are asked; zeros elsewhere.
 
@@ -153,13 +153,13 @@ def scores(
         whole[rows] = values
         return whole
 
-    if labeller.compare is not None:
-        prob, weight = labeller.compare(asked_prompts, asked_groups) if len(rows) else (0, 0)
+    if rater.compare is not None:
+        prob, weight = rater.compare(asked_prompts, asked_groups) if len(rows) else (0, 0)
         return Preferences(
             prob_BxKxK=jnp.asarray(spread(prob, B, K, K)),
             weight_BxKxK=jnp.asarray(spread(weight, B, K, K)),
         )
     if not len(rows):
         return spread(0, B, K)
-    assert labeller.score is not None  # See `check`.
-    return spread(labeller.score(asked_prompts, asked_groups), B, K)
+    assert rater.score is not None  # See `check`.
+    return spread(rater.score(asked_prompts, asked_groups), B, K)

@@ -16,7 +16,7 @@ MODEL = 'model'
 """Of the run directory: the trained model as a Hugging Face directory."""
 
 
-class Model(config.Model):
+class SupervisedModel(config.StartModel):
     """What is trained: a checkpoint, or a new network."""
 
     # A new network has no checkpoint.
@@ -47,7 +47,7 @@ class SftOptimizer(Section):
     """The run stops after this many updates in a row were skipped as not finite."""
 
 
-class Evaluation(Section):
+class LossEvaluation(Section):
     """The loss on held-out rows."""
 
     every_updates: int = Field(default=100, ge=1)
@@ -73,11 +73,11 @@ class SftRun(Trained):
     """Prompts, with their responses, of an update."""
     loss_on: Literal['response', 'sequence'] = 'response'
     """Learn the responses, end of sequence included, or the prompts too."""
-    model: Model
+    model: SupervisedModel
     devices: Devices = Devices()
     data: Data
     optimizer: SftOptimizer = SftOptimizer()
-    evaluation: Evaluation = Evaluation()
+    evaluation: LossEvaluation = LossEvaluation()
 
     @property
     def updates(self) -> int:

@@ -20,7 +20,7 @@ from sail_jax.language.schedule import step_size
 from sail_jax.language.sft.config import SftOptimizer, SftRun
 
 
-class Rows(NamedTuple):
+class Completions(NamedTuple):
     """Prompts with their responses, padded on the right."""
 
     tokens_BxS: jax.Array
@@ -29,18 +29,18 @@ class Rows(NamedTuple):
     prompt_lengths_B: jax.Array
 
 
-def collate(examples: Sequence[Example]) -> Rows:
+def collate(examples: Sequence[Example]) -> Completions:
     """Pads rows to the bucket of the longest; on the host."""
     whole = pad_prompts([example.prompt + (example.chosen or []) for example in examples])
     prompts = np.asarray([len(example.prompt) for example in examples], np.int32)
-    return Rows(
+    return Completions(
         tokens_BxS=whole.tokens_BxP,
         lengths_B=whole.lengths_B,
         prompt_lengths_B=jnp.asarray(prompts),
     )
 
 
-def nats(decoder: Decoder, rows: Rows, loss_on: str) -> tuple[jax.Array, jax.Array]:
+def nats(decoder: Decoder, rows: Completions, loss_on: str) -> tuple[jax.Array, jax.Array]:
     """Minus the log-probability of the rows' tokens, summed, and how many tokens these are.
 
     Args:
@@ -114,7 +114,7 @@ def init(policy: Policy, seed: jax.Array, optimizer: optax.GradientTransformatio
 
 def make_learn(
     model: Callable[[Policy, Any], Decoder], run: SftRun, optimizer: optax.GradientTransformation
-) -> Callable[[State, Rows], tuple[State, Metrics]]:
+) -> Callable[[State, Completions], tuple[State, Metrics]]:
     """The pure function from a state and a batch to the next state.
 
     The loss is the mean over the batch's tokens, whatever parts it is computed in. An update that
@@ -125,12 +125,12 @@ def make_learn(
     """
     parts = run.optimizer.accumulation
 
-    def learn(state: State, rows: Rows) -> tuple[State, Metrics]:
-        def loss(params: Any, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    def learn(state: State, rows: Completions) -> tuple[State, Metrics]:
+        def loss(params: Any, rows: Completions) -> tuple[jax.Array, jax.Array]:
             decoder = model(state.policy._replace(params=params), state.shared)
             return nats(decoder, rows, run.loss_on)
 
-        def add(total: Any, rows: Rows) -> tuple[Any, None]:
+        def add(total: Any, rows: Completions) -> tuple[Any, None]:
             part = jax.value_and_grad(loss, has_aux=True)(state.policy.params, rows)
             return jax.tree.map(jnp.add, total, part), None
 

@@ -22,7 +22,7 @@ from sail_jax.language.data.dataset import Example
 from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.export import OpenedModel
 from sail_jax.language.model import policy, sharding
-from sail_jax.language.model.policy import Models
+from sail_jax.language.model.policy import Decoders
 from sail_jax.language.model.sampler import bucket
 from sail_jax.language.sft import learn
 from sail_jax.language.sft.config import MODEL, SftRun, check
@@ -44,12 +44,12 @@ def leave_model(run: SftRun, run_dir: Path, result: Result) -> None:
     Raises:
       TrainingFailed: it cannot be written.
     """
-    models, path = policy.read(run.model, architecture=run.model.architecture), run_dir / MODEL
+    decoders, path = policy.read(run.model, architecture=run.model.architecture), run_dir / MODEL
     before = path.with_name(f'{MODEL}.before')  # Of a resumed run; kept until there is another.
     with writing(path, ROOM):
         if path.exists():
             path.rename(before)
-        export.export(OpenedModel(run, models, result.policy, result.shared), path)
+        export.export(OpenedModel(run, decoders, result.policy, result.shared), path)
     shutil.rmtree(before, ignore_errors=True)
 
 
@@ -82,7 +82,7 @@ def make(run: SftRun) -> Task:
     """
     check(run)
     mesh = devices.make_mesh(run.prompts_per_update, run.devices, 'prompts_per_update')
-    models = policy.read(run.model, mesh, run.model.architecture)
+    decoders = policy.read(run.model, mesh, run.model.architecture)
     data = reader.prepare(run, load_tokenizer(run), row_type='completion')
     optimizer = learn.make_optimizer(run.optimizer, run.updates)
     of_parameter = sharding.of_parameter(mesh)
@@ -91,9 +91,9 @@ def make(run: SftRun) -> Task:
         init=lambda start, seed: learn.init(start, seed, optimizer),
         hyper=lambda run: (),
         shardings=partial(devices.state_sharding, mesh, rules=sharding.RULES),
-        start=lambda seed: models.start(seed, of_parameter),
-        abstract_policy=models.abstract,
-        evaluate=make_evaluate(run, models, data.held_out),
+        start=lambda seed: decoders.start(seed, of_parameter),
+        abstract_policy=decoders.abstract,
+        evaluate=make_evaluate(run, decoders, data.held_out),
         updates=run.updates,
         updates_per_dispatch=1,
         evaluate_every=run.evaluation.every_updates,
@@ -101,44 +101,44 @@ def make(run: SftRun) -> Task:
         units_per_update=run.prompts_per_update,
         max_labels=None,
         watch=WATCH,
-        batch_bytes=lambda: batch_bytes(run, models, data),
+        batch_bytes=lambda: batch_bytes(run, decoders, data),
         smaller='raise optimizer.accumulation, lower prompts_per_update, or set model.remat: true',
         best=('-eval/loss',),
-        shared=lambda: models.shared(of_parameter),
+        shared=lambda: decoders.shared(of_parameter),
         digests=lambda: digests.of_run(run),
-        dispatch=make_dispatch(run, models, data, optimizer, mesh),
+        dispatch=make_dispatch(run, decoders, data, optimizer, mesh),
     )
 
 
-def batch_bytes(run: SftRun, models: Models, data: reader.Reader) -> int:
+def batch_bytes(run: SftRun, decoders: Decoders, data: reader.Reader) -> int:
     """Each layer's inputs, which the backward pass reads, of a part of the first batch."""
     # Its longest row is at least as long as the longest of these.
     examples = data._replace(rows_per_update=min(data.rows_per_update, 256)).examples(0)
     places = bucket(max(len(example.prompt + (example.chosen or [])) for example in examples))
     rows = run.prompts_per_update // run.optimizer.accumulation
-    width = models.architecture.hidden_size * jnp.dtype(run.model.dtype).itemsize
-    return rows * places * models.architecture.layers * width
+    width = decoders.architecture.hidden_size * jnp.dtype(run.model.dtype).itemsize
+    return rows * places * decoders.architecture.layers * width
 
 
 def make_dispatch(
     run: SftRun,
-    models: Models,
+    decoders: Decoders,
     data: reader.Reader,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
 ) -> Callable[[State], tuple[State, Metrics]]:
     """One update: the host reads its rows while the device works on those before."""
-    learn_pure = learn.make_learn(models.policy, run, optimizer)
+    learn_pure = learn.make_learn(decoders.policy, run, optimizer)
 
     @partial(jax.jit, donate_argnums=0)
     @precision.traced_at(precision.resolved(run))
-    def update(state: State, rows: learn.Rows) -> tuple[State, Metrics]:
+    def update(state: State, rows: learn.Completions) -> tuple[State, Metrics]:
         new, metrics = learn_pure(state, rows)
         layout = devices.state_sharding(mesh, new, sharding.RULES)
         return jax.lax.with_sharding_constraint(new, layout), metrics
 
     @lru_cache(2)
-    def rows(step: int) -> learn.Rows:
+    def rows(step: int) -> learn.Completions:
         return jax.device_put(learn.collate(data.examples(step)), devices.by_rows(mesh))
 
     def dispatch(state: State) -> tuple[State, Metrics]:
@@ -150,7 +150,7 @@ def make_dispatch(
     return dispatch
 
 
-def make_evaluate(run: SftRun, models: Models, held_out: Sequence[Example]) -> Evaluate:
+def make_evaluate(run: SftRun, decoders: Decoders, held_out: Sequence[Example]) -> Evaluate:
     """Loss and perplexity of the held-out responses, whatever is trained on: per token, and summed
     over each response."""
     size = min(len(held_out), run.prompts_per_update)
@@ -158,8 +158,8 @@ def make_evaluate(run: SftRun, models: Models, held_out: Sequence[Example]) -> E
 
     @jax.jit
     @precision.traced_at(precision.resolved(run))
-    def nats(policy: Policy, shared: Any, rows: learn.Rows) -> tuple[jax.Array, jax.Array]:
-        return learn.nats(models.policy(policy, shared), rows, 'response')
+    def nats(policy: Policy, shared: Any, rows: learn.Completions) -> tuple[jax.Array, jax.Array]:
+        return learn.nats(decoders.policy(policy, shared), rows, 'response')
 
     def evaluate(
         policy: Policy, start: Policy, shared: Any, seed: jax.Array, hyper: tuple

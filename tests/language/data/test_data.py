@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sail_jax.errors import UserError
 from sail_jax.language.data import dataset, reader, rows, tokens
 from sail_jax.language.data.dataset import Data
-from sail_jax.language.data.rows import Message, Row
+from sail_jax.language.data.rows import DataRow, Message
 from tests.support import small
 from tests.support.tiny_tokenizer import END, IM_END, write
 
@@ -55,10 +55,11 @@ def settings(path, **kwargs):
 
 
 def test_rows_come_back_as_they_were(tmp_path, tokenizer):
-    plain = [Row(f'a{text}', f'b{text}'[:18], f'c{text}'[:18]) for text in STRANGE[:-1]]
+    plain = [DataRow(f'a{text}', f'b{text}'[:18], f'c{text}'[:18]) for text in STRANGE[:-1]]
     messages = (Message('system', ''), Message('user', 'no'), Message('assistant', 'yes'))
     chat = [
-        Row((*messages, Message('user', f'a{text}')), f'b{text}'[:18], 'c') for text in STRANGE[:-1]
+        DataRow((*messages, Message('user', f'a{text}')), f'b{text}'[:18], 'c')
+        for text in STRANGE[:-1]
     ]
     raw = [row._asdict() for row in plain]
     for row in chat:
@@ -79,7 +80,7 @@ def test_rows_come_back_as_they_were(tmp_path, tokenizer):
 
 @pytest.mark.parametrize(
     ('kind', 'expected'),
-    [('prompt', Row('the cat')), ('completion', Row('the cat', ' sat'))],
+    [('prompt', DataRow('the cat')), ('completion', DataRow('the cat', ' sat'))],
 )
 def test_rows_with_fewer_responses(tmp_path, tokenizer, kind, expected):
     file = tmp_path / 'x.parquet'

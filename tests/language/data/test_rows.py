@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from sail_jax.errors import UserError
 from sail_jax.language.data import rows
-from sail_jax.language.data.rows import Message, Row
+from sail_jax.language.data.rows import DataRow, Message
 
 USER = {'role': 'user', 'content': 'Which sky?'}
 BLUE = {'role': 'assistant', 'content': 'Blue.'}
 RED = {'role': 'assistant', 'content': 'Red.'}
 PROMPT = (Message('user', 'Which sky?'),)
-PAIR = Row(PROMPT, 'Blue.', 'Red.')
+PAIR = DataRow(PROMPT, 'Blue.', 'Red.')
 HH = '\n\nHuman: Which sky?\n\nAssistant: Here?\n\nHuman: Yes\n\nAssistant: '
 LONG = (*PROMPT, Message('assistant', 'Here?'), Message('user', 'Yes'))
 PKU = {
@@ -30,7 +30,7 @@ PKU = {
 
 BE = {'role': 'system', 'content': 'Be.'}
 TOLD = PAIR._replace(prompt=(Message('system', 'Be.'), *PROMPT))
-PLAIN = Row('It is', 'a', 'b')
+PLAIN = DataRow('It is', 'a', 'b')
 ANSWERS = {'chosen': 'Blue.', 'rejected': 'Red.'}
 PARTS = [{'type': 'text', 'text': 'Which '}, {'type': 'text', 'text': 'sky?'}]
 
@@ -42,13 +42,17 @@ def safer(raw):
 @pytest.mark.parametrize(
     ('convert', 'raw', 'row'),
     [
-        (rows.trl, {'prompt': 'The sky is'}, Row('The sky is')),
-        (rows.trl, {'prompt': [USER]}, Row(PROMPT)),
-        (rows.trl, {'prompt': 'It is', 'completion': ' blue'}, Row('It is', ' blue')),
-        (rows.trl, {'prompt': [USER], 'completion': [BLUE]}, Row(PROMPT, 'Blue.')),
-        (rows.trl, {'prompt': 'a', 'completion': 'b', 'chosen': None}, Row('a', 'b')),
-        (rows.trl, {'prompt': 'It is', 'chosen': ' a', 'rejected': ' b'}, Row('It is', ' a', ' b')),
-        (rows.trl, {'chosen': 'It is a', 'rejected': 'It is b'}, Row('It is', ' a', ' b')),
+        (rows.trl, {'prompt': 'The sky is'}, DataRow('The sky is')),
+        (rows.trl, {'prompt': [USER]}, DataRow(PROMPT)),
+        (rows.trl, {'prompt': 'It is', 'completion': ' blue'}, DataRow('It is', ' blue')),
+        (rows.trl, {'prompt': [USER], 'completion': [BLUE]}, DataRow(PROMPT, 'Blue.')),
+        (rows.trl, {'prompt': 'a', 'completion': 'b', 'chosen': None}, DataRow('a', 'b')),
+        (
+            rows.trl,
+            {'prompt': 'It is', 'chosen': ' a', 'rejected': ' b'},
+            DataRow('It is', ' a', ' b'),
+        ),
+        (rows.trl, {'chosen': 'It is a', 'rejected': 'It is b'}, DataRow('It is', ' a', ' b')),
         (rows.trl, {'prompt': [USER], 'chosen': [BLUE], 'rejected': [RED]}, PAIR),
         (rows.trl, {'chosen': [USER, BLUE], 'rejected': [USER, RED]}, PAIR),
         (rows.trl, {'prompt': 'Which sky?', 'chosen': [BLUE], 'rejected': [RED]}, PAIR),
@@ -83,7 +87,7 @@ def safer(raw):
             {'system': 'Be.', 'prompt': [BE, USER], 'chosen': [BLUE], 'rejected': [RED]},
             TOLD,
         ),
-        (rows.trl, {'system': 'Be.', 'prompt': 'Which sky?'}, Row(TOLD.prompt)),
+        (rows.trl, {'system': 'Be.', 'prompt': 'Which sky?'}, DataRow(TOLD.prompt)),
         (rows.trl, {'system': '', 'prompt': 'It is', 'chosen': 'a', 'rejected': 'b'}, PLAIN),
         (rows.trl, {'system': None, 'prompt': 'It is', 'chosen': 'a', 'rejected': 'b'}, PLAIN),
         (
@@ -96,9 +100,9 @@ def safer(raw):
             {'prompt': ' Which sky?\n', 'chosen': [BE, USER, BLUE], 'rejected': [BE, USER, RED]},
             TOLD,
         ),
-        (rows.trl, {'prompt': [USER | {'content': PARTS}]}, Row(PROMPT)),
+        (rows.trl, {'prompt': [USER | {'content': PARTS}]}, DataRow(PROMPT)),
         (rows.pku_safe_rlhf, PKU, PAIR),
-        (safer, PKU, Row(PROMPT, 'Red.', 'Blue.')),
+        (safer, PKU, DataRow(PROMPT, 'Red.', 'Blue.')),
     ],
 )
 def test_converter(convert, raw, row):
@@ -255,15 +259,15 @@ def test_unread_names_what_says_something():
 
 
 def test_kind_keeps_what_is_needed():
-    assert rows.check(PAIR, 'prompt') == Row(PROMPT)
-    assert rows.check(PAIR, 'completion') == Row(PROMPT, 'Blue.')
-    assert rows.check(Row('a', 'b', 'b'), 'prompt') == Row('a')
+    assert rows.check(PAIR, 'prompt') == DataRow(PROMPT)
+    assert rows.check(PAIR, 'completion') == DataRow(PROMPT, 'Blue.')
+    assert rows.check(DataRow('a', 'b', 'b'), 'prompt') == DataRow('a')
 
 
 def test_text_of_absurd_length():
     text = 'a' * (rows.MAX_CHARACTERS + 1)
     with pytest.raises(UserError, match='prompt: 4194305 characters; at most 4194304'):
-        rows.check(Row(text), 'prompt')
+        rows.check(DataRow(text), 'prompt')
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
