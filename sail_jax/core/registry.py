@@ -1,5 +1,6 @@
 """Functions that settings call by name, a program's own among them."""
 
+import difflib
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -19,8 +20,10 @@ def named(registry: Mapping[str, Entry], name: str, setting: str, where: str) ->
       UserError: nobody has given anything that name.
     """
     if name not in registry:
+        close = difflib.get_close_matches(name, registry, 1, 0.5)
+        hint = f'did you mean {close[0]}? There are' if close else 'there are'
         raise UserError(
-            f'{setting}: {name!r:.80}; there are {", ".join(registry)}, and what a program '
+            f'{setting}: {name!r:.80}; {hint} {", ".join(registry)}, and what a program '
             f'adds to {where} before it trains'
         )
     return registry[name]

@@ -33,14 +33,22 @@ class Callbacks(NamedTuple):
     """Sees each evaluation, that of the start policy (`step` 0) included, in its update's row."""
 
     def check(self) -> None:
-        """Raises UserError where one is no function, or async."""
+        """Raises UserError where one is no function of one argument, or async."""
         for name, callback in self._asdict().items():
             if callback is None:
                 continue
             if not callable(callback):
                 raise UserError(f'{name}: a function of a row, got {type(callback).__name__}')
-            if inspect.iscoroutinefunction(callback):
+            if any(map(inspect.iscoroutinefunction, (callback, type(callback).__call__))):
                 raise UserError(f'{name}: a plain function, got an async one')
+            try:
+                signature = inspect.signature(callback)
+            except (TypeError, ValueError):
+                continue  # Functions that are not written in Python have no signature.
+            try:
+                signature.bind({})
+            except TypeError as error:
+                raise UserError(f'{name}: called with a row alone: {one_line(error)}') from None
 
 
 NO_CALLBACKS = Callbacks()

@@ -52,7 +52,9 @@ def test_names_that_nobody_has_given_are_one_line():
     with pytest.raises(UserError) as error:
         update.check(run)
     said = str(error.value)
-    assert said.startswith("objective.loss: 'dop'; there are dpo, ipo, hinge, and")
+    assert said.startswith(
+        "objective.loss: 'dop'; did you mean dpo? There are dpo, ipo, hinge, and"
+    )
     assert '\n' not in said
 
 

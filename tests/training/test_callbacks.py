@@ -60,6 +60,7 @@ def test_they_see_every_row_and_change_nothing(whole, tmp_path):
         for row in rows[1:]
     ]
     assert evaluations == [row for row in rows if row['step'] % 4 == 0]
+    assert result.update == rows[-1]
 
 
 def test_rows_are_read_while_the_next_dispatch_is_under_way(tmp_path, monkeypatch):
@@ -173,9 +174,21 @@ async def later(row):
     """Of no use: nobody would wait for it."""
 
 
+class Later:
+    async def __call__(self, row):
+        """Likewise."""
+
+
 @pytest.mark.parametrize(
     ('callback', 'said'),
-    [(3, 'on_update: a function of a row, got int'), (later, 'on_update: a plain function, got')],
+    [
+        (3, 'on_update: a function of a row, got int'),
+        (later, 'on_update: a plain function, got'),
+        (Later(), 'on_update: a plain function, got'),
+        (lambda: None, 'on_update: called with a row alone: too many positional arguments'),
+        (lambda step, row: None, "on_update: called with a row alone: .*argument: 'row'"),
+        (lambda *, row: None, 'on_update: called with a row alone: too many positional'),
+    ],
 )
 def test_what_is_no_function_is_refused_before_anything_is_made(tmp_path, callback, said):
     with pytest.raises(UserError, match=said):
