@@ -19,6 +19,7 @@ from sphinx.pycode import ModuleAnalyzer
 
 import sail_jax
 from sail_jax import runs
+from sail_jax.meanings import MEANINGS
 
 ROOT = Path(__file__).parents[1]
 KINDS = {
@@ -36,7 +37,7 @@ EXTENSION = (
     'sail_jax.training.task',
     'sail_jax.language.model.families',
 )
-COMMANDS = ('evaluate', 'plot', 'render', 'generate', 'export', 'doctor')
+COMMANDS = ('evaluate', 'plot', 'render', 'generate', 'export', 'metrics', 'doctor')
 INT_MAX = 2**31 - 1
 """The bound of every integer; not worth a word."""
 SECTIONS = ('Args', 'Returns', 'Raises', 'Attributes', 'Yields')
@@ -46,6 +47,7 @@ def write(directory: Path) -> None:
     """Writes every page that has changed."""
     pages = {f'configuration-{name}': configuration(*kind) for name, kind in KINDS.items()}
     pages |= {'commands': commands(), 'api': api(), 'core': core(), 'extension': extension()}
+    pages |= {'meanings': meanings()}
     directory.mkdir(exist_ok=True)
     for path in directory.glob('*.md'):
         if path.stem not in pages:
@@ -135,7 +137,11 @@ def _default(section: dict[str, Any], key: str, field: dict[str, Any]) -> str:
 
 
 def _cell(field: dict[str, Any]) -> str:
-    return ' '.join(field.get('description', '').split()).replace('|', r'\|')
+    return _escaped(' '.join(field.get('description', '').split()))
+
+
+def _escaped(text: str) -> str:
+    return text.replace('|', r'\|')
 
 
 def commands() -> str:
@@ -152,6 +158,15 @@ def commands() -> str:
         title = ' '.join(('sail-jax', *name))
         lines += [f'## `{title}`', '', '```text', done.stdout.strip(), '```', '']
     return '\n'.join(lines)
+
+
+def meanings() -> str:
+    """The table of `sail-jax metrics`."""
+    rows = [
+        f'| {", ".join(f"`{key}`" for key in one.metrics)} | {one.good} | {_escaped(one.text)} |'
+        for one in MEANINGS
+    ]
+    return '\n'.join(['| number | good | what it says |', '|---|---|---|', *rows, ''])
 
 
 def api() -> str:

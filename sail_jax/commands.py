@@ -5,10 +5,21 @@ What takes long to import, JAX above all, each of them imports once its input is
 
 import argparse
 import os
+import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
-from sail_jax import option_types, reports, runs, saved, terminal, train_command, workloads
+from sail_jax import (
+    meanings,
+    option_types,
+    reports,
+    runs,
+    saved,
+    terminal,
+    train_command,
+    workloads,
+)
 from sail_jax.errors import UserError
 
 Commands = Any
@@ -27,6 +38,7 @@ SAIL-RevKL: online alignment of policies from preferences.
   sail-jax export runs/hopper hopper-brax
   sail-jax export runs/aligned aligned-hf
   sail-jax generate runs/aligned "Tell me a story"
+  sail-jax metrics
   sail-jax doctor
 """
 
@@ -52,7 +64,15 @@ def run(arguments: list[str]) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     commands.add_parser('train', help='train a policy; `sail-jax train --help` lists all settings')
-    for add in (_add_evaluate, _add_plot, _add_render, _add_export, _add_generate, _add_doctor):
+    for add in (
+        _add_evaluate,
+        _add_plot,
+        _add_render,
+        _add_export,
+        _add_generate,
+        _add_metrics,
+        _add_doctor,
+    ):
         add(commands)
     options = parser.parse_args(arguments)
     return options.do(options) or 0
@@ -150,6 +170,11 @@ def _add_generate(commands: Commands) -> None:
     command.set_defaults(do=_generate)
 
 
+def _add_metrics(commands: Commands) -> None:
+    command = commands.add_parser('metrics', help="what a run's numbers mean, and which are good")
+    command.set_defaults(do=_metrics)
+
+
 def _add_doctor(commands: Commands) -> None:
     command = commands.add_parser('doctor', help='what this host has, and whether it works')
     command.add_argument(
@@ -229,6 +254,14 @@ def _generate(options: argparse.Namespace) -> None:
         for response in group
     ]
     terminal.out('\n---\n'.join(shown))
+
+
+def _metrics(options: argparse.Namespace) -> None:
+    width = min(shutil.get_terminal_size().columns, 100)
+    for metrics, good, text in meanings.MEANINGS:
+        indent = ' ' * 4
+        said = textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent)
+        terminal.out(f'{", ".join(metrics)}: {good}\n{said}')
 
 
 def _doctor(options: argparse.Namespace) -> int:

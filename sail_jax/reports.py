@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sail_jax import config, tables, terminal, workloads
@@ -27,6 +28,7 @@ def print_result(run: config.Trained, result: Result) -> None:
         result.title,
         result.before,
         result.after,
+        result.update,
     )
 
 
@@ -47,10 +49,14 @@ def print_sweep(run: config.Run, results: list[Result]) -> None:
 
 
 def print_comparison(
-    table: Sequence[Line], title: str, before: MetricsRow, after: MetricsRow
+    table: Sequence[Line],
+    title: str,
+    before: MetricsRow,
+    after: MetricsRow,
+    update: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
     """The table of start policy against trained policy; see `tables.comparison`."""
-    rows = tables.comparison(table, before, after)
+    rows = tables.comparison(table, before, after, update)
     heading = ('', tables.START, tables.TRAINED, tables.GOOD)
     shown = len(heading) if any(row.good for row in rows) else len(heading) - 1
     terminal.print_table(title, heading[:shown], [row[:shown] for row in rows])
@@ -68,7 +74,8 @@ def _print_meanings(table: Sequence[Line]) -> None:
 
 
 def next_commands(run: config.Settings, result: Any, run_dir: Path) -> list[str]:
-    """What to type after the end of a run, quoted for a shell.
+    """What to type after the end of a run: commands, quoted for a shell; or calls from Python, if
+    its workload was registered by a program, which the command line does not know.
 
     Args:
       result: what `sail_jax.train` gave back.
@@ -76,24 +83,35 @@ def next_commands(run: config.Settings, result: Any, run_dir: Path) -> list[str]
     kind = workloads.of(run)
     if kind.study is not None:
         return [_command(*arguments) for arguments in kind.study.next_commands(run_dir)]
+    spell = _command if kind in workloads.KINDS else _call
     members = Members.of(run)
     result, one = result[0] if members.sweep else result, members.each[0].directory(run_dir)
     commands = []
     if kind.figure is not None:
-        commands.append(_command('plot', run_dir))
+        commands.append(spell('plot', run_dir))
     if kind.render is not None:
-        commands.append(_command('render', one))
+        commands.append(spell('render', one))
     if kind.generate is not None:
-        commands.append(_command('generate', one, PROMPT))
-    commands.append(_command('evaluate', one))
-    length = getattr(run, f'total_{result.unit}', None)
+        commands.append(spell('generate', one, PROMPT))
+    commands.append(spell('evaluate', one))
+    key = f'total_{result.unit}'
+    length = getattr(run, key, None)
     if length is not None and result.length >= length:  # Else its label budget is spent.
-        option = f'--total-{result.unit.replace("_", "-")}'
-        path = run_dir / 'config.yaml'
-        resume = ('--run-dir', run_dir, '--resume', option, 2 * length)
-        commands.append(_command('train', path, *resume))
+        path, longer = run_dir / 'config.yaml', {key: 2 * length}
+        if spell is _call:
+            commands.append(_call('train', path, run_dir, resume=True, overrides=longer))
+        else:
+            option = f'--{key.replace("_", "-")}'
+            resume = ('--run-dir', run_dir, '--resume', option, longer[key])
+            commands.append(_command('train', path, *resume))
     return commands
 
 
 def _command(*arguments: object) -> str:
     return shlex.join(['sail-jax', *map(str, arguments)])
+
+
+def _call(function: str, *arguments: object, **named: object) -> str:
+    said = [repr(str(argument)) for argument in arguments]
+    said += [f'{name}={value!r}' for name, value in named.items()]
+    return f'sail_jax.{function}({", ".join(said)})'

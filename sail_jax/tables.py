@@ -5,14 +5,17 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from sail_jax.kind import Line
 
 START, TRAINED, GOOD = 'start', 'trained', 'good'
 """Headings."""
-MEANINGS = 'docs/reference/metrics.md#what-is-good'
-"""Where the documentation says what the numbers are."""
+MEANINGS = 'sail-jax metrics'
+"""The command that says what the numbers are."""
+LAST_UPDATE = (Line('J, last update', 'train/preference', good='above -0.693'),)
+"""What training itself says, below the evaluations; the start has no such numbers."""
 
 
 class Comparison(NamedTuple):
@@ -25,7 +28,10 @@ class Comparison(NamedTuple):
 
 
 def comparison(
-    table: Sequence[Line], before: Mapping[str, float], after: Mapping[str, float]
+    table: Sequence[Line],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    update: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Comparison]:
     """A workload's lines, or all numbers of its evaluations.
 
@@ -34,12 +40,17 @@ def comparison(
       before: the evaluation of the start policy.
       after: the same of the trained one. Of an older version's run, `before` has fewer numbers:
         only what both have becomes a line.
+      update: the row of the last update, where something was trained.
     """
     before, after = strip(before), strip(after)
     return [
         Comparison(line.title, before=cell(before, line), after=cell(after, line), good=line.good)
         for line in lines(table, after)
         if line.metric in before.keys() & after.keys()
+    ] + [
+        Comparison(line.title, before='-', after=cell(update, line), good=line.good)
+        for line in LAST_UPDATE
+        if line.metric in update
     ]
 
 

@@ -1,5 +1,6 @@
 """The command line: one run through all commands, and one line for everything that is wrong."""
 
+import dataclasses
 import json
 import os
 import re
@@ -7,6 +8,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Literal
 
 import jax
 import matplotlib.image
@@ -17,6 +20,7 @@ from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 from sail_jax import curves, reports, workloads
 from sail_jax.cli import main
 from sail_jax.config import Objective
+from sail_jax.control.config import ControlRun
 from sail_jax.runs import load
 from sail_jax.training import metrics
 from sail_jax.training.result import Result
@@ -277,6 +281,26 @@ def test_of_a_sweep_a_member_is_named_next(tmp_path):
     assert f'--run-dir {tmp_path} --resume' in resume
     spent = result._replace(length=run.total_env_steps - 1)  # By a label budget.
     assert len(reports.next_commands(run, [spent] * 2, tmp_path)) == 3
+
+
+def test_of_a_registered_workload_the_calls_from_python_are_next(tmp_path, monkeypatch):
+    """The command line of another process does not know it."""
+    monkeypatch.setattr(workloads, '_registered', {})
+
+    class MazeRun(ControlRun):
+        workload: Literal['maze'] = 'maze'
+
+    maze = dataclasses.replace(workloads.KINDS[0], name='maze', settings=MazeRun)
+    workloads.register(maze)
+    result = Result((), (), {}, {}, 480, 'env_steps', 0, 0.0)
+    run = MazeRun(total_env_steps=480)
+    assert reports.next_commands(run, result, Path("it's")) == [
+        'sail_jax.plot("it\'s")',
+        'sail_jax.render("it\'s")',
+        'sail_jax.evaluate("it\'s")',
+        'sail_jax.train("it\'s/config.yaml", "it\'s", resume=True, '
+        "overrides={'total_env_steps': 960})",
+    ]
 
 
 @pytest.mark.parametrize(

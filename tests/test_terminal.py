@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_jax import reports, tables, terminal
+from sail_jax import commands, meanings, reports, tables, terminal, workloads
 from sail_jax.cli import main
 from sail_jax.control.config import ControlRun
 from sail_jax.control.kind import TABLE as CONTROL_TABLE
@@ -231,6 +231,29 @@ def test_a_cell_shows_the_table_of_a_result(capsys):
     reports.print_result(ControlRun(), shown)
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith('│')]
     assert [line.split('│')[1].strip() for line in printed] == [*cells][1:]
+
+
+def test_the_table_has_what_the_last_update_says_of_the_objective():
+    shown = result(0.5)._replace(table=CONTROL_TABLE, update={'train/preference': -0.61})
+    assert tables.comparison(shown.table, shown.before, shown.after, shown.update)[-1] == (
+        ('J, last update', '-', '-0.610', 'above -0.693')
+    )
+    assert 'J, last update' in shown._repr_html_()
+    assert 'J, last update' not in result(0.5)._replace(table=CONTROL_TABLE)._repr_html_()
+
+
+def test_a_command_says_what_every_number_of_a_table_means(capsys):
+    assert commands.run(['metrics']) == 0
+    printed = capsys.readouterr().out
+    lines = [line for kind in workloads.KINDS for line in kind.table]
+    judged = {f'eval/{line.metric}' for line in lines if line.good} - {
+        'eval/deterministic_return',
+        'eval/return_q50',
+    }
+    keys = {key for one in meanings.MEANINGS for key in one.metrics}
+    assert judged - keys == set()
+    assert {line.metric for line in tables.LAST_UPDATE} <= keys
+    assert all(key in printed for key in keys)
 
 
 def test_html_of_a_result_is_text_whatever_names_are_made_of():

@@ -29,8 +29,6 @@ TITLES = {
     'ref_to_policy': 'RevKL, KL(ref‖π)',
     'policy_to_ref': 'RevKL, KL(π‖ref)',
 }
-MEANINGS = 'docs/results/bandit.md'
-"""Where the documentation says what the numbers are."""
 COLUMNS = {
     'strong_concavity_margin': 'strong-concavity margin',
     'certified_coefficient': 'λ proven to suffice',
@@ -268,7 +266,7 @@ def print_table(table: Table) -> None:
     """The numbers over all problems, on standard output."""
     heading, *lines = report(table)
     terminal.print_table('', heading, lines)
-    terminal.out(f'J: the objective, less its KL penalty; J*: its maximum. See {MEANINGS}')
+    terminal.out('J: the objective, less its KL penalty; J*: its maximum')
 
 
 def write_table(table: Table, run_dir: Path, **more: Any) -> None:

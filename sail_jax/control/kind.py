@@ -35,6 +35,7 @@ TABLE = (
     Line('KL(start || policy) per step', 'kl_ref_to_policy', good='small'),
     Line('win rate against the start policy', 'win_rate', good='above 0.5'),
     Line('label accuracy, whole episodes', 'label_accuracy', good='above 0.5'),
+    Line('margin, whole episodes', 'margin', good='above 0'),
     Line('episodes that broke the simulator', 'not_finite', good='0'),
 )
 SWEEP_TABLE = (

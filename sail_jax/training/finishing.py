@@ -81,12 +81,14 @@ def _results(loop: Loop) -> list[Result]:
             labels=int(labels),
             wall_s=loop.recorder.wall_s(),
             shared=loop.state.shared,
+            update=update,
         )
-        for policy, start, before, after, labels in zip(
+        for policy, start, before, after, update, labels in zip(
             setup.split(members, loop.state.policy),
             setup.split(members, loop.start),
             loop.before,
             loop.after,
+            loop.newest or [{}] * len(loop.after),
             np.ravel(loop.state.labels),
             strict=True,
         )

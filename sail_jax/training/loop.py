@@ -58,10 +58,13 @@ class Loop:
     """The evaluation of the start policy, a row a member."""
     after: list[MetricsRow]
     """The newest evaluation of this process; empty before there is one."""
+    newest: list[MetricsRow]
+    """The row of the update that `after` evaluates, with it."""
 
     def __init__(self, job: Job, opened: Opened, instruments: Instruments):
         self.job, self.start, self.state = job, opened.start, opened.state
         self.before, self.after, self._waiting = opened.before, [], opened.waiting
+        self.newest = []
         self.step = int(np.max(opened.state.step))
         self.bar, self.saver, self.recorder, self._caught = instruments
         labels = np.ravel(opened.state.labels).tolist()
@@ -94,6 +97,7 @@ class Loop:
         self.after = self.evaluate()
         waited = zip(self._waiting, self.after, strict=True)
         rows = [[row | numbers] for row, numbers in waited]
+        self.newest = [member[-1] for member in rows]
         self.recorder.write(rows)
         worth = self._score(self.after)
         self.saver.rate(self.step, worth)
@@ -226,6 +230,7 @@ class Loop:
             self._give_up(error)
         for member, numbers in zip(rows, self.after, strict=True):
             member[-1] |= numbers
+        self.newest = [member[-1] for member in rows]
         return self._score(self.after)
 
     def _write(self, rows: MetricsRows, waiting: bool) -> None:

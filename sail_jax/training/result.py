@@ -1,6 +1,7 @@
 """What a finished run gives back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sail_jax import tables
@@ -32,6 +33,8 @@ class Result(NamedTuple):
     """`State.shared`: what both policies stand on."""
     table: Sequence[Line] = ()
     """`Kind.table`: what a notebook shows of the evaluations; none is all."""
+    update: Mapping[str, float] = MappingProxyType({})
+    """The last update's row of `metrics.jsonl`; empty where nothing was left to train."""
 
     @property
     def title(self) -> str:
@@ -41,7 +44,7 @@ class Result(NamedTuple):
 
     def _repr_html_(self) -> str:
         """The table that the command line ends with, for a notebook's cell."""
-        rows = tables.comparison(self.table, self.before, self.after)
+        rows = tables.comparison(self.table, self.before, self.after, self.update)
         return tables.as_html(self.title, ('', tables.START, tables.TRAINED, tables.GOOD), rows)
 
     def __repr__(self) -> str:

@@ -1,0 +1,81 @@
+"""What the numbers of a run mean, and which are good: the table of `sail-jax metrics`."""
+
+from typing import NamedTuple
+
+
+class Meaning(NamedTuple):
+    """Of numbers that are read alike."""
+
+    metrics: tuple[str, ...]
+    """Keys of `metrics.jsonl`."""
+    good: str
+    """Which values are, in a few words."""
+    text: str
+    """What they say."""
+
+
+MEANINGS = (
+    Meaning(
+        ('eval/return', 'eval/reward', 'eval/win_rate'),
+        'high',
+        'What you are after. A win rate of 0.5 is no better than the start.',
+    ),
+    Meaning(
+        ('eval/label_accuracy', 'eval/pair_accuracy', 'train/label_accuracy'),
+        'above 0.5',
+        'The share of compared pairs whose margin has the sign of their label: whether the policy, '
+        'by its own probabilities, tells better from worse. In training 0.5 just after a refresh '
+        'of the reference.',
+    ),
+    Meaning(
+        ('eval/margin', 'eval/pair_margin', 'train/margin'),
+        'above 0',
+        'By how much: the difference of the implicit rewards beta log(pi / pi_ref) of a pair, in '
+        "the label's direction. In training it falls to 0 at every refresh.",
+    ),
+    Meaning(
+        ('train/preference',),
+        'above -0.693',
+        'J, the mean log-likelihood of the labels; -0.693 (-log 2) is a margin of 0. A high J does '
+        'not mean a high return.',
+    ),
+    Meaning(
+        ('train/kl',),
+        'small',
+        'What divergence.coefficient holds down, nats to the current reference.',
+    ),
+    Meaning(
+        ('eval/kl_policy_to_ref', 'eval/response_kl_policy_to_ref'),
+        'as small as the gain allows',
+        'KL(policy || start): how far the policy has moved from its start, over what the policy '
+        'does; nats an env step or token, or a response. It grows where the policy does what the '
+        'start would not.',
+    ),
+    Meaning(
+        ('eval/kl_ref_to_policy', 'eval/response_kl_ref_to_policy'),
+        'as small as the gain allows',
+        'KL(start || policy): the same over what the start does. It grows where the policy has '
+        'given up what the start does.',
+    ),
+    Meaning(
+        ('eval/loss', 'eval/perplexity'),
+        'low',
+        'Of a supervised stage: on held-out responses, nats a token, and their exponential.',
+    ),
+    Meaning(
+        ('eval/ended',),
+        'near 1',
+        'The share of responses that came to an end of sequence.',
+    ),
+    Meaning(
+        ('eval/not_finite', 'train/not_finite', 'train/skipped'),
+        '0',
+        'Episodes, rewards or judgements that are no finite number; gradient steps left out for '
+        'that reason.',
+    ),
+    Meaning(
+        ('train/grad_norm',),
+        'steady',
+        'Above optimizer.max_grad_norm the gradient is clipped.',
+    ),
+)
