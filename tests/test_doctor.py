@@ -45,7 +45,7 @@ def test_training_says_it_in_one_line(tmp_path, monkeypatch):
     script = (
         'import sys; from sail_jax import terminal; from sail_jax.training import accelerator;'
         'terminal.log_to_stderr();'
-        'accelerator.KINDS = (accelerator.Kind("a TPU", (sys.argv[1],), "tpu"),);'
+        'accelerator.KINDS = (accelerator.Accelerator("a TPU", (sys.argv[1],), "tpu"),);'
         'accelerator.warn_if_idle()'
     )
     monkeypatch.delenv('JAX_PLATFORMS', raising=False)

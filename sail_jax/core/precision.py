@@ -7,14 +7,14 @@ float32 language model computed so is another program; see `config.Trained.matmu
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 
 from sail_jax.config import Trained
 
-P, R = ParamSpec('P'), TypeVar('R')
+FunctionT = TypeVar('FunctionT', bound=Callable[..., Any])
 
 
 def resolved(run: Trained) -> str | None:
@@ -30,19 +30,19 @@ def of(dtype: jax.typing.DTypeLike) -> str | None:
     return 'highest' if jnp.dtype(dtype) == jnp.float32 else None
 
 
-def traced_at(precision: str | None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def traced_at(precision: str | None) -> Callable[[FunctionT], FunctionT]:
     """Decorates a function, below its `jax.jit`: what it traces multiplies at that precision,
     whoever calls it."""
 
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+    def decorate(function: FunctionT) -> FunctionT:
         if precision is None:
             return function
 
         @functools.wraps(function)
-        def at_precision(*args: P.args, **kwargs: P.kwargs) -> R:
+        def at_precision(*args: Any, **kwargs: Any) -> Any:
             with jax.default_matmul_precision(precision):
                 return function(*args, **kwargs)
 
-        return at_precision
+        return cast(FunctionT, at_precision)
 
     return decorate

@@ -14,7 +14,7 @@ from sail_jax.errors import UserError
 from sail_jax.sweep import Members
 
 DType = Literal['float32', 'bfloat16']
-Target = Literal['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
+Projection = Literal['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
 
 
 class Data(Section):
@@ -45,7 +45,7 @@ class Lora(Section):
     """Of each adapter."""
     alpha: float = Field(default=16.0, gt=0, le=2**20)
     """The adapter's output is scaled by `alpha / rank`."""
-    targets: tuple[Target, ...] = Field(
+    targets: tuple[Projection, ...] = Field(
         default=('q_proj', 'k_proj', 'v_proj', 'o_proj'), min_length=1
     )
     """The linear maps of every layer that get one."""

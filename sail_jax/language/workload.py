@@ -77,7 +77,7 @@ def make(run: LanguageRun, decoders: Decoders, eos_ids: tuple[int, ...]) -> Work
     `sample` leaves the labels empty: they come from the host, by `labelled`.
 
     Args:
-      models: decoders of policies.
+      decoders: of policies.
       eos_ids: the token ids that end a response.
     """
 

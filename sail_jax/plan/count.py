@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from sail_jax.plan import collectives, hlo, trips, work
 from sail_jax.plan.collectives import Collective
-from sail_jax.plan.hlo import Array, Computation, Instruction, Line, Module, leaves
+from sail_jax.plan.hlo import Array, Computation, Instruction, Module, SourceLine, leaves
 from sail_jax.plan.trips import Scope
 
 Platform = Literal['tpu', 'cuda']
@@ -47,7 +47,7 @@ class Operation(NamedTuple):
     shape: str
     """Of its first result."""
     op_name: str
-    lines: tuple[Line, ...]
+    lines: tuple[SourceLine, ...]
     """Where it came from, the innermost call first."""
     times: int
     flops: Mapping[str, int]
@@ -59,11 +59,11 @@ class Operation(NamedTuple):
     collective: Collective | None
 
 
-class Loop(NamedTuple):
+class WhileLoop(NamedTuple):
     """A loop, and how often it goes round each time it is met."""
 
-    lines: tuple[Line, ...]
-    count: int
+    lines: tuple[SourceLine, ...]
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     exact: bool
     """Or it may end earlier, and this is the most."""
 
@@ -72,7 +72,7 @@ class Counted(NamedTuple):
     """A program of one device."""
 
     operations: tuple[Operation, ...]
-    loops: tuple[Loop, ...]
+    loops: tuple[WhileLoop, ...]
     partitions: int
 
     @property
@@ -120,7 +120,7 @@ class _Counter:
 
     def __init__(self, module: Module, platform: Platform, longest: int):
         self.module, self.platform, self.longest = module, platform, longest
-        self.loops: list[Loop] = []
+        self.loops: list[WhileLoop] = []
         outside = OUTSIDE[platform]
         self._in_memory: Callable[[Array], bool] = lambda array: not outside(array.space)
         self._of = functools.cache(self._operation)
@@ -158,7 +158,7 @@ class _Counter:
     def _loop(self, scope: Scope, loop: Instruction, times: int) -> Iterator[Operation]:
         computations, called = self.module.computations, loop.called
         said = trips.of_loop(self.module, scope, loop) or trips.Trips(self.longest, exact=False)
-        self.loops.append(Loop(tuple(self.module.lines(loop)), said.count, said.exact))
+        self.loops.append(WhileLoop(tuple(self.module.lines(loop)), said.count, said.exact))
         body, condition = computations[called['body']], computations[called['condition']]
         yield from self.run(Scope(body, scope, loop.operands, body), times * said.count)
         if not said.exact:  # A counter's condition is not asked.

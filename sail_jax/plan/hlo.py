@@ -120,7 +120,7 @@ class Computation(NamedTuple):
         return [x for x in self.instructions.values() if name in x.operands]
 
 
-class Line(NamedTuple):
+class SourceLine(NamedTuple):
     """A line of source."""
 
     file: str
@@ -133,11 +133,11 @@ class Module(NamedTuple):
 
     computations: dict[str, Computation]
     entry: str
-    frames: dict[int, tuple[Line, int]]
+    frames: dict[int, tuple[SourceLine, int]]
     """Stack frames: a line, and the frame that called it; 0 is none."""
     partitions: int
 
-    def lines(self, instruction: Instruction) -> list[Line]:
+    def lines(self, instruction: Instruction) -> list[SourceLine]:
         """The stack that an instruction came from, the innermost call first."""
         match = re.search(r'stack_frame_id=(\d+)', instruction.attributes)
         frame, stack = int(match[1]) if match else 0, []
@@ -253,7 +253,7 @@ def _bits(dtype: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _frames(text: str) -> dict[int, tuple[Line, int]]:
+def _frames(text: str) -> dict[int, tuple[SourceLine, int]]:
     """The tables of source lines that stand before the computations."""
     head = text[: text.find('\n%') if '\n%' in text else text.find('\nENTRY')]
 
@@ -270,7 +270,7 @@ def _frames(text: str) -> dict[int, tuple[Line, int]]:
     places = {}
     for number, rest in table('FileLocations'):
         place = fields(rest)
-        places[number] = Line(
+        places[number] = SourceLine(
             file=files.get(place.get('file_name_id', 0), ''),
             line=place.get('line', 0),
             function=functions.get(place.get('function_name_id', 0), ''),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from sail_jax.plan.collectives import Collective, Fleet, across_hosts, axes_of
 from sail_jax.plan.count import Counted, Operation
-from sail_jax.plan.hlo import Line
+from sail_jax.plan.hlo import SourceLine
 from sail_jax.plan.targets import Chip
 
 LAUNCH = {'cuda': 2e-6, 'tpu': 0.0}
@@ -106,7 +106,7 @@ def heaviest(counted: Counted, chip: Chip, fleet: Fleet, most: int = 10) -> list
     return sorted(heavy, key=lambda x: -x.seconds)[:most]
 
 
-def source(lines: Iterable[Line]) -> str:
+def source(lines: Iterable[SourceLine]) -> str:
     """The innermost line of this package on a stack, and that of a library it calls, if another:
     `sail_jax/control/lanes.py:80 (brax/spring/pipeline.py:100)`; '' where there is none."""
     lines = tuple(lines)
@@ -117,7 +117,7 @@ def source(lines: Iterable[Line]) -> str:
     return said[0] if len(set(said)) == 1 else f'{said[0]} ({said[1]})'
 
 
-def _short(line: Line) -> str:
+def _short(line: SourceLine) -> str:
     path = line.file
     for mark in ('/site-packages/', '/dist-packages/'):
         path = path.rpartition(mark)[2]
@@ -133,7 +133,7 @@ class Exchanges(NamedTuple):
     axes: str
     hosts: str
     """`within` or `across`."""
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     bytes: int
     """Of all of them; see `Collective.bytes`."""
     wire_bytes: int

@@ -139,7 +139,7 @@ class Target(NamedTuple):
     """Of GPUs hosts and GPUs a host; of a TPU the slice."""
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Chips in all."""
         return math.prod(self.shape)
 

@@ -18,7 +18,7 @@ SAME = ('copy', 'bitcast', 'convert', 'copy-start', 'copy-done', 'reshape')
 class Trips(NamedTuple):
     """Of one loop."""
 
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     exact: bool
     """Or it may end earlier."""
 
@@ -57,7 +57,7 @@ def of_loop(module: Module, scope: Scope, loop: Instruction) -> Trips | None:
 class Bound(NamedTuple):
     """`state[index] < limit` has to hold for another round."""
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     limit: int
     alone: bool
     """Or other things have to hold too."""

@@ -9,7 +9,7 @@ import jax
 log = logging.getLogger(__name__)
 
 
-class Kind(NamedTuple):
+class Accelerator(NamedTuple):
     """A kind of accelerator, as the system shows it."""
 
     name: str
@@ -20,8 +20,8 @@ class Kind(NamedTuple):
 
 
 KINDS = (
-    Kind('an NVIDIA GPU', ('/dev/nvidia0', '/dev/dxg'), 'cuda12'),
-    Kind('a TPU', ('/dev/accel0', '/dev/vfio/0'), 'tpu'),
+    Accelerator('an NVIDIA GPU', ('/dev/nvidia0', '/dev/dxg'), 'cuda12'),
+    Accelerator('a TPU', ('/dev/accel0', '/dev/vfio/0'), 'tpu'),
 )
 
 

@@ -27,7 +27,7 @@ def make_mesh(
     rows: int,
     settings: Devices | None = None,
     rows_key: str = 'a batch',
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """Devices along the axes (data, fsdp, tensor).
 
