@@ -87,8 +87,14 @@ class Objective(Section):
     """Weight of the label-score term in rows that the policy labels itself; 1 is the gradient."""
     loss: str = 'dpo'
     """What a labelled pair is worth by its margin D: `dpo`, log sigmoid(D), SAIL's; `ipo`,
-    -(D / beta - 1 / (2 beta))^2; `hinge`, -max(0, 1 - D); or the name of a function that a program
-    has put into `sail_jax.PAIR_LOSSES`."""
+    -(D / beta - 1 / (2 beta))^2; `hinge`, -max(0, 1 - D); `simpo`, log sigmoid(D) with D of
+    log-probabilities per step and without a reference (SimPO has beta 2 to 10 and a target margin);
+    or the name of a function that a program has put into `sail_jax.PAIR_LOSSES`."""
+    target_margin: float = Field(default=0.0, ge=0)
+    """Subtracted from every margin before it is judged: SimPO's gamma."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """The share of the labeller's (or the data's) labels that is taken to be wrong: P counts as
+    (1 - s) P + s (1 - P)."""
     mixture: Mixture = Mixture()
     """Members of the family."""
 

@@ -14,8 +14,9 @@ from sail_jax.control import rollout
 from sail_jax.control.config import ControlRun
 from sail_jax.control.lanes import World
 from sail_jax.control.rollout import Episodes
-from sail_jax.core import precision
+from sail_jax.core import pair_losses, precision
 from sail_jax.core.keys import EVALUATE, row_keys, stream
+from sail_jax.core.pair_losses import ImplicitReward
 from sail_jax.core.types import Hyper, Policies, Policy
 from sail_jax.training.task import Evaluate
 
@@ -33,6 +34,7 @@ def make(env: Env, networks: PPONetworks, run: ControlRun, mesh: Mesh) -> Evalua
       mesh: start states are split over its `data` axis where their number divides by it; otherwise
         every device runs all of them.
     """
+    reward = pair_losses.implicit_reward(pair_losses.PAIR_LOSSES.get(run.objective.loss))
     world = World(env, networks, run.env.episode_length)
     divides = run.evaluation.episodes % mesh.shape['data'] == 0
     rows = PartitionSpec('data') if divides else PartitionSpec()
@@ -62,12 +64,17 @@ def make(env: Env, networks: PPONetworks, run: ControlRun, mesh: Mesh) -> Evalua
             check_vma=False,
         )(Policies(policy, start), key_B)
         of_policy, of_start = (jax.tree.map(lambda x, i=i: x[i], both) for i in range(2))
-        return summarise(of_policy, of_start, hyper.beta)
+        return summarise(of_policy, of_start, hyper.beta, reward)
 
     return evaluate
 
 
-def summarise(policy: Episodes, start: Episodes, beta: jax.Array) -> dict[str, jax.Array]:
+def summarise(
+    policy: Episodes,
+    start: Episodes,
+    beta: jax.Array,
+    reward: ImplicitReward = pair_losses.log_ratio,
+) -> dict[str, jax.Array]:
     """Numbers of an evaluation; KLs are in nats per env step, lengths in env steps.
 
     The standard error is over start states, whose two stochastic episodes are averaged first.
@@ -82,7 +89,7 @@ def summarise(policy: Episodes, start: Episodes, beta: jax.Array) -> dict[str, j
     mode = counted_return(policy, start, slice(2, 3))[:, 0]
     n = sampled.shape[0]
     win_rate = jax.vmap(share_won)(ranked(policy)[:, :2], ranked(start)[:, :2]).mean()
-    implicit = beta * (policy.logp - policy.reference_logp)[:, :2]
+    implicit = beta * reward(policy.logp, policy.reference_logp, policy.length)[:, :2]
     sound = ~policy.not_finite[:, :2].any(1)
     label = jnp.sign(policy.episode_return[:, 0] - policy.episode_return[:, 1]) * sound
     margin = (implicit[:, 0] - implicit[:, 1]) * label

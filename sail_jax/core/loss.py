@@ -50,7 +50,12 @@ def make(workload: Workload, run: config.Run) -> Loss:
       UserError: `objective.loss` names none.
     """
     K = workload.group_size
-    form = objective.Form(pair_loss=pair_losses.named(run.objective.loss), clip=run.optimizer.clip)
+    form = objective.Form(
+        pair_loss=pair_losses.named(run.objective.loss),
+        clip=run.optimizer.clip,
+        target_margin=run.objective.target_margin,
+        label_smoothing=run.objective.label_smoothing,
+    )
 
     def loss(
         params: Any,

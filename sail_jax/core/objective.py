@@ -32,6 +32,10 @@ class Form(NamedTuple):
     """The worth of a pair; see `pair_losses`."""
     clip: float | None = None
     """Bound on the ratios of a batch that is some gradient steps old; see `score.score_term`."""
+    target_margin: float = 0.0
+    """What a margin has to exceed; see `config.Objective`."""
+    label_smoothing: float = 0.0
+    """See `config.Objective`."""
 
 
 class Whole(NamedTuple):
@@ -79,11 +83,9 @@ def route(key_B: jax.Array, ddp: float, dpp: float, dpr: float) -> Route:
     )
 
 
-def margins(
-    logp_BxK: jax.Array, reference_logp_BxK: jax.Array, beta: jax.typing.ArrayLike
-) -> jax.Array:
-    """`D_ij = h_i - h_j` with the implicit reward `h = beta * (log pi - log pi_ref)`, [B, K, K]."""
-    h_BxK = jnp.multiply(beta, logp_BxK - reference_logp_BxK)
+def margins(implicit_reward_BxK: jax.Array, beta: jax.typing.ArrayLike) -> jax.Array:
+    """`D_ij = beta * (h_i - h_j)` of implicit rewards h, [B, K, K]."""
+    h_BxK = jnp.multiply(beta, implicit_reward_BxK)
     return h_BxK[:, :, None] - h_BxK[:, None, :]
 
 
@@ -99,10 +101,11 @@ def count_pairs(labels: Preferences, route: Route) -> jax.Array:
 
 
 def worth(
-    D_BxKxK: jax.Array, prob_BxKxK: jax.Array, pair_loss: PairLoss, beta: jax.typing.ArrayLike
+    D_BxKxK: jax.Array, prob_BxKxK: jax.Array, form: Form, beta: jax.typing.ArrayLike
 ) -> jax.Array:
-    """`f_ij = P_ij f(D_ij) + P_ji f(D_ji)`, [B, K, K], symmetric."""
-    return prob_BxKxK * pair_loss(D_BxKxK, beta) + (1 - prob_BxKxK) * pair_loss(-D_BxKxK, beta)
+    """`f_ij = P_ij f(D_ij - m) + P_ji f(D_ji - m)`, m the target margin: [B, K, K], symmetric."""
+    f = lambda D: form.pair_loss(D - form.target_margin, beta)
+    return prob_BxKxK * f(D_BxKxK) + (1 - prob_BxKxK) * f(-D_BxKxK)
 
 
 def preference(
@@ -137,22 +140,21 @@ def preference(
     K = steps.logp.shape[1]
     if K < 2:
         raise ValueError(f'a group needs at least 2 responses to compare, got K = {K}')
-    mask_BxKxT, logp_BxKxT, behaviour_logp_BxKxT, reference_logp_BxKxT = _without_junk(steps)
-    beta = coefficients.beta
-    D_BxKxK = margins(logp_BxKxT.sum(-1), jax.lax.stop_gradient(reference_logp_BxKxT.sum(-1)), beta)
+    steps, beta = _without_junk(steps), coefficients.beta
+    D_BxKxK = margins(_implicit_rewards(steps, form.pair_loss), beta)
+    labels = smoothed(labels, form.label_smoothing)
     prob_BxKxK = _label_probs(D_BxKxK, labels, route, coefficients.label)
-    weight_BxKxK = pair_weights(labels, route).astype(logp_BxKxT.dtype)
-    f_BxKxK = worth(D_BxKxK, prob_BxKxK, form.pair_loss, beta)
+    weight_BxKxK = pair_weights(labels, route).astype(steps.logp.dtype)
+    f_BxKxK = worth(D_BxKxK, prob_BxKxK, form, beta)
     pairs = jnp.maximum(count_pairs(labels, route) if whole.pairs is None else whole.pairs, 1)
     # Every pair stands twice in the matrices, at ij and ji.
     value = (f_BxKxK * weight_BxKxK).sum() / 2 / pairs
 
-    advantage_BxK = score.advantages(
-        f_BxKxK, weight_BxKxK, form.pair_loss(jnp.zeros((), D_BxKxK.dtype), beta), whole.axis
-    )
+    indifferent = form.pair_loss(jnp.asarray(-form.target_margin, D_BxKxK.dtype), beta)
+    advantage_BxK = score.advantages(f_BxKxK, weight_BxKxK, indifferent, whole.axis)
     advantage_BxK = advantage_BxK * route.on_policy_B[:, None]
     score_BxK = score.score_term(
-        advantage_BxK[..., None] * mask_BxKxT, logp_BxKxT, behaviour_logp_BxKxT, form.clip
+        advantage_BxK[..., None] * steps.mask, steps.logp, steps.behaviour_logp, form.clip
     )
     # `advantages` is scaled for the mean over one row's K(K-1)/2 pairs; J is one over all pairs.
     response = score_BxK.sum() * (K * (K - 1) / 2) / pairs
@@ -165,11 +167,32 @@ def preference(
     )
 
 
-def _without_junk(steps: Steps) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Mask and log-probabilities; masked steps may hold anything, infinities included."""
+def smoothed(labels: Preferences, share: float) -> Preferences:
+    """Labels of which that share is taken to be turned round (cDPO, arXiv 2305.18290's authors'
+    note; TRL's `label_smoothing`)."""
+    if share == 0:
+        return labels
+    prob_BxKxK = labels.prob_BxKxK
+    return labels._replace(prob_BxKxK=(1 - share) * prob_BxKxK + share * (1 - prob_BxKxK))
+
+
+def _without_junk(steps: Steps) -> Steps:
+    """Masked steps may hold anything, infinities included."""
     mask = steps.mask.astype(steps.logp.dtype)
     clean = lambda x: jnp.where(mask > 0, x, 0)
-    return mask, clean(steps.logp), clean(steps.behaviour_logp), clean(steps.reference_logp)
+    return Steps(
+        logp=clean(steps.logp),
+        behaviour_logp=clean(steps.behaviour_logp),
+        reference_logp=clean(steps.reference_logp),
+        mask=mask,
+    )
+
+
+def _implicit_rewards(steps: Steps, pair_loss: PairLoss) -> jax.Array:
+    """Of whole responses, [B, K]; the reference's part is constant."""
+    return pair_losses.implicit_reward(pair_loss)(
+        steps.logp.sum(-1), jax.lax.stop_gradient(steps.reference_logp.sum(-1)), steps.mask.sum(-1)
+    )
 
 
 def _label_probs(

@@ -1,10 +1,11 @@
 """What a labelled pair is worth: the one function in which preference objectives differ.
 
-The objective is the mean over pairs of `P f(D) + (1 - P) f(-D)`, to be maximised, with P the
-probability that the first response is preferred and D the margin of implicit rewards,
-`D = beta * (log pi(y1)/pi_ref(y1) - log pi(y2)/pi_ref(y2))`. `f` is a pair loss with its sign
-turned: larger is better. The score-function terms weight samples by `f`, whatever it is
-(`objective.preference`), and where the policy labels its own pairs P is `sigmoid(D)` under each.
+The objective is the mean over pairs of `P f(D - m) + (1 - P) f(-D - m)`, to be maximised, with P
+the probability that the first response is preferred, m `objective.target_margin`, and D the margin
+of implicit rewards, `D = beta * (h(y1) - h(y2))`, where `h(y) = log pi(y)/pi_ref(y)` but for losses
+that say another (`OfReward`). `f` is a pair loss with its sign turned: larger is better. The
+score-function terms weight samples by `f`, whatever it is (`objective.preference`), and where the
+policy labels its own pairs P is `sigmoid(D)` under each.
 
 A new objective is one function and one line in `PAIR_LOSSES`:
 
@@ -15,6 +16,7 @@ A new objective is one function and one line in `PAIR_LOSSES`:
     sail_jax.train('my.yaml', 'runs/exp', overrides={'objective.loss': 'exponential'})
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import jax
@@ -60,7 +62,55 @@ def hinge(margin: jax.Array, beta: jax.typing.ArrayLike) -> jax.Array:
     return -jax.nn.relu(1 - margin)
 
 
-PAIR_LOSSES: dict[str, PairLoss] = {'dpo': dpo, 'ipo': ipo, 'hinge': hinge}
+class ImplicitReward(Protocol):
+    """What a policy's probabilities say that a response is worth, less beta: `h`."""
+
+    def __call__(
+        self, logp: jax.Array, reference_logp: jax.Array, steps: jax.Array, /
+    ) -> jax.Array:
+        """Of responses, any shape.
+
+        Args:
+          logp: of whole responses under the policy.
+          reference_logp: the same under the reference.
+          steps: env steps or tokens of each response.
+        """
+        ...
+
+
+def log_ratio(logp: jax.Array, reference_logp: jax.Array, steps: jax.Array) -> jax.Array:
+    """`log pi(y) / pi_ref(y)`: the reward that pi is optimal for (DPO, eq. 5)."""
+    return logp - reference_logp
+
+
+def mean_log_prob(logp: jax.Array, reference_logp: jax.Array, steps: jax.Array) -> jax.Array:
+    """`log pi(y) / |y|`: length-normalised, without a reference (SimPO, arXiv 2405.14734)."""
+    return logp / jnp.maximum(steps, 1)
+
+
+@dataclass(frozen=True)
+class OfReward:
+    """A pair loss of the margin of another implicit reward than `log_ratio`."""
+
+    worth: PairLoss
+    reward: ImplicitReward
+
+    def __call__(self, margin: jax.Array, beta: jax.typing.ArrayLike, /) -> jax.Array:
+        """See `PairLoss`."""
+        return self.worth(margin, beta)
+
+
+def implicit_reward(loss: PairLoss | None) -> ImplicitReward:
+    """Whose margin a loss is of; None, one that nobody has given a name, counts as DPO's."""
+    return loss.reward if isinstance(loss, OfReward) else log_ratio
+
+
+PAIR_LOSSES: dict[str, PairLoss] = {
+    'dpo': dpo,
+    'ipo': ipo,
+    'hinge': hinge,
+    'simpo': OfReward(worth=dpo, reward=mean_log_prob),
+}
 """By what `objective.loss` calls them."""
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sail_jax.core import precision
+from sail_jax.core import pair_losses, precision
 from sail_jax.core.keys import EVALUATE, stream
 from sail_jax.core.types import Hyper, Policies, Policy
 from sail_jax.language import workload
@@ -136,7 +136,7 @@ def make(
         if paired:
             pairs = reader.batch(held_out, run.data.max_response_tokens).pairs
             assert pairs is not None
-            numbers |= _pairs(weigh(*pairs), float(hyper.beta))
+            numbers |= _pairs(weigh(*pairs), pairs, run.objective.loss, float(hyper.beta))
         if run_dir is not None and settings.table_rows:
             name = f'{int(policy.statistics):06}.md'
             write_table(run_dir / 'samples' / name, prompts[: settings.table_rows], starts, ours)
@@ -275,10 +275,11 @@ def _columns(texts: list[list[str]]) -> list[tuple[str, ...]]:
     return list(zip(*texts, strict=True))
 
 
-def _pairs(weighed: Weighed, beta: float) -> dict[str, Any]:
+def _pairs(weighed: Weighed, pairs: workload.Pairs, loss: str, beta: float) -> dict[str, Any]:
     """Implicit rewards of the held-out pairs: how often the chosen one's is larger (equal ones
     count one half), and by how much."""
-    implicit = beta * (weighed.logp - weighed.reference_logp)
+    reward = pair_losses.implicit_reward(pair_losses.PAIR_LOSSES.get(loss))
+    implicit = beta * reward(weighed.logp, weighed.reference_logp, pairs.lengths_Bx2)
     margin = implicit[:, 0] - implicit[:, 1]
     return {
         'pair_accuracy': ((1 + np.sign(margin)) / 2).mean(),

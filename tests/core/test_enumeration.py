@@ -27,7 +27,9 @@ def expected(problem, K, route, coefficients, form=objective.DPO):
 
 def check(problem, K, route, coefficients, form=objective.DPO):
     value, gradient = expected(problem, K, route, coefficients, form)
-    wanted = exact.exact(problem, coefficients.beta, route, form.pair_loss.__name__)
+    (loss,) = [name for name, pair_loss in PAIR_LOSSES.items() if pair_loss is form.pair_loss]
+    setting = exact.Setting(loss, form.target_margin, form.label_smoothing)
+    wanted = exact.exact(problem, coefficients.beta, route, setting)
     parts = wanted.pathwise + coefficients.response * wanted.score
     parts += coefficients.label * wanted.label
     assert np.linalg.norm(parts) > 1e-3
@@ -55,11 +57,19 @@ def test_coefficients_weigh_their_own_part_alone(K, on_policy, policy_label):
 
 
 @members
-@pytest.mark.parametrize('loss', ['ipo', 'hinge'])
+@pytest.mark.parametrize('loss', ['ipo', 'hinge', 'simpo'])
 def test_every_pair_loss_has_the_gradient_of_its_own_objective(loss, on_policy, policy_label):
     route, form = exact.route(2, on_policy, policy_label), Form(PAIR_LOSSES[loss])
     for K in (2, 3):
         check(exact.problem(seed=4), K, route, Coefficients(0.4, response=0.6, label=0.7), form)
+
+
+@members
+def test_target_margin_and_smoothed_labels_are_part_of_the_objective(on_policy, policy_label):
+    route = exact.route(2, on_policy, policy_label)
+    form = Form(PAIR_LOSSES['simpo'], target_margin=0.3, label_smoothing=0.15)
+    for K in (2, 3):
+        check(exact.problem(seed=7), K, route, Coefficients(1.4, response=0.6, label=0.7), form)
 
 
 def test_clip_leaves_the_first_gradient_step_alone():
@@ -98,7 +108,8 @@ def test_hard_labels_drawn_by_bradley_terry_are_unbiased():
     np.testing.assert_allclose(p_N @ gradients, wanted, rtol=0, atol=1e-9)
 
 
-def test_responses_of_several_steps():
+@pytest.mark.parametrize('loss', ['dpo', 'simpo'])
+def test_responses_of_several_steps(loss):
     # The response ends after its first step where that is 0; what stands at the masked step
     # must not matter. Responses: (0), (1, 0), (1, 1).
     first, second = np.array([0, 1, 1]), np.array([0, 0, 1])
@@ -116,7 +127,10 @@ def test_responses_of_several_steps():
         return (logp(theta) * mask_YxT).sum(-1)
 
     def J(theta):
-        D = exact.difference(THEORY.beta * (total(theta) - (reference_YxT * mask_YxT).sum(-1)))
+        h = total(theta) - (reference_YxT * mask_YxT).sum(-1)
+        if loss == 'simpo':
+            h = total(theta) / mask_YxT.sum(-1)
+        D = exact.difference(THEORY.beta * h)
         P = jax.nn.sigmoid(exact.difference(reward_Y))
         f = P * jax.nn.log_sigmoid(D) + (1 - P) * jax.nn.log_sigmoid(-D)
         return jnp.exp(total(theta)) @ f @ jnp.exp(total(theta))
@@ -132,6 +146,7 @@ def test_responses_of_several_steps():
             exact.reward_labels(jnp.asarray(reward_Y)[index_1xK]),
             exact.route(1, True, False),
             THEORY,
+            Form(PAIR_LOSSES[loss]),
         ).surrogate
 
     @jax.jit

@@ -9,7 +9,7 @@ import sail_jax
 from sail_jax import configfile
 from sail_jax.config import Run
 from sail_jax.core import pair_losses, update
-from sail_jax.core.objective import worth
+from sail_jax.core.objective import Form, worth
 from sail_jax.errors import UserError
 
 BETA = 0.2
@@ -28,6 +28,11 @@ MARGIN = np.array([-0.6, 0.0, 0.4, 1.6], np.float32)
         # The log-ratio's distance to 1 / (2 * 0.2) = 2.5, squared: 5.5, 2.5, 0.5, 5.5.
         ('ipo', [-30.25, -6.25, -0.25, -30.25], [55, 25, 5, -55]),
         ('hinge', [-1.6, -1.0, -0.6, 0.0], [1, 1, 1, 0]),
+        (
+            'simpo',
+            [-1.0374880, -0.6931472, -0.5130153, -0.1839007],
+            [0.645656, 0.5, 0.401312, 0.167982],
+        ),
     ],
 )
 def test_values_and_slopes(name, values, slopes):
@@ -43,7 +48,7 @@ def test_a_soft_label_is_worth_its_share_of_both_orders(name):
     D = jnp.array([[[0.0, 0.9], [-0.9, 0.0]]])
     prob = jnp.array([[[0.5, P], [1 - P, 0.5]]])
     wanted = P * loss(0.9, BETA) + (1 - P) * loss(-0.9, BETA)
-    got = worth(D, prob, loss, BETA)
+    got = worth(D, prob, Form(loss), BETA)
     np.testing.assert_allclose(got[0, [0, 1], [1, 0]], wanted, rtol=1e-6)
 
 
@@ -53,7 +58,7 @@ def test_names_that_nobody_has_given_are_one_line():
         update.check(run)
     said = str(error.value)
     assert said.startswith(
-        "objective.loss: 'dop'; did you mean dpo? There are dpo, ipo, hinge, and"
+        "objective.loss: 'dop'; did you mean dpo? There are dpo, ipo, hinge, simpo, and"
     )
     assert '\n' not in said
 

@@ -145,24 +145,39 @@ WORTH = {
     'dpo': lambda D, beta: -jnp.log(1 + jnp.exp(-D)),
     'ipo': lambda D, beta: -((D / beta - 0.5 / beta) ** 2),
     'hinge': lambda D, beta: jnp.minimum(D - 1, 0),
+    'simpo': lambda D, beta: -jnp.log(1 + jnp.exp(-D)),
 }
 """Of a pair whose first response is preferred."""
 
 
-def exact_objective(problem, theta_sample, theta_margin, theta_label, beta, route, loss='dpo'):
+class Setting(NamedTuple):
+    """What of an objective is not a coefficient."""
+
+    loss: str = 'dpo'
+    target_margin: float = 0.0
+    label_smoothing: float = 0.0
+
+
+DPO = Setting()
+
+
+def exact_objective(problem, theta_sample, theta_margin, theta_label, beta, route, setting=DPO):
     """J, with the three places that theta stands in held apart."""
     ours = policy_logp(problem, theta_sample)
     prob_XxY = jnp.exp(jnp.where(route.on_policy_B[:, None], ours, problem.data_logp_XxY))
 
     def margin(theta):
-        return beta * difference(policy_logp(problem, theta) - problem.reference_logp_XxY)
+        reference = 0 if setting.loss == 'simpo' else problem.reference_logp_XxY
+        return beta * difference(policy_logp(problem, theta) - reference)
 
     D = margin(theta_margin)
     own, given = (
         1 / (1 + jnp.exp(-x)) for x in (margin(theta_label), difference(problem.reward_XxY))
     )
-    P = jnp.where(route.policy_label_B[:, None, None], own, given)
-    f_XxYxY = P * WORTH[loss](D, beta) + (1 - P) * WORTH[loss](-D, beta)
+    s = setting.label_smoothing
+    P = jnp.where(route.policy_label_B[:, None, None], own, (1 - 2 * s) * given + s)
+    f = lambda D: WORTH[setting.loss](D - setting.target_margin, beta)
+    f_XxYxY = P * f(D) + (1 - P) * f(-D)
     return jnp.einsum('xi,xj,xij->x', prob_XxY, prob_XxY, f_XxYxY).mean()
 
 
@@ -176,9 +191,9 @@ class Exact(NamedTuple):
     label: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames='loss')
-def exact(problem: Problem, beta: float, route: Route, loss: str = 'dpo') -> Exact:
+@functools.partial(jax.jit, static_argnames='setting')
+def exact(problem: Problem, beta: float, route: Route, setting: Setting = DPO) -> Exact:
     theta = problem.theta_F
-    J = lambda *thetas: exact_objective(problem, *thetas, beta, route, loss)
+    J = lambda *thetas: exact_objective(problem, *thetas, beta, route, setting)
     value, gradient = jax.value_and_grad(lambda theta: J(theta, theta, theta))(theta)
     return Exact(value, gradient, *jax.grad(J, argnums=(0, 1, 2))(theta, theta, theta))
