@@ -1,9 +1,11 @@
-"""How exactly float32 matrices are multiplied, as the lowered programs say it."""
+"""How exactly float32 matrices are multiplied, as lowered and compiled programs say it."""
 
 import re
 
 import jax
+import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from benchmarks import language_memory
 from sail_jax.control import task as control_task
@@ -83,3 +85,36 @@ def test_a_program_is_the_same_whoever_calls_it():
         square = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((2, 2), 'float32'))
         assert stated(square.as_text()) == {'DEFAULT'}
     assert precision.traced_at(None)(len) is len
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('library', 'target', 'platform'),
+    [('jax_cuda12_plugin', 'h100:1', 'cuda'), ('libtpu', 'v5e:2x2', 'tpu')],
+)
+@pytest.mark.parametrize(('setting', 'expected'), [('auto', {'f32 highest'}), ('default', {'f32'})])
+def test_the_accelerators_compilers_make_it_so(library, target, platform, setting, expected):
+    """The products of a Gaussian policy's log-probabilities, forward and backward."""
+    pytest.importorskip(library)
+    from sail_jax.plan import count, targets, topology
+
+    run = ControlRun.model_validate({**SETTINGS, 'matmul_precision': setting})
+    device = SingleDeviceSharding(topology.devices(targets.parse(target))[0])
+
+    @jax.jit
+    @precision.traced_at(precision.resolved(run))
+    def slopes(weights, obs, actions):
+        def score(weights):
+            hidden = jax.nn.swish(obs @ weights[0])
+            return (-((actions - hidden @ weights[1]) ** 2)).sum()
+
+        return jax.grad(score)(weights)
+
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, np.float32, sharding=device)
+    arguments = (shape(256, 256), shape(256, 128)), shape(4096, 256), shape(4096, 128)
+    text = slopes.lower(*arguments).compile().as_text()
+    counted = count.count(text, platform)
+    assert counted.flops_by_precision.keys() == expected
+    # Two products forward, the weights' two gradients, and the hidden states'.
+    products = 2 * 4096 * 256 * (2 * 256 + 3 * 128)
+    assert sum(counted.flops_by_precision.values()) == products
