@@ -148,11 +148,21 @@ class Teacher(Section):
     """Budget of comparisons, skipped ones included; the run ends when it is spent."""
 
 
-class Optimizer(Section):
-    """Adam on the surrogate."""
+Argument = bool | int | float | str | None
+"""What a function that a file names can be given."""
 
+
+class Optimizer(Section):
+    """An optimizer of Optax on the surrogate."""
+
+    rule: str = 'adam'
+    """What it is called in `optax` or `optax.contrib`: `adam`, `adamw`, `rmsprop`, `sgd`, `lion`,
+    `muon`, ..."""
+    arguments: dict[str, Argument] = Field(default_factory=dict)
+    """Its arguments beside the learning rate, `{decay: 0.99, eps: 1.0e-8}` for example; what is not
+    here is as in Optax."""
     learning_rate: float = Field(default=3e-4, gt=0)
-    """Adam's step size."""
+    """Its step size."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Clips the global norm of the gradient, a value function's included; none leaves it."""
     epochs: int = Field(default=1, ge=1, le=2**10)

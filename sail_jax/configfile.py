@@ -5,7 +5,7 @@ import io
 import itertools
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_origin
 
@@ -299,7 +299,7 @@ def another_runs(saved: dict[str, Any], ours: dict[str, Any]) -> str | None:
 
     Another version has other keys, and `--resume` may change some.
     """
-    theirs, ours = _flatten(saved), _flatten(ours)
+    theirs, ours = (_flatten(settings, whole=WHOLE) for settings in (saved, ours))
     free = {*free_on_resume(ours)}
     if ours.get('env.backend') == 'python' and 'segment_reward' not in theirs:
         free |= {'env.name', 'env.backend'}  # Saved when environments from Python had no name.
@@ -314,11 +314,15 @@ def flatten(run: BaseModel) -> dict[str, Any]:
     return _flatten(run.model_dump(mode='json'))
 
 
-def _flatten(data: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+WHOLE = ('arguments', 'chat_template_kwargs')
+"""Settings whose keys are the user's: of two runs they compare as a whole."""
+
+
+def _flatten(data: dict[str, Any], prefix: str = '', whole: Collection[str] = ()) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in data.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f'{prefix}{key}.')
+        if isinstance(value, dict) and key not in whole:
+            flat |= _flatten(value, f'{prefix}{key}.', whole)
         else:
             flat[prefix + key] = value
     return flat

@@ -1,21 +1,80 @@
-"""How parameters follow the gradient: Adam, clipped, and kept in a ball."""
+"""How parameters follow the gradient: an optimizer of Optax, clipped, and kept in a ball."""
 
+import difflib
+import functools
+import inspect
+from types import FunctionType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from sail_jax import config
+from sail_jax.core.trial import tried
+from sail_jax.errors import UserError
 
 
 def make(
     settings: config.Optimizer, learning_rate: jax.typing.ArrayLike
 ) -> optax.GradientTransformation:
-    """Adam behind a clip of the global norm."""
+    """The optimizer behind a clip of the global norm.
+
+    Raises:
+      UserError: Optax has none of that name, or it does not take these arguments.
+    """
     clip = optax.clip_by_global_norm(settings.max_grad_norm or jnp.inf)
-    rate: Any = learning_rate  # Optax annotates less than `ArrayLike`.
-    return optax.chain(clip, optax.adam(rate))
+    build = _named(settings.rule)
+    try:
+        return optax.chain(clip, build(learning_rate, **settings.arguments))
+    except TypeError as error:
+        raise UserError(f'optimizer.arguments: {settings.rule}: {error}') from error
+
+
+def check(settings: config.Optimizer) -> None:
+    """Tries the optimizer on shapes.
+
+    Raises:
+      UserError: as of `make`; it needs more than gradients and parameters.
+    """
+    rule = make(settings, settings.learning_rate)
+    params = {'kernel': jnp.zeros((4, 4)), 'bias': jnp.zeros(4)}
+
+    def step(params: Any) -> Any:
+        return rule.update(params, rule.init(params), params)[0]
+
+    tried(f'optimizer.rule: {settings.rule}', step, params)
+
+
+def _named(rule: str) -> Any:
+    """The function of Optax that makes an optimizer of a learning rate."""
+    for module in (optax, optax.contrib):
+        if rule in _rules(module):
+            return getattr(module, rule)
+    rules = sorted(_rules(optax) | _rules(optax.contrib))
+    close = difflib.get_close_matches(rule, rules, 1, 0.5)
+    hint = f'did you mean {close[0]}? There are' if close else 'there are'
+    raise UserError(f'optimizer.rule: {rule!r:.80}; {hint} {", ".join(rules)} in Optax')
+
+
+OTHERWISE = ('_', 'scale_by_', 'schedule_free_', 'dpsgd')
+"""How functions begin that are no optimizers; or whose policy is not their parameters; or that take
+each row's gradient."""
+
+
+def _rules(module: Any) -> set[str]:
+    """Its optimizers: functions whose first parameter is a learning rate."""
+    functions = {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, FunctionType | functools.partial) and not name.startswith(OTHERWISE)
+    }
+    return {
+        name
+        for name, function in functions.items()
+        if next(iter(inspect.signature(function).parameters), None) == 'learning_rate'
+    }
 
 
 def project(params: Any, radius: float | None, bounded: str | None = None) -> Any:

@@ -90,6 +90,7 @@ def check(run: Any, group_size: int = 2) -> None:
       UserError: naming the key, and what there is, or what is wrong with it.
     """
     pair_losses.check(run.objective.loss, group_size)
+    optimizer.check(run.optimizer)
     if isinstance(labeller := getattr(run, 'labeller', None), config.Teacher):
         labellers.check(labeller, group_size)
 
@@ -151,7 +152,7 @@ def make_learn(
     """The pure function from a state and its labelled batch to the next state.
 
     Args:
-      transformation: stands in for the configuration's Adam.
+      transformation: stands in for the configuration's optimizer.
 
     Raises:
       UserError: as of `loss.make`.

@@ -147,10 +147,10 @@ class RewardSource(Section):
 
 
 class LanguageOptimizer(config.Optimizer):
-    """Adam on the surrogate, its step size over the run included."""
+    """An optimizer of Optax on the surrogate, its step size over the run included."""
 
     learning_rate: float = Field(default=1e-6, gt=0)
-    """Adam's step size, for all parameters; adapters take about ten times as much."""
+    """Its step size, for all parameters; adapters take about ten times as much."""
     warmup_updates: int = Field(default=0, ge=0)
     """Updates over which the step size rises to its full value."""
     decay: Literal['none', 'linear', 'cosine'] = 'none'

@@ -1,0 +1,99 @@
+"""Optimizers of Optax by name."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sail_jax import config, configfile
+from sail_jax.config import Run
+from sail_jax.core import optimizer, update
+from sail_jax.errors import UserError
+
+
+def settings(**values) -> config.Optimizer:
+    return config.Optimizer.model_validate(values)
+
+
+def three_steps(rule: optax.GradientTransformation) -> np.ndarray:
+    """Where a parameter is after gradients of 1, -2 and 0.5."""
+    params = jnp.asarray([0.3, -0.7])
+    state = rule.init(params)
+    for slope in (1.0, -2.0, 0.5):
+        updates, state = rule.update(jnp.asarray([slope, slope / 3]), state, params)
+        params = optax.apply_updates(params, updates)
+    return np.asarray(params)
+
+
+@pytest.mark.parametrize(
+    ('rule', 'arguments'),
+    [
+        ('adam', {}),
+        ('adam', {'b1': 0.5}),
+        ('adamw', {'weight_decay': 0.3}),
+        ('rmsprop', {'decay': 0.99, 'eps': 1e-8}),
+        ('sgd', {'momentum': 0.9, 'nesterov': True}),
+        ('lion', {}),
+    ],
+)
+def test_it_is_optaxs_with_its_arguments(rule, arguments):
+    optimizer.check(settings(rule=rule, arguments=arguments))
+    made = optimizer.make(
+        settings(rule=rule, arguments=arguments, max_grad_norm=None), jnp.float32(0.1)
+    )
+    np.testing.assert_array_equal(
+        three_steps(made), three_steps(getattr(optax, rule)(jnp.float32(0.1), **arguments))
+    )
+
+
+def test_the_clip_comes_first():
+    """Of gradients of norm 1.05, 2.11 and 0.53 the first two are clipped to 1."""
+    made = optimizer.make(settings(rule='sgd'), 0.1)
+    norm = (1 + 1 / 9) ** 0.5
+    moved = 0.1 * np.asarray([1, 1 / 3]) * (1 / norm - 1 / norm + 0.5)
+    np.testing.assert_allclose(three_steps(made), np.asarray([0.3, -0.7]) - moved, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('values', 'wrong'),
+    [
+        ({'rule': 'rmsprob'}, r"optimizer\.rule: 'rmsprob'; did you mean rmsprop\?"),
+        ({'rule': 'scale_by_adam'}, r"optimizer\.rule: 'scale_by_adam'"),
+        ({'rule': 'nothing like it at all'}, 'there are acprop, .*sgd.* in Optax'),
+        ({'rule': 'adam', 'arguments': {'beta1': 0.5}}, r'optimizer\.arguments: adam: .*beta1'),
+        ({'rule': 'adam', 'arguments': {'learning_rate': 0.5}}, 'arguments: adam: .*learning_rate'),
+        ({'rule': 'adam', 'arguments': {'b1': 'much'}}, r'optimizer\.rule: adam: raised'),
+        ({'rule': 'lbfgs'}, r'optimizer\.rule: lbfgs: raised'),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(values, wrong):
+    run = configfile.update(Run(), {f'optimizer.{key}': value for key, value in values.items()})
+    with pytest.raises(UserError, match=wrong) as error:
+        update.check(run)
+    assert '\n' not in str(error.value)
+
+
+def test_every_name_that_is_offered_is_used_or_refused():
+    usable = []
+    for module in (optax, optax.contrib):
+        for rule in optimizer._rules(module):
+            with contextlib.suppress(UserError):
+                optimizer.check(settings(rule=rule))
+                usable.append(rule)
+    assert {'adam', 'nadamw', 'rmsprop', 'muon', 'adafactor'} <= {*usable}
+    params = {'a': jnp.ones((4, 4)), 'b': jnp.ones(4)}
+    for rule in usable:
+        made = optimizer.make(settings(rule=rule), 1e-2)
+        new, _ = made.update(params, made.init(params), params)
+        assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(new)), rule
+
+
+def test_a_run_with_other_arguments_is_another_run():
+    ours = Run().model_dump(mode='json')
+    theirs = configfile.update(Run(), {'optimizer.arguments': {'b1': 0.5}}).model_dump(mode='json')
+    assert configfile.another_runs(theirs, theirs) is None
+    for saved, now in ((ours, theirs), (theirs, ours)):
+        assert str(configfile.another_runs(saved, now)).startswith('optimizer.arguments {')
