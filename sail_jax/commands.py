@@ -21,6 +21,7 @@ from sail_jax import (
     workloads,
 )
 from sail_jax.errors import UserError
+from sail_jax.plan import command as plan_command
 
 Commands = Any
 """What `add_subparsers` returns; argparse gives its class no public name."""
@@ -32,6 +33,7 @@ SAIL-RevKL: online alignment of policies from preferences.
   sail-jax train configs/bandit/landscape.yaml
   sail-jax train configs/control/hopper.yaml --seed 1 --objective.beta 0.2 --run-dir runs/hopper
   sail-jax train runs/hopper/config.yaml --run-dir runs/hopper --resume
+  sail-jax plan configs/language/qwen2.5-0.5b-ultrafeedback.yaml --on h100:8 v5e:2x4
   sail-jax evaluate runs/hopper --best
   sail-jax plot runs/hopper runs/other --out return.png
   sail-jax render runs/hopper --out hopper.html
@@ -56,6 +58,8 @@ def run(arguments: list[str]) -> int:
     _use_compilation_cache()
     if arguments[:1] == ['train']:
         return _train(arguments[1:])
+    if arguments[:1] == ['plan']:
+        return plan_command.plan(arguments[1:])
     parser = option_types.Parser(
         prog='sail-jax',
         description=DESCRIPTION,
@@ -64,6 +68,7 @@ def run(arguments: list[str]) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     commands.add_parser('train', help='train a policy; `sail-jax train --help` lists all settings')
+    commands.add_parser('plan', help='what a run needs of GPUs or TPUs that are not there')
     for add in (
         _add_evaluate,
         _add_plot,

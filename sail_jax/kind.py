@@ -24,12 +24,13 @@ from sail_jax.errors import UserError
 if TYPE_CHECKING:
     from sail_jax.core.types import Policy
     from sail_jax.episode import Episode
+    from sail_jax.training.program import Plan
     from sail_jax.training.result import Result
     from sail_jax.training.task import Task
 
 Doing = Literal['train', 'resume', 'evaluate', 'open']
 """What somebody wants of a run."""
-Command = Literal['evaluate', 'plot', 'render', 'export', 'generate', 'load_policy']
+Command = Literal['evaluate', 'plot', 'render', 'export', 'generate', 'load_policy', 'plan']
 """The commands, and functions of Python, that not every workload knows."""
 
 
@@ -135,6 +136,11 @@ class Kind:
     """Where there is no accelerator, into how many equal parts a run's work can be divided: each
     core is made a device, as far as they divide that. None: the compiler splits each operation."""
 
+    programs: Plan | None = None
+    """`(run, devices) -> programs`: what is compiled for a run on those devices, which need not be
+    there; None: nothing that could be planned. Reads neither data nor weights. Raises UserError
+    where the devices do not divide the run."""
+
     from_python: tuple[str, ...] = ()
     """What `sail_jax.train` takes beside the configuration: keyword arguments, handed to `task`."""
     recorded: Callable[[Any, Mapping[str, Any]], Any] = lambda run, handed: run
@@ -172,6 +178,8 @@ class Kind:
                 return self.task is not None
             case 'plot':
                 return self.figure is not None
+            case 'plan':
+                return self.programs is not None
         return getattr(self, command) is not None
 
     def accepted(self, handed: Mapping[str, Any]) -> dict[str, Any]:

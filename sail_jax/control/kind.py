@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sail_jax.control.config import PYTHON, ControlRun, check, recorded
 from sail_jax.errors import UserError
-from sail_jax.kind import Doing, Figure, Kind, Line, Saved
+from sail_jax.kind import Doing, Figure, Kind, Line, Saved, late
 from sail_jax.sweep import Members
 
 if TYPE_CHECKING:
@@ -161,6 +161,7 @@ CONTROL = Kind(
     settings=ControlRun,
     check=check,
     task=make_task,
+    programs=late('sail_jax.control.task:programs'),
     processes=True,
     cores=cores,
     from_python=('env', 'segment_reward'),

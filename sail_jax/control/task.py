@@ -1,18 +1,21 @@
 """A control run as the trainer takes it."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import sail_jax.control.compat  # noqa: F401
 
 import jax
 from brax.envs.base import Env
+from jax.sharding import Mesh
 
 from sail_jax.control import contract, envs, evaluate, reference, workload
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun, check
 from sail_jax.control.judgement import SegmentReward
 from sail_jax.sweep import Members
-from sail_jax.training import devices
+from sail_jax.training import devices, program
+from sail_jax.training.program import Programs
 from sail_jax.training.task import Task
 
 WATCH = {
@@ -33,8 +36,42 @@ def batch_bytes(env: Env, run: ControlRun) -> int:
     return max(states + obs, episodes)
 
 
+def make_mesh(run: ControlRun, chips: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices along the members of a sweep, or along the contexts.
+
+    Args:
+      chips: instead of all that there are.
+
+    Raises:
+      UserError: they do not divide what is split over them.
+    """
+    members = Members.of(run)
+    if members.sweep:
+        return devices.make_sweep_mesh(len(members.each), chips)
+    apart = '' if run.rollout.contexts_at_once is None else ' / rollout.contexts_at_once'
+    rows_key = f'rollout.contexts{apart}'
+    return devices.make_mesh(run.rollout.parts, rows_key=rows_key, devices=chips)
+
+
+def programs(run: ControlRun, chips: Sequence[jax.Device] | None = None) -> Programs:
+    """What is compiled for a run; see `Kind.programs`."""
+    mesh = make_mesh(run, chips)
+    pairs = run.rollout.contexts * run.rollout.group_size * (run.rollout.group_size - 1) // 2
+    return program.of_task(
+        run,
+        make(run, mesh=mesh),
+        mesh,
+        pairs=pairs,
+        steps=run.rollout.segment_length,
+        episode=run.env.episode_length,
+    )
+
+
 def make(
-    run: ControlRun, env: Env | None = None, segment_reward: SegmentReward | None = None
+    run: ControlRun,
+    env: Env | None = None,
+    segment_reward: SegmentReward | None = None,
+    mesh: Mesh | None = None,
 ) -> Task:
     """Builds what the trainer needs.
 
@@ -44,6 +81,7 @@ def make(
         and `env.backend`.
       segment_reward: what the labeller goes by instead of the environment's reward: a JAX function
         of one segment that returns the reward of each step, or one number for the segment.
+      mesh: as of `make_mesh`.
 
     Raises:
       UserError: settings that do not go together, unknown names, an environment or a
@@ -52,11 +90,7 @@ def make(
     check(run)
     members = Members.of(run)
     run = members.shared
-    if members.sweep:
-        mesh = devices.make_sweep_mesh(len(members.each))
-    else:
-        apart = '' if run.rollout.contexts_at_once is None else ' / rollout.contexts_at_once'
-        mesh = devices.make_mesh(run.rollout.parts, rows_key=f'rollout.contexts{apart}')
+    mesh = mesh or make_mesh(run)
     env = envs.make(run.env) if env is None else contract.sound(env)
     networks = control_policy.make_networks(env, run)
     return Task(

@@ -105,6 +105,7 @@ LANGUAGE = Kind(
     settings=LanguageRun,
     check=check,
     task=late('sail_jax.language.task:make'),
+    programs=late('sail_jax.language.programs:programs'),
     from_python=('reward', 'judge'),
     require=require,
     remark=remark,

@@ -35,6 +35,12 @@ WATCH = {
     'train/margin': 'margin',
 }
 
+SMALLER = (
+    'lower prompts_per_update, group_size, sampling.max_tokens, evaluation.samples or '
+    'reward.batch_size, or set model.remat: true'
+)
+"""`Task.smaller`."""
+
 log = logging.getLogger(__name__)
 
 
@@ -87,8 +93,7 @@ def make(
         watch=WATCH,
         best=('eval/reward', 'eval/win_rate', 'eval/pair_accuracy'),
         batch_bytes=lambda: batch_bytes(run, decoders),
-        smaller='lower prompts_per_update, group_size, sampling.max_tokens, evaluation.samples or '
-        'reward.batch_size, or set model.remat: true',
+        smaller=SMALLER,
         shared=lambda: decoders.shared(of_parameter),
         digests=lambda: digests.of_run(run),
         broken='rewards or judgements that are not a finite number; a response with such a reward '

@@ -3,7 +3,6 @@ those of XLA's CUDA plugin for GPUs."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -11,10 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from sail_jax.errors import UserError, one_line
+from sail_jax.plan import needs
 from sail_jax.plan.targets import Target
-
-EXTRAS = {'tpu': 'tpu', 'cuda': 'cuda12'}
-"""Of the package: what brings a platform's compiler."""
 
 COMPILES_ONLY = ('TPU_SKIP_MDS_QUERY', 'ALLOW_MULTIPLE_LIBTPU_LOAD')
 """So that libtpu neither asks the network which TPU it is on, nor wants to be alone on it."""
@@ -67,11 +64,7 @@ def devices(target: Target) -> list[Any]:
       UserError: the compiler is not installed, or knows no such slice.
     """
     platform = target.chip.platform
-    if not installed(platform):
-        raise UserError(
-            f'--on {target}: needs the compiler of that chip: '
-            f"pip install 'sail-jax[{EXTRAS[platform]}]'"
-        )
+    needs.require(target)
     from jax.experimental import topologies
 
     x = 'x'.join(map(str, target.shape))
@@ -89,18 +82,6 @@ def devices(target: Target) -> list[Any]:
         except Exception as error:
             raise UserError(f'--on {target}: the compiler says: {one_line(error)}') from error
     return list(description.devices)
-
-
-def installed(platform: str) -> bool:
-    """Whether a platform's compiler is here."""
-    if platform == 'tpu':
-        return importlib.util.find_spec('libtpu') is not None
-    try:
-        plugins = importlib.import_module('jax_plugins')
-    except ImportError:
-        return False
-    names = ('xla_cuda12', 'xla_cuda13')
-    return any(importlib.util.find_spec(f'{plugins.__name__}.{name}') for name in names)
 
 
 def config(target: Target) -> str:

@@ -86,13 +86,16 @@ def _sizes(settings: Devices, count: int) -> dict[str, int]:
     return {axis: count // fixed if size == 'auto' else size for axis, size in sizes.items()}
 
 
-def make_sweep_mesh(members: int) -> Mesh:
-    """All devices along a `seed` axis, over which the members of a sweep are split.
+def make_sweep_mesh(members: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Devices along a `seed` axis, over which the members of a sweep are split.
+
+    Args:
+      devices: instead of all that there are.
 
     Raises:
       UserError: if the members do not divide by the devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     if jax.process_count() > 1:
         raise UserError('seeds, sweep: on one process only; start the seeds on their own')
     if members % len(devices):

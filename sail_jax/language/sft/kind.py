@@ -32,6 +32,7 @@ SFT = Kind(
     settings=SftRun,
     check=check,
     task=make_task,
+    programs=late('sail_jax.language.sft.programs:programs'),
     finish=late('sail_jax.language.sft.task:leave_model'),
     table=TABLE,
     figure=FIGURE,

@@ -36,6 +36,8 @@ WATCH = {
     'eval/loss': 'held-out loss',
     'eval/perplexity': 'perplexity',
 }
+SMALLER = 'raise optimizer.accumulation, lower prompts_per_update, or set model.remat: true'
+"""`Task.smaller`."""
 
 
 def leave_model(run: SftRun, run_dir: Path, result: Result) -> None:
@@ -102,7 +104,7 @@ def make(run: SftRun) -> Task:
         max_labels=None,
         watch=WATCH,
         batch_bytes=lambda: batch_bytes(run, decoders, data),
-        smaller='raise optimizer.accumulation, lower prompts_per_update, or set model.remat: true',
+        smaller=SMALLER,
         best=('-eval/loss',),
         shared=lambda: decoders.shared(of_parameter),
         digests=lambda: digests.of_run(run),
@@ -120,14 +122,10 @@ def batch_bytes(run: SftRun, decoders: Decoders, data: reader.Reader) -> int:
     return rows * places * decoders.architecture.layers * width
 
 
-def make_dispatch(
-    run: SftRun,
-    decoders: Decoders,
-    data: reader.Reader,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-) -> Callable[[State], tuple[State, Metrics]]:
-    """One update: the host reads its rows while the device works on those before."""
+def make_update(
+    run: SftRun, decoders: Decoders, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Callable[[State, learn.Completions], tuple[State, Metrics]]:
+    """The compiled program of an update; the state's buffers are donated."""
     learn_pure = learn.make_learn(decoders.policy, run, optimizer)
 
     @partial(jax.jit, donate_argnums=0)
@@ -136,6 +134,30 @@ def make_dispatch(
         new, metrics = learn_pure(state, rows)
         layout = devices.state_sharding(mesh, new, sharding.RULES)
         return jax.lax.with_sharding_constraint(new, layout), metrics
+
+    return update
+
+
+def make_nats(run: SftRun, decoders: Decoders) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """The compiled program of an evaluation: `(policy, shared, rows)`, as of `learn.nats`."""
+
+    @jax.jit
+    @precision.traced_at(precision.resolved(run))
+    def nats(policy: Policy, shared: Any, rows: learn.Completions) -> tuple[jax.Array, jax.Array]:
+        return learn.nats(decoders.policy(policy, shared), rows, 'response')
+
+    return nats
+
+
+def make_dispatch(
+    run: SftRun,
+    decoders: Decoders,
+    data: reader.Reader,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> Callable[[State], tuple[State, Metrics]]:
+    """One update: the host reads its rows while the device works on those before."""
+    update = make_update(run, decoders, optimizer, mesh)
 
     @lru_cache(2)
     def rows(step: int) -> learn.Completions:
@@ -155,11 +177,7 @@ def make_evaluate(run: SftRun, decoders: Decoders, held_out: Sequence[Example]) 
     over each response."""
     size = min(len(held_out), run.prompts_per_update)
     batches = [held_out[first : first + size] for first in range(0, len(held_out), size)]
-
-    @jax.jit
-    @precision.traced_at(precision.resolved(run))
-    def nats(policy: Policy, shared: Any, rows: learn.Completions) -> tuple[jax.Array, jax.Array]:
-        return learn.nats(decoders.policy(policy, shared), rows, 'response')
+    nats = make_nats(run, decoders)
 
     def evaluate(
         policy: Policy, start: Policy, shared: Any, seed: jax.Array, hyper: tuple

@@ -1,0 +1,83 @@
+"""Sizes of models that are not at hand, from the `config.json` that their makers publish: enough to
+plan a run with."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from sail_jax import files
+from sail_jax.errors import UserError
+from sail_jax.language.model import architecture as architectures
+from sail_jax.language.model.architecture import Architecture
+
+log = logging.getLogger(__name__)
+
+
+# parameters: the columns of a table
+def _sizes(
+    family: str,
+    vocabulary: int,
+    hidden: int,
+    intermediate: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    **more: Any,
+) -> dict[str, Any]:
+    return {
+        'model_type': family,
+        'vocab_size': vocabulary,
+        'hidden_size': hidden,
+        'intermediate_size': intermediate,
+        'num_hidden_layers': layers,
+        'num_attention_heads': heads,
+        'num_key_value_heads': kv_heads,
+        'max_position_embeddings': 32_768,
+        'rope_theta': 1e6,
+        **more,
+    }
+
+
+LLAMA = {'rope_theta': 5e5, 'rms_norm_eps': 1e-5, 'max_position_embeddings': 8192}
+LONG = LLAMA | {'max_position_embeddings': 131_072}
+TIED = {'tie_word_embeddings': True}
+WIDE = {'head_dim': 128}
+# Their rotary frequencies are left out: no shape depends on them.
+PUBLISHED = {
+    'llama-3-8b': _sizes('llama', 128_256, 4096, 14_336, 32, 32, 8, **LLAMA),
+    'llama-3-70b': _sizes('llama', 128_256, 8192, 28_672, 80, 64, 8, **LLAMA),
+    'llama-3.1-8b': _sizes('llama', 128_256, 4096, 14_336, 32, 32, 8, **LONG),
+    'llama-3.1-70b': _sizes('llama', 128_256, 8192, 28_672, 80, 64, 8, **LONG),
+    'llama-3.2-1b': _sizes('llama', 128_256, 2048, 8192, 16, 32, 8, **LONG, **TIED),
+    'llama-3.2-3b': _sizes('llama', 128_256, 3072, 8192, 28, 24, 8, **LONG, **TIED, **WIDE),
+    'mistral-7b': _sizes('mistral', 32_768, 4096, 14_336, 32, 32, 8, sliding_window=None),
+    'qwen2.5-0.5b': _sizes('qwen2', 151_936, 896, 4864, 24, 14, 2, **TIED),
+    'qwen2.5-1.5b': _sizes('qwen2', 151_936, 1536, 8960, 28, 12, 2, **TIED),
+    'qwen2.5-3b': _sizes('qwen2', 151_936, 2048, 11_008, 36, 16, 2, **TIED),
+    'qwen2.5-7b': _sizes('qwen2', 152_064, 3584, 18_944, 28, 28, 4),
+    'qwen3-0.6b': _sizes('qwen3', 151_936, 1024, 3072, 28, 16, 8, **TIED, **WIDE),
+    'qwen3-1.7b': _sizes('qwen3', 151_936, 2048, 6144, 28, 16, 8, **TIED, **WIDE),
+    'qwen3-4b': _sizes('qwen3', 151_936, 2560, 9728, 36, 32, 8, **TIED, **WIDE),
+    'qwen3-8b': _sizes('qwen3', 151_936, 4096, 12_288, 36, 32, 8, **WIDE),
+}
+"""By names that the directories of these models, and of those made of them, contain."""
+
+
+def architecture(path: Path) -> Architecture:
+    """That of a checkpoint directory, or, where there is none, what is published under its name,
+    which is said.
+
+    Raises:
+      UserError: as of `architecture.read`; there is no directory, and nothing is known of its name.
+    """
+    if files.exists(path):
+        return architectures.read(path)
+    names = [name for name in PUBLISHED if name in path.name.lower()]
+    if not names:
+        raise UserError(
+            f'{path}: no such directory, and no model whose sizes are known: '
+            f'{", ".join(PUBLISHED)}; a directory with the config.json of the model is enough'
+        )
+    name = max(names, key=len)
+    log.warning('%s: not at hand; planned with the published sizes of %s', path, name)
+    return architectures.from_hf(PUBLISHED[name], name)

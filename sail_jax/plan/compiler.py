@@ -1,0 +1,134 @@
+"""Programs compiled for a target that is not there; what came of each is kept in the user's cache,
+since a compile takes minutes."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import re
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from sail_jax import files
+from sail_jax.errors import one_line
+from sail_jax.plan.targets import Target
+from sail_jax.training import checkpoint
+from sail_jax.training.program import Program
+
+COMPILERS = ('jaxlib', 'libtpu', 'jax-cuda12-plugin', 'jax-cuda13-plugin')
+FLAGS = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')
+SIZES = {
+    'arguments': 'argument',
+    'outputs': 'output',
+    'aliased': 'alias',
+    'temporaries': 'temp',
+    'code': 'generated_code',
+}
+"""Of a program's memory, and what XLA calls them."""
+MAX_ENTRY = 2**30
+"""Bytes of a cached result."""
+FORM = 1
+"""Of the cached results; another one makes them new."""
+
+
+class Compiled(NamedTuple):
+    """What the compiler made of a program."""
+
+    text: str
+    """`Compiled.as_text()`; '' where it does not compile."""
+    memory: dict[str, int]
+    """Bytes of a device, see `SIZES`."""
+    error: str
+    """Why it does not compile, in one line; '' where it does."""
+    seconds: float
+    """That it took when it was compiled."""
+
+
+def versions() -> dict[str, str]:
+    """What compiles, and what is compiled."""
+    found = {}
+    for name in COMPILERS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return checkpoint.versions() | found
+
+
+def compile(program: Program, target: Target) -> Compiled:
+    """Compiles a program for its devices, or finds it compiled before.
+
+    Lines of source are those of when it was compiled: a change that moves lines and leaves the
+    program makes nothing new.
+    """
+    lowered = program.function.lower(*program.arguments)
+    entry = cache_dir() / f'{_key(lowered.as_text(), target)}.json.gz'
+    if (kept := _read(entry)) is not None:
+        return kept
+    compiled = _compile(lowered)
+    _write(entry, compiled)
+    return compiled
+
+
+def cache_dir() -> Path:
+    """Where results are kept."""
+    home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+    return home / 'sail_jax' / 'plan'
+
+
+def _key(text: str, target: Target) -> str:
+    said = [str(FORM), text, str(target), *(os.environ.get(name, '') for name in FLAGS)]
+    said += [f'{name} {version}' for name, version in versions().items() if name in COMPILERS]
+    return hashlib.sha256('\0'.join(said).encode()).hexdigest()
+
+
+def _compile(lowered: jax.stages.Lowered) -> Compiled:
+    began = time.monotonic()
+    # JAX's own cache cannot read a program back without its device.
+    before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update('jax_enable_compilation_cache', False)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        return Compiled('', {}, _explained(error, lowered), time.monotonic() - began)
+    finally:
+        jax.config.update('jax_enable_compilation_cache', before)
+    memory = compiled.memory_analysis()
+    sizes = {name: getattr(memory, f'{key}_size_in_bytes') for name, key in SIZES.items()}
+    return Compiled(compiled.as_text() or '', sizes, '', time.monotonic() - began)
+
+
+def _explained(error: Exception, lowered: jax.stages.Lowered) -> str:
+    """The compiler's complaint, with the operation and our line where it names one."""
+    said = str(error)
+    if full := re.search(r'Used ([\d.]+\w) of ([\d.]+\w) hbm', said):
+        return f'takes {full[1]} of a memory of {full[2]}'
+    line = one_line(said)
+    if operation := re.search(r'op_name="([^"]+)"', said):
+        line = f'{line} ({operation[1]}'
+        if place := re.search(r'source_file="([^"]+)" source_line=(\d+)', said):
+            line += f', {place[1]}:{place[2]}'
+        line += ')'
+    return line
+
+
+def _read(entry: Path) -> Compiled | None:
+    try:
+        content = gzip.decompress(files.read(entry, MAX_ENTRY))
+        return Compiled(**json.loads(content))
+    except Exception:  # Not there, or damaged: it is made again.
+        return None
+
+
+def _write(entry: Path, compiled: Compiled) -> None:
+    """A full or read-only disk costs the next run its time, and no more."""
+    with contextlib.suppress(OSError):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        part = entry.with_name(f'{entry.name}.{os.getpid()}')
+        part.write_bytes(gzip.compress(json.dumps(compiled._asdict()).encode(), 3))
+        part.replace(entry)
