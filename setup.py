@@ -69,6 +69,10 @@ setup(
         'parity': ['torch>=2.6', 'transformers>=5', 'peft>=0.18'],
         'benchmarks': ['gymnasium[mujoco]>=1.4', 'torch>=2.6', 'transformers>=5', 'trl>=1.16'],
         'docs': ['sphinx>=8.2', 'myst-parser>=5', 'pydata-sphinx-theme>=0.20'],
+        # The compilers of accelerators: for hosts that have one, and for `sail-jax plan`.
+        'cuda12': ['jax[cuda12]>=0.10,<0.13'],
+        'cuda13': ['jax[cuda13]>=0.10,<0.13'],
+        'tpu': ['jax[tpu]>=0.10,<0.13'],
         'playground': ['playground>=0.2'],
         'tensorboard': ['tensorboard>=2.18'],
         'wandb': ['wandb>=0.19'],

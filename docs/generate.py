@@ -37,7 +37,7 @@ EXTENSION = (
     'sail_jax.training.task',
     'sail_jax.language.model.families',
 )
-COMMANDS = ('evaluate', 'plot', 'render', 'generate', 'export', 'metrics', 'doctor')
+COMMANDS = ('plan', 'evaluate', 'plot', 'render', 'generate', 'export', 'metrics', 'doctor')
 INT_MAX = 2**31 - 1
 """The bound of every integer; not worth a word."""
 SECTIONS = ('Args', 'Returns', 'Raises', 'Attributes', 'Yields')

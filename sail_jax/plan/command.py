@@ -23,8 +23,12 @@ HELP = """\
   whether it fits, how long it takes at the least, and where the time goes. Neither data nor
   weights are read; of a model only its config.json, or what is published of it.
 
-  TARGET is h100:8 (GPUs of one host), h100:16x8 (hosts x GPUs) or v5e:4x4 (a TPU slice);
-  `sail-jax plan --on list` shows all chips. The settings below are those of {name} files."""
+  --on TARGET    h100:8 (GPUs of one host), h100:16x8 (hosts x GPUs), v5e:4x4 (a TPU slice); of
+                 several a table says where the run is fastest. `--on list` shows all chips.
+  --json FILE    takes all figures.
+  --section.key  settings, as of `sail-jax train CONFIG.yaml --help`.
+
+  Exit status: 0 it fits everywhere, 1 it does not, 2 bad input."""
 
 
 def plan(arguments: list[str]) -> int:
@@ -38,6 +42,9 @@ def plan(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith('-'):
         path, *arguments = arguments
     options, overrides = _parser().parse_known_args(arguments)
+    if configfile.wants_help(overrides):
+        terminal.out(HELP)
+        return 0
     asked = [text for group in options.on or [] for text in group.split(',') if text]
     if asked == ['list']:
         heading, *rows = targets.table()
@@ -45,8 +52,7 @@ def plan(arguments: list[str]) -> int:
         return 0
     chosen = [targets.parse(text) for text in asked]
     run = workloads.KINDS[0].settings() if path is None else runs.load(path)
-    name = HELP.format(name=workloads.of(run).name)
-    run = configfile.override(run, overrides, PROG, name)
+    run = configfile.override(run, overrides, PROG, '')
     if path is None:
         raise UserError('plan: which configuration? e.g. sail-jax plan CONFIG.yaml --on h100:8')
     if not chosen:

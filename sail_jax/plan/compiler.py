@@ -18,6 +18,8 @@ import jax
 
 from sail_jax import files
 from sail_jax.errors import one_line
+from sail_jax.plan import roofline
+from sail_jax.plan.hlo import SourceLine
 from sail_jax.plan.targets import Target
 from sail_jax.training import checkpoint
 from sail_jax.training.program import Program
@@ -34,6 +36,8 @@ SIZES = {
 """Of a program's memory, and what XLA calls them."""
 MAX_ENTRY = 2**30
 """Bytes of a cached result."""
+TAKES = 'takes'
+"""How the complaint begins that memory is not enough."""
 FORM = 1
 """Of the cached results; another one makes them new."""
 
@@ -95,7 +99,7 @@ def _compile(lowered: jax.stages.Lowered) -> Compiled:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        return Compiled('', {}, _explained(error, lowered), time.monotonic() - began)
+        return Compiled('', {}, explained(str(error)), time.monotonic() - began)
     finally:
         jax.config.update('jax_enable_compilation_cache', before)
     memory = compiled.memory_analysis()
@@ -103,18 +107,16 @@ def _compile(lowered: jax.stages.Lowered) -> Compiled:
     return Compiled(compiled.as_text() or '', sizes, '', time.monotonic() - began)
 
 
-def _explained(error: Exception, lowered: jax.stages.Lowered) -> str:
-    """The compiler's complaint, with the operation and our line where it names one."""
-    said = str(error)
+def explained(said: str) -> str:
+    """The compiler's complaint in one line, with JAX's path of the operation and our line of source
+    where it names them."""
     if full := re.search(r'Used ([\d.]+\w) of ([\d.]+\w) hbm', said):
-        return f'takes {full[1]} of a memory of {full[2]}'
-    line = one_line(said)
-    if operation := re.search(r'op_name="([^"]+)"', said):
-        line = f'{line} ({operation[1]}'
-        if place := re.search(r'source_file="([^"]+)" source_line=(\d+)', said):
-            line += f', {place[1]}:{place[2]}'
-        line += ')'
-    return line
+        return f'{TAKES} {full[1]} of a memory of {full[2]}'
+    operation = re.search(r'op_name="([^"]+)"', said)
+    stack = re.findall(r'^ +(/\S+?):(\d+):\d+ \[(.*?)\]', said, re.MULTILINE)
+    lines = [SourceLine(file, int(line), function) for file, line, function in stack]
+    where = [x for x in (operation and operation[1], roofline.source(lines)) if x]
+    return one_line(said) + (f' ({", ".join(where)})' if where else '')
 
 
 def _read(entry: Path) -> Compiled | None:

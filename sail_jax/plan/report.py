@@ -134,7 +134,7 @@ def change(report: Report) -> str | None:
     largest = max(report.programs, key=lambda x: x.bytes_per_device['total'])
     sizes = largest.bytes_per_device
     kept = sum(sizes[name] for name in report.plan.resident)
-    full = [x for x in broken if x.compiled.error.startswith('takes ')]
+    full = [x for x in broken if x.compiled.error.startswith(compiler.TAKES)]
     if broken and not full:
         return None
     if full or sizes['total'] > memory:

@@ -1,0 +1,178 @@
+"""`sail-jax plan`: what it refuses before anything large is imported, and what it says."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sail_jax import cli
+from sail_jax.plan import compiler, count, report, roofline
+from sail_jax.plan.collectives import Fleet
+from sail_jax.plan.compiler import Compiled
+from sail_jax.plan.targets import CHIPS, GIB
+from tests.support.compiled import TEXTS
+from tests.support.paths import ROOT
+
+HOPPER = str(ROOT / 'configs' / 'control' / 'hopper.yaml')
+BANDIT = str(ROOT / 'configs' / 'bandit' / 'landscape.yaml')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([HOPPER], 'plan: --on which target? h100:8 for example; --on list shows them all'),
+        (['--on', 'h100:8'], 'plan: which configuration?'),
+        ([HOPPER, '--on', 'h10:8'], "--on h10:8: no chip 'h10'; did you mean h100?"),
+        ([HOPPER, '--on', 'h100:8', '--env.nam', 'ant'], 'unknown key env.nam'),
+        ([BANDIT, '--on', 'h100:8'], 'plan: not for bandit runs, but for those of control, sft'),
+        ([HOPPER, '--on', 'h100:1', '--rollout.segment-length', '2000'], 'is longer than the'),
+    ],
+)
+def test_refusals(arguments, message, capsys):
+    assert cli.main(['plan', *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count('\n') == 1
+
+
+def test_the_targets_are_listed(capsys):
+    assert cli.main(['plan', '--on', 'list']) == 0
+    said = capsys.readouterr().out
+    for chip in CHIPS.values():
+        assert chip.source in said
+
+
+def test_refusals_and_help_import_no_jax():
+    code = f"""
+import sys
+from sail_jax import cli
+for arguments in (['--on', 'list'], [{HOPPER!r}, '--on', 'h10:8'], [{HOPPER!r}, '--help']):
+    try:
+        cli.main(['plan', *arguments])
+    except SystemExit:
+        pass
+assert 'jax' not in sys.modules
+"""
+    subprocess.run([sys.executable, '-c', code], check=True, capture_output=True, cwd=ROOT)
+
+
+def test_a_complaint_names_operation_and_line():
+    said = """INTERNAL: Couldn't find output tile sizes that satisfy hlo: %dot.357 = bf16[16,7154,8]
+metadata={op_name="jit(learn)/while/body/dot_general" stack_frame_id=438}
+
+Suspected Python Code Location:
+  /home/x/lib/python3.12/site-packages/brax/math.py:96:17 [f]
+  /home/x/code/sail_jax/language/model/attention.py:153:17 [attend]
+  /home/x/code/sail_jax/language/model/transformer.py:240:41 [Decoder._layer]
+"""
+    line = compiler.explained(said)
+    assert line.startswith("INTERNAL: Couldn't find output tile sizes that satisfy hlo: %dot.357")
+    assert line.endswith(
+        '(jit(learn)/while/body/dot_general, '
+        'sail_jax/language/model/attention.py:153 (brax/math.py:96))'
+    )
+    full = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm.'
+    assert compiler.explained(full) == 'takes 21.50G of a memory of 15.75G'
+
+
+def test_results_are_kept_and_damaged_ones_are_not(tmp_path, monkeypatch):
+    entry = tmp_path / 'plan' / 'key.json.gz'
+    one = Compiled('text', {'temporaries': 3}, '', 1.5)
+    compiler._write(entry, one)
+    assert compiler._read(entry) == one
+    entry.write_bytes(entry.read_bytes()[:-4])
+    assert compiler._read(entry) is None
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
+def test_times_at_the_roofline(platform):
+    chip = CHIPS['h100' if platform == 'cuda' else 'v5e']
+    fleet = Fleet({'data': 2, 'fsdp': 4, 'tensor': 1}, [0] * 8)
+    scan = count.count((TEXTS / f'{platform}-gathered.txt').read_text(), platform)
+    times = roofline.times(scan, chip, fleet)
+    assert times.matmul_s == pytest.approx(scan.flops / chip.flops)
+    assert times.memory_s == pytest.approx(scan.traffic_bytes / chip.bandwidth)
+    assert times.links_s == pytest.approx(7 * 2 * 2**20 * 3 / 4 / chip.link)
+    assert times.roofline_s == max(times)
+    assert times.bound_by == ('memory' if platform == 'cuda' else 'matmul')
+    (exchange,) = roofline.exchanges(scan, fleet)
+    assert exchange[:4] == ('all-gather', 'fsdp', 'within', 7)
+    heavy = roofline.heaviest(scan, chip, fleet, 3)
+    assert heavy[0].operation == 'dot_general'
+    assert heavy[0].times == 7
+    assert [x.seconds for x in heavy] == sorted((x.seconds for x in heavy), reverse=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('target', 'library'), [('h100:2', 'jax_cuda12_plugin'), ('v5e:2x2', 'libtpu')]
+)
+def test_a_plan_from_end_to_end(target, library, tmp_path, capsys, monkeypatch):
+    pytest.importorskip(library)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    file = tmp_path / 'plan.json'
+    config = str(ROOT / 'configs' / 'language' / 'qwen2.5-0.5b-ultrafeedback.yaml')
+    model = tmp_path / 'tiny'
+    model.mkdir()
+    sizes = {
+        'model_type': 'qwen2',
+        'vocab_size': 512,
+        'hidden_size': 128,
+        'intermediate_size': 256,
+        'num_hidden_layers': 2,
+        'num_attention_heads': 2,
+        'num_key_value_heads': 2,
+        'max_position_embeddings': 4096,
+    }
+    (model / 'config.json').write_text(json.dumps(sizes))
+    arguments = ['plan', config, '--on', target, '--json', str(file)]
+    arguments += ['--model.path', str(model), '--reward.path', str(model)]
+    assert cli.main(arguments) == 0
+    said = json.loads(file.read_text())
+    assert {'target', 'config', 'versions', 'programs', 'bounds'} <= said.keys()
+    assert said['target'] == target
+    assert said['config']['model']['path'] == str(model)
+    assert list(said['programs']) == ['draw', 'learn', 'score', 'evaluate', 'weigh']
+    for program in said['programs'].values():
+        assert program['fits']
+        sizes = program['bytes_per_device']
+        assert sizes['total'] < sizes['memory']
+        assert program['roofline_s'] >= program['matmul_s'] > 0
+        assert program['heaviest'][0]['seconds'] > 0
+    draw = said['programs']['draw']
+    assert {'times': 511, 'exact': False} in [
+        {key: loop[key] for key in ('times', 'exact')} for loop in draw['loops']
+    ]
+    assert draw['steps'] == 512
+    assert said['bounds']['pairs_per_s'] > 0
+    assert 0 < said['bounds']['mfu'] < 1
+    assert 'fits: yes' in capsys.readouterr().out
+
+
+def test_what_to_change():
+    plan = report.Programs(
+        programs=(),
+        mesh=None,
+        resident={'weights': (), 'optimizer': (), 'others': ()},
+        per_update={},
+        smaller='lower the batch',
+        split='split the weights',
+    )
+
+    def change(weights, temporaries, chip='h100', error=''):
+        sizes = {'weights': weights, 'optimizer': 0, 'others': 0, 'temporaries': temporaries}
+        sizes = {name: size * GIB for name, size in sizes.items()}
+        sizes['total'] = sum(sizes.values())
+        compiled = Compiled('', {}, error, 0.0)
+        fits = not error and sizes['total'] <= CHIPS[chip].memory
+        planned = report.Planned(None, compiled, None, None, sizes, fits)
+        target = report.Target(CHIPS[chip], (1, 1))
+        return report.change(report.Report(target, (planned,), plan, Fleet({}, [])))
+
+    assert change(10, 10) is None
+    assert 'XLA_PYTHON_CLIENT_MEM_FRACTION=0.95' in change(10, 60)
+    assert change(10, 25, 'v6e') == 'lower the batch'
+    assert change(30, 10, 'v6e') == 'split the weights; more chips'
+    assert change(5, 0, 'v5e', 'takes 21G of a memory of 15G') == 'lower the batch'
+    assert change(5, 0, 'v5e', 'INTERNAL: no tiles') is None

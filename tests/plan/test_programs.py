@@ -1,0 +1,140 @@
+"""What a workload says is compiled is what its runs compile, and nothing is read for it."""
+
+import json
+
+import jax
+import pytest
+
+from sail_jax import runs, workloads
+from sail_jax.errors import UserError
+from sail_jax.language import abstract, programs
+from sail_jax.language.model import architecture, published, weights
+from sail_jax.sweep import Members
+from sail_jax.training.program import on_one_device
+from sail_jax.training.setup import Layout
+from tests.support import small, tiny
+from tests.support.paths import ROOT
+
+NAMES = {
+    'language': ['draw', 'learn', 'score', 'evaluate', 'weigh'],
+    'sft': ['learn', 'evaluate'],
+    'control': ['update', 'evaluate'],
+}
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+    return small.checkpoint(tmp_path_factory.mktemp('model') / 'm')
+
+
+@pytest.fixture(scope='module')
+def prompts(tmp_path_factory):
+    return small.data(tmp_path_factory.mktemp('prompts') / 'prompts.jsonl', rows=32)
+
+
+def shapes(tree):
+    return [(x.shape, x.dtype, x.sharding) for x in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize('train', ['full', 'lora'])
+def test_the_state_of_a_plan_is_that_of_the_run(train, model, prompts):
+    run = small.run(model, prompts, model={'train': train})
+    task = runs.make_task(run, None, reward=small.letters)
+    trained = Layout.of(Members.of(run), task).state
+    draw = programs.programs(run).programs[0]
+    planned = draw.arguments[0]
+    assert shapes(planned._replace(shared=())) == shapes(trained)
+    assert (planned.shared == ()) is (train == 'full')
+
+
+@pytest.mark.parametrize('train', ['full', 'lora'])
+def test_the_programs_trace(train, model, prompts):
+    run = small.run(model, prompts, model={'train': train})
+    plan = workloads.of(run).programs(run, jax.devices())
+    assert [program.name for program in plan.programs] == ['draw', 'learn', 'evaluate', 'weigh']
+    for program in plan.programs:
+        jax.eval_shape(program.function, *program.arguments)
+    assert plan.per_update == {'prompts': 4, 'pairs': 4, 'tokens': 4 * 2 * 6}
+
+
+@pytest.mark.parametrize(
+    ('file', 'kept'),
+    [
+        # Policy, start policy and reference, and the reward model in bfloat16; two moments.
+        (
+            'language/qwen2.5-0.5b-ultrafeedback',
+            {'weights': 3 * 494_032_768 * 4 + 596_050_944 * 2, 'optimizer': 2 * 494_032_768 * 4},
+        ),
+        ('language/sft', {'weights': 2 * 494_032_768 * 4, 'optimizer': 2 * 494_032_768 * 4}),
+    ],
+)
+def test_shipped_files_are_planned_without_model_and_data(file, kept):
+    run = runs.load(ROOT / 'configs' / f'{file}.yaml')
+    kind = workloads.of(run)
+    plan = kind.programs(run, jax.devices()[:1])
+    assert [program.name for program in plan.programs] == NAMES[kind.name]
+    for name, size in kept.items():
+        assert on_one_device(plan.resident[name]) == pytest.approx(size, rel=1e-6)
+
+
+def test_control_has_what_its_loop_has():
+    run = runs.load(ROOT / 'configs' / 'quickstart.yaml', env={'name': 'inverted_pendulum'})
+    plan = workloads.of(run).programs(run, jax.devices()[:1])
+    assert [program.name for program in plan.programs] == NAMES['control']
+    update, evaluate = plan.programs
+    assert update.per_update == 1 / run.updates_per_dispatch
+    assert update.steps == run.updates_per_dispatch * run.rollout.segment_length
+    assert evaluate.steps == 2 * run.env.episode_length
+    assert plan.per_update == {'env_steps': 32 * 8 * 32, 'pairs': 32 * 28}
+
+
+def test_workloads_that_train_nothing_by_updates_have_no_plan():
+    with_plan = workloads.names('plan')
+    assert with_plan.split(', ')[:3] == ['control', 'sft', 'language']
+    assert not {'bandit', 'language-quickstart'} & set(with_plan.split(', '))
+
+
+def test_the_products_of_a_forward_pass():
+    a = tiny.FAMILIES['llama2']  # 3 layers, width 16, heads 4 x 4, MLP 24, 61 words
+    maps = 16 * 16 * 4 + 3 * 16 * 24
+    scores = 2 * 2 * 16 * (8 * 8 / 2 + 2 * (5 * 8 + 5 * 5 / 2))
+    expected = 3 * (2 * maps * (8 + 2 * 5) + scores) + 2 * 16 * 61 * 2 * 5
+    assert abstract.forward_flops(a, 1, 8, 2, 5) == expected
+    assert abstract.forward_flops(a, 7, 8, 2, 5) == 7 * expected
+
+
+@pytest.mark.parametrize(
+    ('directory', 'name'),
+    [
+        ('Meta-Llama-3-8B-Instruct', 'llama-3-8b'),
+        ('Skywork-Reward-V2-Llama-3.1-8B', 'llama-3.1-8b'),
+        ('Qwen2.5-0.5B', 'qwen2.5-0.5b'),
+    ],
+)
+def test_published_sizes_by_name(directory, name, tmp_path, caplog):
+    expected = architecture.from_hf(published.PUBLISHED[name], name)
+    assert published.architecture(tmp_path / directory) == expected
+    assert f'planned with the published sizes of {name}' in caplog.text
+
+
+def test_a_config_json_at_hand_is_read(tmp_path):
+    (tmp_path / 'qwen2.5-0.5b').mkdir()
+    data = architecture.to_hf(tiny.FAMILIES['qwen2'])
+    (tmp_path / 'qwen2.5-0.5b' / 'config.json').write_text(json.dumps(data))
+    assert published.architecture(tmp_path / 'qwen2.5-0.5b').hidden_size == 16
+    with pytest.raises(UserError, match='no model whose sizes are known: llama-3-8b'):
+        published.architecture(tmp_path / 'mine')
+
+
+@pytest.mark.parametrize(
+    ('name', 'parameters'),
+    [('llama-3-8b', 8_030_261_248), ('qwen2.5-0.5b', 494_032_768), ('qwen3-0.6b', 596_049_920)],
+)
+def test_published_sizes_have_the_published_number_of_parameters(name, parameters):
+    from flax import nnx
+
+    from sail_jax.language.model.transformer import Decoder
+
+    a = architecture.from_hf(published.PUBLISHED[name], name)
+    decoder = nnx.eval_shape(lambda: Decoder(a, rngs=nnx.Rngs(0)))
+    assert sum(x.size for x in weights.parameters(decoder).values()) == parameters
