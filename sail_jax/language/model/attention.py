@@ -4,6 +4,7 @@ Axes: B prompts, L lanes (the K responses to one prompt; 1 for the prompt itself
 tokens attended to, N heads = G groups x M key-value heads, H entries of a head.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -46,10 +47,10 @@ def response_positions(lengths_B: jax.Array, lanes: int, size: int) -> jax.Array
 
 
 def as_prefix(memory: Memory) -> Memory:
-    """The memory of a prompt (one lane) as what its lanes continue."""
+    """The memory of a prompt (one lane), of a layer or all, as what its lanes continue."""
     return Memory(
-        keys=memory.keys[:, :, :, 0],
-        values=memory.values[:, :, :, 0],
+        keys=memory.keys[..., 0, :, :],
+        values=memory.values[..., 0, :, :],
         positions=memory.positions[:, 0],
     )
 
@@ -104,6 +105,8 @@ class Scoring(NamedTuple):
     """Of the products of queries and keys."""
     cap: float | None = None
     """Scores are bent to lie within +-cap, `cap * tanh(score / cap)`."""
+    kernel: Callable[..., jax.Array] | None = None
+    """`(query, memory, prefix)`, as of `attend`: computes all of it instead; see `fused`."""
 
 
 def attend(
@@ -125,6 +128,8 @@ def attend(
       [B, L, T, N * H].
     """
     B, L, T, N, H = query_BxLxTxNxH.shape
+    if scoring.kernel is not None:
+        return scoring.kernel(query_BxLxTxNxH, memory, prefix).reshape(B, L, T, N * H)
     M = memory.keys.shape[1]
     G = N // M
     query = query_BxLxTxNxH.reshape(B, L, T, M, G, H).transpose(0, 3, 1, 2, 4, 5) * scoring.scale

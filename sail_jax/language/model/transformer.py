@@ -5,7 +5,7 @@ tokens attended to, D width, N heads = G groups x M key-value heads, H entries o
 Modules and parameters are named as in Hugging Face's checkpoints.
 
 A prompt is computed once, as one lane with `positions_BxLxT = prompt_positions(...)`; its keys and
-values are then the `prefix` of every lane that continues it. Sampling and training share this, so
+values are the `prefix` of every lane that continues it. Sampling and training share this, so
 the log-probabilities that training recomputes are the sampler's. Nothing is ever masked by token
 id: padding is a position that no query reaches.
 """
@@ -13,7 +13,7 @@ id: padding is a position that no query reaches.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,25 +21,51 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sail_jax.language.model import fused
 from sail_jax.language.model.architecture import Architecture
-from sail_jax.language.model.attention import Memory, Scoring, attend, frequencies
+from sail_jax.language.model.attention import Memory, Scoring, as_prefix, attend, frequencies
 from sail_jax.language.model.layers import Block, Linear, Make, parts_of, unchanged
 from sail_jax.training import devices
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=['matrix_DxV'], meta_fields=['finish'])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=['matrix'],
+    meta_fields=['finish', 'mesh', 'of_words'],
+)
 @dataclass(frozen=True)
 class Head:
     """From hidden states to logits."""
 
-    matrix_DxV: jax.Array
+    matrix: jax.Array
+    """[D, V]; or [V, D], as an embedding lies, since no copy should be turned."""
     finish: Callable[[jax.Array], jax.Array] = unchanged
     """See `Parts.logits`."""
+    mesh: Mesh | None = None
+    """See `Decoder`."""
+    of_words: bool = False
+    """Whether the matrix is [V, D]."""
+
+    @property
+    def matrix_DxV(self) -> jax.Array:
+        """To be turned within the product that takes it."""
+        return self.matrix.T if self.of_words else self.matrix
+
+    def products(self, hidden: jax.Array) -> jax.Array:
+        """What `finish` takes of hidden states [..., D], at least float32 [..., V]."""
+        wide = jnp.promote_types(hidden.dtype, jnp.float32)
+        return jnp.matmul(hidden, self.matrix_DxV, preferred_element_type=wide)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., V] of hidden states [..., D], at least float32."""
-        wide = jnp.promote_types(hidden.dtype, jnp.float32)
-        return self.finish(jnp.matmul(hidden, self.matrix_DxV, preferred_element_type=wide))
+        return self.finish(self.products(hidden))
+
+
+class Tokens(NamedTuple):
+    """Ids and positions, [B, L, T] each; see `Decoder.__call__`."""
+
+    ids: jax.Array
+    positions: jax.Array
 
 
 class Decoder(nnx.Module):
@@ -91,13 +117,12 @@ class Decoder(nnx.Module):
 
     def head(self) -> Head:
         """From hidden states to logits, in the compute type."""
-        if self.architecture.tied:
-            matrix_DxV = self.embed_tokens.embedding[...].T
-        else:
-            matrix_DxV = self.lm_head.kernel[...]
+        tied, finish = self.architecture.tied, parts_of(self.architecture).logits
+        matrix = self.embed_tokens.embedding[...] if tied else self.lm_head.kernel[...]
         # Gathered once: split by its rows, it would have the tokens of every chunk gathered.
-        matrix_DxV = self.on_mesh(matrix_DxV.astype(self.dtype), None, 'tensor')
-        return Head(matrix_DxV, parts_of(self.architecture).logits)
+        split = ('tensor', None) if tied else (None, 'tensor')
+        matrix = self.on_mesh(matrix.astype(self.dtype), *split)
+        return Head(matrix, finish, self.mesh, of_words=tied)
 
     def on_mesh(self, x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
         """Splits an array's axes over those of the mesh; what is not named is whole.
@@ -120,45 +145,64 @@ class Decoder(nnx.Module):
         return self.head().logits(hidden)
 
     def __call__(
-        self,
-        tokens_BxLxT: jax.Array,
-        positions_BxLxT: jax.Array,
-        prefix: Memory | None = None,
+        self, tokens_BxLxT: jax.Array, positions_BxLxT: jax.Array
     ) -> tuple[jax.Array, Memory]:
         """Hidden states behind the final norm, and the keys and values of the tokens.
 
         Args:
           tokens_BxLxT: token ids; what stands at padded positions has no influence.
-          positions_BxLxT: of the tokens in their sequence, `NOWHERE` for padding.
-          prefix: what every lane of a row continues, with stacked layers.
+          positions_BxLxT: of the tokens in their sequence, one after the other, `NOWHERE` for
+            padding behind them.
 
         Returns:
           [B, L, T, D], and the memory of these tokens.
         """
+        tokens = Tokens(tokens_BxLxT, positions_BxLxT)
+        (hidden,), (keys, values) = self._through_layers((tokens,))
+        return hidden, Memory(keys=keys, values=values, positions=positions_BxLxT)
+
+    def with_lanes(self, prompt: Tokens, lanes: Tokens) -> tuple[jax.Array, jax.Array]:
+        """Hidden states of a prompt, [B, 1, P, D], and of the lanes that continue it, [B, L, T, D].
+
+        Each layer goes through both before the next one, so that its matrices are read, and their
+        gradients written and added up over devices, once.
+        """
+        (of_prompt, of_lanes), _ = self._through_layers((prompt, lanes))
+        return of_prompt, of_lanes
+
+    def _through_layers(
+        self, parts: tuple[Tokens, ...]
+    ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, jax.Array]]:
+        """Hidden states of each part, of which the later ones continue the first, and the first
+        one's keys and values, which take memory where they are used."""
         a = self.architecture
         graphdef, stacked = nnx.split(self.layers)
+        # Once, and not in each layer of each pass.
+        stacked = jax.tree.map(lambda x: x.astype(self.dtype) if x.ndim > 2 else x, stacked)
+        before = (0, *(parts[0].ids.shape[-1] for _ in parts[1:]))
+        kernels = [self._kernel(part.ids, size) for part, size in zip(parts, before, strict=True)]
 
-        def remember(keys: jax.Array, values: jax.Array) -> Memory:
-            return Memory(keys=keys, values=values, positions=positions_BxLxT)
-
-        def layer(x, xs):
-            state, window, keys_and_values = xs
-            before = None
-            if prefix is not None:
-                keys, values = keys_and_values
-                before = prefix._replace(keys=keys, values=values)
+        def layer(hidden: tuple[jax.Array, ...], xs: Any) -> tuple[tuple[jax.Array, ...], Any]:
+            state, window = xs
             block: Block = nnx.merge(graphdef, state)
-            x, memory = self._layer(block, x, positions_BxLxT, window, remember, before)
-            return x, (memory.keys, memory.values)
+            memories, out = [], []
+            for x, part, kernel in zip(hidden, parts, kernels, strict=True):
+                remember = partial(Memory, positions=part.positions)
+                prefix = as_prefix(memories[0]) if memories else None
+                scoring = self._scoring(window, kernel)
+                x, memory = self._layer(block, x, part.positions, scoring, remember, prefix)
+                memories.append(memory)
+                out.append(x)
+            return tuple(out), (memories[0].keys, memories[0].values)
 
         windows = jnp.asarray(a.windows) if a.windows else jnp.zeros(a.layers, jnp.int32)
-        xs = (stacked, windows, prefix and (prefix.keys, prefix.values))
         # Results of the linear maps are kept at most; the rest costs less to compute again than to
         # write and read: 0.85 to 0.9 of the time, a third of the memory (CPU, 4M to 12M).
         keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         body = jax.checkpoint(layer, prevent_cse=False, policy=None if self.remat else keep)
-        x, (keys, values) = jax.lax.scan(body, self.embed(tokens_BxLxT), xs)
-        return self.norm(x), remember(keys, values)
+        start = tuple(self.embed(part.ids) for part in parts)
+        hidden, memory = jax.lax.scan(body, start, (stacked, windows))
+        return tuple(map(self.norm, hidden)), memory
 
     def blocks(self) -> list[Block]:
         """The layers one by one, their matrices in the compute type, made once for all the tokens
@@ -173,7 +217,7 @@ class Decoder(nnx.Module):
         graphdef, stacked = nnx.split(self.layers)
 
         def take(x: jax.Array, index: int) -> jax.Array:
-            return x[index].astype(self.dtype) if x.ndim == 3 else x[index]
+            return x[index].astype(self.dtype) if x.ndim > 2 else x[index]
 
         return [
             nnx.merge(graphdef, jax.tree.map(lambda x, i=i: take(x, i), stacked))
@@ -206,7 +250,8 @@ class Decoder(nnx.Module):
         for i, block in enumerate(blocks):
             remember = partial(_write, memory.layer(i), index)
             window = jnp.asarray(self.architecture.windows[i] if self.architecture.windows else 0)
-            x, layer = self._layer(block, x, at, window, remember, prefix.layer(i))
+            scoring = self._scoring(window)
+            x, layer = self._layer(block, x, at, scoring, remember, prefix.layer(i))
             layers.append(layer)
         memory = memory._replace(
             keys=tuple(layer.keys for layer in layers),
@@ -214,27 +259,45 @@ class Decoder(nnx.Module):
         )
         return self.norm(x)[:, :, 0], memory
 
+    @property
+    def _heads(self) -> str | None:
+        """The axis of the mesh that heads are split over: whole ones, since splitting within a head
+        would cost a reduction for each score."""
+        split = self.mesh and self.architecture.kv_heads % self.mesh.shape['tensor'] == 0
+        return 'tensor' if split else None
+
+    def _scoring(self, window: jax.Array, kernel: fused.Kernel | None = None) -> Scoring:
+        a, parts = self.architecture, parts_of(self.architecture)
+        scale = a.head_dim**-0.5 if parts.attention_scale is None else parts.attention_scale
+        return Scoring(window=window, scale=scale, cap=parts.attention_cap, kernel=kernel)
+
+    def _kernel(self, tokens_BxLxT: jax.Array, before: int) -> fused.Kernel | None:
+        """Of attention over these tokens and those before them, where the devices have one."""
+        a, (B, L, T) = self.architecture, tokens_BxLxT.shape
+        window = fused.reach(a.windows, before + T)
+        if window is None:
+            return None
+        scoring = self._scoring(jnp.asarray(window))
+        query = jax.ShapeDtypeStruct((B, L, T, a.heads, a.head_dim), self.dtype)
+        score = fused.Score(scale=scoring.scale, cap=scoring.cap, window=window)
+        return fused.kernel(score, query, self.mesh, self._heads, follows=before > 0)
+
     def _layer(
         self,
         block: Block,
         x_BxLxTxD: jax.Array,
         positions_BxLxT: jax.Array,
-        window: jax.Array,
+        scoring: Scoring,
         remember: Callable[[jax.Array, jax.Array], Memory],
         prefix: Memory | None,
     ) -> tuple[jax.Array, Memory]:
         """The layer's output, and what `remember` made of the tokens' keys and values."""
-        a, parts = self.architecture, parts_of(self.architecture)
-        # Splitting within a head would cost a reduction for each score.
-        split = self.mesh is not None and a.kv_heads % self.mesh.shape['tensor'] == 0
-        heads = 'tensor' if split else None
+        a = self.architecture
         angle = positions_BxLxT[..., None] * frequencies(a.rope, a.head_dim)
-        scale = a.head_dim**-0.5 if parts.attention_scale is None else parts.attention_scale
-        scoring = Scoring(window=window, scale=scale, cap=parts.attention_cap)
 
         def attention(x: jax.Array) -> tuple[jax.Array, Memory]:
             q, k, v = block.self_attn.project(x, angle)
-            q, k, v = (self.on_mesh(y, devices.ROWS, None, None, heads) for y in (q, k, v))
+            q, k, v = (self.on_mesh(y, devices.ROWS, None, None, self._heads) for y in (q, k, v))
             # Heads lead, so that the products of attention read keys and values as they lie.
             memory = remember(*(jnp.moveaxis(y, 3, 1) for y in (k, v)))
             out = block.self_attn.o_proj(attend(q, positions_BxLxT, memory, prefix, scoring))

@@ -34,6 +34,7 @@ QWEN, LLAMA = 'qwen2.5-0.5b', 'llama-3-8b'
 # Parameters in billions, from the published sizes; of adapters of rank 64 on queries to outputs.
 WEIGHTS = {QWEN: 0.494, LLAMA: 8.03}
 ADAPTER = {QWEN: 0.0087, LLAMA: 0.0545}
+VOCABULARY = {QWEN: 151_936, LLAMA: 128_256}
 CONFIGS = {
     f'{QWEN}-ultrafeedback': (QWEN, 'full', 1),
     f'{QWEN}-saferlhf-lora': (QWEN, 'lora', 1),
@@ -87,8 +88,12 @@ def test_compiled_for_8_devices_logits_of_a_batch_never_exist(name, mesh):
     found = ask([name], compiled=True, mesh=mesh)[name]
     assert found['draw']['argument_bytes'] < found['state_bytes'] * 1.02
     assert found['learn']['argument_bytes'] == pytest.approx(found['state_bytes'], rel=0.02)
-    # Every device has at most its share of a chunk; of what is drawn, one token of each lane.
+    # At once a device has logits of the tokens that have room; of what is drawn, one of each lane.
     rows = found['mesh']['data'] * found['mesh']['fsdp']
     assert found['response_tokens'] == 64 * 2 * 512 // rows
-    assert 0 < found['learn']['vocabulary_tokens'] <= logprobs.CHUNK // rows
+    assert (
+        0
+        < found['learn']['vocabulary_tokens']
+        <= logprobs.LOGITS_BYTES // (4 * VOCABULARY[CONFIGS[name][0]])
+    )
     assert 0 < found['draw']['vocabulary_tokens'] <= 64 * 2 // rows

@@ -4,8 +4,15 @@ import numpy as np
 from flax import nnx
 
 from sail_jax.language.model import attention, transformer
+from sail_jax.language.model.transformer import Tokens
 from tests.support import tiny
-from tests.support.tiny import FAMILIES, call, whole
+from tests.support.tiny import FAMILIES, whole
+
+
+def with_lanes(decoder, prompt, lanes):
+    graphdef, state = nnx.split(decoder)
+    run = jax.jit(lambda state, *parts: nnx.merge(graphdef, state).with_lanes(*parts))
+    return run(state, prompt, lanes)
 
 
 def test_decoding_token_by_token_gives_the_hidden_states_of_whole_sequences():
@@ -14,7 +21,8 @@ def test_decoding_token_by_token_gives_the_hidden_states_of_whole_sequences():
     lengths = jnp.array([6, 3])
     _, memory = whole(decoder, prompt, lengths)
     prefix, positions = attention.as_prefix(memory), attention.response_positions(lengths, 3, 5)
-    expected, _ = call(decoder, response, positions, prefix)
+    at = attention.prompt_positions(lengths, 7)
+    _, expected = with_lanes(decoder, Tokens(prompt[:, None], at), Tokens(response, positions))
 
     @jax.jit
     def decode(state, token, t, cache):
@@ -32,14 +40,17 @@ def test_padding_has_no_influence():
     decoder = tiny.decoder('llama3')
     prompt, lengths = tiny.tokens(2, 9), jnp.array([5, 9])
     short, _ = whole(decoder, prompt[:1, :5])
-    padded, memory = whole(decoder, prompt, lengths)
-    other, other_memory = whole(decoder, prompt.at[0, 5:].set(0), lengths)
+    padded, _ = whole(decoder, prompt, lengths)
+    other, _ = whole(decoder, prompt.at[0, 5:].set(0), lengths)
     np.testing.assert_array_equal(padded[0, :5], other[0, :5])
     np.testing.assert_allclose(padded[0, :5], short[0], atol=2e-5)
 
     response, positions = tiny.tokens(2, 2, 3), attention.response_positions(lengths, 2, 3)
-    a, _ = call(decoder, response, positions, attention.as_prefix(memory))
-    b, _ = call(decoder, response, positions, attention.as_prefix(other_memory))
+    at = attention.prompt_positions(lengths, 9)
+    a, b = (
+        with_lanes(decoder, Tokens(x[:, None], at), Tokens(response, positions))[1]
+        for x in (prompt, prompt.at[0, 5:].set(0))
+    )
     np.testing.assert_array_equal(a, b)
 
 

@@ -32,7 +32,7 @@ def generate(prompts, key_B, how=PLAIN, eos=EOS):
 @partial(jax.jit, static_argnums=0)
 def _recompute(graphdef, state, prompts, tokens):
     return logprobs.log_probs(
-        logprobs.predictions(nnx.merge(graphdef, state), prompts, tokens), tokens, chunk=48
+        logprobs.predictions(nnx.merge(graphdef, state), prompts, tokens), tokens, tokens=48
     )
 
 
