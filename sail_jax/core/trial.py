@@ -30,7 +30,10 @@ def tried(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
       UserError: it raises: what, and where.
     """
     try:
-        return jax.eval_shape(function, *arguments)
+        program, returned = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        if program.effects:  # Some of them, as that of `checkify.check`, are refused only here.
+            jax.jit(function).lower(*arguments)
+        return returned
     except Exception as error:  # Whatever a user's function does.
         raise UserError(f'{what}: raised {explain(error)}') from error
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from brax import envs as brax_envs
 from brax.envs.wrappers import training
+from jax.experimental import checkify
 
 import sail_jax
 from sail_jax.control import contract, task
@@ -65,10 +66,20 @@ def carrying_key():
     return Noisy()
 
 
+def checked(check):
+    def function(state):
+        check(state.done < 2, 'no end is this far')
+        return state.done
+
+    return function
+
+
 RIGHT = {
     'weak types': Changed({'reward': lambda s: 0.0, 'done': lambda s: 0.0}),
     'a dict with state': both(obs=as_dict(state=lambda p: p, more=lambda p: jnp.stack([p, p]))),
     'integers': both(obs=lambda s: (s.obs * 10).astype(jnp.int32)),
+    'checks for debugging': both(done=checked(checkify.debug_check)),
+    'prints': both(done=lambda s: jax.debug.print('{}', s.done, ordered=True) or s.done),
 }
 MADE_RIGHT = {
     'reward of shape (1,)': both(reward=lambda s: s.reward[None]),
@@ -237,6 +248,14 @@ REFUSED = {
         r'step: raised TracerBoolConversionError: .*use jnp.where, jax.lax.cond .* \(test_contr',
     ),
     'reset branches': (Changed(TO_DONE), 'reset: raised TracerBoolConversionError'),
+    'step checks': (
+        Changed(step={'done': checked(checkify.check)}),
+        r'step: raised ValueError: .*checkify.check which was not functionalized',
+    ),
+    'reset checks': (
+        Changed({'done': checked(checkify.check)}),
+        r'reset: raised ValueError: .*checkify.check which was not functionalized',
+    ),
     'numpy': (Changed(step={'obs': lambda s: np.asarray(s.obs)}), 'raised TracerArrayConversionEr'),
     'an index': (
         Changed(step={'obs': lambda s: jnp.zeros(int(s.obs[0]))}),
