@@ -1,6 +1,6 @@
 """What an environment or a function from Python must be, tried on shapes before anything starts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import sail_jax.control.compat  # noqa: F401
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from brax.envs.base import Env, State
 
-from sail_jax.core.trial import explain, tried
+from sail_jax.core.trial import explain, tried_on_one
 from sail_jax.errors import UserError, one_line
 
 FIELDS = ('obs', 'reward', 'done')
@@ -46,14 +46,6 @@ ROUNDS = 8
 """Types go from bool to int to float; a leaf that takes its type from others may take some."""
 
 
-def _tried_on_one(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """`tried` under `vmap`, as every environment runs, and where values kept outside of the state
-    show; a batch of one."""
-    lead = lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
-    batch = tried(what, jax.vmap(function), *jax.tree.map(lead, arguments))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
-
-
 def sound(env: Any) -> Env:
     """The environment, if it keeps to Brax's interface, tried on shapes alone.
 
@@ -71,12 +63,13 @@ def sound(env: Any) -> Env:
     name = type(env).__name__
     key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
     action = jax.ShapeDtypeStruct((env.action_size,), jnp.float32)
-    start = _tried_on_one(f'env: {name}.reset', env.reset, key)
+    # Under `vmap`, as it runs, and where values kept outside of the state show.
+    start = tried_on_one(f'env: {name}.reset', env.reset, key)
     _require_state(f'env: {name}.reset', start)
     types, first = start, None
     for _ in range(ROUNDS):
         try:
-            after = _tried_on_one(f'env: {name}.step', env.step, types, action)
+            after = tried_on_one(f'env: {name}.step', env.step, types, action)
         except UserError:
             if first is None:
                 raise
@@ -86,8 +79,8 @@ def sound(env: Any) -> Env:
         before, types = types, _joined(name, types, after)
         if _types(before) == _types(types):
             # What a step leaves in the environment shows in what follows it.
-            _tried_on_one(f'env: {name}.reset', env.reset, key)
-            _tried_on_one(f'env: {name}.step', env.step, types, action)
+            tried_on_one(f'env: {name}.reset', env.reset, key)
+            tried_on_one(f'env: {name}.step', env.step, types, action)
             kept = _types(start) == _types(first)
             return env if kept and _is_plain(start) else _Sound(env, types)
     raise UserError(f'env: {name}: {_difference(start, first)}')

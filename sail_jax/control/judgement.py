@@ -14,6 +14,7 @@ from sail_jax.control import contract
 from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Segments
 from sail_jax.core import labellers
+from sail_jax.core.trial import tried_on_one
 from sail_jax.core.types import Policy
 from sail_jax.errors import UserError
 
@@ -119,7 +120,7 @@ def check_segment_reward(segment_reward: SegmentReward, env: Env, run: ControlRu
     action: Any = jax.ShapeDtypeStruct((env.action_size,), jnp.float32)
     obs = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0))).obs
     segment = jax.tree.map(steps, Segment(obs=obs, action=action, reward=number, mask=number))
-    judged = contract.tried('segment_reward', segment_reward, segment)
+    judged = tried_on_one('segment_reward', segment_reward, segment)
     shape = getattr(judged, 'shape', None)
     if shape not in ((), (T,)):
         what = type(judged).__name__ if shape is None else f'shape {shape}'

@@ -36,11 +36,12 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sail_jax.config import Teacher
 from sail_jax.core import registry
 from sail_jax.core.keys import split_rows
-from sail_jax.core.trial import tried
+from sail_jax.core.trial import answered, tried, tried_on_one
 from sail_jax.core.types import Preferences
 from sail_jax.errors import UserError
 
@@ -137,6 +138,8 @@ def _drawn_labels(key_B: jax.Array, prob_BxKxK: jax.Array, mistake: float) -> ja
     return jnp.where(upper_KxK, hard_BxKxK, 1 - hard_BxKxK.mT)
 
 
+ROUNDING = 0.01
+"""Of a sum of two probabilities, in half precision."""
 LABELLERS: dict[str, Labeller] = {'teacher': teacher}
 """By what `labeller.kind` calls them."""
 
@@ -155,8 +158,12 @@ def label(key_B: jax.Array, returns: Returns, settings: Teacher) -> Preferences:
     return named(settings.kind)(key_B, returns, settings)
 
 
-def check(settings: Teacher, group_size: int) -> None:
-    """Tries the labeller that `settings.kind` names on shapes.
+def check(settings: Teacher, group_size: int, side_by_side: bool = False) -> None:
+    """Tries the labeller that `settings.kind` names: on shapes, and one of a program's own on
+    returns as well, two groups of them.
+
+    Args:
+      side_by_side: whether members of a sweep train in one program.
 
     Raises:
       UserError: nobody has given a labeller that name; it raises; what it returns are no
@@ -166,12 +173,14 @@ def check(settings: Teacher, group_size: int) -> None:
     shape = 2, group_size
 
     def arguments() -> tuple[jax.Array, Returns]:
-        number = jnp.zeros(shape)
-        returns = Returns(true_BxK=number, perceived_BxK=number, counted_BxK=number == 0)
-        return jax.random.split(jax.random.key(0), 2), returns
+        key_B = jax.random.split(jax.random.key(0), 2)
+        number = jax.random.normal(key_B[0], shape)
+        counted = jnp.ones(shape, bool)
+        return key_B, Returns(true_BxK=number, perceived_BxK=number, counted_BxK=counted)
 
     ask = lambda key_B, returns: labeller(key_B, returns, settings)
-    said = tried(what, ask, *jax.eval_shape(arguments))
+    attempt = tried_on_one if side_by_side else tried
+    said = attempt(what, ask, *jax.eval_shape(arguments))
     if not isinstance(said, Preferences):
         raise UserError(
             f'{what}: expected sail_jax.core.types.Preferences, got {type(said).__name__}'
@@ -181,6 +190,29 @@ def check(settings: Teacher, group_size: int) -> None:
             raise UserError(
                 f'{what}: expected {field} of shape {(*shape, group_size)}, [B, K, K], for '
                 f'returns of shape {shape}; got {got}'
+            )
+    if labeller is not teacher and (numbers := answered(what, ask, *arguments())) is not None:
+        _require_preferences(what, *numbers)
+
+
+def _require_preferences(what: str, prob_BxKxK: np.ndarray, weight_BxKxK: np.ndarray) -> None:
+    """Refuses numbers that are no preferences, and that an update would take for some."""
+    prob_BxKxK, weight_BxKxK = np.float64(prob_BxKxK), np.float64(weight_BxKxK)
+    i, j = np.triu_indices(prob_BxKxK.shape[-1], 1)
+    pairs = lambda x: np.stack([x[:, i, j], x[:, j, i]], -1).reshape(-1, 2).tolist()
+    for (p_ij, p_ji), (w_ij, w_ji) in zip(pairs(prob_BxKxK), pairs(weight_BxKxK), strict=True):
+        if not (w_ij == w_ji and 0 <= w_ij <= 1):
+            raise UserError(
+                f'{what}: gave a pair weight_ij {w_ij:g} and weight_ji {w_ji:g}; expected one '
+                'number for both, 1 where the pair has a label, else 0'
+            )
+        no_label = w_ij == 0 or np.isnan(p_ij + p_ji)
+        if not no_label and (
+            abs(p_ij + p_ji - 1) > ROUNDING or not -ROUNDING <= p_ij <= 1 + ROUNDING
+        ):
+            raise UserError(
+                f'{what}: gave a pair prob_ij {p_ij:g} and prob_ji {p_ji:g}; expected numbers '
+                'from 0 to 1 whose sum is 1 (one draw decides both)'
             )
 
 

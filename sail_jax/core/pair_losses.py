@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from sail_jax.core import registry
-from sail_jax.core.trial import tried
+from sail_jax.core.trial import tried, tried_on_one
 from sail_jax.errors import UserError
 
 
@@ -123,8 +123,11 @@ def named(name: str) -> PairLoss:
     return registry.named(PAIR_LOSSES, name, 'objective.loss', 'sail_jax.PAIR_LOSSES')
 
 
-def check(name: str, group_size: int) -> None:
-    """Tries the loss that `objective.loss` names on shapes.
+def check(name: str, group_size: int, side_by_side: bool = False) -> None:
+    """Tries the loss that `objective.loss` names, and its gradient, on shapes.
+
+    Args:
+      side_by_side: whether members of a sweep train in one program.
 
     Raises:
       UserError: nobody has given a loss that name; it raises; what it returns is not real numbers
@@ -132,7 +135,9 @@ def check(name: str, group_size: int) -> None:
     """
     what, loss = f'objective.loss: {name}', named(name)
     margin = jax.ShapeDtypeStruct((2, group_size, group_size), jnp.float32)
-    worth = tried(what, loss, margin, jax.ShapeDtypeStruct((), jnp.float32))
+    beta = jax.ShapeDtypeStruct((), jnp.float32)
+    attempt = tried_on_one if side_by_side else tried
+    worth = attempt(what, loss, margin, beta)
     if getattr(worth, 'shape', None) != margin.shape:
         got = getattr(worth, 'shape', type(worth).__name__)
         raise UserError(
@@ -141,3 +146,4 @@ def check(name: str, group_size: int) -> None:
         )
     if not jnp.issubdtype(worth.dtype, jnp.floating):
         raise UserError(f'{what}: expected floating-point numbers, got {worth.dtype}')
+    attempt(f'{what}: its gradient', jax.grad(lambda D, b: loss(D, b).sum()), margin, beta)

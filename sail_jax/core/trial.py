@@ -1,4 +1,4 @@
-"""What a user's function returns, found out on shapes before anything starts."""
+"""What a user's function returns, found out before anything starts, most of it on shapes."""
 
 import sysconfig
 import traceback
@@ -34,6 +34,28 @@ def tried(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         if program.effects:  # Some of them, as that of `checkify.check`, are refused only here.
             jax.jit(function).lower(*arguments)
         return returned
+    except Exception as error:  # Whatever a user's function does.
+        raise UserError(f'{what}: raised {explain(error)}') from error
+
+
+def tried_on_one(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """`tried` under `vmap`, on a batch of one: for what runs side by side with others."""
+    lead = lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
+    batch = tried(what, jax.vmap(function), *jax.tree.map(lead, arguments))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
+
+
+def answered(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a user's function returns, on the host; None where it asks or tells somebody, who is to
+    hear of the run's own numbers alone.
+
+    Raises:
+      UserError: it raises.
+    """
+    try:
+        if jax.make_jaxpr(function)(*arguments).effects:
+            return None
+        return jax.device_get(jax.jit(function)(*arguments))
     except Exception as error:  # Whatever a user's function does.
         raise UserError(f'{what}: raised {explain(error)}') from error
 

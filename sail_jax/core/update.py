@@ -77,7 +77,7 @@ def init(
     )
 
 
-def check(run: Any, group_size: int = 2) -> None:
+def check(run: Any, group_size: int = 2, side_by_side: bool = False) -> None:
     """Refuses losses and labellers that nobody has given, or that return what no update can use.
 
     A run is opened and evaluated without them.
@@ -85,14 +85,15 @@ def check(run: Any, group_size: int = 2) -> None:
     Args:
       run: a `config.Run`, with a `labeller` where its workload has one.
       group_size: K of the groups that they are tried on.
+      side_by_side: whether members of a sweep train in one program.
 
     Raises:
       UserError: naming the key, and what there is, or what is wrong with it.
     """
-    pair_losses.check(run.objective.loss, group_size)
+    pair_losses.check(run.objective.loss, group_size, side_by_side)
     optimizer.check(run.optimizer)
     if isinstance(labeller := getattr(run, 'labeller', None), config.Teacher):
-        labellers.check(labeller, group_size)
+        labellers.check(labeller, group_size, side_by_side)
 
 
 def draw(workload: Workload, state: State) -> Sampled:

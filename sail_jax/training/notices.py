@@ -30,7 +30,9 @@ def explain(reason: str, run: config.Trained) -> str:
     teacher = getattr(run, 'labeller', config.Teacher())
     if reason == 'unlabelled':
         why = 'the simulator broke in all of them (train/not_finite)'
-        if teacher.skip > 0:
+        if teacher.kind != config.Teacher().kind:
+            why = f'labeller.kind: {teacher.kind} leaves all of them out, or {why}'
+        elif teacher.skip > 0:
             why = f'labeller.skip: {teacher.skip:g} leaves all of them out'
         return f'no pair has a label, and the policy stays as it is: {why}'
     if reason == 'tied':

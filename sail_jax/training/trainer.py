@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sail_jax import config
 from sail_jax.core import update
+from sail_jax.sweep import Members
 from sail_jax.training import devices, finishing, hosts, metrics, opening, rundir, signals
 from sail_jax.training.callbacks import NO_CALLBACKS, Callbacks
 from sail_jax.training.loop import Instruments, Loop
@@ -51,7 +52,7 @@ def train(
     began = time.perf_counter()
     metrics.check(run)
     if task.workload is not None:
-        update.check(run, task.workload.group_size)
+        update.check(run, task.workload.group_size, Members.of(run).sweep)
     devices.require_memory(task.batch_bytes(), 'a batch of this configuration')
     callbacks.check()
     job = Job.of(run, task, run_dir, resume=resume, quiet=quiet, callbacks=callbacks)

@@ -107,6 +107,10 @@ def test_one_number_for_a_segment_equals_its_steps_sum():
         (lambda s: s.reward * 1j, 'returned complex64; expected real numbers'),
         (lambda s: np.asarray(s.reward), r'raised TracerArrayConversionError: .* \(test_workload'),
         (lambda: 0.0, 'raised TypeError: .* takes 0 positional arguments'),
+        (
+            lambda s: jax.pure_callback(np.asarray, s.reward, s.reward),
+            'raised NotImplementedError: vmap is only supported for the pure_callback',
+        ),
         ('energy', "'energy'; expected a function of a Segment"),
     ],
 )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from jax.experimental import io_callback
 from scipy.special import expit
 
 from sail_jax.config import Teacher
@@ -322,6 +323,57 @@ def test_a_labeller_that_no_update_can_use_is_one_line(labeller, wrong, monkeypa
     with pytest.raises(UserError, match=f'^labeller.kind: mine: .*{wrong}') as error:
         labellers.check(Teacher(kind='mine'), 3)
     assert '\n' not in str(error.value)
+
+
+def drawn(key_B, returns):
+    """Labels of which ij and ji are drawn apart."""
+    prob = (1 + jnp.sign(difference(returns.true_BxK))) / 2
+    draw = jax.vmap(lambda key, prob: jax.random.bernoulli(key, 0.2 + 0.6 * prob))
+    return 1.0 * draw(key_B, prob)
+
+
+OFF = 1 - jnp.eye(4)[None] + jnp.zeros((2, 1, 1))
+NO_PREFERENCES = {
+    'from -1 to 1': (lambda key_B, returns: jnp.sign(difference(returns.true_BxK)), OFF),
+    'differences': (lambda key_B, returns: difference(returns.true_BxK), OFF),
+    'the same for both': (lambda key_B, returns: OFF, OFF),
+    'drawn apart': (drawn, OFF),
+    'for one of both': (lambda key_B, returns: OFF / 2, jnp.triu(OFF)),
+    'a negative weight': (lambda key_B, returns: OFF / 2, -OFF),
+    'a large weight': (lambda key_B, returns: OFF / 2, 5 * OFF),
+    'no number for a weight': (lambda key_B, returns: OFF / 2, jnp.nan * OFF),
+}
+
+
+@pytest.mark.parametrize(('prob', 'weight'), NO_PREFERENCES.values(), ids=NO_PREFERENCES)
+def test_numbers_that_are_no_preferences_are_one_line(prob, weight, monkeypatch):
+    labeller = lambda key_B, returns, settings: Preferences(prob(key_B, returns), weight)
+    monkeypatch.setitem(labellers.LABELLERS, 'mine', labeller)
+    with pytest.raises(UserError, match=r'^labeller.kind: mine: gave a pair .*; expected') as error:
+        labellers.check(Teacher(kind='mine'), 4)
+    assert '\n' not in str(error.value)
+
+
+def test_labels_that_are_missing_soft_or_rounded_are_preferences(monkeypatch):
+    def labeller(key_B, returns, settings):
+        prob = jax.nn.sigmoid(difference(returns.true_BxK)).astype(jnp.bfloat16)
+        low = returns.true_BxK[:, :, None] + returns.true_BxK[:, None] < 0
+        return Preferences(jnp.where(low, 3, prob).at[:, 0].set(jnp.nan), OFF * ~low)
+
+    monkeypatch.setitem(labellers.LABELLERS, 'mine', labeller)
+    labellers.check(Teacher(kind='mine'), 4)
+
+
+def test_who_is_asked_out_loud_is_not_asked_before_a_run(monkeypatch):
+    def labeller(key_B, returns, settings):
+        half = returns.true_BxK[:, :, None] * 0 + jnp.full(4, 0.5)
+        return Preferences(io_callback(lambda x: 1 / 0, half, half, ordered=True), OFF)
+
+    monkeypatch.setitem(labellers.LABELLERS, 'mine', labeller)
+    labellers.check(Teacher(kind='mine'), 4)
+    # Nor can he answer for the members of a sweep, that train side by side.
+    with pytest.raises(UserError, match=r'^labeller.kind: mine: raised ValueError: .*vmap'):
+        labellers.check(Teacher(kind='mine'), 4, side_by_side=True)
 
 
 def test_the_teacher_passes_its_own_check():

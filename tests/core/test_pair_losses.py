@@ -78,6 +78,14 @@ def test_a_loss_that_a_program_adds_is_known_by_its_name(monkeypatch):
         (lambda margin, beta: np.log(margin), 'use jnp.where'),
         (lambda margin, beta: margin > 0, 'expected floating-point numbers, got bool'),
         (lambda margin, beta: None, 'got NoneType'),
+        (
+            lambda margin, beta: jax.pure_callback(np.tanh, margin, margin),
+            'its gradient: raised ValueError: Pure callbacks do not support JVP',
+        ),
+        (
+            lambda margin, beta: jax.lax.fori_loop(0, jnp.int32(beta), lambda i, x: x / 2, margin),
+            'its gradient: raised ValueError: Reverse-mode differentiation does not work',
+        ),
     ],
 )
 def test_a_loss_that_no_update_can_use_is_one_line(loss, wrong, monkeypatch):
