@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import sys
+import traceback
 
 from sail_jax import streams
 from sail_jax.errors import Interrupted, NotJoined, TrainingFailed, UserError
@@ -57,8 +58,20 @@ def _main(arguments: list[str]) -> int:
         return error.status
     except Exception as error:
         if 'jax' not in sys.modules:
-            raise
+            return _import_failed(error)
         return _jax_failed(error)
+
+
+def _import_failed(error: Exception) -> int:
+    """JAX reads its settings from the environment when it is imported."""
+    from sail_jax import terminal
+    from sail_jax.errors import one_line
+
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames[-1].filename.endswith(os.path.join('jax', '_src', 'config.py')):
+        raise error
+    terminal.error(f'the environment: {one_line(error)}')
+    return UserError.status
 
 
 def _jax_failed(error: Exception) -> int:

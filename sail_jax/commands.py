@@ -275,7 +275,9 @@ def _doctor(options: argparse.Namespace) -> int:
     if options.dir is not None and not os.path.lexists(options.dir):
         raise UserError(f'--dir {options.dir}: there is no such directory')
     from sail_jax import doctor
+    from sail_jax.training import platform
 
+    platform.require_usable()
     findings = doctor.examine(options.dir)
     for finding in findings:
         terminal.out(f'{"ok" if finding.well else "FAILED":7} {finding.what:20} {finding.answer}')

@@ -107,8 +107,9 @@ def train(
     run_dir = default_run_dir(name) if run_dir is None else _directory(run_dir)
     kind = workloads.of(settings)
     handed = kind.accepted(handed)
-    from sail_jax.training import hosts
+    from sail_jax.training import hosts, platform
 
+    platform.require_usable()
     if not kind.processes:
         hosts.require_one_process(f'{kind.name} runs')
     callbacks = {'on_update': on_update, 'on_evaluation': on_evaluation}
@@ -175,7 +176,11 @@ def make_task(run: Any, run_dir: Path | None = None, **handed: Any) -> Task:
     kind = workloads.of(run)
     if kind.task is None:
         raise UserError(f'a {kind.name} run is a study, which has no task')
-    return kind.task(run, run_dir=run_dir, **kind.accepted(handed))
+    handed = kind.accepted(handed)
+    from sail_jax.training import platform
+
+    platform.require_usable()
+    return kind.task(run, run_dir=run_dir, **handed)
 
 
 def open_run(run_dir: str | Path, best: bool = False, **handed: Any) -> tuple[Any, Policy, Policy]:

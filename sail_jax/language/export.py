@@ -23,7 +23,7 @@ from sail_jax.language.model.policy import Decoders
 from sail_jax.language.model.sampler import Sampling
 from sail_jax.language.model.transformer import Decoder
 from sail_jax.language.sft.config import MODEL, SftRun
-from sail_jax.training import checkpoint, devices
+from sail_jax.training import checkpoint, devices, platform
 
 
 class OpenedModel(NamedTuple):
@@ -47,6 +47,7 @@ def open_run(run_dir: Path, run: LanguageRun | SftRun, best: bool = False) -> Op
     Raises:
       UserError: no readable checkpoint; the model that training started from is gone.
     """
+    platform.require_usable()
     new = run.model.architecture if isinstance(run, SftRun) else None
     decoders = language_policy.read(run.model, architecture=new)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -126,6 +127,7 @@ def load(path: Path, best: bool = False) -> tuple[Decoder, Tokenizer, Sampling]:
         return open_run(path, run, best).decoder, tokenizer, sampling
     if best:
         raise UserError(f'--best: {path} is one model, without checkpoints')
+    platform.require_usable()
     return weights.load(path), tokens.load(path), Sampling()
 
 

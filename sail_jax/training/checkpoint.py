@@ -8,7 +8,7 @@ JSON with a schema number. The reference is saved on its own, see `training.refe
 import json
 import logging
 import math
-import platform
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
@@ -24,7 +24,7 @@ from orbax.checkpoint import checkpoint_managers
 from sail_jax import config, configfile, files
 from sail_jax.core.types import Policy, State
 from sail_jax.errors import TrainingFailed, UserError, one_line
-from sail_jax.training import hosts, integrity, quiet, references
+from sail_jax.training import hosts, integrity, platform, quiet, references
 from sail_jax.training.listing import saved_steps
 
 SCHEMA = 5
@@ -188,6 +188,7 @@ def _read_state(
             'evaluate and export what it has'
         )
     _refuse_another_runs(directory / str(step), meta, settings)
+    platform.require_same(f'{directory}/{step}', meta.get('jax', {}))
     args = ocp.args.Composite(
         policy=ocp.args.StandardRestore(abstract.policy),
         training=ocp.args.StandardRestore(_training(abstract)),
@@ -247,7 +248,7 @@ def require_own(directory: Path, settings: dict[str, Any]) -> None:
     of; what is damaged is left to `restore`.
 
     Raises:
-      UserError: they are another run's than `settings`.
+      UserError: they are another run's than `settings`, or JAX's are others than they were.
     """
     for step in sorted(saved_steps(directory), reverse=True):
         path = directory / str(step)
@@ -257,6 +258,7 @@ def require_own(directory: Path, settings: dict[str, Any]) -> None:
         except (UserError, ValueError, TypeError, LookupError, AttributeError):
             continue
         _refuse_another_runs(path, meta, settings)
+        platform.require_same(str(path), meta.get('jax', {}))
         break
 
 
@@ -333,13 +335,20 @@ def abstract_like(tree: Any, shardings: Any) -> Any:
 
 def origin(run: config.Trained) -> dict[str, Any]:
     """What every checkpoint says of where it is from."""
-    return {'config': run.model_dump(mode='json'), 'versions': versions()}
+    return {
+        'config': run.model_dump(mode='json'),
+        'versions': versions(),
+        'jax': platform.numbers(),
+    }
 
 
 def versions() -> dict[str, str]:
     """What a checkpoint was written with."""
     names = ('sail-jax', 'jax', 'flax', 'optax', 'orbax-checkpoint', 'brax')
-    return {'python': platform.python_version(), **{name: _version(name) for name in names}}
+    return {
+        'python': '.'.join(map(str, sys.version_info[:3])),
+        **{name: _version(name) for name in names},
+    }
 
 
 def _version(name: str) -> str:

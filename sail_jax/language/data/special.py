@@ -34,10 +34,17 @@ class Declared(NamedTuple):
 
 
 def read(
-    config: dict[str, Any], special_map: dict[str, Any], added: dict[str, Any], path: Path
+    config: dict[str, Any],
+    special_map: dict[str, Any],
+    added: dict[str, Any],
+    padding: str | None,
+    path: Path,
 ) -> Declared:
     """From `tokenizer_config.json`, and where that has no `added_tokens_decoder` from
     `special_tokens_map.json`, which then comes first, and `added_tokens.json`.
+
+    Args:
+      padding: what tokenizer.json pads with, the `pad_token` of files that do not speak of one.
 
     Raises:
       UserError: what is not a token, or not an id.
@@ -60,6 +67,7 @@ def read(
                 *_list(more, 'extra_special_tokens', path / 'special_tokens_map.json'),
             ]
         config |= special_map
+    config.setdefault('pad_token', padding)
     if 'extra_special_tokens' not in config:
         config['extra_special_tokens'] = config.get('additional_special_tokens')
 

@@ -6,6 +6,7 @@ Ids are made once, here; text made from ids is for people and labellers and is n
 import datetime
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -217,7 +218,8 @@ def load(
     """
     path = Path(path)
     written = _read_files(path)
-    declared = special.read(written.config, written.special_map, written.added, path)
+    padding = _padding(written.tokenizer)
+    declared = special.read(written.config, written.special_map, written.added, padding, path)
     source, no_template = template.read(written.config, path)
     flags = {name: _flag(written.config, name, path) for name in FLAGS}
     named = {name: state['content'] for name, state in declared.named.items()}
@@ -271,6 +273,17 @@ def _read_files(path: Path) -> _Files:
     except UnicodeDecodeError as error:
         raise UserError(f'{file}: not a tokenizer.json: {error}') from None
     return _Files(tokenizer, *(_optional(path / name) for name in COMPANIONS))
+
+
+def _padding(tokenizer: str) -> str | None:
+    """What a tokenizer.json pads with; None of one that is broken, as its own library will say."""
+    if not re.search(r'"padding"\s*:\s*{', tokenizer):  # It may be long.
+        return None
+    try:
+        token = json.loads(tokenizer)['padding']['pad_token']
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return token if isinstance(token, str) else None
 
 
 def _define(path: Path, request: dict[str, Any]) -> tuple[Definition, dict[str, Any]]:

@@ -24,7 +24,7 @@ PLAIN = (
 )
 
 
-def directory(path, config=None, own=(), affixes=True, **files):
+def directory(path, config=None, own=(), affixes=True, padding=None, **files):
     """A checkpoint whose tokenizer.json has `<s>`, `</s>` and `own` as added tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -46,6 +46,7 @@ def directory(path, config=None, own=(), affixes=True, **files):
         number = by_content.get(token['content'], {'id': 280 + len(by_content) - 2})['id']
         by_content[token['content']] = flags(**token) | {'id': number}
     data['added_tokens'] = list(by_content.values())
+    data['padding'] = padding
     path.mkdir(exist_ok=True)
     files = {'tokenizer': data, 'tokenizer_config': {'eos_token': EOS} | (config or {})} | files
     for stem, content in files.items():
@@ -63,6 +64,18 @@ def flags(content, special=True, **others):
         'normalized': False,
         'special': special,
     } | others
+
+
+def padding(token):
+    """Of a tokenizer.json."""
+    return {
+        'strategy': 'BatchLongest',
+        'direction': 'Right',
+        'pad_to_multiple_of': None,
+        'pad_id': 0,
+        'pad_type_id': 0,
+        'pad_token': token,
+    }
 
 
 BOTH = [START, STOP]
@@ -168,6 +181,23 @@ FORMS = {
             'clean_up_tokenization_spaces': True,
             'clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output': True,
         },
+    },
+    'padding': {'padding': padding('<pad>')},
+    'padding that the text has': {'padding': padding('cat')},
+    'padding by null': {'padding': padding('<pad>'), 'config': {'pad_token': None}},
+    'padding by another': {'padding': padding('<pad>'), 'config': {'pad_token': '<mark>'}},
+    'padding beside a map': {'padding': padding('<pad>'), 'special_tokens_map': {'bos_token': BOS}},
+    'padding by a map': {
+        'padding': padding('<pad>'),
+        'special_tokens_map': {'pad_token': '<mark>'},
+    },
+    'padding by null in a map': {
+        'padding': padding('<pad>'),
+        'special_tokens_map': {'pad_token': None},
+    },
+    'padding beside a decoder': {
+        'padding': padding('<pad>'),
+        'config': {'added_tokens_decoder': {'280': flags(START)}},
     },
     'cut': {'config': {'model_max_length': 2, 'truncation_side': 'left'}},
     'prefix': {'config': {'add_prefix_space': True, 'legacy': True}},

@@ -1,0 +1,61 @@
+"""Settings of JAX that users make: what nothing here works with, and what decides numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from sail_jax.errors import UserError, one_line
+
+UNUSABLE = {
+    'jax_disable_jit': True,
+    'jax_numpy_dtype_promotion': 'strict',
+    'jax_numpy_rank_promotion': 'raise',
+}
+"""For debugging; Brax and Optax do not keep to the latter two."""
+NUMBERS = ('jax_enable_x64', 'jax_default_prng_impl', 'jax_threefry_partitionable')
+"""Under another value a run has other random numbers, or a state of other types."""
+
+
+def require_usable() -> None:
+    """Refuses what would fail in the middle of things.
+
+    Raises:
+      UserError: a setting of JAX that is not worked with; no device.
+    """
+    for name, value in UNUSABLE.items():
+        if getattr(jax.config, name) == value:
+            raise UserError(
+                f'{name.upper()}={value}: not with sail_jax, nor with the libraries that it is '
+                'made of; leave it out'
+            )
+    try:
+        jax.devices()
+    except Exception as error:  # Whatever a driver does.
+        platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+        what = f'JAX_PLATFORMS={platforms}: ' if platforms else ''
+        reason = one_line(error) or 'jaxlib has nothing for it; see docs.jax.dev, Installation'
+        raise UserError(f'{what}JAX has no device: {reason}') from error
+
+
+def numbers() -> dict[str, Any]:
+    """The settings that decide numbers, for a checkpoint."""
+    return {name: getattr(jax.config, name) for name in NUMBERS}
+
+
+def require_same(where: str, saved: Mapping[str, Any]) -> None:
+    """Refuses to go on under other settings than `numbers` were.
+
+    Args:
+      where: the checkpoint.
+      saved: its `numbers`; one of an older version has none.
+
+    Raises:
+      UserError: naming the first that differs.
+    """
+    for name, now in numbers().items():
+        if name in saved and saved[name] != now:
+            raise UserError(
+                f'{where}: the run has {name.upper()}={saved[name]}, and now it is {now}; set it '
+                'as it was'
+            )

@@ -1,0 +1,84 @@
+"""Settings of JAX: one line for what nothing works with, and for a run that had others."""
+
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+
+import sail_jax
+from sail_jax.control.config import ControlRun
+from sail_jax.errors import UserError
+from sail_jax.training import platform
+from tests.support.toy import SETTINGS, Point
+
+RUN = ControlRun.model_validate(SETTINGS)
+
+
+@pytest.fixture
+def setting():
+    """Sets one of JAX's settings for a test."""
+    before = {}
+
+    def change(name, value):
+        before.setdefault(name, getattr(jax.config, name))
+        jax.config.update(name, value)
+
+    yield change
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.mark.parametrize(('name', 'value'), platform.UNUSABLE.items())
+def test_a_setting_that_nothing_works_with_is_named_before_anything_is_written(
+    name, value, setting, tmp_path
+):
+    setting(name, value)
+    with pytest.raises(UserError, match=f'^{name.upper()}={value}: not with sail_jax'):
+        sail_jax.train(RUN, tmp_path / 'run', env=Point())
+    with pytest.raises(UserError, match=f'^{name.upper()}={value}: not with sail_jax'):
+        sail_jax.train('configs/bandit/landscape.yaml', tmp_path / 'study')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'said'),
+    [
+        ('jax_enable_x64', True, 'JAX_ENABLE_X64=False, and now it is True'),
+        ('jax_default_prng_impl', 'rbg', 'JAX_DEFAULT_PRNG_IMPL=threefry2x32, and now it is rbg'),
+    ],
+)
+def test_a_run_goes_on_under_the_settings_that_it_had(name, value, said, setting, tmp_path, run):
+    before = (run / 'config.yaml').read_bytes(), sorted(os.listdir(run / 'checkpoints'))
+    setting(name, value)
+    with pytest.raises(UserError, match=f'checkpoints/4: the run has {said}; set it as it was'):
+        sail_jax.train(RUN, run, env=Point(), resume=True, quiet=True)
+    assert ((run / 'config.yaml').read_bytes(), sorted(os.listdir(run / 'checkpoints'))) == before
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp('settings') / 'run'
+    sail_jax.train(RUN, path, env=Point(), quiet=True)
+    return path
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'said'),
+    [
+        ('JAX_PLATFORMS', 'cuda', 'JAX_PLATFORMS=cuda: JAX has no device: '),
+        ('JAX_PLATFORMS', 'abacus', "JAX_PLATFORMS=abacus: JAX has no device: .*'abacus'"),
+        ('JAX_ENABLE_X64', 'perhaps', "the environment: .*'perhaps' .* 'JAX_ENABLE_X64'"),
+    ],
+)
+def test_an_environment_in_which_jax_does_not_begin_is_one_line(name, value, said, tmp_path):
+    if value == 'cuda' and jax.default_backend() == 'gpu':
+        pytest.skip('there is one')
+    command = [sys.executable, '-m', 'sail_jax.cli', 'doctor']
+    done = subprocess.run(command, capture_output=True, env=os.environ | {name: value}, text=True)
+    assert done.returncode == 2
+    *progress, line = done.stderr.splitlines()
+    assert not progress
+    assert re.match(f'sail-jax: {said}', line)
