@@ -107,6 +107,7 @@ def train(
     run_dir = default_run_dir(name) if run_dir is None else _directory(run_dir)
     kind = workloads.of(settings)
     handed = kind.accepted(handed)
+    kind.check(settings)
     from sail_jax.training import hosts, platform
 
     platform.require_usable()
@@ -178,9 +179,16 @@ def make_task(run: Any, run_dir: Path | None = None, **handed: Any) -> Task:
         raise UserError(f'a {kind.name} run is a study, which has no task')
     handed = kind.accepted(handed)
     from sail_jax.training import platform
+    from sail_jax.training.task import Task
 
     platform.require_usable()
-    return kind.task(run, run_dir=run_dir, **handed)
+    task = kind.task(run, run_dir=run_dir, **handed)
+    if not isinstance(task, Task):
+        raise UserError(
+            f'workload {kind.name}: task: expected to get a sail_jax.training.task.Task, '
+            f'got {type(task).__name__}'
+        )
+    return task
 
 
 def open_run(run_dir: str | Path, best: bool = False, **handed: Any) -> tuple[Any, Policy, Policy]:

@@ -30,13 +30,28 @@ def register(kind: Kind) -> None:
     A name that you registered before is taken over, as when a notebook's cell runs again.
 
     Raises:
-      UserError: the name is that of one of this package's workloads; it has not exactly one of
-        `task` and `study`.
+      UserError: it is no `Kind`; the name is no text, or that of one of this package's workloads;
+        its settings are not of that workload; it has not exactly one of `task` and `study`.
     """
+    if not isinstance(kind, Kind):
+        raise UserError(f'register: expected a sail_jax.Kind, got {kind!r:.80}')
+    if not isinstance(kind.name, str) or not kind.name.isprintable() or not kind.name.strip():
+        raise UserError(f'register: name: expected a word, got {kind.name!r:.80}')
     if any(kind.name == known.name for known in KINDS):
         raise UserError(f'workload {kind.name}: the name of one of sail_jax; take another')
     if (kind.task is None) == (kind.study is None):
         raise UserError(f'workload {kind.name}: give either task or study')
+    if not isinstance(kind.settings, type) or not issubclass(kind.settings, Settings):
+        raise UserError(
+            f'workload {kind.name}: settings: expected a class that extends '
+            f'sail_jax.config.Trained, or another there, got {kind.settings!r:.80}'
+        )
+    field = kind.settings.model_fields.get('workload')
+    if kind.choose is None and (field is None or field.default != kind.name):
+        raise UserError(
+            f'workload {kind.name}: {kind.settings.__name__} needs the field '
+            f'workload: Literal[{kind.name!r}] = {kind.name!r}'
+        )
     _registered[kind.name] = kind
 
 
