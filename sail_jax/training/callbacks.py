@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import jax
 import numpy as np
 
 from sail_jax.errors import UserError, one_line
@@ -102,6 +103,13 @@ class Listeners:
             self._failure = UserError(f'{name}: raised {reason}')
             self._failure.__cause__ = error
             return
-        # Anything that is true, as the lines that a plot returns, is no wish to end.
-        if isinstance(answer, bool | np.bool_) and answer and self.ended_by is None:
+        if _is_true(answer) and self.ended_by is None:
             self.ended_by = name
+
+
+def _is_true(answer: object) -> bool:
+    """Whether it is True, NumPy's or JAX's included; anything else that is true, as the lines that
+    a plot returns, is no wish to end."""
+    if isinstance(answer, np.ndarray | jax.Array) and answer.shape == ():
+        answer = answer[()].item()
+    return isinstance(answer, bool | np.bool_) and bool(answer)

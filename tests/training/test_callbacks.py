@@ -3,6 +3,7 @@
 import os
 import signal
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -81,18 +82,18 @@ def test_rows_are_read_while_the_next_dispatch_is_under_way(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ('name', 'at', 'end'),
+    ('name', 'at', 'end', 'answer'),
     [
-        ('on_update', 1, 4),  # Seen while updates 3 and 4 are made.
-        ('on_update', 4, 4),
-        ('on_update', 6, 8),
-        ('on_evaluation', 0, 0),
-        ('on_evaluation', 4, 4),
+        ('on_update', 1, 4, bool),  # Seen while updates 3 and 4 are made.
+        ('on_update', 4, 4, np.bool_),
+        ('on_update', 6, 8, np.array),
+        ('on_evaluation', 0, 0, jnp.array),
+        ('on_evaluation', 4, 4, np.bool_),
     ],
 )
-def test_true_ends_the_run_evaluated_and_saved(whole, tmp_path, name, at, end):
+def test_true_ends_the_run_evaluated_and_saved(whole, tmp_path, name, at, end, answer):
     path = tmp_path / 'run'
-    result = train(path, make_run(**EVERY_4), **{name: lambda row: np.bool_(row['step'] >= at)})
+    result = train(path, make_run(**EVERY_4), **{name: lambda row: answer(row['step'] >= at)})
     assert result.length == end * make_run().env_steps_per_update
     assert (path / 'checkpoints' / str(end)).exists()
     rows = rows_of(path)
@@ -112,7 +113,20 @@ def test_true_between_evaluations_makes_one_more(tmp_path):
 
 
 def test_only_true_ends_a_run(tmp_path):
-    answers = iter([None, 'yes', 1, [0], {'a': 1}, np.ones(2), np.bool_(False), False])
+    answers = iter(
+        [
+            None,
+            'yes',
+            1,
+            [0],
+            {'a': 1},
+            np.ones(2),
+            np.bool_(False),
+            jnp.ones(2, bool),
+            jnp.int32(1),
+            False,
+        ]
+    )
     result = train(tmp_path / 'run', make_run(**EVERY_4), on_update=lambda row: next(answers))
     assert result.length == EVERY_4['total_env_steps']
 
