@@ -155,24 +155,32 @@ def parse(text: str) -> Module:
       ValueError: it is none.
     """
     computations, entry, name = {}, '', ''
-    inside: dict[str, Instruction] = {}
-    root = ''
+    lines: list[str] = []
     for line in text.splitlines():
-        if line.startswith(('%', 'ENTRY ')) and line.endswith('{'):
+        if not name and line.startswith(('%', 'ENTRY ')) and line.endswith('{'):
             name = re.split(r'[ (]', line.removeprefix('ENTRY ').removeprefix('%'), maxsplit=1)[0]
-            entry, inside, root = name if line.startswith('ENTRY ') else entry, {}, ''
-        elif line.startswith('}') and name:
-            computations[name] = Computation(name, inside, root or next(reversed(inside), ''))
+            entry, lines = name if line.startswith('ENTRY ') else entry, []
+        elif name and line == '}':
+            computations[name] = _computation(name, lines)
             name = ''
-        elif name and ' = ' in line:
-            instruction = _instruction(line)
-            inside[instruction.name] = instruction
-            if line.lstrip().startswith('ROOT '):
-                root = instruction.name
+        elif line.startswith(('  %', '  ROOT %')):
+            lines.append(line)
+        elif lines:  # An attribute of several lines.
+            lines[-1] += line
     if not entry:
         raise ValueError('no text of a compiled program')
     partitions = re.search(r'num_partitions=(\d+)', text[:100_000])
     return Module(computations, entry, _frames(text), int(partitions[1]) if partitions else 1)
+
+
+def _computation(name: str, lines: list[str]) -> Computation:
+    inside, root = {}, ''
+    for line in lines:
+        instruction = _instruction(line)
+        inside[instruction.name] = instruction
+        if not root and line.startswith('  ROOT '):
+            root = instruction.name
+    return Computation(name, inside, root or next(reversed(inside), ''))
 
 
 def _instruction(line: str) -> Instruction:

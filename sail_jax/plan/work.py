@@ -14,8 +14,12 @@ from collections.abc import Callable
 
 from sail_jax.plan.hlo import Array, Computation, Instruction, Module, leaves
 
-SLICES = ('dynamic-slice', 'slice', 'gather', 'slice-start')
+SLICES = ('dynamic-slice', 'slice', 'gather')
 VIEWS = ('bitcast', 'reshape')
+VIRTUAL = ('"AllocateBuffer"', '"ConcatBitcast"')
+"""A TPU's custom calls that move nothing."""
+PALLAS = {'splash_mha_fwd': 2, 'splash_mha_dkv': 4, 'splash_mha_dq': 3}
+"""Products of the kernels of splash attention, which do not say what they cost."""
 InMemory = Callable[[Array], bool]
 """Whether an array lies in the device's memory, and not in a faster or a slower one."""
 
@@ -51,9 +55,11 @@ def _operand(computation: Computation, instruction: Instruction, number: int) ->
 
 
 def _precision(computation: Computation, instruction: Instruction) -> str:
-    dtypes = {_operand(computation, instruction, i).dtype for i in (0, 1)}
+    factors = [_operand(computation, instruction, i) for i in range(len(instruction.operands))]
+    # Of a kernel, whose other arguments may be anything.
+    dtypes = [array.dtype for array in factors if array.dtype.startswith(('bf', 'f'))][:2]
     # A product of a narrow array with a wide one is one of wide arrays.
-    dtype = max(dtypes, key=lambda x: (re.sub(r'\D', '', x).zfill(3), x))
+    dtype = max(dtypes or [factors[0].dtype], key=lambda x: re.sub(r'\D', '', x).zfill(3))
     match = re.search(r'operand_precision=\{(\w+)', instruction.attributes)
     said = match[1] if match else ''
     return f'{dtype} {said}' if said not in ('', 'default') else dtype
@@ -76,22 +82,36 @@ def _of_custom_call(computation: Computation, instruction: Instruction) -> int:
         result = next(leaves(instruction.shape))
         return 2 * result.size * math.prod(left.dims[i] for i in contracted)
     if '__cudnn$fmha' in instruction.attributes:
-        return _of_attention(computation, instruction)
-    cost = backend.get('custom_call_config', {}).get('cost_estimate', {})
-    return int(cost.get('flops', 0))
+        return _of_attention(instruction)
+    if cost := backend.get('custom_call_config', {}).get('cost_estimate'):
+        return int(cost.get('flops', 0))
+    for name, products in PALLAS.items():
+        if name in instruction.op_name:
+            return _of_splash(computation, instruction, products)
+    return 0
 
 
-def _of_attention(computation: Computation, instruction: Instruction) -> int:
-    """Of cuDNN's fused attention: two products forward, five backward; masked scores count as
-    others do. Queries are [B, T, N, H] or [B, N, T, H] and keys the same."""
-    query, key = (_operand(computation, instruction, i).dims for i in (0, 1))
-    backward = 'Backward' in instruction.attributes
-    *_, entries = query
-    batch = query[0]
-    # The axis that keys have another number of, or the longer one, is that of the tokens.
-    time = 1 if query[1] != key[1] or query[1] >= query[2] else 2
-    tokens, heads, seen = query[time], query[3 - time], key[time]
-    return (10 if backward else 4) * batch * heads * tokens * seen * entries
+def _of_attention(instruction: Instruction) -> int:
+    """Of cuDNN's fused attention: two products forward, five backward. Of scores that causality
+    hides, half of all, it computes next to none."""
+    config = instruction.backend['cudnn_fmha_backend_config']
+    scores = math.prod(map(int, config['intermediate_tensor_shape']['dimensions']))
+    entries = next(leaves(instruction.shape)).dims[-1]
+    products = 5 if 'Backward' in instruction.attributes else 2
+    return 2 * products * scores * entries // (2 if config.get('mask_type') == 'CAUSAL' else 1)
+
+
+def _of_splash(computation: Computation, instruction: Instruction, products: int) -> int:
+    """Of queries [..., N, T, H] and keys [..., S, H]; its masks are causal here, which leaves half
+    of the scores."""
+    wide = [
+        array
+        for name in instruction.operands
+        for array in leaves(computation.instructions[name].shape)
+        if len(array.dims) >= 3 and array.dtype in ('bf16', 'f32')
+    ]
+    query, key = wide[:2]
+    return products * query.size * key.dims[-2]
 
 
 def _of_convolution(computation: Computation, instruction: Instruction) -> int:
@@ -174,6 +194,10 @@ def traffic(
             fused = module.computations[instruction.called['calls']]
             read = sum(_read(module, fused, p.name, in_memory) for p in fused.parameters)
             return read + _written(module, fused, fused.root, in_memory)
+        case 'slice-start':
+            # ((where it comes from), where it goes, context)
+            source, result = list(leaves(instruction.shape))[:2]
+            return result.bytes * (in_memory(source) + in_memory(result))
         case 'dynamic-slice' | 'slice' | 'gather':
             result = next(leaves(instruction.shape))
             source = next(leaves(inside[instruction.operands[0]].shape))
@@ -186,11 +210,11 @@ def traffic(
             # (where it goes, where it comes from, context)
             arrays = list(leaves(instruction.shape))[:2]
             return sum(x.bytes for x in arrays if in_memory(x))
+        case 'custom-call' if any(name in instruction.attributes for name in VIRTUAL):
+            return 0
         case 'custom-call':
             # What cuBLAS and cuDNN return last is room to work in.
             results = [x for x in results if x.dtype not in ('s8', 'u8')]
-        case 'iota' | 'rng-bit-generator' | 'broadcast':
-            pass
     return sum(map(whole, instruction.operands)) + sum(x.bytes for x in results)
 
 

@@ -164,6 +164,57 @@ def test_products_say_their_precision(attributes, precision):
     assert one.traffic_bytes == 4 * math.fsum((8 * 16, 16 * 4, 8 * 4))
 
 
+def test_a_slice_that_is_fetched_reads_what_it_takes():
+    text = module(
+        '%a = bf16[8,1024]{1,0:T(8,128)(2,1)} parameter(0)',
+        '%s = ((bf16[8,1024]{1,0:T(8,128)(2,1)}), bf16[8,256]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)})'
+        ' slice-start(%a), slice={[0:8], [0:256]}',
+        'ROOT %d = bf16[8,256]{1,0:T(8,128)(2,1)S(1)} slice-done(%s)',
+    )
+    assert count.count(text, 'tpu').traffic_bytes == 8 * 256 * 2
+
+
+QUERY, KEY = 'bf16[4,14,512,64]', 'bf16[4,2,512,64]'
+FUSED = """backend_config={"cudnn_fmha_backend_config":
+{"intermediate_tensor_shape":{"dimensions":["4","14","512","512"]},"mask_type":"HIDES"}}"""
+
+
+@pytest.mark.parametrize(
+    ('name', 'result', 'mask', 'products'),
+    [
+        ('fmhaSoftmax', QUERY, 'NO_MASK', 2),
+        ('fmhaSoftmax', QUERY, 'CAUSAL', 1),
+        ('fmhaSoftmaxBackward', QUERY, 'CAUSAL', 2.5),
+    ],
+)
+def test_fused_attention_of_a_gpu(name, result, mask, products):
+    text = module(
+        f'%q = {QUERY} parameter(0)',
+        f'%k = {KEY} parameter(1)',
+        f'ROOT %a = ({result}, u8[999]) custom-call(%q, %k, %k), custom_call_target="__cudnn${name}"'
+        f', {FUSED.replace("HIDES", mask)}',
+    )
+    one = count.count(text, 'cuda')
+    assert one.flops_by_precision == {'bf16': products * 2 * 4 * 14 * 512 * 512 * 64}
+    query, key = 4 * 14 * 512 * 64 * 2, 4 * 2 * 512 * 64 * 2
+    assert one.traffic_bytes == 2 * query + 2 * key  # Neither scores nor room to work in.
+
+
+def test_fused_attention_of_a_tpu_whose_attributes_have_several_lines():
+    text = module(
+        '%m = s8[1,4,4] parameter(0)',
+        '%q = bf16[4,8,512,128] parameter(1)',
+        'ROOT %a = bf16[4,8,512,128] custom-call(%m, %q, %q, %q), '
+        'custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={',
+    ).replace(
+        'kernel_metadata={\n}',
+        'kernel_metadata={\n"q": 1\n}}, metadata={op_name="jit(f)/splash_mha_fwd/pallas_call"}\n}',
+    )
+    one = count.count(text, 'tpu')
+    assert one.flops_by_precision == {'bf16': 2 * 4 * 8 * 512 * 512 * 128}
+    assert one.kernels == 1
+
+
 def test_what_is_no_program():
     with pytest.raises(ValueError, match='no text of a compiled program'):
         hlo.parse('nothing')
