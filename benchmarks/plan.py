@@ -11,6 +11,7 @@ One process compiles at a time. Needs the extras `cuda12` and `tpu`.
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,9 @@ def result(name: str, target: str) -> Path:
 
 def table() -> str:
     """Markdown, of the results that there are."""
-    lines = [
-        '| file | target | fits | fullest, GiB | an update, ms | products of it | bound by | a second |',
-        '|---|---|---|---|---|---|---|---|',
-    ]
+    heading = ('file', 'target', 'fits', 'fullest, GiB', 'update, ms', 'its products, ms')
+    heading += ('bound by', 'a second')
+    lines = [_line(heading), _line(['---'] * len(heading))]
     for name, targets in TARGETS.items():
         for target in targets:
             if (file := result(name, target)).exists():
@@ -82,20 +82,18 @@ def _row(name: str, target: str, said: dict[str, Any]) -> str:
     broken = [name for name, x in said['programs'].items() if 'error' in x]
     cells = [name, target, 'yes' if said['fits'] else 'no', f'{fullest / 2**30:.1f}']
     if not bounds:
-        return (
-            '| ' + ' | '.join([*cells, f'{", ".join(broken)} does not compile', '', '', '']) + ' |'
-        )
+        return _line([*cells, f'{", ".join(broken)} does not compile', '', '', ''])
     training = [x for n, x in said['programs'].items() if n not in ('evaluate', 'weigh')]
     products = sum(x['per_update'] * x['matmul_s'] for x in training)
-    unit = next(key for key in ('env_steps_per_s', 'pairs_per_s', 'tokens_per_s') if key in bounds)
+    units = ('env_steps_per_s', 'pairs_per_s', 'tokens_per_s')
+    unit = next(key for key in units if key in bounds)
     speed = f'{bounds[unit]:,.0f} {unit.removesuffix("_per_s").replace("_", " ")}'
-    cells += [
-        f'{1000 * bounds["update_s"]:.3g}',
-        f'{1000 * products:.3g}',
-        bounds['bound_by'],
-        speed,
-    ]
-    return '| ' + ' | '.join(cells) + ' |'
+    cells += [f'{1000 * bounds["update_s"]:.3g}', f'{1000 * products:.3g}']
+    return _line([*cells, bounds['bound_by'], speed])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f'| {" | ".join(cells)} |'
 
 
 if __name__ == '__main__':

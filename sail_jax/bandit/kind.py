@@ -8,6 +8,7 @@ BANDIT = Kind(
     trains='nothing: studies the objective on exact problems',
     settings=config.StudySettings,
     choose=config.model,
+    programs=late('sail_jax.bandit.programs:programs'),
     study=Study(
         train=late('sail_jax.bandit.study:run'),
         report=late('sail_jax.bandit.study:print_table'),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from sail_jax import config
 from sail_jax.bandit import landscape, workload
 from sail_jax.bandit import problem as exact
 from sail_jax.bandit.config import SampleComplexity
@@ -87,6 +88,34 @@ def ascend(
     return means
 
 
+def settings_of(run: SampleComplexity, name: str) -> config.Run:
+    """Of `update`, for one of `OBJECTIVES`."""
+    coefficient = 0.0 if name == 'sail' else run.coefficient
+    direction = 'ref_to_policy' if name == 'sail' else name
+    return workload.settings(run.seed, run.beta, coefficient, direction, run.radius)
+
+
+def moments_of(run: SampleComplexity) -> np.ndarray:
+    """Updates after which the averaged iterates are judged, [M]."""
+    return np.unique(np.geomspace(min(16, run.updates // 4), run.updates, 25).astype(int))
+
+
+def make_ascent(run: SampleComplexity, settings: config.Run) -> Callable[..., jax.Array]:
+    """The compiled program of a study: `(problems, starts [P, S, D], seeds [P, S], scales [P]) ->
+    averaged iterates [P, S, M, D]`."""
+    moments = moments_of(run)
+
+    @jax.jit
+    @jax.vmap
+    def means(problem: Problem, start_SxD: jax.Array, seed_S: jax.Array, scale: Optimum):
+        means_SxTxD = jax.vmap(
+            lambda start_D, seed: ascend(problem, start_D, seed, scale, run, settings)
+        )(start_SxD, seed_S)
+        return means_SxTxD[:, moments - 1]
+
+    return means
+
+
 def measure(
     problems: Problem, run: SampleComplexity, begin: Callable[[str], None] = lambda name: None
 ) -> Curves:
@@ -100,13 +129,7 @@ def measure(
     search_SxD: Any = landscape.ball(rng, 64, dimension, run.radius)
     # Every run has its own stream of samples.
     seed_PxS = rng.integers(2**31, size=(count, run.seeds)).astype(np.uint32)
-    moments = np.unique(np.geomspace(min(16, run.updates // 4), run.updates, 25).astype(int))
-
-    def one(problem, start_SxD, seed_S, scale, settings):
-        means_SxTxD = jax.vmap(
-            lambda start_D, seed: ascend(problem, start_D, seed, scale, run, settings)
-        )(start_SxD, seed_S)
-        return means_SxTxD[:, moments - 1]
+    moments = moments_of(run)
 
     @jax.jit
     @partial(jax.vmap, in_axes=(0, None))
@@ -121,15 +144,13 @@ def measure(
     objectives, gaps = make_objectives(run.beta, run.coefficient), []
     for index, name in enumerate(OBJECTIVES):
         begin(name)
-        coefficient = 0.0 if name == 'sail' else run.coefficient
-        direction = 'ref_to_policy' if name == 'sail' else name
-        settings = workload.settings(run.seed, run.beta, coefficient, direction, run.radius)
+        settings = settings_of(run, name)
         objective = jax.tree.map(lambda x, i=index: x[i], objectives)
         scales = optima(problems, objective)
         # Sampled in float32 as in training, judged in float64.
         arguments = jax.tree.map(to_float32, (problems, start_PxSxD, seed_PxS, scales))
         with jax.enable_x64(False):
-            means = np.asarray(jax.jit(jax.vmap(partial(one, settings=settings)))(*arguments))
+            means = np.asarray(make_ascent(run, settings)(*arguments))
         value = values(problems, objective, means.astype(np.float64))
         gaps.append(np.asarray(scales.best[:, None, None] - value))
     pairs = run.group_size * (run.group_size - 1) // 2

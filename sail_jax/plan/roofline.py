@@ -15,9 +15,9 @@ from sail_jax.plan.count import Counted, Operation
 from sail_jax.plan.hlo import SourceLine
 from sail_jax.plan.targets import Chip
 
-LAUNCH = {'cuda': 2e-6, 'tpu': 0.0}
-"""Seconds from the start of one kernel to that of the next, if it does nothing: of a GPU what JAX's
-small kernels take at best, which no maker publishes; a TPU's program is one."""
+LAUNCH = {'cuda': 1e-6, 'tpu': 0.0}
+"""Seconds from the start of one kernel to that of the next, if it does nothing. No maker publishes
+it: assumed low, so that times stay bounds; a TPU's program is launched as one."""
 
 
 class Times(NamedTuple):

@@ -15,7 +15,7 @@ from tests.support.compiled import TEXTS
 from tests.support.paths import ROOT
 
 HOPPER = str(ROOT / 'configs' / 'control' / 'hopper.yaml')
-BANDIT = str(ROOT / 'configs' / 'bandit' / 'landscape.yaml')
+QUICKSTART = str(ROOT / 'configs' / 'language' / 'quickstart.yaml')
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ BANDIT = str(ROOT / 'configs' / 'bandit' / 'landscape.yaml')
         (['--on', 'h100:8'], 'plan: which configuration?'),
         ([HOPPER, '--on', 'h10:8'], "--on h10:8: no chip 'h10'; did you mean h100?"),
         ([HOPPER, '--on', 'h100:8', '--env.nam', 'ant'], 'unknown key env.nam'),
-        ([BANDIT, '--on', 'h100:8'], 'plan: not for bandit runs, but for those of control, sft'),
+        ([QUICKSTART, '--on', 'h100:8'], 'plan: not for language-quickstart runs, but for'),
         ([HOPPER, '--on', 'h100:1', '--rollout.segment-length', '2000'], 'is longer than the'),
     ],
 )

@@ -191,8 +191,8 @@ def test_fused_attention_of_a_gpu(name, result, mask, products):
     text = module(
         f'%q = {QUERY} parameter(0)',
         f'%k = {KEY} parameter(1)',
-        f'ROOT %a = ({result}, u8[999]) custom-call(%q, %k, %k), custom_call_target="__cudnn${name}"'
-        f', {FUSED.replace("HIDES", mask)}',
+        f'ROOT %a = ({result}, u8[999]) custom-call(%q, %k, %k), '
+        f'custom_call_target="__cudnn${name}", {FUSED.replace("HIDES", mask)}',
     )
     one = count.count(text, 'cuda')
     assert one.flops_by_precision == {'bf16': products * 2 * 4 * 14 * 512 * 512 * 64}

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from sail_jax import runs, workloads
+from sail_jax.bandit import programs as bandit_programs
 from sail_jax.errors import UserError
 from sail_jax.language import abstract, programs
 from sail_jax.language.model import architecture, published, weights
@@ -90,8 +91,19 @@ def test_control_has_what_its_loop_has():
 
 def test_workloads_that_train_nothing_by_updates_have_no_plan():
     with_plan = workloads.names('plan')
-    assert with_plan.split(', ')[:3] == ['control', 'sft', 'language']
-    assert not {'bandit', 'language-quickstart'} & set(with_plan.split(', '))
+    assert with_plan.split(', ')[:4] == ['control', 'bandit', 'sft', 'language']
+    assert 'language-quickstart' not in with_plan.split(', ')
+    with pytest.raises(UserError, match='a landscape learns nothing'):
+        bandit_programs.programs(runs.load(ROOT / 'configs' / 'bandit' / 'landscape.yaml'))
+
+
+def test_a_study_that_learns_has_one_program():
+    run = runs.load(ROOT / 'configs' / 'bandit' / 'sample_complexity.yaml')
+    plan = workloads.of(run).programs(run, jax.devices())
+    (ascend,) = plan.programs
+    means = jax.eval_shape(ascend.function, *ascend.arguments)
+    assert means.shape[:2] == (4, 24)
+    assert plan.per_update == {'pairs': 4 * 24 * 4 * run.group_size * (run.group_size - 1) // 2}
 
 
 def test_the_products_of_a_forward_pass():
