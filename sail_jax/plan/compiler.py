@@ -108,14 +108,15 @@ def _compile(lowered: jax.stages.Lowered) -> Compiled:
 
 
 def explained(said: str) -> str:
-    """The compiler's complaint in one line, with JAX's path of the operation and our line of source
+    """The compiler's complaint in one line, with JAX's name of the operation and our line of source
     where it names them."""
     if full := re.search(r'Used ([\d.]+\w) of ([\d.]+\w) hbm', said):
         return f'{TAKES} {full[1]} of a memory of {full[2]}'
     operation = re.search(r'op_name="([^"]+)"', said)
     stack = re.findall(r'^ +(/\S+?):(\d+):\d+ \[(.*?)\]', said, re.MULTILINE)
     lines = [SourceLine(file, int(line), function) for file, line, function in stack]
-    where = [x for x in (operation and operation[1], roofline.source(lines)) if x]
+    name = operation[1].rpartition('/')[2] if operation else ''
+    where = [x for x in (name, roofline.source(lines)) if x]
     return one_line(said) + (f' ({", ".join(where)})' if where else '')
 
 
