@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sail_jax.training import accelerator, checkpoint, devices, hosts, quiet
+from sail_jax.training import accelerator, checkpoint, devices, gpus, hosts, quiet
 
 SIZE = 2**20
 """Entries of the float32 array that the checks move, on each device."""
@@ -49,6 +50,9 @@ def _seen() -> Iterator[Finding]:
     yield Finding('processes', f'{jax.process_index() + 1} of {jax.process_count()}')
     kinds = ', '.join(sorted({device.device_kind for device in local}))
     yield Finding('devices', f'{len(local)} here, {jax.device_count()} in all ({kinds})')
+    if jax.default_backend() == 'gpu':
+        processes = hosts.gather_text(socket.gethostname()).count(socket.gethostname())
+        yield of_gpus(processes * len(local), gpus.visible())
     stats = local[0].memory_stats() or {}
     limit = stats.get('bytes_limit')
     yield Finding('memory of a device', f'{limit / 2**30:.1f} GiB' if limit else 'not reported')
@@ -73,6 +77,14 @@ def _precision() -> str:
         'float32 for control and float32 language models (matmul_precision: auto); '
         f'by default ({default}) for bfloat16 ones'
     )
+
+
+def of_gpus(used: int, visible: int) -> Finding:
+    """Whether the processes of this host use the GPUs that they see."""
+    answer = f'{used} of {visible}'
+    if used < visible:
+        answer += ' that are visible; start a process for each, or one for all of them'
+    return Finding('GPUs of this host', answer, used >= visible)
 
 
 def _checked(directory: Path | None) -> Iterator[Finding]:

@@ -122,7 +122,7 @@ def train(
     from sail_jax.training import accelerator
 
     accelerator.warn_if_idle()
-    task = make_task(settings, run_dir, **handed)
+    task = hosts.together(lambda: make_task(settings, run_dir, **handed))
     from sail_jax.training import trainer
     from sail_jax.training.callbacks import Callbacks
 

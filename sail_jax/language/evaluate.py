@@ -21,8 +21,10 @@ from sail_jax.language.model import logprobs, sampler
 from sail_jax.language.model.logprobs import Prompts
 from sail_jax.language.model.policy import Decoders
 from sail_jax.language.model.sampler import Responses
+from sail_jax.language.reward import labels
 from sail_jax.language.reward.labels import Rater
 from sail_jax.language.samples import Answers, write_table
+from sail_jax.training import hosts
 from sail_jax.training.task import Evaluate
 
 Z95 = 1.959964
@@ -41,8 +43,8 @@ class Weighed(NamedTuple):
 class EvaluationPrograms(NamedTuple):
     """What is compiled of an evaluation; both go through some of its rows at a time."""
 
-    generate: Callable[[Policy, Any, Prompts, jax.Array], Responses]
-    """`(policy, shared, prompts, keys) -> responses`."""
+    generate: Callable[[Policy, Any, jax.Array, Prompts, np.ndarray], Responses]
+    """`(policy, shared, seed, prompts, their numbers) -> responses`."""
     weigh: Callable[[Policies, Prompts, jax.Array, jax.Array], Weighed]
     """`(policies, prompts, tokens [B, S, R], lengths [B, S])`."""
 
@@ -56,7 +58,10 @@ def make_programs(
 
     @jax.jit
     @at_precision
-    def generate(policy: Policy, shared: Any, prompts: Prompts, key_B: jax.Array) -> Responses:
+    def generate(
+        policy: Policy, shared: Any, seed: jax.Array, prompts: Prompts, number_B: jax.Array
+    ) -> Responses:
+        key_B = jax.vmap(jax.random.fold_in, (None, 0))(stream(seed, EVALUATE), number_B)
         return sampler.generate(
             decoders.policy(policy, shared),
             prompts,
@@ -98,15 +103,15 @@ def make(
       run_dir: takes a sample table at each evaluation; None writes none.
     """
     settings, programs = run.evaluation, make_programs(run, decoders, tokenizer.eos_ids)
+    rater = labels.divided(rater)
     padded = reader.batch(held_out).prompts
     rows = min(len(held_out), run.prompts_per_update)
     prompts = [example.row.prompt for example in held_out]
     paired = all(example.rejected is not None for example in held_out)
 
     def answer(policy: Policy, shared: Any, seed: jax.Array) -> Answers:
-        key = stream(seed, EVALUATE)
-        key_N = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(held_out)))
-        drawn = _by_rows(partial(programs.generate, policy, shared), rows, padded, key_N)
+        number_N = np.arange(len(held_out), dtype=np.uint32)
+        drawn = _by_rows(partial(programs.generate, policy, shared, seed), rows, padded, number_N)
         texts = tokenizer.texts(drawn.tokens_BxKxR, drawn.lengths_BxK)
         return Answers(
             tokens=drawn.tokens_BxKxR,
@@ -137,7 +142,7 @@ def make(
             pairs = reader.batch(held_out, run.data.max_response_tokens).pairs
             assert pairs is not None
             numbers |= _pairs(weigh(*pairs), pairs, run.objective.loss, float(hyper.beta))
-        if run_dir is not None and settings.table_rows:
+        if run_dir is not None and settings.table_rows and hosts.is_main():
             name = f'{int(policy.statistics):06}.md'
             write_table(run_dir / 'samples' / name, prompts[: settings.table_rows], starts, ours)
         return numbers
@@ -159,13 +164,14 @@ def _once(answer: Callable[[Policy, Any, jax.Array], Answers]) -> Callable[..., 
 
 
 def _by_rows(function: Callable, rows: int, *arrays):
-    """`function` of all arrays, so many rows at a time, on the host; one shape serves all."""
+    """`function` of all arrays, so many rows at a time, on the host of every process; one shape
+    serves all."""
     count = len(jax.tree.leaves(arrays)[0])
     parts = []
     for first in range(0, count, rows):
         index = np.minimum(np.arange(first, first + rows), count - 1)
         part = jax.tree.map(lambda x, index=index: x[index], arrays)
-        parts.append(jax.device_get(function(*part)))
+        parts.append(hosts.whole(function(*part)))
 
     def join(*x: np.ndarray) -> np.ndarray:
         return np.concatenate(x)[:count] if np.ndim(x[0]) else x[0]

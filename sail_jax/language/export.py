@@ -40,6 +40,11 @@ class OpenedModel(NamedTuple):
         """With its adapter, where it has one."""
         return self.decoders.policy(self.policy, self.shared)
 
+    @property
+    def merged(self) -> Decoder:
+        """With its adapter in the weights, where it has one."""
+        return lora.merge(self.decoder) if self.decoders.adapted else self.decoder
+
 
 def open_run(run_dir: Path, run: LanguageRun | SftRun, best: bool = False) -> OpenedModel:
     """Reads a run's newest checkpoint, or its best.
@@ -74,10 +79,8 @@ def export(opened: OpenedModel, out: Path, adapter: bool = False, dtype: str | N
         raise UserError('--adapter: the run trained all parameters (model.train: full)')
     if adapter:
         return lora.save(opened.decoder, settings.lora, out, base=settings.path)
-    decoder = opened.decoder
-    if settings.train == 'lora':
-        decoder = lora.merge(decoder)
-    weights.save(decoder, out, source=settings.path, dtype=jnp.dtype(dtype) if dtype else None)
+    kept = jnp.dtype(dtype) if dtype else None
+    weights.save(opened.merged, out, source=settings.path, dtype=kept)
     if settings.path is None:
         assert settings.tokenizer is not None  # A new network has one.
         weights.copy_tokenizer(settings.tokenizer, out)

@@ -79,7 +79,8 @@ def _update(run: LanguageRun, decoders: Decoders, state: State, mesh: Mesh) -> t
     compiled = task.make_programs(run, workload.make(run, decoders, EOS), mesh)
     B, K, T = run.prompts_per_update, run.group_size, run.max_response_tokens
     rows = by_rows(mesh, _rows(run, B))
-    sampled = by_rows(mesh, jax.eval_shape(compiled.draw, state, rows), B)
+    sampled, _ = jax.eval_shape(compiled.draw, state, rows)
+    sampled = by_rows(mesh, sampled, B)
     scores = None
     if run.objective.mixture.dpr > 0:
         replicated = devices.replicated(mesh)
@@ -168,8 +169,9 @@ def _evaluate(
     prompts = laid_out(
         prompts_of(rows, bucket(run.data.max_prompt_tokens)), devices.replicated(mesh)
     )
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    keys = laid_out(keys, devices.replicated(mesh))
+    seed, numbers = laid_out(
+        (abstract((), jnp.uint32), abstract((rows,), jnp.uint32)), devices.replicated(mesh)
+    )
     tokens = run.sampling.max_tokens
     drawn = abstract((rows, settings.samples, tokens), jnp.int32)
     lengths = abstract((rows, settings.samples), jnp.int32)
@@ -180,8 +182,8 @@ def _evaluate(
         Program(
             name='evaluate',
             function=compiled.generate,
-            arguments=(state.policy, state.shared, prompts, keys),
-            batch=(prompts, keys),
+            arguments=(state.policy, state.shared, seed, prompts, numbers),
+            batch=(prompts, numbers),
             per_update=calls,
             evaluation=True,
             steps=tokens,

@@ -1,8 +1,9 @@
 """A language run as the trainer takes it."""
 
+import contextlib
 import logging
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sail_jax.core import precision, update
-from sail_jax.core.types import Metrics, Sampled, State, Workload
+from sail_jax.core.types import Metrics, Route, Sampled, State, Workload
+from sail_jax.errors import UserError
 from sail_jax.language import evaluate, workload
 from sail_jax.language.config import LanguageRun, check, check_lengths
 from sail_jax.language.data import digests, reader, tokens
@@ -24,7 +26,8 @@ from sail_jax.language.reward import labels
 from sail_jax.language.reward.labels import Rater
 from sail_jax.language.reward.protocols import Judge, Reward
 from sail_jax.language.schedule import step_size
-from sail_jax.training import devices
+from sail_jax.training import devices, hosts
+from sail_jax.training.shares import SplitRows
 from sail_jax.training.task import Task
 
 WATCH = {
@@ -81,7 +84,7 @@ def make(
     return Task(
         workload=functions,
         shardings=shardings,
-        start=lambda seed: decoders.start(seed, of_parameter),
+        start=lambda seed: hosts.together(lambda: decoders.start(seed, of_parameter)),
         abstract_policy=decoders.abstract,
         evaluate=evaluate.make(run, decoders, tokenizer, data.held_out, rater, run_dir),
         updates=run.updates,
@@ -94,7 +97,7 @@ def make(
         best=('eval/reward', 'eval/win_rate', 'eval/pair_accuracy'),
         batch_bytes=lambda: batch_bytes(run, decoders),
         smaller=SMALLER,
-        shared=lambda: decoders.shared(of_parameter),
+        shared=lambda: hosts.together(lambda: decoders.shared(of_parameter)),
         digests=lambda: digests.of_run(run),
         broken='rewards or judgements that are not a finite number; a response with such a reward '
         'counts as the worst, such a judgement not at all',
@@ -111,10 +114,17 @@ def batch_bytes(run: LanguageRun, decoders: policy.Decoders) -> int:
     return rows * run.sampling.max_tokens * token
 
 
+class Drawn(NamedTuple):
+    """What every process's host has to know of all rows of a batch."""
+
+    lengths_BxL: jax.Array
+    route: Route
+
+
 class UpdatePrograms(NamedTuple):
     """The two compiled programs of an update; the host scores what lies between them."""
 
-    draw: Callable[[State, workload.PromptBatch], Sampled]
+    draw: Callable[[State, workload.PromptBatch], tuple[Sampled, Drawn]]
     learn: Callable[[State, Sampled, Any], tuple[State, Metrics]]
     """Takes the labeller's scores too; the state's buffers are donated."""
 
@@ -124,11 +134,21 @@ def make_programs(run: LanguageRun, functions: Workload, mesh: Mesh) -> UpdatePr
     learn_pure = update.make_learn(functions, run)
     share = step_size(run.optimizer, run.updates)
     at_precision = precision.traced_at(precision.resolved(run))
+    everywhere = devices.replicated(mesh)
+    layout_of_drawn = Sampled(
+        batch=devices.by_rows(mesh),
+        sampler=everywhere,
+        statistics=everywhere,
+        labels_asked=everywhere,
+        metrics=everywhere,
+    )
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=(layout_of_drawn, everywhere))
     @at_precision
-    def draw(state: State, rows: workload.PromptBatch) -> Sampled:
-        return update.draw(functions, state._replace(sampler=rows))
+    def draw(state: State, rows: workload.PromptBatch) -> tuple[Sampled, Drawn]:
+        sampled = update.draw(functions, state._replace(sampler=rows))
+        batch = sampled.batch
+        return sampled, Drawn(lengths_BxL=batch.mask_BxLxT.sum(-1), route=batch.route)
 
     @partial(jax.jit, donate_argnums=0)
     @at_precision
@@ -156,39 +176,53 @@ def make_dispatch(
 ) -> Callable[[State], tuple[State, Metrics]]:
     """One update: read on the host, draw on the device, score on the host, learn on the device.
 
+    Each process reads the rows that its devices hold, and has the labeller score what they drew.
+
     Raises (the function returned):
-      UserError, TrainingFailed: as of `rewards.score`; the state is as it was.
+      UserError, TrainingFailed: as of `rewards.score`, in all processes; the state is as it was.
     """
     programs = make_programs(run, functions, mesh)
-    ahead: dict[int, list[Example]] = {}
+    split = SplitRows.of(mesh, run.prompts_per_update)
+    shares, K = split.shares, run.group_size
+    read = lru_cache(2)(partial(data.examples, rows=split.here))
+
+    def score(examples: list[Example], sampled: Sampled, drawn: Drawn, asked_B: np.ndarray) -> Any:
+        prompts = [examples[i].row.prompt for i in np.flatnonzero(np.isin(split.here, shares.rows))]
+        tokens_bxK = split.take(sampled.batch.inputs.tokens_BxLxT)[:, :K]
+
+        def ask() -> Any:
+            groups = tokenizer.texts(tokens_bxK, drawn.lengths_BxL[shares.rows, :K])
+            return labels.scores(rater, prompts, groups, asked_B[shares.rows], K)
+
+        return jax.tree.map(shares.gather, hosts.together(ask))
 
     def dispatch(state: State) -> tuple[State, Metrics]:
         step = int(state.step)
-        examples = ahead.pop(step, None) or data.examples(step)
-        pair_places = None
-        if run.reads_pairs:
-            longest = max(len(ids) for e in examples for ids in (e.chosen, e.rejected) if ids)
-            pair_places = reader.places(longest, run.data.max_response_tokens)
-        rows = jax.device_put(reader.batch(examples, pair_places), devices.by_rows(mesh))
-        sampled = programs.draw(state, rows)
-        ids, mask, route = jax.device_get(
-            (sampled.batch.inputs.tokens_BxLxT, sampled.batch.mask_BxLxT, sampled.batch.route)
-        )
-        lengths = mask.sum(-1)
+        examples = hosts.together(lambda: read(step))
+        sampled, drawn = programs.draw(state, split.place(collate(run, examples)))
+        drawn = jax.device_get(drawn)
         scores, metrics = None, {}
         if run.objective.mixture.dpr > 0:
-            K = run.group_size
-            groups = tokenizer.texts(ids[:, :K], lengths[:, :K])
-            asked = route.on_policy_B & affordable(run, ~route.policy_label_B, state)
-            prompts = [example.row.prompt for example in examples]
-            scores = labels.scores(rater, prompts, groups, asked)
-            metrics = reward_metrics(scores, asked)
-        size = reader.places(int(lengths.max()), run.max_response_tokens)
+            route = drawn.route
+            asked_B = route.on_policy_B & affordable(run, ~route.policy_label_B, state)
+            scores = score(examples, sampled, drawn, asked_B)
+            metrics = reward_metrics(scores, asked_B)
+        size = reader.places(int(drawn.lengths_BxL.max()), run.max_response_tokens)
         state, learned = programs.learn(state, workload.trimmed(sampled, size), scores)
-        ahead[step + 1] = data.examples(step + 1)  # Read while the device works.
+        with contextlib.suppress(UserError):  # The update that needs them says it.
+            read(step + 1)  # While the device works.
         return state, {**learned, **metrics}
 
     return dispatch
+
+
+def collate(run: LanguageRun, examples: Sequence[Example]) -> workload.PromptBatch:
+    """The rows of this process as arrays, as long as those of the process with the longest."""
+    pairs = [ids for e in examples for ids in (e.chosen, e.rejected) if ids]
+    longest = [max(len(example.prompt) for example in examples), max(map(len, pairs), default=0)]
+    prompt, pair = hosts.gather(np.asarray(longest, np.int32)).max(0).tolist()
+    pair_places = reader.places(pair, run.data.max_response_tokens) if run.reads_pairs else None
+    return reader.batch(examples, pair_places, prompt)
 
 
 def affordable(run: LanguageRun, asks_B: np.ndarray, state: State) -> np.ndarray:

@@ -106,6 +106,22 @@ def make_sweep_mesh(members: int, devices: Sequence[jax.Device] | None = None) -
     return Mesh(np.asarray(devices)[:, None], ('seed', 'data'))
 
 
+def local_part(mesh: Mesh) -> Mesh:
+    """The part of a mesh that is this process's own.
+
+    Raises:
+      UserError: its devices are no block of the mesh.
+    """
+    try:
+        return mesh.local_mesh
+    except ValueError:
+        said = ', '.join(f'{axis}: {size}' for axis, size in mesh.shape.items())
+        raise UserError(
+            f'devices: {said}; the {jax.local_device_count()} devices of a process are no block of '
+            'such a mesh, and a reward model needs one; make tensor and fsdp divide their number'
+        ) from None
+
+
 def memory() -> int | None:
     """Bytes that all devices have together; on CPU the host's. None where they do not say."""
     local = jax.local_devices()

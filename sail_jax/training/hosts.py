@@ -1,9 +1,11 @@
 """Several processes, one run: how they find each other, who writes, and how they agree."""
 
+import json
+import os
 import re
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -11,7 +13,10 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from sail_jax import terminal
-from sail_jax.errors import NotJoined, UserError, one_line
+from sail_jax.errors import NotJoined, TrainingFailed, UserError, one_line
+from sail_jax.training import gpus
+
+T = TypeVar('T')
 
 HEARTBEAT_S = 30
 """A process that is silent for this long is lost, and the others end."""
@@ -31,7 +36,8 @@ def start(
 ) -> int:
     """Joins the processes of a run, before JAX is used for anything else.
 
-    With no arguments JAX asks the environment: SLURM, Cloud TPU pods, GKE, Open MPI.
+    With no arguments JAX asks the environment: SLURM, Cloud TPU pods, GKE, Open MPI. Which GPUs of
+    the host are this process's, `gpus.of_task` says.
 
     Args:
       coordinator: `HOST:PORT` of process 0.
@@ -60,6 +66,7 @@ def start(
                 coordinator,
                 processes,
                 process,
+                local_device_ids=gpus.of_task(os.environ, gpus.visible()),
                 # Beyond ours: what JAX does at the end of its own is to abort the process.
                 initialization_timeout=int(timeout_s) + 3600,
                 heartbeat_timeout_seconds=HEARTBEAT_S,
@@ -134,27 +141,79 @@ def say(line: str) -> None:
         terminal.say(line)
 
 
-def on_main(action: Callable[[], Any]) -> None:
-    """Does something in process 0 while the others wait for it.
+def together(part: Callable[[], T]) -> T:
+    """Does this process's part of what all of them do at one time, and goes on if all could.
+
+    Args:
+      part: asks nothing of the other processes: where it fails they are not there to answer.
 
     Raises:
-      UserError: it did there; in all processes.
+      UserError, TrainingFailed: the part raised it; or another process's did, which says why.
     """
-    refusal: UserError | None = None
-    if is_main():
-        try:
-            action()
-        except UserError as error:
-            refusal = error
-    if any_process(refusal is not None):
-        raise refusal or UserError('process 0 refused; it says why')
+    try:
+        value = part()
+    except (UserError, TrainingFailed) as error:
+        gather(np.int32(error.status))
+        raise
+    statuses = gather(np.int32(0))
+    if statuses.any():
+        first = int(np.flatnonzero(statuses)[0])
+        kind = UserError if statuses[first] == UserError.status else TrainingFailed
+        raise kind(f'process {first} failed; it says why')
+    return value
+
+
+def on_main(action: Callable[[], Any]) -> None:
+    """Does something in process 0 while the others wait for it; errors as of `together`."""
+    together(lambda: action() if is_main() else None)
 
 
 def any_process(flag: bool) -> bool:
     """Whether it is so in any process; all of them must ask."""
+    return bool(gather(np.int32(flag)).any())
+
+
+def gather(x: np.ndarray | np.generic) -> np.ndarray:
+    """An array of each process, stacked in their order; all of them must ask, with one shape."""
     if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.int32(flag)).any())
+        return np.asarray(x)[None]
+    return multihost_utils.process_allgather(x)
+
+
+def gather_text(text: str) -> list[str]:
+    """A text of each process, in their order; all of them must ask."""
+    data = np.frombuffer(f'{text}.'.encode(), np.uint8)  # No array is empty.
+    lengths = gather(np.int32(data.size))
+    padded = np.pad(data, (0, lengths.max() - data.size))
+    pairs = zip(gather(padded), lengths, strict=True)
+    return [row[: length - 1].tobytes().decode() for row, length in pairs]
+
+
+def require_same(what: Mapping[str, str]) -> None:
+    """Refuses a run of which the processes do not know the same.
+
+    Args:
+      what: by what errors call it.
+
+    Raises:
+      UserError: in all processes.
+    """
+    first, *others = map(json.loads, gather_text(json.dumps(dict(what))))
+    for number, other in enumerate(others, 1):
+        for name in sorted(first.keys() | other.keys()):
+            if first.get(name) != other.get(name):
+                raise UserError(f'{name}: not the same in process {number} as in process 0')
+
+
+def whole(tree: Any) -> Any:
+    """Arrays on the host, whole in every process, wherever their parts lie; all must ask."""
+
+    def of_array(x: Any) -> Any:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return multihost_utils.process_allgather(x, tiled=True)
+        return jax.device_get(x)
+
+    return jax.tree.map(of_array, tree)
 
 
 def place(tree: Any, shardings: Any) -> Any:

@@ -17,9 +17,13 @@ def _fingerprint(tree: Any) -> jax.Array:
     def one(x: jax.Array) -> jax.Array:
         kind = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
         bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, kind)
-        bits = bits.astype(jnp.uint32).ravel()
+        # Each entry's number in the whole array, without laying that out in a row: where it is
+        # split, every device would need all of it.
+        number = jnp.uint32(0)
+        for axis, size in enumerate(x.shape):
+            number = number * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
         # Odd weights: no flip of a single bit goes unseen, nor do two entries that changed places.
-        return (bits * (2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1)).sum(dtype=jnp.uint32)
+        return (bits.astype(jnp.uint32) * (2 * number + 1)).sum(dtype=jnp.uint32)
 
     parts = [one(x) for x in jax.tree.leaves(tree)]
     return (jnp.stack(parts) * (2 * jnp.arange(len(parts), dtype=jnp.uint32) + 1)).sum(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sail_jax import config
+from sail_jax import config, configfile
 from sail_jax.core import update
 from sail_jax.core.types import Hyper, Policies, Policy, State
 from sail_jax.sweep import Members
@@ -68,6 +68,14 @@ class Job(NamedTuple):
     def settings(self) -> dict[str, Any]:
         """The configuration as checkpoints have it."""
         return self.run.model_dump(mode='json')
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """All that several processes of the run must have alike, by what errors call it."""
+        settings = configfile.flatten(self.run)
+        files = {f'the file of {name}': digest for name, digest in self.digests.items()}
+        told = {'--resume': self.resume, **settings}
+        return {key: repr(value) for key, value in told.items()} | files
 
     @property
     def checkpoints(self) -> Path:

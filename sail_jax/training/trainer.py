@@ -55,7 +55,10 @@ def train(
         update.check(run, task.workload.group_size, Members.of(run).sweep)
     devices.require_memory(task.batch_bytes(), 'a batch of this configuration')
     callbacks.check()
-    job = Job.of(run, task, run_dir, resume=resume, quiet=quiet, callbacks=callbacks)
+    job = hosts.together(
+        lambda: Job.of(run, task, run_dir, resume=resume, quiet=quiet, callbacks=callbacks)
+    )
+    hosts.require_same(job.inputs)
     state = devices.size(job.layout.state)
     devices.require_memory(state, 'the training state of this configuration')
     with rundir.claimed(run, run_dir, resume):

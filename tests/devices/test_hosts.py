@@ -1,11 +1,7 @@
 """Several real processes through the command line that a pod would use; two fake devices each."""
 
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 from functools import partial
 
@@ -15,7 +11,9 @@ import yaml
 
 from sail_jax import runs
 from sail_jax.training import metrics
+from tests.support import processes
 from tests.support.checkpoints import last_step, same
+from tests.support.processes import finish
 
 pytestmark = pytest.mark.slow
 
@@ -39,45 +37,11 @@ def directory(tmp_path_factory):
     return path
 
 
-def start(directory, name, processes, *more, devices=2, slurm=False):
+def start(directory, name, count, *more, devices=2, slurm=False):
     """Starts the processes of a run; it has 64 env steps an update."""
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, '-m', 'sail_jax.cli', 'train', directory / 'run.yaml', '--quiet']
+    command = ['-m', 'sail_jax.cli', 'train', directory / 'run.yaml', '--quiet']
     command += ['--run-dir', directory / name, *more]
-    found = []
-    for index in range(processes):
-        env = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-        joint = []
-        if slurm:
-            joint = ['--distributed']
-            env |= {
-                'SLURM_JOB_ID': str(port),
-                'SLURM_STEP_NODELIST': 'localhost',
-                'SLURM_NTASKS': str(processes),
-                'SLURM_PROCID': str(index),
-                'SLURM_LOCALID': str(index),
-            }
-        elif processes > 1:
-            joint = ['--coordinator', f'localhost:{port}', '--num-processes', str(processes)]
-            joint += ['--process-id', str(index)]
-        found.append(
-            subprocess.Popen(
-                [*command, *joint],
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    return found
-
-
-def finish(processes):
-    """Exit statuses and what was printed."""
-    printed = [process.communicate(timeout=400)[0] for process in processes]
-    return [process.returncode for process in processes], printed
+    return processes.start(command, count, devices, slurm)
 
 
 @pytest.fixture(scope='module')
@@ -128,27 +92,27 @@ def test_a_refusal_is_one_line_in_every_process(directory, single):
     status, printed = finish(start(directory, 'single', 2))
     assert status == [2, 2], printed
     assert 'exists already; use --resume' in printed[0]
-    assert 'process 0 refused; it says why' in printed[1]
+    assert 'process 0 failed; it says why' in printed[1]
     assert 'Traceback' not in ''.join(printed)
 
 
 @pytest.mark.parametrize('victim', [0, 1])
 def test_the_others_end_when_one_is_killed(directory, victim):
     name = f'killed{victim}'
-    processes = start(directory, name, 2, '--total-env-steps', '100000000')
+    started = start(directory, name, 2, '--total-env-steps', '100000000')
     deadline = time.monotonic() + 300
     while last_step(directory / name) < 4:
         assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in processes)
+        assert all(process.poll() is None for process in started)
         time.sleep(0.1)
-    processes[victim].send_signal(signal.SIGKILL)
+    started[victim].send_signal(signal.SIGKILL)
     began = time.monotonic()
-    survivor = processes[1 - victim]
+    survivor = started[1 - victim]
     printed, _ = survivor.communicate(timeout=120)
     assert survivor.returncode not in (0, None)
     assert time.monotonic() - began < 100
     assert 'another process' in printed or 'another task died' in printed
-    processes[victim].communicate()
+    started[victim].communicate()
     # Nothing finished is lost.
     step = last_step(directory / name)
     length = str(64 * (step + 2))
@@ -161,12 +125,12 @@ def test_the_others_end_when_one_is_killed(directory, victim):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_process_stops_all(directory, number):
     name = f'signal{int(number)}'
-    processes = start(directory, name, 2, '--total-env-steps', '100000000')
+    started = start(directory, name, 2, '--total-env-steps', '100000000')
     while last_step(directory / name) < 4:
-        assert all(process.poll() is None for process in processes)
+        assert all(process.poll() is None for process in started)
         time.sleep(0.1)
-    processes[1].send_signal(number)
-    status, printed = finish(processes)
+    started[1].send_signal(number)
+    status, printed = finish(started)
     # Who got it knows which it was; to the others it is a request to stop.
     assert status == [75, 75 if number == signal.SIGTERM else 130], printed
     said = [re.search(r'stopped and saved at ([\d,]+) env steps', text)[1] for text in printed]

@@ -5,6 +5,7 @@ and a cursor, one integer, says how far a run has come through them.
 """
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import io
@@ -142,7 +143,7 @@ def prepare(data: Data, row_type: RowType, tokenizer: Tokenizer, cache: str | Pa
         )
 
     try:
-        with _quiet():
+        with _one_at_a_time(directory), _quiet():
             builder().download_and_prepare()
     except OSError as error:
         # Another process may have been faster.
@@ -325,6 +326,18 @@ def _digest(data: Data, row_type: RowType, tokenizer: Tokenizer, files: list[Pat
 @functools.lru_cache(8)
 def _order(seed: int, size: int) -> grain.MapDataset:
     return grain.MapDataset.range(size).seed(seed).shuffle().repeat()
+
+
+@contextlib.contextmanager
+def _one_at_a_time(directory: Path) -> Iterator[None]:
+    """Of several processes that want the same records the first makes them, and the others, who
+    wait, find them made. Where there can be no lock each makes its own, and the last ones stay."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            directory.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((directory / '.lock').open('a'))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

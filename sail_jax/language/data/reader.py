@@ -31,10 +31,15 @@ class Reader(NamedTuple):
     seed: int
     rows_per_update: int
 
-    def examples(self, step: int) -> list[Example]:
-        """The rows of the update that follows `step` updates."""
+    def examples(self, step: int, rows: np.ndarray | None = None) -> list[Example]:
+        """The rows of the update that follows `step` updates.
+
+        Args:
+          rows: which of them; None is all.
+        """
         cursor, count = step * self.rows_per_update, self.rows_per_update
         order = dataset.indices(self.seed, cursor, count, len(self.training))
+        order = order if rows is None else order[rows]
         return [self.dataset[row] for row in self.training[order]]
 
 
@@ -94,13 +99,16 @@ def prepare(
     )
 
 
-def batch(examples: Sequence[Example], pair_places: int | None = None) -> PromptBatch:
+def batch(
+    examples: Sequence[Example], pair_places: int | None = None, prompt_places: int = 1
+) -> PromptBatch:
     """Rows as the compiled programs take them, padded to buckets.
 
     Args:
       pair_places: of each of the data's responses; None leaves them out.
+      prompt_places: of each prompt at the least.
     """
-    prompts = pad_prompts([example.prompt for example in examples])
+    prompts = pad_prompts([example.prompt for example in examples], bucket(prompt_places))
     if pair_places is None:
         return PromptBatch(prompts, None)
     tokens: Any = np.zeros((len(examples), 2, pair_places), np.int32)  # To be put on devices.

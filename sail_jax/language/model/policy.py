@@ -1,10 +1,12 @@
 """A language policy: what of a decoder is trained, and what it shares with its reference."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -56,15 +58,19 @@ class Decoders(NamedTuple):
         Raises:
           UserError: as of `weights.load`.
         """
-        if self.settings.path is None:
-            return Policy(self._new(stream(seed, START), sharding), jnp.zeros((), jnp.int32))
         # How many updates made the policy.
         updates = jnp.zeros((), jnp.int32)
+        if self.settings.path is None:
+            new = lambda key: nnx.state(_build(self.settings, self.architecture, key))
+            return Policy(self._new(new, seed, sharding), updates)
         if not self.adapted:
             return Policy(nnx.state(self._load(sharding)), updates)
-        base = nnx.merge(self.off, self.abstract_shared)
-        adapted = lora.split(lora.add(base, self.settings.lora, stream(seed, START)))
-        return Policy(adapted.adapter, updates)
+
+        def adapter(key: jax.Array) -> nnx.State:
+            base = nnx.merge(self.off, self.abstract_shared)
+            return lora.split(lora.add(base, self.settings.lora, key)).adapter
+
+        return Policy(self._new(adapter, seed, sharding), updates)
 
     def shared(self, sharding: ShardingOf | None = None) -> nnx.State | tuple:
         """Reads what policy and reference share, see `State.shared`.
@@ -84,16 +90,19 @@ class Decoders(NamedTuple):
             sharding=sharding,
         )
 
-    def _new(self, key: jax.Array, sharding: ShardingOf | None) -> nnx.State:
+    def _new(
+        self,
+        build: Callable[[jax.Array], nnx.State],
+        seed: int,
+        sharding: ShardingOf | None,
+    ) -> nnx.State:
+        """New parameters of a key, each device's part of them made there."""
         flat = nnx.to_flat_state(self.abstract.params)
         layout = sharding and nnx.from_flat_state(
             [(keys, sharding('.'.join(map(str, keys)), x.shape)) for keys, x in flat]
         )
-        build = jax.jit(
-            lambda key: nnx.state(_build(self.settings, self.architecture, key)),
-            out_shardings=layout,
-        )
-        return build(key)
+        make = jax.jit(lambda seed: build(stream(seed, START)), out_shardings=layout)
+        return make(np.uint32(seed))
 
 
 def _build(

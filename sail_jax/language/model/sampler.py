@@ -6,7 +6,7 @@ matrix product of another size sums in another order).
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,18 +61,18 @@ def bucket(length: int, smallest: int = 32) -> int:
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], smallest: int = 32) -> Prompts:
-    """Pads token ids on the right to the bucket of the longest.
+    """Pads token ids on the right to the bucket of the longest; on the host.
 
     Raises:
       ValueError: if a prompt is empty: nothing would predict the first token.
     """
-    lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
+    lengths: Any = np.asarray([len(prompt) for prompt in prompts], np.int32)  # For devices.
     if not lengths.all():
         raise ValueError(f'prompt {int(lengths.argmin())} is empty')
-    tokens = np.zeros((len(prompts), bucket(int(lengths.max()), smallest)), np.int32)
+    tokens: Any = np.zeros((len(prompts), bucket(int(lengths.max()), smallest)), np.int32)
     for row, prompt in zip(tokens, prompts, strict=True):
         row[: len(prompt)] = prompt
-    return Prompts(tokens_BxP=jnp.asarray(tokens), lengths_B=jnp.asarray(lengths))
+    return Prompts(tokens_BxP=tokens, lengths_B=lengths)
 
 
 def truncate(logits_V: jax.Array, settings: Sampling) -> jax.Array:

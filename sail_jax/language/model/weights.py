@@ -7,6 +7,7 @@ of the transposed `model.layers.{i}.self_attn.q_proj.weight` [out, in].
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +26,7 @@ from sail_jax.language.model.families import FAMILIES
 from sail_jax.language.model.tensors import DTYPES, Source, check_tensors, open_safetensors
 from sail_jax.language.model.transformer import Decoder
 from sail_jax.terminal import shown
+from sail_jax.training import hosts
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 MAX_COMPANIONS = 2**30
@@ -93,8 +95,8 @@ def load(
 ) -> DecoderT:
     """Reads `config.json` and one or several `.safetensors` files.
 
-    The files are mapped, not read: each device's part of each parameter is copied out of them by
-    itself, so the host holds one parameter at a time beside the model.
+    The files are mapped, not read: of each parameter the parts of this process's devices are copied
+    out of them, each once, so the host holds those of one parameter at a time beside the model.
 
     Args:
       path: the directory.
@@ -143,7 +145,8 @@ def save(
     """Writes a directory that `transformers` loads.
 
     Args:
-      decoder: without an adapter; see `lora.merge`.
+      decoder: without an adapter; see `lora.merge`. Where it lies on the devices of several
+        processes, the others call `hand_over` at the same time.
       path: a new directory.
       source: the checkpoint that the model came from: its configuration, tokeniser and chat
         template are copied. None writes a configuration alone.
@@ -159,6 +162,14 @@ def save(
     with files.new_directory(path) as partial:
         _save(decoder, partial, source, dtype, shard_bytes)
     return path
+
+
+def hand_over(decoder: Decoder) -> None:
+    """What other processes than the first do while that one writes a decoder with `save`: each
+    tensor has parts on their devices."""
+    values = parameters(decoder)
+    for place in places(decoder).values():
+        _whole(values[place.parameter], place)
 
 
 def _save(
@@ -272,7 +283,8 @@ def _require_same_head(embedding: Source, head: Source, name: str) -> None:
     if len(shapes[0]) == 2 and shapes[0] == shapes[1] and types <= DTYPES.keys():
         blocks = [slice(i, min(i + ROWS, shapes[0][0])) for i in range(0, shapes[0][0], ROWS)]
         apart, largest = 0.0, 0.0
-        for rows in blocks:
+        # Of several processes, which all read the model, each compares its part.
+        for rows in blocks[jax.process_index() :: jax.process_count()]:
             a, b = (np.asarray(source.view[rows], np.float32) for source in (embedding, head))
             if not np.array_equal(a, b):
                 apart = np.maximum(apart, np.abs(a - b).max())
@@ -293,14 +305,15 @@ def _read(
     param_dtype: jnp.dtype | None,
     sharding: jax.sharding.Sharding,
 ) -> jax.Array:
-    """One parameter, each device's part straight from the file."""
+    """One parameter, the part of each device of this process straight from the file."""
     stacked, transposed = name.startswith('layers.'), name.endswith('.kernel')
     dtype = jnp.result_type(*[DTYPES[source.view.get_dtype()] for source in sources])
     dtype = param_dtype or dtype
 
-    def part(index: Any) -> np.ndarray:
-        """`index`: a slice for each axis."""
-        ranges = [slice(*s.indices(size)[:2]) for s, size in zip(index, shape, strict=True)]
+    @cache  # Devices may hold the same part.
+    def part(*bounds: tuple[int, int]) -> np.ndarray:
+        """Of the entries between a start and a stop for each axis."""
+        ranges = [slice(*bound) for bound in bounds]
         layers, inner = (ranges[0], ranges[1:]) if stacked else (slice(0, 1), ranges)
         size = [r.stop - r.start for r in inner]
         out = np.empty((layers.stop - layers.start, *size), dtype)
@@ -309,16 +322,24 @@ def _read(
             row[...] = tensor.T if transposed else tensor
         return out if stacked else out[0]
 
-    return jax.make_array_from_callback(shape, sharding, part)
+    def part_of(index: Any) -> np.ndarray:
+        return part(*(s.indices(size)[:2] for s, size in zip(index, shape, strict=True)))
+
+    return jax.make_array_from_callback(shape, sharding, part_of)
 
 
 def _tensor(value: nnx.Param, place: Place, dtype: jnp.dtype | None) -> np.ndarray:
+    array = _whole(value, place)
+    array = array.T if place.transposed else array
+    return np.ascontiguousarray(array, dtype=dtype or array.dtype)
+
+
+def _whole(value: nnx.Param, place: Place) -> np.ndarray:
+    """A tensor as it lies in its parameter, on the host."""
     array = value[...]
     if place.layer is not None:
         array = jax.lax.dynamic_index_in_dim(array, place.layer, keepdims=False)
-    array = np.asarray(array)
-    array = array.T if place.transposed else array
-    return np.ascontiguousarray(array, dtype=dtype or array.dtype)
+    return np.asarray(hosts.whole(array))
 
 
 def _copy_companions(decoder: Decoder, source: str | Path | None, to: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike
@@ -18,6 +18,8 @@ from sail_jax.language.data.rows import Prompt
 from sail_jax.language.model import sharding
 from sail_jax.language.reward import reward_model, rewards
 from sail_jax.language.reward.protocols import Judge, Reward
+from sail_jax.training import devices, hosts
+from sail_jax.training.shares import evenly
 
 PROMPTS = ('prompt', 'prompts')
 RESPONSES = ('completion', 'completions', 'response', 'responses', 'pair', 'pairs')
@@ -39,7 +41,8 @@ def make(
     """The labeller of a configuration, or of Python's functions.
 
     Args:
-      mesh: devices that a reward model is split over, as the policy is.
+      mesh: as the policy is split over it, so is a reward model, over the devices of this process:
+        each process scores by itself.
 
     Raises:
       UserError: two rewards; what is no function, one that has to be awaited, or one for other
@@ -61,6 +64,7 @@ def make(
             reward = sentiment.positivity
         case 'model':
             assert source.path is not None  # See `language.config.check`.
+            mesh = devices.local_part(mesh)
             model = reward_model.load(
                 source.path,
                 dtype=run.model.dtype,
@@ -137,7 +141,11 @@ def check(run: LanguageRun, rater: Rater) -> None:
 
 
 def scores(
-    rater: Rater, prompts: Sequence[Prompt], groups: list[list[str]], asked_B: np.ndarray
+    rater: Rater,
+    prompts: Sequence[Prompt],
+    groups: Sequence[Sequence[str]],
+    asked_B: np.ndarray,
+    group_size: int,
 ) -> np.ndarray | Preferences:
     """Rewards [B, K] or a judge's preferences of the rows that are asked; zeros elsewhere.
 
@@ -146,20 +154,38 @@ def scores(
     """
     rows = np.flatnonzero(asked_B).tolist()
     asked_prompts, asked_groups = [prompts[i] for i in rows], [groups[i] for i in rows]
-    B, K = len(groups), len(groups[0])
+    B, K = len(asked_B), group_size
 
-    def spread(values: ArrayLike, *shape: int) -> np.ndarray:
+    def spread(values: ArrayLike, *shape: int) -> Any:
         whole = np.zeros(shape, np.float32)
         whole[rows] = values
         return whole
 
     if rater.compare is not None:
         prob, weight = rater.compare(asked_prompts, asked_groups) if len(rows) else (0, 0)
-        return Preferences(
-            prob_BxKxK=jnp.asarray(spread(prob, B, K, K)),
-            weight_BxKxK=jnp.asarray(spread(weight, B, K, K)),
-        )
+        return Preferences(prob_BxKxK=spread(prob, B, K, K), weight_BxKxK=spread(weight, B, K, K))
     if not len(rows):
         return spread(0, B, K)
     assert rater.score is not None  # See `check`.
     return spread(rater.score(asked_prompts, asked_groups), B, K)
+
+
+def divided(rater: Rater) -> Rater:
+    """The labeller for what lies in all processes: each asks for a part of it, and has all answers.
+
+    Errors are as of `hosts.together`.
+    """
+
+    def ask(one: Rater, prompts: Sequence[Prompt], groups: Sequence[Sequence[str]]) -> Any:
+        shares = evenly(len(prompts))
+        rows, K = shares.rows.tolist(), len(groups[0])
+        part = [prompts[i] for i in rows], [groups[i] for i in rows]
+        everyone = np.ones(len(rows), bool)
+        answers = hosts.together(lambda: scores(one, *part, everyone, K))
+        return jax.tree.map(shares.gather, answers)
+
+    score, compare = rater
+    return Rater(
+        score=None if score is None else partial(ask, Rater(score=score)),
+        compare=None if compare is None else partial(ask, Rater(compare=compare)),
+    )

@@ -33,6 +33,7 @@ SFT = Kind(
     check=check,
     task=make_task,
     programs=late('sail_jax.language.sft.programs:programs'),
+    processes=True,
     finish=late('sail_jax.language.sft.task:leave_model'),
     table=TABLE,
     figure=FIGURE,

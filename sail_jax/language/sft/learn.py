@@ -14,7 +14,7 @@ from sail_jax.core.types import Metrics, Policy, State
 from sail_jax.language.data.dataset import Example
 from sail_jax.language.model.attention import prompt_positions
 from sail_jax.language.model.logprobs import Predictions, log_probs
-from sail_jax.language.model.sampler import pad_prompts
+from sail_jax.language.model.sampler import bucket, pad_prompts
 from sail_jax.language.model.transformer import Decoder
 from sail_jax.language.schedule import step_size
 from sail_jax.language.sft.config import SftOptimizer, SftRun
@@ -29,14 +29,23 @@ class Completions(NamedTuple):
     prompt_lengths_B: jax.Array
 
 
-def collate(examples: Sequence[Example]) -> Completions:
-    """Pads rows to the bucket of the longest; on the host."""
-    whole = pad_prompts([example.prompt + (example.chosen or []) for example in examples])
-    prompts = np.asarray([len(example.prompt) for example in examples], np.int32)
+def sequences(examples: Sequence[Example]) -> list[list[int]]:
+    """Each prompt with its response."""
+    return [example.prompt + (example.chosen or []) for example in examples]
+
+
+def collate(examples: Sequence[Example], places: int = 1) -> Completions:
+    """Pads rows to the bucket of the longest; on the host.
+
+    Args:
+      places: of each row at the least.
+    """
+    whole = pad_prompts(sequences(examples), bucket(places))
+    prompt_lengths: Any = np.asarray([len(example.prompt) for example in examples], np.int32)
     return Completions(
         tokens_BxS=whole.tokens_BxP,
         lengths_B=whole.lengths_B,
-        prompt_lengths_B=jnp.asarray(prompts),
+        prompt_lengths_B=prompt_lengths,
     )
 
 

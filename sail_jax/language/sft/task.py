@@ -1,5 +1,6 @@
 """A supervised stage as the trainer takes it, and what it leaves."""
 
+import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -21,13 +22,14 @@ from sail_jax.language.data import digests, reader, tokens
 from sail_jax.language.data.dataset import Example
 from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.export import OpenedModel
-from sail_jax.language.model import policy, sharding
+from sail_jax.language.model import policy, sharding, weights
 from sail_jax.language.model.policy import Decoders
 from sail_jax.language.model.sampler import bucket
 from sail_jax.language.sft import learn
 from sail_jax.language.sft.config import MODEL, SftRun, check
-from sail_jax.training import devices
+from sail_jax.training import devices, hosts
 from sail_jax.training.result import Result
+from sail_jax.training.shares import SplitRows
 from sail_jax.training.task import Evaluate, Task
 
 WATCH = {
@@ -41,17 +43,21 @@ SMALLER = 'raise optimizer.accumulation, lower prompts_per_update, or set model.
 
 
 def leave_model(run: SftRun, run_dir: Path, result: Result) -> None:
-    """Leaves the model of a finished run in `RUN_DIR/model`.
+    """Leaves the model of a finished run in `RUN_DIR/model`; of several processes the first does.
 
     Raises:
       TrainingFailed: it cannot be written.
     """
     decoders, path = policy.read(run.model, architecture=run.model.architecture), run_dir / MODEL
+    opened = OpenedModel(run, decoders, result.policy, result.shared)
+    if not hosts.is_main():
+        weights.hand_over(opened.merged)
+        return
     before = path.with_name(f'{MODEL}.before')  # Of a resumed run; kept until there is another.
     with writing(path, ROOM):
         if path.exists():
             path.rename(before)
-        export.export(OpenedModel(run, decoders, result.policy, result.shared), path)
+        export.export(opened, path)
     shutil.rmtree(before, ignore_errors=True)
 
 
@@ -93,7 +99,7 @@ def make(run: SftRun) -> Task:
         init=lambda start, seed: learn.init(start, seed, optimizer),
         hyper=lambda run: (),
         shardings=partial(devices.state_sharding, mesh, rules=sharding.RULES),
-        start=lambda seed: decoders.start(seed, of_parameter),
+        start=lambda seed: hosts.together(lambda: decoders.start(seed, of_parameter)),
         abstract_policy=decoders.abstract,
         evaluate=make_evaluate(run, decoders, data.held_out),
         updates=run.updates,
@@ -106,7 +112,7 @@ def make(run: SftRun) -> Task:
         batch_bytes=lambda: batch_bytes(run, decoders, data),
         smaller=SMALLER,
         best=('-eval/loss',),
-        shared=lambda: decoders.shared(of_parameter),
+        shared=lambda: hosts.together(lambda: decoders.shared(of_parameter)),
         digests=lambda: digests.of_run(run),
         dispatch=make_dispatch(run, decoders, data, optimizer, mesh),
     )
@@ -116,7 +122,7 @@ def batch_bytes(run: SftRun, decoders: Decoders, data: reader.Reader) -> int:
     """Each layer's inputs, which the backward pass reads, of a part of the first batch."""
     # Its longest row is at least as long as the longest of these.
     examples = data._replace(rows_per_update=min(data.rows_per_update, 256)).examples(0)
-    places = bucket(max(len(example.prompt + (example.chosen or [])) for example in examples))
+    places = bucket(max(map(len, learn.sequences(examples))))
     rows = run.prompts_per_update // run.optimizer.accumulation
     width = decoders.architecture.hidden_size * jnp.dtype(run.model.dtype).itemsize
     return rows * places * decoders.architecture.layers * width
@@ -156,17 +162,24 @@ def make_dispatch(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
 ) -> Callable[[State], tuple[State, Metrics]]:
-    """One update: the host reads its rows while the device works on those before."""
-    update = make_update(run, decoders, optimizer, mesh)
+    """One update: the host reads its rows while the device works on those before; of several
+    processes each reads those that its devices hold.
 
-    @lru_cache(2)
-    def rows(step: int) -> learn.Completions:
-        return jax.device_put(learn.collate(data.examples(step)), devices.by_rows(mesh))
+    Raises (the function returned):
+      UserError: a row cannot be read, in any process; the state is as it was.
+    """
+    update = make_update(run, decoders, optimizer, mesh)
+    split = SplitRows.of(mesh, run.prompts_per_update)
+    read = lru_cache(2)(partial(data.examples, rows=split.here))
 
     def dispatch(state: State) -> tuple[State, Metrics]:
         step = int(state.step)
-        state, metrics = update(state, rows(step))
-        rows(step + 1)
+        examples = hosts.together(lambda: read(step))
+        longest = np.int32(max(map(len, learn.sequences(examples))))
+        rows = learn.collate(examples, int(hosts.gather(longest).max()))
+        state, metrics = update(state, split.place(rows))
+        with contextlib.suppress(UserError):  # The update that needs them says it.
+            read(step + 1)  # While the device works.
         return state, metrics
 
     return dispatch
@@ -183,7 +196,7 @@ def make_evaluate(run: SftRun, decoders: Decoders, held_out: Sequence[Example]) 
         policy: Policy, start: Policy, shared: Any, seed: jax.Array, hyper: tuple
     ) -> dict[str, float]:
         parts = [nats(policy, shared, learn.collate(batch)) for batch in batches]
-        total, tokens = np.sum(jax.device_get(parts), axis=0)
+        total, tokens = np.sum(hosts.whole(parts), axis=0)
         return {
             'loss': total / tokens,
             'perplexity': np.exp(total / tokens),

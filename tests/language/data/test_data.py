@@ -1,7 +1,13 @@
 """Data: ArrayRecord in between, bad rows, the cursor."""
 
+import errno
+import fcntl
 import json
+import os
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -138,7 +144,11 @@ def test_changed_data_or_settings_are_prepared_anew(tmp_path, tokenizer):
         dataset.prepare(short, 'preference', tokenizer, cache)
 
 
-def test_another_process_may_be_faster(tmp_path, tokenizer, monkeypatch):
+def test_another_process_may_be_faster_where_there_are_no_locks(tmp_path, tokenizer, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, 'flock', flock)
     file = tmp_path / 'x.jsonl'
     file.write_text(json.dumps(PLAIN))
     arguments = settings(file), 'preference', tokenizer, tmp_path / 'cache'
@@ -153,6 +163,29 @@ def test_another_process_may_be_faster(tmp_path, tokenizer, monkeypatch):
     outer = dataset.prepare(*arguments)
     assert len(inner) == len(outer) == 1
     assert outer[0] == inner[0][0]
+
+
+def test_one_of_those_that_want_the_same_records_makes_them(tmp_path, tokenizer, monkeypatch):
+    file = tmp_path / 'x.jsonl'
+    file.write_text(json.dumps(PLAIN))
+    arguments = settings(file), 'preference', tokenizer, tmp_path / 'cache'
+    check, checked, waiting = rows.check, [], threading.Event()
+
+    def slow_check(row, kind):
+        checked.append(row)
+        assert waiting.wait(60)
+        return check(row, kind)
+
+    monkeypatch.setattr(rows, 'check', slow_check)
+    with ThreadPoolExecutor(2) as pool:
+        results = [pool.submit(dataset.prepare, *arguments) for _ in range(2)]
+        while not checked:
+            time.sleep(0.01)
+        time.sleep(0.2)  # The other comes to the lock.
+        waiting.set()
+        first, second = (result.result(60) for result in results)
+    assert len(checked) == 1
+    assert first[0] == second[0]
 
 
 def test_cache_that_cannot_be_written(tmp_path, tokenizer):

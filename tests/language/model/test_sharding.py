@@ -13,7 +13,7 @@ import json, sys
 from pathlib import Path
 import jax, numpy as np
 from sail_jax.sweep import Members
-from sail_jax.training import checkpoint, setup
+from sail_jax.training import checkpoint, integrity, setup
 from sail_jax.language import task
 from tests.support import small
 
@@ -36,10 +36,12 @@ for _ in range(3):
     state, metrics = made.dispatch(state)
     names = 'objective', 'preference', 'kl', 'margin', 'reward', 'response_length'
     losses.append([float(metrics[name][0]) for name in names])
+mark = integrity._fingerprint.lower(state.policy.params).compile().as_text()
 np.savez(
     out,
     devices=jax.device_count(),
     losses=losses,
+    gathers=mark.count('all-gather('),
     **bytes_,
 )
 """
@@ -126,3 +128,7 @@ def test_a_device_holds_its_share_of_parameters_and_moments(outcomes):
     for name in ('params', 'moments', 'shared'):
         held, whole = map(int, outcomes[1][name])
         assert held <= 1.1 * whole / parts, name
+
+
+def test_a_fingerprint_is_made_where_the_parts_lie(outcomes):
+    assert int(outcomes[1]['gathers']) == 0

@@ -79,7 +79,7 @@ def test_scores_are_of_the_rows_that_were_asked_and_stand_there():
         assert prompts == [PROMPTS[i] for i in (1, 3, 4)]
         return np.asarray([[10 * int(text) for text in group] for group in groups], float)
 
-    got = labels.scores(Rater(score=reward), PROMPTS, GROUPS, ASKED)
+    got = labels.scores(Rater(score=reward), PROMPTS, GROUPS, ASKED, 3)
     wanted = [[10 * int(text) if ask else 0 for text in g] for g, ask in zip(GROUPS, ASKED)]  # noqa: B905
     np.testing.assert_array_equal(got, wanted)
     assert got.dtype == np.float32
@@ -91,7 +91,7 @@ def test_scores_are_of_the_rows_that_were_asked_and_stand_there():
             prob[row, i, j], prob[row, j, i] = 0.1 * row + 0.05, 0.95 - 0.1 * row
         return Preferences(prob, np.ones((3, 3, 3)) - np.eye(3))
 
-    got = labels.scores(Rater(compare=judge), PROMPTS, GROUPS, ASKED)
+    got = labels.scores(Rater(compare=judge), PROMPTS, GROUPS, ASKED, 3)
     np.testing.assert_array_equal(got.weight_BxKxK[:, 0, 1], ASKED)
     np.testing.assert_allclose(got.prob_BxKxK[:, 0, 1], [0, 0.05, 0, 0.15, 0.25], atol=1e-6)
 
@@ -99,6 +99,6 @@ def test_scores_are_of_the_rows_that_were_asked_and_stand_there():
 def test_the_labeller_is_not_called_for_nothing():
     none = np.zeros(5, bool)
     fail = lambda *args: pytest.fail('asked')
-    assert not labels.scores(Rater(score=fail), PROMPTS, GROUPS, none).any()
-    judged = labels.scores(Rater(compare=fail), PROMPTS, GROUPS, none)
+    assert not labels.scores(Rater(score=fail), PROMPTS, GROUPS, none, 3).any()
+    judged = labels.scores(Rater(compare=fail), PROMPTS, GROUPS, none, 3)
     assert not judged.weight_BxKxK.any()
