@@ -27,6 +27,7 @@ def failing(prompts, responses):
 
 terminal.log_to_stderr()
 overrides = {
+    'total_prompts': 40,
     'reward.source': 'none',
     'reward.path': None,
     'reward.batch_size': 64,
