@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from tests.support import spread
 from tests.support.spread import SHAPES
 
 WORKLOADS = ('control', 'bandit', pytest.param('language', marks=pytest.mark.slow))
@@ -26,11 +28,14 @@ def run(tmp_path_factory):
     def on(name, count, theirs=None, flags=''):
         if (name, count, theirs) not in known:
             out = path / f'{name}-{count}-{theirs}'
-            command = [sys.executable, '-m', 'tests.support.spread', name, out]
-            command += [on(name, theirs)] if theirs else []
-            many = f'--xla_force_host_platform_device_count={count}'
-            env = {**os.environ, 'XLA_FLAGS': f'{many} {flags}'}
-            subprocess.run(command, env=env, check=True, timeout=1200)
+            arguments = [name, out, *([on(name, theirs)] if theirs else [])]
+            if count == jax.device_count() and not flags:  # As this process has.
+                spread.main(*arguments)
+            else:
+                command = [sys.executable, '-m', 'tests.support.spread', *arguments]
+                many = f'--xla_force_host_platform_device_count={count}'
+                env = {**os.environ, 'XLA_FLAGS': f'{many} {flags}'}
+                subprocess.run(command, env=env, check=True, timeout=1200)
             known[name, count, theirs] = out
         return known[name, count, theirs]
 

@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import yaml
@@ -17,40 +18,11 @@ import sail_jax
 from sail_jax import configfile, runs
 from sail_jax.cli import main
 from sail_jax.control import envs
-from sail_jax.control.config import ControlRun
-from sail_jax.errors import TrainingFailed, UserError
-from sail_jax.sweep import Members
-from sail_jax.training import checkpoint, finishing, loop, metrics, references, setup, trainer
-from sail_jax.training.recorder import Recorder
-from tests.support.checkpoints import damage, flip_bits, same
-from tests.support.disk import on_a_full_disk
-from tests.support.toy import SETTINGS, Point
-
-KL = 'eval/kl_policy_to_ref'
-"""0 at the start and larger from then on."""
-
-
-def make_run(checkpoints=None, **settings):
-    checkpoints = {'every_updates': 2, 'keep': 1, **(checkpoints or {})}
-    env = {'name': 'inverted_pendulum', 'episode_length': 20}
-    return ControlRun.model_validate(
-        {**SETTINGS, 'env': env, 'checkpoints': checkpoints, **settings}
-    )
-
-
-def train(path, run, **kwargs):
-    return sail_jax.train(run, path, env=Point(), quiet=True, **kwargs)
-
-
-def steps(path: Path) -> list[int]:
-    return sorted(int(one.name) for one in (path / 'checkpoints').iterdir() if one.name.isdigit())
-
-
-@pytest.fixture(scope='module')
-def falling(tmp_path_factory):
-    """A run that is at its best before its first update, by its metric."""
-    path = tmp_path_factory.mktemp('falling') / 'run'
-    return train(path, make_run({'metric': f'-{KL}'})), path
+from sail_jax.errors import UserError
+from sail_jax.training import checkpoint, integrity, loop, metrics
+from tests.support.checkpoints import damage, same
+from tests.support.saving import KEPT, KL, REFRESHED, make_run, steps, train, updates
+from tests.support.toy import Point
 
 
 def test_the_best_is_kept_besides_the_newest(falling):
@@ -183,110 +155,6 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     assert steps(tmp_path / 'run') == [0, 2, 4]
 
 
-REFRESHED = {
-    'updates_per_dispatch': 1,
-    'total_env_steps': 6 * 60,
-    'reference': {'refresh_env_steps': 2 * 60},
-    'evaluation': {'episodes': 4, 'every_updates': 6},
-}
-"""Takes the policy after 2, 4 and 6 updates as its reference."""
-KEPT = {'every_updates': 1, 'keep': 2, 'keep_best': 0}
-
-
-def updates(run: ControlRun, count: int) -> ControlRun:
-    return run.model_copy(update={'total_env_steps': count * run.env_steps_per_update})
-
-
-def reference_steps(path: Path) -> list[int]:
-    return sorted(int(one.name) for one in (path / 'checkpoints' / 'references').iterdir())
-
-
-@pytest.fixture(scope='module')
-def refreshed(tmp_path_factory):
-    path = tmp_path_factory.mktemp('refreshed') / 'run'
-    return train(path, make_run(KEPT, **REFRESHED)), path
-
-
-def test_a_fixed_reference_is_the_start_policy_and_written_once(falling):
-    directory = falling[1] / 'checkpoints'
-    assert not (directory / 'references').exists()
-    saved = json.loads((directory / '4' / 'training' / '_METADATA').read_text())['tree_metadata']
-    first = {keys['key_metadata'][0]['key'] for keys in saved.values()}
-    assert {'optimizer', 'sampler', 'reference_step'} <= first
-    assert 'reference' not in first
-
-
-def test_references_stay_as_long_as_a_checkpoint_needs_them(refreshed):
-    assert steps(refreshed[1]) == [5, 6]
-    assert reference_steps(refreshed[1]) == [4, 6]
-
-
-@pytest.mark.parametrize('first', [3, 4])
-def test_a_refreshed_run_resumes_bit_for_bit(refreshed, tmp_path, first):
-    run = make_run(KEPT, **REFRESHED)
-    train(tmp_path / 'run', updates(run, first))
-    result = train(tmp_path / 'run', run, resume=True)
-    same(result.policy, refreshed[0].policy)
-    rows, whole = (
-        metrics.read_rows(path / 'metrics.jsonl') for path in (tmp_path / 'run', refreshed[1])
-    )
-    assert [row.get('train/kl') for row in rows] == [row.get('train/kl') for row in whole]
-
-
-@pytest.mark.parametrize('harm', [damage, flip_bits, shutil.rmtree])
-def test_without_its_reference_a_checkpoint_is_damaged(refreshed, tmp_path, caplog, harm):
-    path = tmp_path / 'run'
-    shutil.copytree(refreshed[1], path)
-    harm(path / 'checkpoints' / 'references' / '6')
-    result = train(path, make_run(KEPT, **REFRESHED), resume=True)
-    assert 'checkpoints/6 cannot be read' in caplog.text
-    same(result.policy, refreshed[0].policy)
-    assert reference_steps(path) == [4, 6]
-    aside = 0 if harm is shutil.rmtree else 1
-    assert len(list((path / 'checkpoints').glob('damaged-reference-6-*'))) == aside
-    assert len(list((path / 'checkpoints').glob('damaged-6-*'))) == 1
-
-
-def test_a_reference_of_a_save_that_was_killed_is_taken_anew(refreshed, tmp_path):
-    path, run = tmp_path / 'run', make_run(KEPT, **REFRESHED)
-    train(path, updates(run, 5))
-    directory = path / 'checkpoints' / 'references'
-    shutil.copytree(directory / '4', directory / '6')
-    (directory / '8.orbax-checkpoint-tmp').mkdir()
-    same(train(path, run, resume=True).policy, refreshed[0].policy)
-    assert reference_steps(path) == [4, 6]
-    with checkpoint.open_manager(path / 'checkpoints') as manager:
-        env = runs.make_task(run, env=Point())
-        state, _ = checkpoint.restore(manager, setup.Layout.of(Members.of(run), env).state)
-    same(state.reference, refreshed[0].policy)
-
-
-def test_another_start_policy_is_seen_where_it_is_the_reference(falling, tmp_path):
-    shutil.copytree(falling[1], tmp_path / 'run')
-    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / 'start')
-    references.save_start(tmp_path / 'run' / 'checkpoints', falling[0].policy)
-    with pytest.raises(UserError, match='reference is not what was saved'):
-        train(tmp_path / 'run', make_run({'metric': f'-{KL}'}), resume=True)
-
-
-def test_a_sweep_with_references_resumes_bit_for_bit(tmp_path):
-    # The members' label budgets end at different updates, and with them their refreshes.
-    run = make_run(
-        KEPT, **REFRESHED, seeds=2, objective={'mixture': {'dpr': 0.5}}, labeller={'max_labels': 30}
-    )
-    whole = train(tmp_path / 'whole', run)
-    train(tmp_path / 'run', updates(run, 3))
-    for ours, theirs in zip(train(tmp_path / 'run', run, resume=True), whole, strict=True):
-        same(ours.policy, theirs.policy)
-    for member, result in zip(('seed-0', 'seed-1'), whole, strict=True):
-        same(runs.open_run(tmp_path / 'whole' / member, env=Point())[1], result.policy)
-        train(
-            tmp_path / 'whole' / member,
-            runs.load(tmp_path / 'whole' / member / 'config.yaml'),
-            resume=True,
-        )
-
-
 def test_an_older_schema_is_one_line_and_its_policy_is_read(falling, tmp_path):
     shutil.copytree(falling[1], tmp_path / 'run')
     path = tmp_path / 'run' / 'checkpoints' / '4' / 'meta' / 'metadata'
@@ -315,134 +183,6 @@ def save_as_schema_4(path):
         saved = checkpointer.restore(path)
         shutil.rmtree(path)
         checkpointer.save(path, Policy(saved['params'], saved['statistics']))
-
-
-def immutable(directory):
-    """Root may write whatever the mode says, but not here."""
-    if subprocess.run(['chattr', '+i', directory], capture_output=True).returncode:
-        pytest.skip('chattr +i is not to be had here')
-    return lambda: subprocess.run(['chattr', '-i', directory], check=True)
-
-
-def gone(directory):
-    """A file stands where the directory was, as where a disk was unmounted."""
-    directory.rename(directory.with_name('elsewhere'))
-    directory.write_text('')
-
-    def back():
-        directory.unlink()
-        directory.with_name('elsewhere').rename(directory)
-
-    return back
-
-
-@pytest.mark.parametrize('close', [immutable, gone])
-def test_a_directory_that_takes_no_more_costs_checkpoints_not_the_run(
-    refreshed, tmp_path, monkeypatch, close
-):
-    path, run = tmp_path / 'run', make_run(KEPT, **REFRESHED)
-    directory, undo = path / 'checkpoints', []
-    train(path, updates(run, 3))
-    before = list(directory.rglob('*'))
-    compiled = loop.compiled
-
-    def close_first(*args):
-        undo.append(close(directory))
-        return compiled(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, 'compiled', close_first)
-        try:
-            # All updates are made, but not all of what they came to is kept.
-            with pytest.raises(TrainingFailed, match=r'checkpoints: (the last state|no checkp)'):
-                train(path, run, resume=True)
-        finally:
-            undo[0]()
-    rows = metrics.read_rows(path / 'metrics.jsonl')
-    assert [row['step'] for row in rows] == list(range(7))
-    assert rows[-1]['time/saves_failed'] >= 1
-    # What was there still is, its reference too, and is enough to go on.
-    assert set(before) <= set(directory.rglob('*'))
-    same(train(path, run, resume=True).policy, refreshed[0].policy)
-
-
-def test_a_save_that_fails_costs_only_its_own_checkpoint(tmp_path, monkeypatch):
-    directory, save = tmp_path / 'run' / 'checkpoints', checkpoint.save
-    undo, saved = [], []
-
-    def close_for_the_second(manager, step, *args):
-        saved.append(step)
-        if undo:
-            undo.pop()()
-        if len(saved) == 2:
-            undo.append(gone(directory))
-        save(manager, step, *args)
-
-    monkeypatch.setattr(checkpoint, 'save', close_for_the_second)
-    kept = {'every_updates': 1, 'keep': 9, 'keep_best': 0}
-    train(tmp_path / 'run', make_run(kept, updates_per_dispatch=1))
-    assert saved == [0, 1, 2, 3, 4]
-    assert steps(tmp_path / 'run') == [0, 2, 3, 4]
-    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
-    assert rows[-1]['time/saves_failed'] == 1
-
-
-@pytest.mark.parametrize('close', [immutable, gone])
-def test_a_run_that_saved_nothing_ends_with_an_error(tmp_path, monkeypatch, close):
-    undo, position = [], Recorder.position
-
-    def close_first(self, *args):
-        if not undo:
-            undo.append(close(tmp_path / 'run' / 'checkpoints'))
-        return position(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Recorder, 'position', close_first)
-        try:
-            with pytest.raises(TrainingFailed, match='no checkpoint could be written') as caught:
-                train(tmp_path / 'run', make_run())
-        finally:
-            undo[0]()
-    assert caught.value.status == 1
-    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
-    assert [row['step'] for row in rows] == [0, 1, 2, 3, 4]
-
-
-def test_a_disk_that_does_not_take_the_start_policy_is_one_line(tmp_path, monkeypatch):
-    path = tmp_path / 'run'
-    with monkeypatch.context() as patch:
-        patch.setattr(references, 'save_start', on_a_full_disk(references.save_start, 100))
-        with pytest.raises(TrainingFailed, match=r'start: cannot be .*resume=True') as caught:
-            train(path, make_run())
-    assert '\n' not in str(caught.value)
-    train(path, make_run(), resume=True)
-    assert [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')] == [0, 1, 2, 3, 4]
-
-
-def test_a_disk_that_is_full_when_a_run_goes_on_is_one_line(tmp_path, monkeypatch):
-    path, run = tmp_path / 'run', make_run()
-    train(path, updates(run, 2))
-    before = (path / 'metrics.jsonl').read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, 'Recorder', on_a_full_disk(Recorder, 10))
-        with pytest.raises(TrainingFailed, match=r'metrics.jsonl: cannot be written .*too large'):
-            train(path, run, resume=True)
-    assert (path / 'metrics.jsonl').read_bytes() == before
-    train(path, run, resume=True)
-    assert [row['step'] for row in metrics.read_rows(path / 'metrics.jsonl')] == [0, 1, 2, 3, 4]
-
-
-def test_members_of_a_sweep_that_a_full_disk_does_not_take_are_left_by_a_resume(
-    tmp_path, monkeypatch
-):
-    path = tmp_path / 'run'
-    with monkeypatch.context() as patch:
-        patch.setattr(finishing, '_leave_run', on_a_full_disk(finishing._leave_run, 100))
-        with pytest.raises(TrainingFailed, match=r'run/seed-0: cannot be written .*resume=True'):
-            train(path, make_run(seeds=2))
-    results = train(path, make_run(seeds=2), resume=True)
-    for name, result in zip(('seed-0', 'seed-1'), results, strict=True):
-        same(runs.open_run(path / name, env=Point())[1], result.policy)
 
 
 def everything(path):
@@ -564,3 +304,21 @@ def test_settings_that_make_other_shapes_are_told_by_name(falling, tmp_path):
     (path / 'config.yaml').write_text(yaml.safe_dump(data))
     with pytest.raises(UserError, match=r"another run's checkpoint .*policy\.hidden"):
         train(path, sail_jax.load(path / 'config.yaml'), resume=True)
+
+
+def test_every_flipped_bit_is_seen():
+    tree = {
+        'a': jnp.linspace(-1, 1, 7),
+        'b': jnp.arange(5, dtype=jnp.int32),
+        'c': jnp.ones((2, 2), jnp.bfloat16),
+        'd': jnp.asarray([True, False]),
+    }
+    mark = integrity.fingerprint(tree)
+    for name, leaf in tree.items():
+        for index in range(leaf.size):
+            data = bytearray(np.asarray(leaf).tobytes())
+            step = leaf.dtype.itemsize
+            data[index * step + step - 1] ^= 1
+            changed = np.frombuffer(bytes(data), leaf.dtype).reshape(leaf.shape)
+            assert integrity.fingerprint({**tree, name: jnp.asarray(changed)}) != mark
+    assert integrity.fingerprint({**tree, 'a': tree['a'][::-1]}) != mark

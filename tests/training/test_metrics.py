@@ -9,10 +9,12 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import sail_jax
 from sail_jax import configfile
 from sail_jax.control.config import ControlRun
 from sail_jax.training import metrics
 from tests.support.disk import disk_of
+from tests.support.toy import SETTINGS, Point
 
 
 def test_numbers_that_json_has_not_become_null(tmp_path):
@@ -190,3 +192,17 @@ def test_weights_and_biases_tells_members_apart_and_has_media(tmp_path, monkeypa
     (samples,) = path.glob('wandb/offline-run-*/files/media/html/*.html')
     assert '| &lt;b&gt;a&lt;/b&gt; |' in samples.read_text()
     assert list(path.glob('wandb/offline-run-*/files/media/images/plot_*.png'))
+
+
+def test_tensorboard_keeps_what_came_before_a_resume(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path, env = tmp_path / 'run', Point()
+    run = ControlRun.model_validate(SETTINGS | {'logging': {'tensorboard': True}})
+    steps = run.env_steps_per_update
+    half = run.model_copy(update={'total_env_steps': 2 * steps})
+    sail_jax.train(half, path, env=env, quiet=True)
+    sail_jax.train(run, path, env=env, quiet=True, resume=True)
+    events = EventAccumulator(str(path / 'tensorboard'))
+    events.Reload()
+    assert [event.step for event in events.Scalars('train/kl')] == [steps * i for i in (1, 2, 3, 4)]

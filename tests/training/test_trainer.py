@@ -5,13 +5,10 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import sail_jax
@@ -20,9 +17,9 @@ from sail_jax.control.config import ControlRun
 from sail_jax.core import update
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
 from sail_jax.sweep import Members
-from sail_jax.training import checkpoint, integrity, loop, metrics, references, setup, trainer
+from sail_jax.training import checkpoint, loop, metrics, references, setup, trainer
 from sail_jax.training.recorder import Recorder
-from tests.support.checkpoints import damage, files, flip_bits, last_step, same, without_times
+from tests.support.checkpoints import damage, files, flip_bits, same, without_times
 from tests.support.toy import SETTINGS, Point, Poisoned
 
 
@@ -160,24 +157,6 @@ def test_whatever_happened_to_the_newest_checkpoint(whole, tmp_path, caplog, har
     (aside,) = newest.parent.glob('damaged-4-*')
     assert [file.relative_to(aside) for file in files(aside)] == left
     assert newest.exists()
-
-
-def test_every_flipped_bit_is_seen():
-    tree = {
-        'a': jnp.linspace(-1, 1, 7),
-        'b': jnp.arange(5, dtype=jnp.int32),
-        'c': jnp.ones((2, 2), jnp.bfloat16),
-        'd': jnp.asarray([True, False]),
-    }
-    mark = integrity.fingerprint(tree)
-    for name, leaf in tree.items():
-        for index in range(leaf.size):
-            data = bytearray(np.asarray(leaf).tobytes())
-            step = leaf.dtype.itemsize
-            data[index * step + step - 1] ^= 1
-            changed = np.frombuffer(bytes(data), leaf.dtype).reshape(leaf.shape)
-            assert integrity.fingerprint({**tree, name: jnp.asarray(changed)}) != mark
-    assert integrity.fingerprint({**tree, 'a': tree['a'][::-1]}) != mark
 
 
 def test_missing_start(tmp_path, whole):
@@ -387,18 +366,6 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(whole, tmp_path):
     assert (path / 'metrics.jsonl').read_bytes() == before
 
 
-def test_tensorboard_keeps_what_came_before_a_resume(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    path, run = tmp_path / 'run', make_run(logging={'tensorboard': True})
-    steps = run.env_steps_per_update
-    train(path, run.model_copy(update={'total_env_steps': 2 * steps}))
-    train(path, run, resume=True)
-    events = EventAccumulator(str(path / 'tensorboard'))
-    events.Reload()
-    assert [event.step for event in events.Scalars('train/kl')] == [steps * i for i in (1, 2, 3, 4)]
-
-
 def test_the_step_neither_recompiles_nor_transfers(whole):
     run = make_run()
     task, members = runs.make_task(run, env=Point()), Members.of(run)
@@ -411,154 +378,6 @@ def test_the_step_neither_recompiles_nor_transfers(whole):
             state, _ = dispatch(state)
     assert dispatch._cache_size() == 1
     assert int(state.step) == 6
-
-
-KILLED = """
-import os, pathlib, signal, sys
-import sail_jax
-from sail_jax.control.config import ControlRun
-from tests.support.toy import SETTINGS, Point
-
-settings = {
-    'total_env_steps': 60 * 100,
-    'updates_per_dispatch': 1,
-    'evaluation': {'episodes': 2, 'every_updates': 1000},
-    'checkpoints': {'every_updates': 4},
-}
-run = ControlRun.model_validate({**SETTINGS, **settings})
-rename = os.rename
-
-
-def die_at(source, target, **kwargs):
-    # Before or after the rename that ends a save.
-    name = pathlib.Path(target).name
-    if f'before:{name}' not in sys.argv:
-        rename(source, target, **kwargs)
-    if f'before:{name}' in sys.argv or f'after:{name}' in sys.argv:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-os.rename = die_at
-sail_jax.train(run, sys.argv[1], env=Point(), quiet=True, resume='resume' in sys.argv)
-"""
-
-
-@pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory):
-    """What `KILLED` comes to."""
-    path = tmp_path_factory.mktemp('undisturbed') / 'run'
-    assert start(path).wait(300) == 0
-    return path
-
-
-def start(path, *more):
-    return subprocess.Popen([sys.executable, '-c', KILLED, path, *more])
-
-
-@pytest.mark.slow
-def test_sigkill_at_25_random_moments(undisturbed, tmp_path):
-    """Also while compiling, while saving, before the first checkpoint."""
-    began = time.monotonic()
-    assert start(tmp_path / 'timed').wait(300) == 0
-    length = time.monotonic() - began
-    rng, kills, trial = np.random.default_rng(0), 0, 0
-    while kills < 25:
-        path = tmp_path / f'killed{trial}'
-        process = start(path, *['resume'] * (path / 'config.yaml').exists())
-        try:
-            assert process.wait(rng.uniform(0.1, 1.0) * length) == 0
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
-            kills += 1
-        else:  # It came to its end between two kills.
-            same_ends(path, undisturbed)
-            trial += 1
-    path = tmp_path / f'killed{trial}'
-    assert start(path, *['resume'] * path.exists()).wait(300) == 0
-    same_ends(path, undisturbed)
-
-
-def same_ends(path, other):
-    task = runs.make_task(make_run(), env=Point())
-    abstract = setup.Layout.of(Members.of(make_run()), task).policy
-    same(*[checkpoint.restore_policy(run / 'checkpoints', abstract) for run in (path, other)])
-    lines = (path / 'metrics.jsonl').read_text().splitlines()
-    assert [json.loads(line)['step'] for line in lines] == list(range(101))
-
-
-def test_sigkill_while_a_checkpoint_is_written(undisturbed, tmp_path):
-    """Just before it gets its name, and just after."""
-    path = tmp_path / 'killed'
-    assert start(path, 'before:20').wait(300) == -signal.SIGKILL
-    assert [one.name for one in (path / 'checkpoints').glob('20*')] != ['20']
-    assert start(path, 'resume', 'after:60').wait(300) == -signal.SIGKILL
-    assert (path / 'checkpoints' / '60').exists()
-    assert start(path, 'resume').wait(300) == 0
-    same_ends(path, undisturbed)
-
-
-def test_sigkill_and_resume_end_with_the_same_parameters(undisturbed, tmp_path):
-    """Killed without warning, twice."""
-    path = tmp_path / 'killed'
-    for kills, wanted in enumerate((10, 50)):
-        process = start(path, *['resume'] * kills)
-        deadline = time.monotonic() + 240
-        while last_step(path) < wanted and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, 'it ended before it could be killed'
-    assert start(path, 'resume').wait(300) == 0
-    same_ends(path, undisturbed)
-
-
-FULL = """
-import resource, signal, sys
-import sail_jax
-from sail_jax.control.config import ControlRun
-from sail_jax.errors import TrainingFailed
-from tests.support.toy import SETTINGS, Point
-
-settings = {'policy': {'hidden': [256, 256]}, 'total_env_steps': int(sys.argv[2])}
-run = ControlRun.model_validate({**SETTINGS, **settings})
-if 'full' in sys.argv:
-    # No file may grow beyond this: what a full disk does to the large files of a checkpoint.
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
-try:
-    sail_jax.train(run, sys.argv[1], env=Point(), quiet=True, resume='resume' in sys.argv)
-except TrainingFailed as error:
-    sys.exit(f'failed: {error}')
-"""
-
-
-def run_full(path, env_steps, *more):
-    env = {**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'} if 'full' in more else None
-    command = [sys.executable, '-c', FULL, path, str(env_steps), *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=400, env=env)
-
-
-@pytest.mark.slow
-def test_a_full_disk_costs_checkpoints_not_the_run(tmp_path):
-    path, whole = tmp_path / 'run', tmp_path / 'whole'
-    assert run_full(whole, 240).returncode == 0
-    assert run_full(path, 120).returncode == 0
-    before = sorted(file for file in (path / 'checkpoints' / '2').rglob('*'))
-    ended = run_full(path, 240, 'resume', 'full')
-    assert ended.returncode == 1, ended.stderr
-    first, last = ended.stderr.splitlines()
-    assert 'the checkpoint of update 4 could not be written' in first
-    assert last.startswith(f'failed: {path}/checkpoints: the last state, at 240 env steps, could')
-    assert last.endswith('resume=True goes on from 120 env steps')
-    assert sorted(file for file in (path / 'checkpoints' / '2').rglob('*')) == before
-    rows = metrics.read_rows(path / 'metrics.jsonl')
-    assert [row['step'] for row in rows] == [0, 1, 2, 3, 4]
-    # With room again the run goes on from there to the same end.
-    assert run_full(path, 240, 'resume').returncode == 0
-    task = runs.make_task(make_run(policy={'hidden': [256, 256]}), env=Point())
-    abstract = setup.Layout.of(Members.of(make_run(policy={'hidden': [256, 256]})), task).policy
-    same(*[checkpoint.restore_policy(run / 'checkpoints', abstract) for run in (path, whole)])
 
 
 def test_the_state_survives_a_checkpoint_exactly(whole, tmp_path):
