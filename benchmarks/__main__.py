@@ -11,13 +11,13 @@ are left out.
 import argparse
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks import ENVS
 from benchmarks.regressions import TOLERANCE, moved, read_baseline, read_rows
+from benchmarks.rounds import stopwatch
 
 SHIPPED = tuple(f'configs/control/{env}.yaml' for env in ENVS)
 # Module, arguments, arguments of --quick (None leaves it out), what it needs.
@@ -70,13 +70,13 @@ def main() -> int:
         if find_spec(needs) is None:
             print(f'{module}: left out, {needs} is not installed', flush=True)
             continue
-        began = time.perf_counter()
+        taken = stopwatch()
         out = options.out / f'{module}.json'
         command = [sys.executable, '-m', f'benchmarks.{module}', *arguments, '--out', str(out)]
         print(f'{module} ...', flush=True)
         if subprocess.run(command).returncode:
             failed.append(module)
-        print(f'{module}: {time.perf_counter() - began:.0f} s', flush=True)
+        print(f'{module}: {taken():.0f} s', flush=True)
     found = table(read_rows(options.out))
     (options.out / 'table.md').write_text(found)
     print(found)

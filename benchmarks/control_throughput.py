@@ -15,7 +15,6 @@ medians over rounds, the ratios medians of the ratios within a round.
 
 import math
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ import numpy as np
 
 import sail_jax
 from benchmarks.machine import machine, make_parser, write
-from benchmarks.rounds import rates, row, take_turns_here
+from benchmarks.rounds import rates, row, stopwatch, take_turns_here
 from sail_jax.control import envs, rollout
 from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
@@ -40,9 +39,9 @@ class Program:
 
     def __init__(self, fn: Callable[[Any], Any], carry: Any, env_steps: int) -> None:
         """`env_steps` are those of a call."""
-        began = time.perf_counter()
+        taken = stopwatch()
         self._run = jax.jit(fn, donate_argnums=0).lower(carry).compile()
-        self.compile_s = time.perf_counter() - began
+        self.compile_s = taken()
         self._carry, self._env_steps = carry, env_steps
 
     def __call__(self) -> dict[str, int]:

@@ -26,7 +26,7 @@ import numpy as np
 
 import sail_jax
 from benchmarks import convergence_report
-from benchmarks.machine import machine
+from benchmarks.machine import machine, write
 from sail_jax import configfile, sweep
 from sail_jax.control import envs, evaluate, reference
 from sail_jax.control import policy as control_policy
@@ -307,7 +307,7 @@ def main() -> None:
             jax.clear_caches()
         if set(results) != set(methods):
             parser.exit(message=f'{env}: {len(results)} of {len(methods)} methods; no report\n')
-        (options.out / 'raw.json').write_text(json.dumps(raw) + '\n')
+        write(raw, options.out / 'raw.json', indent=None)
         convergence_report.write(raw, options.out)
 
 

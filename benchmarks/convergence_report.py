@@ -15,6 +15,8 @@ import numpy as np
 from matplotlib.ticker import EngFormatter
 from scipy import stats
 
+from benchmarks.machine import write as write_json
+
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
@@ -250,7 +252,7 @@ def write(raw: dict[str, Any], out: Path) -> None:
     """`table.json`, `table.md`, `returns` and `summary` (PNG, PDF) in `out`."""
     rows = summarise(raw)
     measured = {env: machines(results) for env, results in raw['envs'].items()}
-    (out / 'table.json').write_text(json.dumps({'machines': measured, 'methods': rows}, indent=1))
+    write_json({'machines': measured, 'methods': rows}, out / 'table.json')
     (out / 'table.md').write_text(markdown(raw, rows))
     figure_returns(raw, out)
     figure_summary(rows, out)

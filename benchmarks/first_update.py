@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.machine import machine, make_parser, write
+from benchmarks.rounds import stopwatch
 from sail_jax.errors import UserError
 from sail_jax.training import metrics
 
@@ -23,14 +24,14 @@ def seconds(config: str, run_dir: Path, cache: Path) -> float:
     """From the start of the command until its first update is logged."""
     command = [sys.executable, '-m', 'sail_jax.cli', 'train', config, '--run-dir', str(run_dir)]
     env = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(cache)}
-    began = time.perf_counter()
+    taken = stopwatch()
     process = subprocess.Popen([*command, '--quiet'], env=env)
     try:
         while not updated(run_dir / 'metrics.jsonl'):
             if process.poll() is not None:
                 raise SystemExit(f'{config}: ended with status {process.returncode}')
             time.sleep(0.05)
-        return time.perf_counter() - began
+        return taken()
     finally:
         process.kill()
         process.wait()

@@ -11,7 +11,6 @@ buffers in its own way, so temporaries are an upper estimate for accelerators.
 import os
 import re
 import sys
-import time
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from jax.sharding import Mesh
 import sail_jax
 from benchmarks.language_models import published
 from benchmarks.machine import machine, make_parser, write
+from benchmarks.rounds import stopwatch
 from sail_jax.core import update
 from sail_jax.core.types import Hyper, Policies, Policy, State, Workload
 from sail_jax.language import task, workload
@@ -81,13 +81,13 @@ def longest_rows(run: LanguageRun, mesh: Mesh) -> workload.PromptBatch:
     )
 
 
-def needs(compiled: jax.stages.Compiled, began: float, architecture: Architecture) -> Program:
+def needs(compiled: jax.stages.Compiled, seconds: float, architecture: Architecture) -> Program:
     memory = compiled.memory_analysis()
     return Program(
         memory.argument_size_in_bytes,
         memory.output_size_in_bytes - memory.alias_size_in_bytes,
         memory.temp_size_in_bytes,
-        round(time.perf_counter() - began, 1),
+        round(seconds, 1),
         vocabulary_tokens(compiled.as_text(), architecture),
     )
 
@@ -151,12 +151,12 @@ def compile_update(run: LanguageRun, lowered: Lowered) -> dict[str, Any]:
       `{'mesh': ..., 'state_bytes': ..., 'draw': Program, 'learn': Program, ...}`; bytes per device.
     """
     mesh, architecture = lowered.mesh, lowered.architecture
-    began = time.perf_counter()
+    taken = stopwatch()
     draw = lowered.draw.compile()
-    drawing = needs(draw, began, architecture)
+    drawing = needs(draw, taken(), architecture)
     sampled = checkpoint.abstract_like(draw.out_info, draw.output_shardings)
     scores = jax.ShapeDtypeStruct((run.prompts_per_update, run.group_size), jnp.float32)
-    began = time.perf_counter()
+    taken = stopwatch()
     learn = lowered.programs.learn.lower(lowered.state, sampled, scores).compile()
     responses = run.prompts_per_update * run.group_size * run.max_response_tokens
     rows = mesh.shape['data'] * mesh.shape['fsdp']
@@ -164,7 +164,7 @@ def compile_update(run: LanguageRun, lowered: Lowered) -> dict[str, Any]:
         'mesh': dict(mesh.shape),
         'state_bytes': lowered.state_bytes,
         'draw': drawing._asdict(),
-        'learn': needs(learn, began, architecture)._asdict(),
+        'learn': needs(learn, taken(), architecture)._asdict(),
         'response_tokens': responses // rows,
         'logits_of_the_batch_bytes': 4 * responses * architecture.vocab_size // rows,
     }

@@ -19,14 +19,13 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.machine import machine, make_parser, write
-from benchmarks.rounds import Turn, peak_mib, row, serve, take_turns
+from benchmarks.rounds import Turn, peak_mib, row, serve, stopwatch, take_turns
 
 WARM_UP = 2
 """Updates, which compile."""
@@ -104,17 +103,18 @@ def ours(settings: dict[str, Any]) -> None:
         nonlocal state
         seconds, length = [], []
         for _ in range(updates):
-            began = time.perf_counter()
+            taken = stopwatch()
             state, metrics = made.dispatch(state)
             length.append(float(jax.device_get(metrics['response_length'])[0]))
             jax.block_until_ready(state)
-            seconds.append(time.perf_counter() - began)
+            seconds.append(taken())
         return {'update_s': seconds, 'tokens': float(np.mean(length)), 'base_mib': base}
 
     call(WARM_UP)
     serve(call)
 
 
+# lines: the whole worker, whose classes are of libraries that only it imports.
 def trl(settings: dict[str, Any]) -> None:
     """The worker for TRL. It may have an environment of its own, without this project."""
     os.environ['TRL_EXPERIMENTAL_SILENCE'] = '1'
@@ -146,15 +146,14 @@ def trl(settings: dict[str, Any]) -> None:
         def take(self, updates: int) -> None:
             self.seconds, self.left = [], updates
             lengths.clear()
-            self.began = time.perf_counter()
+            self.taken = stopwatch()
 
         def on_train_begin(self, args, state, control, **_):
             self.take(WARM_UP)
 
         def on_step_end(self, args, state, control, **_):
-            now = time.perf_counter()
-            self.seconds.append(now - self.began)
-            self.began, self.left = now, self.left - 1
+            self.seconds.append(self.taken())
+            self.taken, self.left = stopwatch(), self.left - 1
             if self.left:
                 return
             if self.warm:
@@ -239,6 +238,24 @@ def rows(sizes: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def peer_versions(python: str) -> dict[str, str]:
+    """Of what TRL's worker has."""
+    names = ('trl', 'torch', 'transformers')
+    code = f'import {", ".join(names)}; print({", ".join(f"{name}.__version__" for name in names)})'
+    done = subprocess.run([python, '-c', code], check=True, capture_output=True, text=True)
+    return dict(zip(names, done.stdout.split(), strict=True))
+
+
+def say(size: str, compared: dict[str, Any]) -> None:
+    for kind, numbers in compared.items():
+        print(
+            f'{size:4} {kind:9} {numbers["pairs_per_s"]:8.2f} pairs/s '
+            f'{numbers["tokens_per_s"]:8.0f} tokens/s, {numbers["peak_MiB"]:5} MiB; '
+            f'ours over this: {numbers["ours_over_this"]}',
+            file=sys.stderr,
+        )
+
+
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument('--sizes', nargs='+', default=['4M', '12M', '32M'])
@@ -260,20 +277,9 @@ def main() -> None:
 
     from benchmarks.language_models import SMALL, parameter_count
 
-    versions = subprocess.run(
-        [
-            options.trl_python,
-            '-c',
-            'import trl, torch, transformers as t; '
-            'print(trl.__version__, torch.__version__, t.__version__)',
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.split()
     results: dict[str, Any] = {
         'machine': machine('benchmarks.language_peer'),
-        'peer': dict(zip(('trl', 'torch', 'transformers'), versions, strict=True)),
+        'peer': peer_versions(options.trl_python),
         'prompts_per_update': options.batch,
         'new_tokens': options.new_tokens,
         'longest_prompt': options.prompt_tokens,
@@ -293,18 +299,12 @@ def main() -> None:
                 'new_tokens': options.new_tokens,
             }
             logs = Path(directory, f'{size}-logs')
-            found = compare(settings, options.rounds, options.updates, options.trl_python, logs)
-            results['sizes'][size] = {'parameters': parameter_count(SMALL[size])} | found
+            compared = compare(settings, options.rounds, options.updates, options.trl_python, logs)
+            results['sizes'][size] = {'parameters': parameter_count(SMALL[size])} | compared
             results['rows'] = rows(results['sizes'])
             if options.out:
                 write(results, options.out)
-            for kind, numbers in found.items():
-                print(
-                    f'{size:4} {kind:9} {numbers["pairs_per_s"]:8.2f} pairs/s '
-                    f'{numbers["tokens_per_s"]:8.0f} tokens/s, {numbers["peak_MiB"]:5} MiB; '
-                    f'ours over this: {numbers["ours_over_this"]}',
-                    file=sys.stderr,
-                )
+            say(size, compared)
     if not options.out:
         write(results, None)
 

@@ -11,11 +11,11 @@ import json
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine, make_parser, write
+from benchmarks.rounds import stopwatch
 from sail_jax.language.quickstart import frontier
 from sail_jax.language.quickstart.config import METHODS, SFT
 from sail_jax.training import metrics
@@ -28,7 +28,7 @@ SECONDS = 'seconds.json'
 def train(seed: int, run_dir: Path) -> None:
     """One run; its seconds are left beside it, those of the processors too, as others may have used
     the machine."""
-    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    taken, before = stopwatch(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, '-m', 'sail_jax.cli', 'train', CONFIG]
     done = subprocess.run(
         [*command, '--seed', str(seed), '--run-dir', run_dir],
@@ -38,7 +38,7 @@ def train(seed: int, run_dir: Path) -> None:
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    seconds = {'wall_s': round(time.perf_counter() - began, 1), 'cpu_s': round(cpu_s, 1)}
+    seconds = {'wall_s': round(taken(), 1), 'cpu_s': round(cpu_s, 1)}
     (run_dir / SECONDS).write_text(json.dumps(seconds))
     (run_dir / 'printed.txt').write_text(done.stdout)
 

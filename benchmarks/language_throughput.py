@@ -23,7 +23,6 @@ On a GPU: `--sizes qwen2.5-0.5b --prompts 32 --prompt-tokens 256 --new-tokens 25
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -35,7 +34,7 @@ from flax import nnx
 
 from benchmarks.language_models import PUBLISHED, SMALL, parameter_count
 from benchmarks.machine import machine, make_parser, write
-from benchmarks.rounds import row, take_turns_here
+from benchmarks.rounds import row, stopwatch, take_turns_here
 from sail_jax.core import update
 from sail_jax.core.types import Policies, Policy, State
 from sail_jax.language import task, workload
@@ -121,9 +120,9 @@ def decoding(a: Architecture, options: argparse.Namespace, best: Limits) -> dict
             eos_E=jnp.zeros(0, jnp.int32),
         )
 
-    began = time.perf_counter()
+    taken = stopwatch()
     long = jax.jit(draw, static_argnums=2).lower(state, jax.random.key(0), R).compile()
-    compile_s = time.perf_counter() - began
+    compile_s = taken()
     prefill = jax.jit(prefill)
     prefill_s = seconds(lambda: prefill(state))
     decode_s = seconds(lambda: long(state, jax.random.key(1))) - prefill_s
@@ -170,9 +169,9 @@ class Updates:
 
     def __call__(self) -> dict[str, float]:
         """An update."""
-        began = time.perf_counter()
+        taken = stopwatch()
         sampled = jax.block_until_ready(self.draw(self.state, self.rows))
-        draw_s = time.perf_counter() - began
+        draw_s = taken()
         self.state = self.learn(self.state, sampled, self.scores)[0]
         jax.block_until_ready(self.state)
         return {'draw_s': draw_s}

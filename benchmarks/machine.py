@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-BEGAN = time.perf_counter()
+from benchmarks.rounds import stopwatch
+
+TAKEN = stopwatch()
 
 
 def make_parser(description: str | None, *, needs_out: bool = False) -> argparse.ArgumentParser:
@@ -52,13 +54,13 @@ def _relative(argument: str) -> str:
     return f'{option}{equals}{value}'
 
 
-def write(results: dict[str, Any], out: Path | None) -> None:
+def write(results: dict[str, Any], out: Path | None, indent: int | None = 1) -> None:
     """As JSON into a file, or to standard output; with the minutes that the benchmark has taken.
 
-    What takes long writes again whenever a part is done.
+    What takes long writes again whenever a part is done. `indent` None is for long arrays.
     """
-    minutes = round((time.perf_counter() - BEGAN) / 60, 1)
-    text = json.dumps({**results, 'minutes': minutes}, indent=1, ensure_ascii=False)
+    minutes = round(TAKEN() / 60, 1)
+    text = json.dumps({**results, 'minutes': minutes}, indent=indent, ensure_ascii=False)
     if out:
         out.write_text(text + '\n', encoding='utf-8')
     else:

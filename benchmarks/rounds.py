@@ -2,7 +2,8 @@
 
 `take_turns` is for contenders that are processes of their own, warmed up once, each of which makes
 one timed call whenever it is told to: none can slow another down, or spoil its memory figure, by
-being in its process. `take_turns_here` is for programs of one process.
+being in its process. `take_turns_here` is for programs of one process; `stopwatch` for what happens
+once, a compilation for example.
 """
 
 import json
@@ -21,24 +22,30 @@ Call = dict[str, Any]
 """`seconds`, `peak_mib` and what the contender counted."""
 
 
+def stopwatch() -> Callable[[], float]:
+    """A function of the seconds since this call: the one clock of the benchmarks."""
+    began = time.perf_counter()
+    return lambda: time.perf_counter() - began
+
+
 class Turn:
     """The contender's side: `wait` until told, do the work, say what was `done`."""
 
     def __init__(self) -> None:
-        self._began: float | None = None
+        self._taken: Callable[[], float] | None = None
 
     def wait(self) -> None:
         """Until the next call; the first time it says that warming up is over."""
-        if self._began is None:
+        if self._taken is None:
             self._say(warm=True)
         if not sys.stdin.readline():
             raise SystemExit
-        self._began = time.perf_counter()
+        self._taken = stopwatch()
 
     def done(self, **counted: Any) -> None:
         """Ends a call."""
-        seconds = time.perf_counter() - self._began
-        self._say(**{'seconds': seconds, 'peak_mib': peak_mib(), **counted})
+        assert self._taken is not None  # See `wait`.
+        self._say(**{'seconds': self._taken(), 'peak_mib': peak_mib(), **counted})
 
     def _say(self, **values: Any) -> None:
         print(json.dumps(values), flush=True)
@@ -66,13 +73,13 @@ class Contender:
     """The driver's side of a process."""
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
-        self._log, began = log, time.perf_counter()
+        self._log, taken = log, stopwatch()
         with log.open('w') as stderr:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
             )
         self._answer()
-        self.warm_up_s = time.perf_counter() - began
+        self.warm_up_s = taken()
 
     def call(self) -> Call:
         self._process.stdin.write('\n')
@@ -124,9 +131,9 @@ def take_turns_here(
     found: dict[str, list[Call]] = {name: [] for name in calls}
     for index in range(rounds + 1):
         for name, call in calls.items():
-            began = time.perf_counter()
+            taken = stopwatch()
             counted = call()
-            seconds = time.perf_counter() - began
+            seconds = taken()
             if index:
                 found[name].append({'seconds': seconds, **counted})
     return {name: {'calls': made} for name, made in found.items()}

@@ -8,7 +8,6 @@ hopper; both with a device for each core, by turns over seeds.
     python -m benchmarks.time_to_return --out benchmarks/results/time_to_return_cpu.json
 """
 
-import time
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +15,7 @@ import numpy as np
 
 import sail_jax
 from benchmarks.machine import machine, make_parser, write
+from benchmarks.rounds import stopwatch
 from sail_jax.control import envs, evaluate, reference
 from sail_jax.control import policy as control_policy
 from sail_jax.control import task as control_task
@@ -44,16 +44,16 @@ def sail(run: ControlRun, seed: int, judge: Any) -> tuple[float, list[Point]]:
     run = run.model_copy(update={'seed': seed})
     task, updates = control_task.make(run), run.evaluation.every_updates
     start = task.start(seed)
-    began = time.perf_counter()
+    taken = stopwatch()
     shardings = setup.Layout.of(Members.of(run), task).shardings
     dispatch = update.make_dispatch(task.workload, run, updates, shardings)
     state = setup.initial_state(Members.of(run), task, start)
     dispatch = dispatch.lower(state).compile()
-    compile_s, seconds, points = time.perf_counter() - began, 0.0, []
+    compile_s, seconds, points = taken(), 0.0, []
     for _ in range(task.updates // updates):
-        began = time.perf_counter()
+        taken = stopwatch()
         state, _ = jax.block_until_ready(dispatch(state))
-        seconds += time.perf_counter() - began
+        seconds += taken()
         env_steps = int(state.step) * run.env_steps_per_update
         points.append(Point(env_steps, seconds, judge(state.policy, start, seed)))
     return compile_s, points
@@ -62,14 +62,15 @@ def sail(run: ControlRun, seed: int, judge: Any) -> tuple[float, list[Point]]:
 def ppo(run: ControlRun, seed: int, judge: Any, env: Any, networks: Any) -> tuple[float, list]:
     """The same of PPO; its first interval holds its compilation and is told apart by the others."""
     start = reference.load(env, networks, run, seed)
-    marks, points = [time.perf_counter()], []
+    taken, points = stopwatch(), []
 
     def note(env_steps: int, params: tuple[Any, Any]) -> None:
+        nonlocal taken
         if env_steps:
-            seconds = time.perf_counter() - marks[0]
+            seconds = taken()
             policy = Policy({**start.params, 'policy': params[1]}, params[0])
             points.append(Point(int(env_steps), seconds, judge(policy, start, seed)))
-        marks[0] = time.perf_counter()
+        taken = stopwatch()
 
     notes = run.dispatches * run.updates_per_dispatch // run.evaluation.every_updates
     watch = reference.Watch(note, notes)

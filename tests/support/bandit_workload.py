@@ -32,6 +32,7 @@ def run(**sections) -> config.Run:
     return config.Run.model_validate({**defaults, **merged})
 
 
+# lines: a workload's functions, which share what is above them.
 def make(
     problem: exact.Problem,
     run: config.Run,
