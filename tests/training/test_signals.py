@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import yaml
@@ -126,3 +127,16 @@ def test_handlers_are_put_back():
         assert signal.getsignal(signal.SIGINT) != before[0]
     assert [signal.getsignal(number) for number in signals.SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_signals_of_another_thread_are_the_callers():
+    handlers, answers = [signal.getsignal(number) for number in signals.SIGNALS], []
+
+    def train():
+        with signals.ending_the_process(), signals.collected() as caught:
+            answers.append((list(caught), [signal.getsignal(one) for one in signals.SIGNALS]))
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert answers == [([], handlers)]
