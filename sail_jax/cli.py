@@ -10,7 +10,7 @@ import sys
 import traceback
 
 from sail_jax import streams
-from sail_jax.errors import Interrupted, NotJoined, TrainingFailed, UserError
+from sail_jax.errors import Interrupted, NotJoined, TrainingFailed, UserError, one_line
 from sail_jax.training import signals
 
 
@@ -57,21 +57,20 @@ def _main(arguments: list[str]) -> int:
         terminal.error(str(error))
         return error.status
     except Exception as error:
+        if _of_the_environment(error):
+            terminal.error(f'the environment: {one_line(error)}')
+            return UserError.status
         if 'jax' not in sys.modules:
-            return _import_failed(error)
+            raise
         return _jax_failed(error)
 
 
-def _import_failed(error: Exception) -> int:
-    """JAX reads its settings from the environment when it is imported."""
-    from sail_jax import terminal
-    from sail_jax.errors import one_line
-
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames[-1].filename.endswith(os.path.join('jax', '_src', 'config.py')):
-        raise error
-    terminal.error(f'the environment: {one_line(error)}')
-    return UserError.status
+def _of_the_environment(error: Exception) -> bool:
+    """Whether it is of JAX or Matplotlib, that read their settings from the environment when they
+    are imported."""
+    where = traceback.extract_tb(error.__traceback__)[-1].filename
+    readers = ('jax', '_src', 'config.py'), ('matplotlib', '__init__.py')
+    return isinstance(error, ValueError) and where.endswith(tuple(map(os.sep.join, readers)))
 
 
 def _jax_failed(error: Exception) -> int:
@@ -79,7 +78,6 @@ def _jax_failed(error: Exception) -> int:
     import jax
 
     from sail_jax import terminal
-    from sail_jax.errors import one_line
     from sail_jax.training import devices
 
     if not isinstance(error, jax.errors.JaxRuntimeError):

@@ -70,13 +70,15 @@ def run(tmp_path_factory):
     [
         ('JAX_PLATFORMS', 'cuda', 'JAX_PLATFORMS=cuda: JAX has no device: '),
         ('JAX_PLATFORMS', 'abacus', "JAX_PLATFORMS=abacus: JAX has no device: .*'abacus'"),
+        ('MPLBACKEND', 'abacus', "the environment: .*'abacus'"),
         ('JAX_ENABLE_X64', 'perhaps', "the environment: .*'perhaps' .* 'JAX_ENABLE_X64'"),
     ],
 )
-def test_an_environment_in_which_jax_does_not_begin_is_one_line(name, value, said, tmp_path):
+def test_an_environment_in_which_a_library_does_not_begin_is_one_line(name, value, said, run):
     if value == 'cuda' and jax.default_backend() == 'gpu':
         pytest.skip('there is one')
-    command = [sys.executable, '-m', 'sail_jax.cli', 'doctor']
+    rest = ['doctor'] if name.startswith('JAX') else ['plot', run]
+    command = [sys.executable, '-m', 'sail_jax.cli', *rest]
     done = subprocess.run(command, capture_output=True, env=os.environ | {name: value}, text=True)
     assert done.returncode == 2
     *progress, line = done.stderr.splitlines()
