@@ -286,7 +286,11 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _use_compilation_cache() -> None:
     """Has JAX, once it is imported, keep compiled programs between processes, unless the user's
-    JAX_COMPILATION_CACHE_DIR says where."""
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))
-    if cache.is_absolute():  # Not every user has a home.
-        os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache / 'sail_jax'))
+    JAX_COMPILATION_CACHE_DIR says where. Where nothing can be written it would warn of each."""
+    home = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))
+    cache = home / 'sail_jax'
+    if not home.is_absolute():  # Not every user has a home.
+        return
+    there = next(path for path in (cache, *cache.parents) if os.path.lexists(path))
+    if os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK):
+        os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))

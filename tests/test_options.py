@@ -60,21 +60,28 @@ def test_options_out_of_bounds(capsys, arguments, what):
 @pytest.mark.parametrize(
     ('home', 'cache', 'wanted'),
     [
-        ('/h', '/c', '/c/sail_jax'),
-        ('/h', '', '/h/.cache/sail_jax'),
-        ('/h', 'here', None),
+        ('{}/h', '{}/c', '{}/c/sail_jax'),
+        ('{}/h', '', '{}/h/.cache/sail_jax'),
+        ('{}/h', 'here', None),
         ('here', '', None),
+        ('{}/h', '{}/file', None),
+        ('{}/file', '', None),
+        ('{}/closed', '', None),
     ],
 )
 def test_compiled_programs_are_kept_where_the_user_has_a_cache(
     tmp_path, monkeypatch, capsys, home, cache, wanted
 ):
-    monkeypatch.setenv('HOME', home)
-    monkeypatch.setenv('XDG_CACHE_HOME', cache)
+    (tmp_path / 'file').touch()
+    (tmp_path / 'closed').mkdir(mode=0o500)
+    if home.endswith('closed') and os.geteuid() == 0:
+        pytest.skip('root writes anywhere')
+    monkeypatch.setenv('HOME', home.format(tmp_path))
+    monkeypatch.setenv('XDG_CACHE_HOME', cache.format(tmp_path))
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')
     del os.environ['JAX_COMPILATION_CACHE_DIR']  # Put back at the end.
     said(capsys, 'plot', str(tmp_path))
-    assert os.environ.get('JAX_COMPILATION_CACHE_DIR') == wanted
+    assert os.environ.get('JAX_COMPILATION_CACHE_DIR') == (wanted and wanted.format(tmp_path))
 
 
 @pytest.mark.parametrize('command', ['plot', 'render'])
