@@ -1,6 +1,5 @@
 """What is compiled for a study that learns; see `sail_jax.training.program`."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from sail_jax.training import devices
 from sail_jax.training.program import Program, Programs
 
 
-def programs(run: StudySettings, chips: Sequence[jax.Device] | None = None) -> Programs:
+def programs(run: StudySettings, chips: devices.Chips = None) -> Programs:
     """The ascent, on one device, as a study runs; it is the same for every objective.
 
     Raises:

@@ -1,6 +1,5 @@
 """A control run as the trainer takes it."""
 
-from collections.abc import Sequence
 from functools import partial
 
 import sail_jax.control.compat  # noqa: F401
@@ -36,7 +35,7 @@ def batch_bytes(env: Env, run: ControlRun) -> int:
     return max(states + obs, episodes)
 
 
-def make_mesh(run: ControlRun, chips: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(run: ControlRun, chips: devices.Chips = None) -> Mesh:
     """Devices along the members of a sweep, or along the contexts.
 
     Args:
@@ -53,7 +52,7 @@ def make_mesh(run: ControlRun, chips: Sequence[jax.Device] | None = None) -> Mes
     return devices.make_mesh(run.rollout.parts, rows_key=rows_key, devices=chips)
 
 
-def programs(run: ControlRun, chips: Sequence[jax.Device] | None = None) -> Programs:
+def programs(run: ControlRun, chips: devices.Chips = None) -> Programs:
     """What is compiled for a run; see `Kind.programs`."""
     mesh = make_mesh(run, chips)
     pairs = run.rollout.contexts * run.rollout.group_size * (run.rollout.group_size - 1) // 2

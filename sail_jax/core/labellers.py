@@ -197,7 +197,7 @@ def check(settings: Teacher, group_size: int, side_by_side: bool = False) -> Non
 
 def _require_preferences(what: str, prob_BxKxK: np.ndarray, weight_BxKxK: np.ndarray) -> None:
     """Refuses numbers that are no preferences, and that an update would take for some."""
-    prob_BxKxK, weight_BxKxK = np.float64(prob_BxKxK), np.float64(weight_BxKxK)
+    prob_BxKxK, weight_BxKxK = (np.asarray(x, np.float64) for x in (prob_BxKxK, weight_BxKxK))
     i, j = np.triu_indices(prob_BxKxK.shape[-1], 1)
     pairs = lambda x: np.stack([x[:, i, j], x[:, j, i]], -1).reshape(-1, 2).tolist()
     for (p_ij, p_ji), (w_ij, w_ji) in zip(pairs(prob_BxKxK), pairs(weight_BxKxK), strict=True):

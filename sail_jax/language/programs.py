@@ -1,7 +1,6 @@
 """What is compiled for a language run, from shapes alone: neither data, tokeniser nor weights are
 read, and of a model its `config.json`, or what is published of it."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ EOS = (0,)
 """Stands in for the tokeniser's, which no shape depends on."""
 
 
-def programs(run: LanguageRun, chips: Sequence[jax.Device] | None = None) -> Programs:
+def programs(run: LanguageRun, chips: devices.Chips = None) -> Programs:
     """What is compiled for a run; see `Kind.programs`. Prompts and responses are as long as the
     configuration lets them be.
 

@@ -134,9 +134,10 @@ def make_programs(run: LanguageRun, functions: Workload, mesh: Mesh) -> UpdatePr
     learn_pure = update.make_learn(functions, run)
     share = step_size(run.optimizer, run.updates)
     at_precision = precision.traced_at(precision.resolved(run))
-    everywhere = devices.replicated(mesh)
+    everywhere: Any = devices.replicated(mesh)
+    by_rows: Any = devices.by_rows(mesh)
     layout_of_drawn = Sampled(
-        batch=devices.by_rows(mesh),
+        batch=by_rows,
         sampler=everywhere,
         statistics=everywhere,
         labels_asked=everywhere,
@@ -191,7 +192,8 @@ def make_dispatch(
         tokens_bxK = split.take(sampled.batch.inputs.tokens_BxLxT)[:, :K]
 
         def ask() -> Any:
-            groups = tokenizer.texts(tokens_bxK, drawn.lengths_BxL[shares.rows, :K])
+            lengths_bxK = np.asarray(drawn.lengths_BxL)[shares.rows, :K]
+            groups = tokenizer.texts(tokens_bxK, lengths_bxK)
             return labels.scores(rater, prompts, groups, asked_B[shares.rows], K)
 
         return jax.tree.map(shares.gather, hosts.together(ask))

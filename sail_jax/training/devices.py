@@ -18,6 +18,9 @@ AXES = ('data', 'fsdp', 'tensor')
 ROWS = ('data', 'fsdp')
 """The axes that the rows of a batch are split over."""
 
+Chips = Sequence[Any] | None
+"""Devices of JAX; None is all that there are."""
+
 Rules = Sequence[tuple[str, PartitionSpec]]
 """Patterns of the last parts of an array's dotted name, and layouts; the first that fits counts,
 and what none fits is copied to every device."""
@@ -86,7 +89,7 @@ def _sizes(settings: Devices, count: int) -> dict[str, int]:
     return {axis: count // fixed if size == 'auto' else size for axis, size in sizes.items()}
 
 
-def make_sweep_mesh(members: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_sweep_mesh(members: int, devices: Chips = None) -> Mesh:
     """Devices along a `seed` axis, over which the members of a sweep are split.
 
     Args:

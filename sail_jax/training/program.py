@@ -19,7 +19,7 @@ class Program(NamedTuple):
 
     name: str
     """`update`, `draw`, `learn`, `score`, `evaluate`."""
-    function: Callable[..., Any]
+    function: Any
     """Jitted; its donations count."""
     arguments: tuple[Any, ...]
     """Shapes, types and layouts (`jax.ShapeDtypeStruct`) of its arguments."""

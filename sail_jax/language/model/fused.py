@@ -8,7 +8,7 @@ gap: for cuDNN it is moved to where the prompt ends, and splash passes over the 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,9 @@ def over_devices(
     """Each device has its rows and heads; all have all rows where they do not divide."""
     parts = math.prod(mesh.shape[axis] for axis in devices.ROWS)
     rows = devices.ROWS if query.shape[0] % parts == 0 else None
-    memory = Memory(keys=P(rows, heads), values=P(rows, heads), positions=P(rows))
+    split: Any = P(rows, heads)
+    layout_of_positions: Any = P(rows)
+    memory = Memory(keys=split, values=split, positions=layout_of_positions)
     return jax.shard_map(
         kernel,
         mesh=mesh,
@@ -81,7 +83,7 @@ def over_devices(
     )
 
 
-def _has_cudnn(device: jax.Device, query: jax.ShapeDtypeStruct) -> bool:
+def _has_cudnn(device: Any, query: jax.ShapeDtypeStruct) -> bool:
     """cuDNN's attention takes 16 bits and heads of at most 128, on Ampere and later."""
     recent = 'NVIDIA' in device.device_kind and float(device.compute_capability) >= 8
     narrow, H = query.dtype in (jnp.bfloat16, jnp.float16), query.shape[-1]
@@ -192,7 +194,7 @@ def splash(
     else:
         mask = masks.CausalMask(shape, offset=before)
     q, kv = (next(n for n in (LARGEST_TILE, 256, TILE) if size % n == 0) for size in shape)
-    run = kernels.make_splash_mha(
+    run: Any = kernels.make_splash_mha(
         masks.MultiHeadMask([mask] * N),
         block_sizes=kernels.BlockSizes(
             block_q=q,
@@ -208,7 +210,7 @@ def splash(
         interpret=interpret,
     )
     flat = [x.reshape(B * L, *x.shape[2:]) for x in (query, *own)]
-    out = jax.vmap(run)(*flat, segments)
+    out: Any = jax.vmap(run)(*flat, segments)
     return out.reshape(B, L, N, places, H)[..., :T, :].swapaxes(2, 3)
 
 

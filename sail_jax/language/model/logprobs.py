@@ -77,7 +77,8 @@ def log_probs(predicted: Predictions, target: jax.Array, tokens: int | None = No
       target: token ids [..., T].
       tokens: whose logits exist at once on a device; None takes those that `LOGITS_BYTES` hold.
     """
-    return _compare(predicted, None, target, tokens).logp
+    scores: Any = _compare(predicted, None, target, tokens)
+    return scores.logp
 
 
 def compare(
@@ -226,9 +227,10 @@ def _logits_gradient(
     p_NxV, gradient_NxV = jnp.exp(logp_NxV), jnp.zeros_like(logits_NxV)
     if weights.logp is not None:
         gradient_NxV += weights.logp[:, None] * (_is_target(logits_NxV, target_N) - p_NxV)
-    if weights.ref_to_policy is not None or weights.policy_to_ref is not None:
-        reference_NxV = reference.head.logits(reference.hidden)
-        reference_logp_NxV = reference_NxV - kept.reference_normaliser[:, None]
+    if weights.ref_to_policy is None and weights.policy_to_ref is None:
+        return through_finish(gradient_NxV)[0].astype(policy.hidden.dtype)
+    reference_NxV = reference.head.logits(reference.hidden)
+    reference_logp_NxV = reference_NxV - kept.reference_normaliser[:, None]
     if weights.ref_to_policy is not None:
         gradient_NxV += weights.ref_to_policy[:, None] * (p_NxV - jnp.exp(reference_logp_NxV))
     if weights.policy_to_ref is not None:
@@ -274,12 +276,13 @@ class _Chunks(NamedTuple):
         return jax.tree.map(join, arrays)
 
 
-ROWS = P(devices.ROWS)
+ROWS: Any = P(devices.ROWS)
+EVERYWHERE: Any = P()
 
 
 def _rows_of(predicted: Predictions | None) -> Any:
     """Each device has its rows, and the matrix as far as `tensor` does not split it."""
-    return predicted and Predictions(hidden=ROWS, head=P())
+    return predicted and Predictions(hidden=ROWS, head=EVERYWHERE)
 
 
 class _Split(NamedTuple):

@@ -179,9 +179,10 @@ def divided(rater: Rater) -> Rater:
     def ask(one: Rater, prompts: Sequence[Prompt], groups: Sequence[Sequence[str]]) -> Any:
         shares = evenly(len(prompts))
         rows, K = shares.rows.tolist(), len(groups[0])
-        part = [prompts[i] for i in rows], [groups[i] for i in rows]
+        asked_prompts = [prompts[int(i)] for i in rows]
+        asked_groups = [groups[int(i)] for i in rows]
         everyone = np.ones(len(rows), bool)
-        answers = hosts.together(lambda: scores(one, *part, everyone, K))
+        answers = hosts.together(lambda: scores(one, asked_prompts, asked_groups, everyone, K))
         return jax.tree.map(shares.gather, answers)
 
     score, compare = rater

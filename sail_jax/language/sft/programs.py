@@ -1,6 +1,5 @@
 """What is compiled for a supervised stage, from shapes alone; see `sail_jax.language.programs`."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from sail_jax.training.checkpoint import abstract_like
 from sail_jax.training.program import Program, Programs
 
 
-def programs(run: SftRun, chips: Sequence[jax.Device] | None = None) -> Programs:
+def programs(run: SftRun, chips: devices.Chips = None) -> Programs:
     """What is compiled for a run; see `Kind.programs`. Rows are as long as the configuration lets
     them be.
 
