@@ -33,10 +33,10 @@ def make(
 
 
 def check(settings: config.Optimizer) -> None:
-    """Tries the optimizer on shapes.
+    """Tries the optimizer on a gradient.
 
     Raises:
-      UserError: as of `make`; it needs more than gradients and parameters.
+      UserError: as of `make`; it needs more than gradients and parameters; its step is not finite.
     """
     rule = make(settings, settings.learning_rate)
     params = {'kernel': jnp.zeros((4, 4)), 'bias': jnp.zeros(4)}
@@ -44,7 +44,11 @@ def check(settings: config.Optimizer) -> None:
     def step(params: Any) -> Any:
         return rule.update(params, rule.init(params), params)[0]
 
-    tried(f'optimizer.rule: {settings.rule}', step, params)
+    what = f'optimizer.rule: {settings.rule}'
+    tried(what, step, params)
+    for leaf in jax.tree.leaves(step(jax.tree.map(jnp.ones_like, params))):
+        if not jnp.isfinite(leaf).all():
+            raise UserError(f'{what}, optimizer.arguments: {settings.arguments}: no finite step')
 
 
 def _named(rule: str) -> Any:
@@ -58,9 +62,9 @@ def _named(rule: str) -> Any:
     raise UserError(f'optimizer.rule: {rule!r:.80}; {hint} {", ".join(rules)} in Optax')
 
 
-OTHERWISE = ('_', 'scale_by_', 'schedule_free_', 'dpsgd')
+OTHERWISE = ('_', 'scale_by_', 'schedule_free_', 'dpsgd', 'noisy_sgd')
 """How functions begin that are no optimizers; or whose policy is not their parameters; or that take
-each row's gradient."""
+each row's gradient; or whose noise is the same for every seed."""
 
 
 def _rules(module: Any) -> set[str]:

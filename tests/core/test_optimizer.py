@@ -67,6 +67,8 @@ def test_the_clip_comes_first():
         ({'rule': 'adam', 'arguments': {'learning_rate': 0.5}}, 'arguments: adam: .*learning_rate'),
         ({'rule': 'adam', 'arguments': {'b1': 'much'}}, r'optimizer\.rule: adam: raised'),
         ({'rule': 'lbfgs'}, r'optimizer\.rule: lbfgs: raised'),
+        ({'rule': 'sgd', 'arguments': {'momentum': 1e308}}, 'momentum.*no finite step'),
+        ({'rule': 'noisy_sgd'}, r"optimizer\.rule: 'noisy_sgd'"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(values, wrong):
