@@ -208,9 +208,15 @@ def by_rules(mesh: Mesh, rules: Rules, name: str, shape: tuple[int, ...]) -> Nam
     for pattern, spec in rules:
         if re.search(rf'(^|\.)({pattern})(\.value)?$', name):
             pairs = zip(shape, spec, strict=False)
-            fits = (axis if size % mesh.shape.get(axis, 1) == 0 else None for size, axis in pairs)
+            fits = (axis if size % parts(mesh, axis) == 0 else None for size, axis in pairs)
             return NamedSharding(mesh, PartitionSpec(*fits))
     return replicated(mesh)
+
+
+def parts(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+    """How many an array's axis is split into that lies on these of the mesh."""
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape.get(name, 1) for name in names)
 
 
 def tree_by_rules(mesh: Mesh, rules: Rules, tree: Any) -> Any:

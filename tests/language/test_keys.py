@@ -25,19 +25,20 @@ class Uniform:
 
     architecture = tiny.FAMILIES['qwen2'].model_copy(update={'vocab_size': V, 'layers': 1})
     dtype = jnp.dtype('float32')
+    mesh = None
 
     def __call__(self, tokens, positions):
         a = self.architecture
         keys = jnp.zeros((a.layers, len(tokens), a.kv_heads, *tokens.shape[1:], a.head_dim))
         return jnp.zeros((*tokens.shape, 1)), Memory(keys, keys, positions)
 
-    def blocks(self):
-        return []
+    def decoding(self):
+        return None
 
-    def decode(self, blocks, tokens, index, memory, prefix):
-        return jnp.zeros((*tokens.shape, 1)), memory
+    def decode(self, weights, tokens, index, memory, prefix):
+        return jnp.zeros((*tokens.shape, V)), memory
 
-    def logits(self, hidden):
+    def last_logits(self, weights, hidden):
         return jnp.zeros((*hidden.shape[:-1], V))
 
 

@@ -5,7 +5,6 @@ Axes as in `attention`. Both take tokens in their order, so a response follows i
 gap: for cuDNN it is moved to where the prompt ends, and splash passes over the padding between.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -69,8 +68,7 @@ def over_devices(
     kernel: Kernel, mesh: Mesh, query: jax.ShapeDtypeStruct, heads: str | None, follows: bool
 ) -> Kernel:
     """Each device has its rows and heads; all have all rows where they do not divide."""
-    parts = math.prod(mesh.shape[axis] for axis in devices.ROWS)
-    rows = devices.ROWS if query.shape[0] % parts == 0 else None
+    rows = devices.ROWS if query.shape[0] % devices.parts(mesh, devices.ROWS) == 0 else None
     split: Any = P(rows, heads)
     layout_of_positions: Any = P(rows)
     memory = Memory(keys=split, values=split, positions=layout_of_positions)

@@ -293,7 +293,7 @@ class _Split(NamedTuple):
 
     @classmethod
     def of(cls, mesh: Mesh | None, target: jax.Array) -> '_Split':
-        if mesh is None or len(target) % math.prod(mesh.shape[axis] for axis in devices.ROWS):
+        if mesh is None or len(target) % devices.parts(mesh, devices.ROWS):
             return cls(None)
         return cls(mesh)
 

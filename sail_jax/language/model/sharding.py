@@ -29,6 +29,17 @@ RULES: devices.Rules = (
     (r'lm_head\.kernel', P('fsdp', 'tensor')),
 )
 
+WIDTH = ('fsdp', 'tensor')
+"""The axes that matrices are split over by their width while tokens are decoded."""
+DECODING: devices.Rules = (
+    (rf'{OUT_OF}\.(kernel|lora_a)', P(WIDTH)),
+    (rf'{OUT_OF}\.(lora_b|bias)', P()),
+    (rf'{INTO}\.(kernel|lora_b)', P(None, WIDTH)),
+    (r'layers\.(.+\.)?\w+_proj\.bias', P(WIDTH)),
+)
+"""Of one layer, for decoding: a token has so few numbers that these are exchanged, and not the
+weights. `tensor` and `fsdp` are both Megatron's."""
+
 
 def of_parameter(mesh: Mesh) -> Callable[[str, tuple[int, ...]], jax.sharding.NamedSharding]:
     """`(name, shape) -> layout`, as `weights.load` takes it."""

@@ -11,7 +11,7 @@ id: padding is a position that no query reaches.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sail_jax.language.model import fused
+from sail_jax.language.model import fused, sharding
 from sail_jax.language.model.architecture import Architecture
 from sail_jax.language.model.attention import Memory, Scoring, as_prefix, attend, frequencies
 from sail_jax.language.model.layers import Block, Linear, Make, parts_of, unchanged
@@ -66,6 +66,26 @@ class Tokens(NamedTuple):
 
     ids: jax.Array
     positions: jax.Array
+
+
+class Decoding(NamedTuple):
+    """What is read for every token that is decoded: matrices in the compute type."""
+
+    blocks: list[Block]
+    table_VxD: jax.Array
+    head: Head
+
+
+class Pass(NamedTuple):
+    """How tokens go through a layer."""
+
+    positions_BxLxT: jax.Array
+    remember: Callable[[jax.Array, jax.Array], Memory]
+    """Of the tokens' keys and values."""
+    rows: str | tuple[str, ...] = devices.ROWS
+    """The axes of the mesh that hidden states are split over by rows, outside of attention."""
+    width: tuple[str, ...] | None = None
+    """And by the width of what attention gives."""
 
 
 class Decoder(nnx.Module):
@@ -137,7 +157,10 @@ class Decoder(nnx.Module):
         """What the first layer reads of the tokens, [B, L, T, D], in the compute type."""
         # Rows of a table that is split by columns too would be looked up on every device.
         table_VxD = self.on_mesh(self.embed_tokens.embedding[...].astype(self.dtype), 'tensor')
-        x_BxLxTxD = self.on_mesh(table_VxD[tokens_BxLxT], devices.ROWS)
+        return self._embed(table_VxD, tokens_BxLxT, devices.ROWS)
+
+    def _embed(self, table_VxD: jax.Array, tokens_BxLxT: jax.Array, rows: Any) -> jax.Array:
+        x_BxLxTxD = self.on_mesh(table_VxD[self.on_mesh(tokens_BxLxT, rows)], rows)
         return parts_of(self.architecture).embedding(x_BxLxTxD)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -187,10 +210,9 @@ class Decoder(nnx.Module):
             block: Block = nnx.merge(graphdef, state)
             memories, out = [], []
             for x, part, kernel in zip(hidden, parts, kernels, strict=True):
-                remember = partial(Memory, positions=part.positions)
+                through = Pass(part.positions, partial(Memory, positions=part.positions))
                 prefix = as_prefix(memories[0]) if memories else None
-                scoring = self._scoring(window, kernel)
-                x, memory = self._layer(block, x, part.positions, scoring, remember, prefix)
+                x, memory = self._layer(block, x, through, self._scoring(window, kernel), prefix)
                 memories.append(memory)
                 out.append(x)
             return tuple(out), (memories[0].keys, memories[0].values)
@@ -204,9 +226,9 @@ class Decoder(nnx.Module):
         hidden, memory = jax.lax.scan(body, start, (stacked, windows))
         return tuple(map(self.norm, hidden)), memory
 
-    def blocks(self) -> list[Block]:
-        """The layers one by one, their matrices in the compute type, made once for all the tokens
-        to decode: whole on every device that needs them, where FSDP splits them.
+    def decoding(self) -> Decoding:
+        """What `decode` reads, made once for all the tokens to decode. On a mesh each device has
+        its share of the width of every matrix, where FSDP splits them too.
 
         `decode` is the one place that goes through the layers without a scan, in which each
         product's matrix is first copied out of the stack, for every token. At Qwen2.5-0.5B's widths
@@ -214,19 +236,37 @@ class Decoder(nnx.Module):
         layers and 16 lanes, and with 4 layers 0.69 (2 lanes) to 0.93 (16). In return its program
         took 2.0 s to compile at any depth, and this one takes 2.1 s for 4 layers and 4.3 s for 24.
         """
+        a = self.architecture
         graphdef, stacked = nnx.split(self.layers)
 
         def take(x: jax.Array, index: int) -> jax.Array:
             return x[index].astype(self.dtype) if x.ndim > 2 else x[index]
 
-        return [
-            nnx.merge(graphdef, jax.tree.map(lambda x, i=i: take(x, i), stacked))
-            for i in range(self.architecture.layers)
-        ]
+        def block(index: int) -> Block:
+            state = jax.tree.map(lambda x: take(x, index), stacked)
+            if self.mesh is not None:
+                layer = {'layers': state}
+                layout = devices.tree_by_rules(self.mesh, sharding.DECODING, layer)
+                state = jax.lax.with_sharding_constraint(layer, layout)['layers']
+            return nnx.merge(graphdef, state)
+
+        words = self._width(a.vocab_size)
+        table_VxD = self.on_mesh(self.embed_tokens.embedding[...].astype(self.dtype), words)
+        head = Head(table_VxD, parts_of(a).logits, self.mesh, of_words=True)
+        if not a.tied:
+            matrix_DxV = self.on_mesh(self.lm_head.kernel[...].astype(self.dtype), None, words)
+            head = replace(head, matrix=matrix_DxV, of_words=False)
+        return Decoding([block(i) for i in range(a.layers)], table_VxD, head)
+
+    def _width(self, size: int) -> tuple[str, ...] | None:
+        """The axes of the mesh that a matrix of this width is split over for decoding."""
+        if self.mesh is None or size % devices.parts(self.mesh, sharding.WIDTH):
+            return None
+        return sharding.WIDTH
 
     def decode(
         self,
-        blocks: list[Block],
+        weights: Decoding,
         tokens_BxL: jax.Array,
         index: jax.Array,
         memory: Memory,
@@ -234,30 +274,41 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, Memory]:
         """One more token of every lane.
 
+        Attention is of each device's rows; for all other products every device has the rows of
+        those that it shares the weights with.
+
         Args:
-          blocks: see `blocks`.
+          weights: see `decoding`.
           tokens_BxL: token ids.
           index: slot of the token, one for all rows.
           memory: the lanes' own, with room for every token to come.
           prefix: what every lane of a row continues.
 
         Returns:
-          Hidden states [B, L, D] behind the final norm, and the memory with the token.
+          Float32 logits [B, L, V] of what follows, and the memory with the token.
         """
+        a, rows = self.architecture, 'data'
         at = jax.lax.dynamic_slice_in_dim(memory.positions, index, 1, axis=-1)
-        x, layers = self.embed(tokens_BxL[..., None]), []
+        x, layers = self._embed(weights.table_VxD, tokens_BxL[..., None], rows), []
 
-        for i, block in enumerate(blocks):
+        for i, block in enumerate(weights.blocks):
             remember = partial(_write, memory.layer(i), index)
-            window = jnp.asarray(self.architecture.windows[i] if self.architecture.windows else 0)
-            scoring = self._scoring(window)
-            x, layer = self._layer(block, x, at, scoring, remember, prefix.layer(i))
+            scoring = self._scoring(jnp.asarray(a.windows[i] if a.windows else 0))
+            through = Pass(at, remember, rows, self._width(a.heads * a.head_dim))
+            x, layer = self._layer(block, x, through, scoring, prefix.layer(i))
             layers.append(layer)
         memory = memory._replace(
             keys=tuple(layer.keys for layer in layers),
             values=tuple(layer.values for layer in layers),
         )
-        return self.norm(x)[:, :, 0], memory
+        return self.last_logits(weights, self.norm(x)[:, :, 0]), memory
+
+    def last_logits(self, weights: Decoding, hidden_BxLxD: jax.Array) -> jax.Array:
+        """Float32 logits [B, L, V] of a token of each lane: all words of each device's rows."""
+        logits_BxLxV = weights.head.logits(self.on_mesh(hidden_BxLxD, 'data'))
+        # In two steps, or the compiler would gather the matrix.
+        words = self._width(self.architecture.vocab_size)
+        return self.on_mesh(self.on_mesh(logits_BxLxV, 'data', None, words), devices.ROWS)
 
     @property
     def _heads(self) -> str | None:
@@ -286,25 +337,30 @@ class Decoder(nnx.Module):
         self,
         block: Block,
         x_BxLxTxD: jax.Array,
-        positions_BxLxT: jax.Array,
+        through: Pass,
         scoring: Scoring,
-        remember: Callable[[jax.Array, jax.Array], Memory],
         prefix: Memory | None,
     ) -> tuple[jax.Array, Memory]:
-        """The layer's output, and what `remember` made of the tokens' keys and values."""
-        a = self.architecture
-        angle = positions_BxLxT[..., None] * frequencies(a.rope, a.head_dim)
+        """The layer's output, and what `Pass.remember` made of the tokens' keys and values."""
+        a, positions, rows = self.architecture, through.positions_BxLxT, through.rows
+        angle = positions[..., None] * frequencies(a.rope, a.head_dim)
 
         def attention(x: jax.Array) -> tuple[jax.Array, Memory]:
             q, k, v = block.self_attn.project(x, angle)
+            if through.width is not None:
+                # Stated, or the compiler would split an adapter's products by rows already.
+                by_heads = lambda y: self.on_mesh(y, rows, None, None, self._width(y.shape[3]))
+                q, k, v = map(by_heads, (q, k, v))
             q, k, v = (self.on_mesh(y, devices.ROWS, None, None, self._heads) for y in (q, k, v))
             # Heads lead, so that the products of attention read keys and values as they lie.
-            memory = remember(*(jnp.moveaxis(y, 3, 1) for y in (k, v)))
-            out = block.self_attn.o_proj(attend(q, positions_BxLxT, memory, prefix, scoring))
-            return self.on_mesh(out, devices.ROWS), memory
+            memory = through.remember(*(jnp.moveaxis(y, 3, 1) for y in (k, v)))
+            out = attend(q, positions, memory, prefix, scoring)
+            if through.width is not None:
+                out = self.on_mesh(out, rows, None, None, through.width)
+            return self.on_mesh(block.self_attn.o_proj(out), rows), memory
 
         x, memory = block(x_BxLxTxD, attention)
-        return self.on_mesh(x, devices.ROWS), memory
+        return self.on_mesh(x, rows), memory
 
 
 def _write(memory: Memory, index: jax.Array, keys: jax.Array, values: jax.Array) -> Memory:

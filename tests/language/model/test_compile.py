@@ -81,7 +81,7 @@ SLOW = pytest.mark.slow
         pytest.param(f'{QWEN}-ultrafeedback', {'data': 2, 'fsdp': 2, 'tensor': 2}, marks=SLOW),
         pytest.param(f'{QWEN}-saferlhf-lora', None, marks=SLOW),
         pytest.param(f'{LLAMA}-saferlhf', None, marks=SLOW),
-        (f'{LLAMA}-ultrafeedback-lora', None),
+        pytest.param(f'{LLAMA}-ultrafeedback-lora', None, marks=SLOW),
     ],
 )
 def test_compiled_for_8_devices_logits_of_a_batch_never_exist(name, mesh):

@@ -27,13 +27,13 @@ def test_decoding_token_by_token_gives_the_hidden_states_of_whole_sequences():
     @jax.jit
     def decode(state, token, t, cache):
         decoder = nnx.merge(graphdef, state)
-        return decoder.decode(decoder.blocks(), token, t, cache, prefix.apart())
+        return decoder.decode(decoder.decoding(), token, t, cache, prefix.apart())
 
     graphdef, state = nnx.split(decoder)
     cache = attention.empty_memory(decoder.architecture, positions, jnp.float32)
     for t in range(5):
-        hidden, cache = decode(state, response[..., t], t, cache)
-        np.testing.assert_allclose(hidden, expected[:, :, t], atol=2e-5)
+        logits, cache = decode(state, response[..., t], t, cache)
+        np.testing.assert_allclose(logits, decoder.logits(expected[:, :, t]), atol=2e-5)
 
 
 def test_padding_has_no_influence():

@@ -97,6 +97,25 @@ def test_loop_ends_with_the_last_lane(batch):
     assert responses.ended_BxK.all()
 
 
+def test_lanes_that_have_ended_are_left_behind_and_samples_are_the_same():
+    """Lengths are about geometric, with a quarter of the maximum as their mean."""
+    how, eos = Sampling(max_tokens=64), range(4)
+    rows = [PROMPTS[i % 3] for i in range(32)]
+    responses = generate(sampler.pad_prompts(rows, 8), keys(32), how, eos)
+    kept = int(responses.lengths_BxK.sum())
+    assert 10 * 256 < kept < 20 * 256
+    assert int(responses.decoded) <= 1.5 * kept
+    assert int(responses.steps) == int(responses.lengths_BxK.max())
+    # Of three rows all lanes are decoded to the end.
+    for first in (0, 12, 27):
+        some = slice(first, first + 3)
+        alone = generate(sampler.pad_prompts(rows[some], 8), keys(32)[some], how, eos)
+        assert int(alone.decoded) == 24 * int(alone.steps)
+        for name in ('tokens_BxKxR', 'lengths_BxK', 'ended_BxK'):
+            np.testing.assert_array_equal(getattr(responses, name)[some], getattr(alone, name))
+        np.testing.assert_allclose(responses.logp_BxKxR[some], alone.logp_BxKxR, atol=1e-5)
+
+
 def test_sample_depends_on_its_own_key_alone(batch):
     prompts, responses = batch
     alone = generate(sampler.pad_prompts(PROMPTS[1:2], 32), keys(3)[1:2])
