@@ -154,7 +154,7 @@ def compile_update(run: LanguageRun, lowered: Lowered) -> dict[str, Any]:
     taken = stopwatch()
     draw = lowered.draw.compile()
     drawing = needs(draw, taken(), architecture)
-    sampled = checkpoint.abstract_like(draw.out_info, draw.output_shardings)
+    sampled, _ = checkpoint.abstract_like(draw.out_info, draw.output_shardings)
     scores = jax.ShapeDtypeStruct((run.prompts_per_update, run.group_size), jnp.float32)
     taken = stopwatch()
     learn = lowered.programs.learn.lower(lowered.state, sampled, scores).compile()

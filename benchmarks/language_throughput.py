@@ -170,7 +170,7 @@ class Updates:
     def __call__(self) -> dict[str, float]:
         """An update."""
         taken = stopwatch()
-        sampled = jax.block_until_ready(self.draw(self.state, self.rows))
+        sampled, _ = jax.block_until_ready(self.draw(self.state, self.rows))
         draw_s = taken()
         self.state = self.learn(self.state, sampled, self.scores)[0]
         jax.block_until_ready(self.state)
@@ -209,7 +209,8 @@ def prepare(name: str, a: Architecture, options: argparse.Namespace) -> Updates:
         pairs, scores = workload.Pairs(tokens, np.full((B, 2), R, np.int32)), None
     rows = jax.device_put(workload.PromptBatch(prompts_of(a, B, P), pairs), devices.by_rows(mesh))
     draw = programs.draw.lower(state, rows).compile()
-    learn = programs.learn.lower(state, draw(state, rows), scores).compile()
+    sampled, _ = draw(state, rows)
+    learn = programs.learn.lower(state, sampled, scores).compile()
     return Updates(draw, learn, rows, scores, state)
 
 

@@ -52,7 +52,8 @@ def language(files, dtype: str, **settings) -> str:
     state = language_memory.abstract_state(run, models, made, mesh)
     draw = programs.draw.lower(state, language_memory.longest_rows(run, mesh))
     scores = jax.ShapeDtypeStruct((run.prompts_per_update, run.group_size), 'float32')
-    return draw.as_text() + programs.learn.lower(state, draw.out_info, scores).as_text()
+    sampled, _ = draw.out_info
+    return draw.as_text() + programs.learn.lower(state, sampled, scores).as_text()
 
 
 @pytest.mark.parametrize(
