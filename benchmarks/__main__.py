@@ -77,9 +77,9 @@ def main() -> int:
         if subprocess.run(command).returncode:
             failed.append(module)
         print(f'{module}: {taken():.0f} s', flush=True)
-    found = table(read_rows(options.out))
-    (options.out / 'table.md').write_text(found)
-    print(found)
+    page = table(read_rows(options.out))
+    (options.out / 'table.md').write_text(page)
+    print(page)
     for module in failed:
         print(f'{module}: failed, see above', file=sys.stderr)
     return int(bool(failed))

@@ -71,15 +71,15 @@ class Collective(NamedTuple):
 
 def collectives(hlo: str) -> list[Collective]:
     """The collectives of a compiled program's text."""
-    found = []
+    exchanges = []
     for line in hlo.splitlines():
         match = re.match(rf'\s*(?:ROOT )?\S+ = (.*?) ({"|".join(KINDS)})(-start)?\(', line)
         if match:
             # Gradient steps are the scan within the scan over updates.
             name = re.search(r'op_name="([^"]*)"', line)
             inner = name is not None and ('jvp' in name[1] or name[1].count('while/body') > 1)
-            found.append(Collective(match[2], size(match[1]), inner))
-    return found
+            exchanges.append(Collective(match[2], size(match[1]), inner))
+    return exchanges
 
 
 def size(shapes: str) -> int:
@@ -90,10 +90,10 @@ def size(shapes: str) -> int:
     )
 
 
-def seconds(found: list[Collective], gradient_steps: int, link: Link, devices: int) -> float:
+def seconds(exchanges: list[Collective], gradient_steps: int, link: Link, devices: int) -> float:
     """Communication of one update."""
     total = 0.0
-    for one in found:
+    for one in exchanges:
         once = 2 * (devices - 1) / devices * one.bytes / link.bytes_per_s
         once += link.latency_s * math.log2(devices)
         total += once * (gradient_steps if one.in_gradient_step else 1)
@@ -105,23 +105,23 @@ def measure(path: Path) -> dict[str, Any]:
     task = control_task.make(run)
     layout = setup.Layout.of(Members.of(run), task)
     dispatch = update.make_dispatch(task.workload, run, 1, layout.shardings)
-    found = collectives(dispatch.lower(layout.state).compile().as_text())
+    exchanges = collectives(dispatch.lower(layout.state).compile().as_text())
     steps = run.optimizer.epochs * run.optimizer.minibatches
     parameters = sum(x.size * 4 for x in jax.tree.leaves(layout.policy.params))
     return {
         'config': str(path),
         'gradient_steps': steps,
         'parameter_bytes': parameters,
-        'collectives': [one._asdict() for one in found],
+        'collectives': [one._asdict() for one in exchanges],
         'bytes_per_update': sum(
-            one.bytes * (steps if one.in_gradient_step else 1) for one in found
+            one.bytes * (steps if one.in_gradient_step else 1) for one in exchanges
         ),
         'model': {
             name: {
-                'communication_s': seconds(found, steps, link, DEVICES),
+                'communication_s': seconds(exchanges, steps, link, DEVICES),
                 'efficiency': {
                     f'{t:g} s of computation': round(
-                        t / (t + seconds(found, steps, link, DEVICES)), 4
+                        t / (t + seconds(exchanges, steps, link, DEVICES)), 4
                     )
                     for t in COMPUTE_S
                 },

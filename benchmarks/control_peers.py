@@ -79,18 +79,18 @@ def measure(env: str, rounds: int, updates: int, logs: Path) -> dict[str, Any]:
         if (name != 'gymnasium' or find_spec('gymnasium'))
         and (name != 'brax-ppo-published' or env in PUBLISHED)
     }
-    found = take_turns(commands, rounds, logs / env)
-    for result in found.values():
+    outcome = take_turns(commands, rounds, logs / env)
+    for result in outcome.values():
         for counted in ('env_steps', 'live_steps'):
             if counted in result['calls'][0]:
                 result[f'{counted}_per_s'] = round(float(np.median(rates(result, counted))), 1)
         result['peak_mib'] = result['calls'][-1]['peak_mib']
-    return found
+    return outcome
 
 
 def rows(envs: dict[str, Any]) -> list[dict[str, Any]]:
     """The ratios, as `benchmarks.__main__` prints them and `benchmarks.regressions` compares."""
-    found = []
+    outcome = []
     for env, results in envs.items():
         for ours, theirs, goal in RATIOS:
             if ours not in results or theirs not in results:
@@ -102,8 +102,8 @@ def rows(envs: dict[str, Any]) -> list[dict[str, Any]]:
             )
             speeds = np.median(mine), np.median(other)
             name, unit = f'{env}: {ours} / {theirs}', f'{counted.replace("_", " ")}/s'
-            found.append(row(name, unit, *speeds, np.median(mine / other), goal))
-    return found
+            outcome.append(row(name, unit, *speeds, np.median(mine / other), goal))
+    return outcome
 
 
 def draw(envs: dict[str, Any], path: Path) -> None:

@@ -35,13 +35,13 @@ def point(
     command += ['--updates', str(max(STEPS // int(a_call), 1)), '--warm-up', '1']
     if devices:
         command = ['env', f'JAX_NUM_CPU_DEVICES={devices}', *command]
-    found = take_turns({contender: command}, rounds, logs)[contender]
+    outcome = take_turns({contender: command}, rounds, logs)[contender]
     return {
         **options,
         **({'devices': devices} if devices else {}),
-        'env_steps_per_s': round(float(np.median(rates(found, 'env_steps'))), 1),
-        'warm_up_s': found['warm_up_s'],
-        'peak_mib': found['calls'][-1]['peak_mib'],
+        'env_steps_per_s': round(float(np.median(rates(outcome, 'env_steps'))), 1),
+        'warm_up_s': outcome['warm_up_s'],
+        'peak_mib': outcome['calls'][-1]['peak_mib'],
     }
 
 
@@ -67,7 +67,7 @@ def curves(logs: Path, rounds: int, most: int) -> dict[str, list[dict[str, Any]]
     }
 
 
-def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def draw(outcome: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """A panel for each curve."""
     panels = {
         'environments': lambda p: p['contexts'] * 8,
@@ -78,13 +78,13 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     }
     figure, axes = plt.subplots(1, 5, figsize=(13, 2.8), sharey=True, layout='constrained')
     for panel, (name, x) in zip(axes, panels.items(), strict=True):
-        lines = {'training': found[name]}
+        lines = {'training': outcome[name]}
         if name == 'environments':
-            lines['bare env.step'] = found['steps: environments']
+            lines['bare env.step'] = outcome['steps: environments']
         for label, points in lines.items():
             y = [p['env_steps_per_s'] / 1000 for p in points]
             panel.plot([x(p) for p in points], y, marker='o', ms=4, label=label)
-        values = [x(p) for p in found[name]]
+        values = [x(p) for p in outcome[name]]
         panel.set(xscale='log', xlabel=name, xticks=values)
         panel.set_xticklabels([f'{v:,}' for v in values], fontsize=8)
         panel.minorticks_off()
@@ -101,11 +101,11 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--most', type=int, default=16_384, help='environments side by side')
     options = parser.parse_args()
-    found = curves(options.out.parent / 'logs' / 'scaling', options.rounds, options.most)
-    results = {'machine': machine('benchmarks.control_scaling'), 'curves': found}
+    outcome = curves(options.out.parent / 'logs' / 'scaling', options.rounds, options.most)
+    results = {'machine': machine('benchmarks.control_scaling'), 'curves': outcome}
     write(results, options.out)
-    draw(found, options.out.with_suffix('.png'))
-    for name, points in found.items():
+    draw(outcome, options.out.with_suffix('.png'))
+    for name, points in outcome.items():
         print(name, *(f'{p["env_steps_per_s"]:,.0f}' for p in points))
 
 

@@ -124,14 +124,14 @@ def measure(run: ControlRun, updates: int, rounds: int) -> dict[str, Any]:
 
 def rows(configs: dict[str, Any]) -> list[dict[str, Any]]:
     """Training over bare steps, as `benchmarks.__main__` prints it."""
-    found = []
+    outcome = []
     for path, numbers in configs.items():
         programs = numbers['programs']
         for name, goal in (('train_1', 0.9), ('train_config', None)):
             ours, limit = (programs[key]['env_steps_per_s'] for key in (name, 'step'))
             ratio, unit = programs[name]['ratio_to_step'], 'env steps/s'
-            found.append(row(f'{path}: {name} / step', unit, ours, limit, ratio, goal))
-    return found
+            outcome.append(row(f'{path}: {name} / step', unit, ours, limit, ratio, goal))
+    return outcome
 
 
 def main() -> None:

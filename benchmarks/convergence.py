@@ -233,14 +233,14 @@ def study_ppo(env: str, size: Size, runs: Path) -> dict[str, Any]:
             return float(np.mean([rows[max(rows)]['return'] for rows in ends]))
 
         chosen = max(tried, key=score)
-    found = [
+    outcome = [
         ppo_rows(env, seed, chosen, size.env_steps, size, runs / f'seed-{seed}.json')
         for seed in range(size.seeds)
     ]
-    column = lambda key: [[row[key] for row in rows.values()] for rows in found]
+    column = lambda key: [[row[key] for row in rows.values()] for rows in outcome]
     return {
         'settings': chosen,
-        'env_steps': list(found[0]),
+        'env_steps': list(outcome[0]),
         'return': column('return'),
         'deterministic_return': column('deterministic_return'),
         'kl_policy_to_ref': column('kl_policy_to_ref'),
@@ -299,10 +299,10 @@ def main() -> None:
         results = raw['envs'].setdefault(env, {})
         for name in options.methods:
             if name == PPO:
-                found = study_ppo(env, size, options.runs)
+                outcome = study_ppo(env, size, options.runs)
             else:
-                found = study(env, name, METHODS[name], size, options.runs)
-            results[name] = found | {'machine': machine('benchmarks.convergence')}
+                outcome = study(env, name, METHODS[name], size, options.runs)
+            results[name] = outcome | {'machine': machine('benchmarks.convergence')}
             # Each PPO compiles programs of its own; after 50 of them LLVM has no room for more.
             jax.clear_caches()
         if set(results) != set(methods):

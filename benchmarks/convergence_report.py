@@ -45,14 +45,14 @@ def bootstrap(samples: list[np.ndarray], statistic: Any) -> Interval:
     value = float(statistic(*samples, axis=-1))
     if min(map(len, samples)) < 2:
         return Interval(value, float('nan'), float('nan'))
-    found = stats.bootstrap(
+    outcome = stats.bootstrap(
         samples,
         statistic,
         n_resamples=RESAMPLES,
         method='percentile',
         rng=np.random.default_rng(0),
     )
-    return Interval(value, *map(float, found.confidence_interval))
+    return Interval(value, *map(float, outcome.confidence_interval))
 
 
 def iqm(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -131,8 +131,8 @@ def summarise(raw: dict[str, Any]) -> list[dict[str, Any]]:
 
 def machines(results: dict[str, Any]) -> list[dict[str, Any]]:
     """What an environment's methods were measured on, each once."""
-    found = {json.dumps(result['machine']): result['machine'] for result in results.values()}
-    return list(found.values())
+    outcome = {json.dumps(result['machine']): result['machine'] for result in results.values()}
+    return list(outcome.values())
 
 
 def measurement(machine: dict[str, Any]) -> str:
@@ -167,12 +167,12 @@ def markdown(raw: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             '|---|---|---|---|---|',
         ]
         for row in rows:
-            own = row['envs'][env]
-            value = Interval(**own['return'])
-            settings = ', '.join(f'{k} {v:g}' for k, v in (own['settings'] or {}).items())
+            numbers = row['envs'][env]
+            value = Interval(**numbers['return'])
+            settings = ', '.join(f'{k} {v:g}' for k, v in (numbers['settings'] or {}).items())
             lines.append(
                 f'| {row["method"]} | {value.value:.0f} [{value.low:.0f}, {value.high:.0f}] '
-                f'| {own["normalised"]:.2f} | {own["collapsed"]:.0%} | {settings} |'
+                f'| {numbers["normalised"]:.2f} | {numbers["collapsed"]:.0%} | {settings} |'
             )
     return '\n'.join(lines) + '\n'
 

@@ -52,12 +52,12 @@ def main() -> None:
     for config in options.configs:
         with tempfile.TemporaryDirectory() as directory:
             base = Path(directory)
-            found = {
+            outcome = {
                 f'{kind}_s': round(seconds(config, base / kind, base / 'cache'), 1)
                 for kind in ('cold', 'warm')
             }
-        results['configs'][config] = found
-        print(config, found, file=sys.stderr)
+        results['configs'][config] = outcome
+        print(config, outcome, file=sys.stderr)
     write(results, options.out)
 
 

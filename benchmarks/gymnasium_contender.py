@@ -175,10 +175,10 @@ def loss(policy: Policy, reference: Policy, batch: Batch, prob, targets) -> torc
     pair = 1 - torch.eye(LANES)
     pairs = LANES * (LANES - 1) / 2
     J = (f * pair).sum((1, 2)).mean() / 2 / pairs
-    own = (f * pair).detach().sum(-1)
-    rest = own.sum(-1, keepdim=True) / 2 - own
+    total = (f * pair).detach().sum(-1)
+    rest = total.sum(-1, keepdim=True) / 2 - total
     baseline = rest / (pairs - (LANES - 1))
-    advantage = (own - (LANES - 1) * baseline) / pairs
+    advantage = (total - (LANES - 1) * baseline) / pairs
     ratio = torch.exp(logp - batch.logp)
     weight = advantage[..., None] * mask
     score = torch.minimum(weight * ratio, weight * ratio.clamp(1 - CLIP, 1 + CLIP))
@@ -228,11 +228,11 @@ def main() -> None:
 
     def call() -> dict[str, float]:
         nonlocal step
-        found = []
+        counts = []
         for _ in range(options.updates):
             step += 1
-            found.append(update(step))
-        live, reward = np.asarray(found).T
+            counts.append(update(step))
+        live, reward = np.asarray(counts).T
         peak = peak_mib() + sum(shares.call('peak_mib'))
         return {
             'env_steps': live.sum(),

@@ -59,13 +59,13 @@ class Program(NamedTuple):
 
 
 def abstract_state(
-    run: LanguageRun, decoders: policy.Decoders, made: Workload, mesh: Mesh
+    run: LanguageRun, decoders: policy.Decoders, functions: Workload, mesh: Mesh
 ) -> State:
     """Shapes, types and layouts of a run's state, the weights under an adapter included."""
 
     def init(start: Policy) -> State:
         return update.init(
-            made, run, Policies(start, start), seed=np.uint32(run.seed), hyper=Hyper.of(run)
+            functions, run, Policies(start, start), seed=np.uint32(run.seed), hyper=Hyper.of(run)
         )
 
     state = jax.eval_shape(init, decoders.abstract)._replace(shared=decoders.abstract_shared)
@@ -103,12 +103,12 @@ def vocabulary_tokens(hlo: str, architecture: Architecture) -> int:
     shapes = {
         tuple(map(int, dims.split(','))) for dims in re.findall(r'(?:f32|bf16)\[([\d,]+)\]', hlo)
     }
-    found = [
+    outcome = [
         int(np.prod(shape)) // V if len(shape) > 1 else 0
         for shape in shapes
         if any(size in parts for size in shape) and not any(size in widths for size in shape)
     ]
-    return max(found, default=0)
+    return max(outcome, default=0)
 
 
 class Lowered(NamedTuple):
@@ -137,9 +137,9 @@ def lower_update(run: LanguageRun, mesh_sizes: Devices | None = None) -> Lowered
     )
     model = published(run.model.path)
     decoders = policy.read(run.model, mesh, model.architecture)
-    made = workload.make(run, decoders, model.eos_ids)
-    state = abstract_state(run, decoders, made, mesh)
-    programs = task.make_programs(run, made, mesh)
+    functions = workload.make(run, decoders, model.eos_ids)
+    state = abstract_state(run, decoders, functions, mesh)
+    programs = task.make_programs(run, functions, mesh)
     draw = programs.draw.lower(state, longest_rows(run, mesh))
     return Lowered(mesh, model.architecture, state, programs, draw)
 
@@ -179,16 +179,16 @@ def main() -> None:
     results: dict[str, Any] = {'machine': machine('benchmarks.language_memory'), 'configs': {}}
     for path in options.config:
         run = sail_jax.load(path)
-        found = compile_update(run, lower_update(run, sizes))
-        results['configs'][path] = found
+        outcome = compile_update(run, lower_update(run, sizes))
+        results['configs'][path] = outcome
         if options.out:
             write(results, options.out)
         for name in ('draw', 'learn'):
-            program = found[name]
+            program = outcome[name]
             print(
                 f'{path} {name:5} arguments {program["argument_bytes"] / GIB:6.2f} GiB, '
                 f'temporary {program["temp_bytes"] / GIB:6.2f} GiB, scores over the vocabulary of '
-                f'{program["vocabulary_tokens"]} of {found["response_tokens"]} tokens at once '
+                f'{program["vocabulary_tokens"]} of {outcome["response_tokens"]} tokens at once '
                 f'({program["compile_s"]} s)',
                 file=sys.stderr,
             )

@@ -96,15 +96,15 @@ def ours(settings: dict[str, Any]) -> None:
             'evaluation': {'prompts': 2},
         }
     )
-    made = task.make(run, reward=reward)
-    state = setup.initial_state(Members.of(run), made, made.start(0), made.shared())
+    job = task.make(run, reward=reward)
+    state = setup.initial_state(Members.of(run), job, job.start(0), job.shared())
 
     def call(updates: int = settings['updates']) -> dict[str, Any]:
         nonlocal state
         seconds, length = [], []
         for _ in range(updates):
             taken = stopwatch()
-            state, metrics = made.dispatch(state)
+            state, metrics = job.dispatch(state)
             length.append(float(jax.device_get(metrics['response_length'])[0]))
             jax.block_until_ready(state)
             seconds.append(taken())
@@ -199,11 +199,17 @@ def compare(
     pythons = {'sail_jax': sys.executable, 'same': trl_python, 'defaults': trl_python}
     root, commands = Path(__file__).parents[1], {}
     for kind, python in pythons.items():
-        own = {'kind': kind, 'updates': updates if kind == 'sail_jax' else max(1, updates // 4)}
-        command = [python, '-m', 'benchmarks.language_peer', '--worker', json.dumps(settings | own)]
+        more = {'kind': kind, 'updates': updates if kind == 'sail_jax' else max(1, updates // 4)}
+        command = [
+            python,
+            '-m',
+            'benchmarks.language_peer',
+            '--worker',
+            json.dumps(settings | more),
+        ]
         commands[kind] = ['env', f'PYTHONPATH={root}', *command]
-    found = take_turns(commands, rounds, logs)
-    answers = {kind: result['calls'] for kind, result in found.items()}
+    outcome = take_turns(commands, rounds, logs)
+    answers = {kind: result['calls'] for kind, result in outcome.items()}
     speed = {
         kind: np.asarray([settings['batch'] / np.median(call['update_s']) for call in calls])
         for kind, calls in answers.items()
@@ -228,12 +234,12 @@ def rows(sizes: dict[str, Any]) -> list[dict[str, Any]]:
         row(
             f'{size}: sail_jax / TRL, {kind}',
             'pairs/s',
-            found['sail_jax']['pairs_per_s'],
-            found[kind]['pairs_per_s'],
-            found[kind]['ours_over_this'],
+            outcome['sail_jax']['pairs_per_s'],
+            outcome[kind]['pairs_per_s'],
+            outcome[kind]['ours_over_this'],
             5.0 if kind == 'same' else None,
         )
-        for size, found in sizes.items()
+        for size, outcome in sizes.items()
         for kind in ('same', 'defaults')
     ]
 

@@ -45,14 +45,14 @@ def train(seed: int, run_dir: Path) -> None:
 
 def summary(run_dir: Path) -> dict[str, Any]:
     """Of one run: loss of the supervised stage, and each method's first and last evaluation."""
-    found: dict[str, Any] = json.loads((run_dir / SECONDS).read_text())
+    outcome: dict[str, Any] = json.loads((run_dir / SECONDS).read_text())
     supervised = metrics.read_rows(run_dir / SFT / 'metrics.jsonl')[-1]
-    found['sft_loss_per_response'] = round(supervised['eval/response_loss'], 3)
+    outcome['sft_loss_per_response'] = round(supervised['eval/response_loss'], 3)
     for name, title in METHODS.items():
         rows = metrics.read_rows(run_dir / name / 'metrics.jsonl')
         evaluations = [row for row in rows if 'eval/reward' in row]
         first, last = evaluations[0], evaluations[-1]
-        found[title] = {
+        outcome[title] = {
             'before': {key: round(first[f'eval/{key}'], 4) for key in KEYS},
             'after': {key: round(last[f'eval/{key}'], 4) for key in KEYS},
             'gain_in_standard_errors': round(
@@ -60,8 +60,8 @@ def summary(run_dir: Path) -> dict[str, Any]:
             ),
         }
     tables = sorted((run_dir / list(METHODS)[-1] / 'samples').glob('*.md'))
-    found['samples'] = tables[-1].read_text().splitlines()[:10]
-    return found
+    outcome['samples'] = tables[-1].read_text().splitlines()[:10]
+    return outcome
 
 
 def main() -> None:

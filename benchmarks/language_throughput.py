@@ -192,13 +192,13 @@ def prepare(name: str, a: Architecture, options: argparse.Namespace) -> Updates:
     )
     mesh = devices.make_mesh(B, run.devices)
     decoders = policy.read(run.model, mesh, a)
-    made = workload.make(run, decoders, ())
-    programs = task.make_programs(run, made, mesh)
+    parts = workload.make(run, decoders, ())
+    programs = task.make_programs(run, parts, mesh)
 
     def start() -> State:
         decoder = Decoder(a, rngs=nnx.Rngs(0), dtype=options.dtype, remat=options.remat)
         new = Policy(nnx.state(decoder), jnp.zeros((), jnp.int32))
-        return update.init(made, run, Policies(new, new))
+        return update.init(parts, run, Policies(new, new))
 
     layout = devices.state_sharding(mesh, jax.eval_shape(start), sharding.RULES)
     state = jax.jit(start, out_shardings=layout)()
@@ -217,8 +217,8 @@ def prepare(name: str, a: Architecture, options: argparse.Namespace) -> Updates:
 def updating(a: Architecture, options: argparse.Namespace, best: Limits) -> dict[str, Any]:
     """Pairs/s of the four methods, and how well the learning program uses the device."""
     B, P, R = options.prompts, options.prompt_tokens, options.new_tokens
-    made = {name: prepare(name, a, options) for name in METHODS}
-    results = take_turns_here(made, options.rounds)
+    parts = {name: prepare(name, a, options) for name in METHODS}
+    results = take_turns_here(parts, options.rounds)
     # A prompt is computed once for both of its responses; the reference runs forward only.
     context = (P + R) / 2
     useful = (3 + 1) * operations(a, B * (P + 2 * R), B * 2 * R, context)
@@ -232,7 +232,7 @@ def updating(a: Architecture, options: argparse.Namespace, best: Limits) -> dict
         draw_s, learn_s = np.median(draws), np.median(totals[name] - draws)
         sizes = [
             memory.argument_size_in_bytes + memory.temp_size_in_bytes
-            for memory in (made[name].draw.memory_analysis(), made[name].learn.memory_analysis())
+            for memory in (parts[name].draw.memory_analysis(), parts[name].learn.memory_analysis())
         ]
         out[name] = {
             'pairs_per_s': round(float(B / np.median(totals[name])), 2),
@@ -248,18 +248,18 @@ def updating(a: Architecture, options: argparse.Namespace, best: Limits) -> dict
 
 def rows(sizes: dict[str, Any]) -> list[dict[str, Any]]:
     """What SAIL-RevKL costs against online DPO, and decoding against the machine's limit."""
-    found = []
+    outcome = []
     for size, numbers in sizes.items():
         decode, share = (
             numbers['sampling'][key] for key in ('decode_tokens_per_s', 'share_of_limit')
         )
         name = f'{size}: decode / limit of bandwidth and arithmetic'
-        found.append(row(name, 'tokens/s', decode, decode / share, share, 0.6))
+        outcome.append(row(name, 'tokens/s', decode, decode / share, share, 0.6))
         ours, theirs = (numbers['update'][method] for method in ('SAIL-RevKL', 'online DPO'))
         speeds = ours['pairs_per_s'], theirs['pairs_per_s']
         name = f'{size}: SAIL-RevKL / online DPO'
-        found.append(row(name, 'pairs/s', *speeds, 1 / ours['time_over_online_dpo'], 0.91))
-    return found
+        outcome.append(row(name, 'pairs/s', *speeds, 1 / ours['time_over_online_dpo'], 0.91))
+    return outcome
 
 
 def main() -> None:
@@ -283,19 +283,19 @@ def main() -> None:
         'sizes': {},
     }
     for size in options.sizes:
-        found = {
+        outcome = {
             'parameters': parameter_count(SIZES[size]),
             'sampling': decoding(SIZES[size], options, best),
             'update': updating(SIZES[size], options, best),
         }
         if stats := jax.local_devices()[0].memory_stats():
-            found['measured_peak_MiB'] = round(stats['peak_bytes_in_use'] / 2**20)
-        results['sizes'][size] = found
+            outcome['measured_peak_MiB'] = round(stats['peak_bytes_in_use'] / 2**20)
+        results['sizes'][size] = outcome
         results['rows'] = rows(results['sizes'])
         if options.out:
             write(results, options.out)
-        print(size, json.dumps(found['sampling']), file=sys.stderr)
-        for name, numbers in found['update'].items():
+        print(size, json.dumps(outcome['sampling']), file=sys.stderr)
+        for name, numbers in outcome['update'].items():
             print(
                 f'{size} {name:11} {numbers["pairs_per_s"]:9.2f} pairs/s, '
                 f'{numbers["time_over_online_dpo"]:.2f} of online DPO, '

@@ -17,8 +17,8 @@ TOLERANCE = 0.1
 
 def read_rows(directory: Path) -> list[dict[str, Any]]:
     """The ratios of all results in a directory."""
-    found = [json.loads(path.read_text()) for path in sorted(directory.glob('*.json'))]
-    return [row for results in found for row in results.get('rows', [])]
+    files = [json.loads(path.read_text()) for path in sorted(directory.glob('*.json'))]
+    return [row for results in files for row in results.get('rows', [])]
 
 
 def read_baseline() -> dict[str, float]:

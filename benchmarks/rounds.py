@@ -128,20 +128,20 @@ def take_turns_here(
     calls: Mapping[str, Callable[[], Mapping[str, Any]]], rounds: int
 ) -> dict[str, dict[str, list[Call]]]:
     """The same of functions; a first round, which warms up, is left out."""
-    found: dict[str, list[Call]] = {name: [] for name in calls}
+    outcome: dict[str, list[Call]] = {name: [] for name in calls}
     for index in range(rounds + 1):
         for name, call in calls.items():
             taken = stopwatch()
             counted = call()
             seconds = taken()
             if index:
-                found[name].append({'seconds': seconds, **counted})
-    return {name: {'calls': made} for name, made in found.items()}
+                outcome[name].append({'seconds': seconds, **counted})
+    return {name: {'calls': made} for name, made in outcome.items()}
 
 
-def rates(found: Mapping[str, Any], counted: str) -> np.ndarray:
+def rates(outcome: Mapping[str, Any], counted: str) -> np.ndarray:
     """What was counted per second, one number a round."""
-    return np.asarray([call[counted] / call['seconds'] for call in found['calls']])
+    return np.asarray([call[counted] / call['seconds'] for call in outcome['calls']])
 
 
 def row(
