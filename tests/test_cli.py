@@ -188,10 +188,10 @@ def test_bad_files(tmp_path, capsys, text, message):
 
 @pytest.mark.parametrize(
     'path',
-    [path for path in CONFIGS if load(path).workload != 'control'],
+    [path for path in CONFIGS if not workloads.of(load(path)).processes],
     ids=lambda path: path.stem,
 )
-def test_several_processes_are_for_control_runs(tmp_path, capsys, monkeypatch, path):
+def test_studies_take_one_process(tmp_path, capsys, monkeypatch, path):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     assert main(['train', str(path), '--run-dir', str(tmp_path / 'run')]) == 2
     assert ' runs take one process so far, not 2; use the devices of one host' in one_line(capsys)

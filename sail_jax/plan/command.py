@@ -49,6 +49,8 @@ def plan(arguments: list[str]) -> int:
     if asked == ['list']:
         heading, *rows = targets.table()
         terminal.print_table('', heading, rows, justify='left')
+        for chip in targets.CHIPS.values():  # A column of addresses would be cut into pieces.
+            terminal.out(f'{chip.name}: {chip.source}')
         return 0
     chosen = [targets.parse(text) for text in asked]
     run = workloads.KINDS[0].settings() if path is None else runs.load(path)

@@ -180,7 +180,7 @@ def _forms(name: str, gpu: bool, dimensions: int) -> str:
 
 def table() -> list[list[str]]:
     """What `--on list` shows: a heading, then a line a chip."""
-    lines = [['chip', 'is', 'memory', 'bandwidth', 'bfloat16', 'for example', 'source']]
+    lines = [['chip', 'is', 'memory', 'bandwidth', 'bfloat16', 'for example']]
     for chip in CHIPS.values():
         shapes = ('8', '16x8') if chip.platform == 'cuda' else ('2x4', '16x16')
         if chip.name in THREE:
@@ -193,7 +193,6 @@ def table() -> list[list[str]]:
                 f'{chip.bandwidth / TERA:.2f} TB/s',
                 f'{chip.flops / TERA:.0f} TFLOP/s',
                 ', '.join(f'{chip.name}:{shape}' for shape in shapes),
-                chip.source,
             ]
         )
     return lines

@@ -77,15 +77,17 @@ def test_response_with_an_end_inside_is_refused(tokenizer, prompt, response):
 
 
 def test_settings_of_the_file_that_cut_or_fill_up_are_ignored(tmp_path):
-    write(tmp_path)
+    plain, text = tokens.load(write(tmp_path)), ' '.join(TEXT)
     cutting = backend()
     cutting.enable_truncation(3)
-    cutting.enable_padding(length=40)
     cutting.save(str(tmp_path / 'tokenizer.json'))
-    text = ' '.join(TEXT)
+    assert tokens.load(tmp_path).digest == plain.digest
+    # What is filled up with is a special token from then on, which a template may name.
+    cutting.enable_padding(length=40, pad_id=END, pad_token='<|end|>')
+    cutting.save(str(tmp_path / 'tokenizer.json'))
     tokenizer = tokens.load(tmp_path)
+    assert tokenizer.prompt_ids(text) == plain.prompt_ids(text)
     assert tokenizer.text(tokenizer.prompt_ids(text)) == text
-    assert tokenizer.digest == tokens.load(write(tmp_path)).digest
 
 
 def test_ends_of_sequence_of_all_files(tmp_path):
