@@ -278,10 +278,8 @@ def _record(
 ) -> Responses:
     """Draws the next token of the lanes that have not ended."""
     t, (B, K) = responses.steps, key_BxK.shape
-    fold_in, pick = (
-        jax.vmap(jax.vmap(one))
-        for one in (jax.random.fold_in, lambda key, logits_V: draw(key, logits_V, settings))
-    )
+    fold_in = jax.vmap(jax.vmap(jax.random.fold_in))
+    pick = jax.vmap(jax.vmap(lambda key, logits_V: draw(key, logits_V, settings)))
     token, logp, sampling_logp = pick(fold_in(key_BxK, jnp.broadcast_to(t, (B, K))), logits_BxKxV)
     going_BxK = ~responses.ended_BxK
 
