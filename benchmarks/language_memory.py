@@ -23,17 +23,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 import sail_jax
-from benchmarks.language_models import published
 from benchmarks.machine import machine, make_parser, write
 from benchmarks.rounds import stopwatch
-from sail_jax.core import update
-from sail_jax.core.types import Hyper, Policies, Policy, State, Workload
+from sail_jax.core.types import State
 from sail_jax.language import task, workload
 from sail_jax.language.config import LanguageRun
-from sail_jax.language.model import policy, sharding
+from sail_jax.language.model import policy, published
 from sail_jax.language.model.architecture import Architecture
 from sail_jax.language.model.logprobs import Prompts
 from sail_jax.language.model.sampler import bucket
+from sail_jax.language.programs import EOS, state_layout
 from sail_jax.training import checkpoint, devices
 from sail_jax.training.devices import Devices
 
@@ -56,20 +55,6 @@ class Program(NamedTuple):
     compile_s: float
     vocabulary_tokens: int
     """Of the widest array of scores over the vocabulary: for how many tokens, per device."""
-
-
-def abstract_state(
-    run: LanguageRun, decoders: policy.Decoders, functions: Workload, mesh: Mesh
-) -> State:
-    """Shapes, types and layouts of a run's state, the weights under an adapter included."""
-
-    def init(start: Policy) -> State:
-        return update.init(
-            functions, run, Policies(start, start), seed=np.uint32(run.seed), hyper=Hyper.of(run)
-        )
-
-    state = jax.eval_shape(init, decoders.abstract)._replace(shared=decoders.abstract_shared)
-    return checkpoint.abstract_like(state, devices.state_sharding(mesh, state, sharding.RULES))
 
 
 def longest_rows(run: LanguageRun, mesh: Mesh) -> workload.PromptBatch:
@@ -135,13 +120,12 @@ def lower_update(run: LanguageRun, mesh_sizes: Devices | None = None) -> Lowered
     mesh = devices.make_mesh(
         run.prompts_per_update, mesh_sizes or run.devices, 'prompts_per_update'
     )
-    model = published(run.model.path)
-    decoders = policy.read(run.model, mesh, model.architecture)
-    functions = workload.make(run, decoders, model.eos_ids)
-    state = abstract_state(run, decoders, functions, mesh)
-    programs = task.make_programs(run, functions, mesh)
+    architecture = published.architecture(run.model.path)
+    decoders = policy.read(run.model, mesh, architecture)
+    state = state_layout(run, decoders, mesh)
+    programs = task.make_programs(run, workload.make(run, decoders, EOS), mesh)
     draw = programs.draw.lower(state, longest_rows(run, mesh))
-    return Lowered(mesh, model.architecture, state, programs, draw)
+    return Lowered(mesh, architecture, state, programs, draw)
 
 
 def compile_update(run: LanguageRun, lowered: Lowered) -> dict[str, Any]:

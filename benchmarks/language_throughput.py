@@ -32,21 +32,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.language_models import PUBLISHED, SMALL, parameter_count
+from benchmarks.language_models import SMALL, parameter_count
 from benchmarks.machine import machine, make_parser, write
 from benchmarks.rounds import row, stopwatch, take_turns_here
 from sail_jax.core import update
 from sail_jax.core.types import Policies, Policy, State
 from sail_jax.language import task, workload
 from sail_jax.language.config import LanguageRun
-from sail_jax.language.model import policy, sampler, sharding
+from sail_jax.language.model import architecture as architectures
+from sail_jax.language.model import policy, published, sampler, sharding
 from sail_jax.language.model.architecture import Architecture
 from sail_jax.language.model.attention import prompt_positions
 from sail_jax.language.model.logprobs import Prompts
 from sail_jax.language.model.transformer import Decoder
 from sail_jax.training import devices
 
-SIZES = SMALL | {'qwen2.5-0.5b': PUBLISHED['Qwen2.5-0.5B-Instruct'].architecture}
+QWEN = 'qwen2.5-0.5b'
+SIZES = SMALL | {QWEN: architectures.from_hf(published.PUBLISHED[QWEN], QWEN)}
 METHODS: dict[str, dict[str, Any]] = {
     'offline DPO': {
         'objective': {'response_grad': 0.0, 'mixture': {'dpr': 0.0}},

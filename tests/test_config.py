@@ -13,28 +13,15 @@ from sail_jax.control import config as control_config
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
 from tests.support.paths import ROOT
+from tests.support.refused import message, override
 
 CONFIGS = sorted((ROOT / 'configs').rglob('*.yaml'))
-
-
-def message(call, *arguments):
-    """The error's text, which is one line."""
-    with pytest.raises(UserError) as caught:
-        call(*arguments)
-    text = str(caught.value)
-    assert text
-    assert '\n' not in text
-    return text
 
 
 def load(tmp_path, text):
     path = tmp_path / 'run.yaml'
     path.write_text(text)
     return runs.load(path)
-
-
-def override(*arguments, run=None):
-    return configfile.override(run or ControlRun(), list(arguments), 'prog', 'description')
 
 
 BAD_FILES = {

@@ -7,15 +7,12 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from benchmarks import language_memory
 from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
 from sail_jax.core import precision, update
-from sail_jax.language import task as language_task
-from sail_jax.language import workload
-from sail_jax.language.model import policy
+from sail_jax.language import programs
 from sail_jax.sweep import Members
-from sail_jax.training import devices, setup
+from sail_jax.training import setup
 from tests.support import small
 from tests.support.toy import SETTINGS, Point
 
@@ -45,15 +42,9 @@ def files(tmp_path_factory):
 def language(files, dtype: str, **settings) -> str:
     """Of both programs of an update."""
     run = small.run(*files, **settings, model={'dtype': dtype})
-    mesh = devices.make_mesh(run.prompts_per_update)
-    models = policy.read(run.model, mesh)
-    made = workload.make(run, models, (0,))
-    programs = language_task.make_programs(run, made, mesh)
-    state = language_memory.abstract_state(run, models, made, mesh)
-    draw = programs.draw.lower(state, language_memory.longest_rows(run, mesh))
-    scores = jax.ShapeDtypeStruct((run.prompts_per_update, run.group_size), 'float32')
-    sampled, _ = draw.out_info
-    return draw.as_text() + programs.learn.lower(state, sampled, scores).as_text()
+    plan = {program.name: program for program in programs.programs(run).programs}
+    both = plan['draw'], plan['learn']
+    return ''.join(program.function.lower(*program.arguments).as_text() for program in both)
 
 
 @pytest.mark.parametrize(

@@ -2,25 +2,10 @@
 
 import pytest
 
-from sail_jax import configfile, runs
+from sail_jax import runs
 from sail_jax.control import config as control_config
 from sail_jax.control.config import ControlRun
-from sail_jax.errors import UserError
-
-
-def message(call, *arguments):
-    """The error's text, which is one line."""
-    with pytest.raises(UserError) as caught:
-        call(*arguments)
-    text = str(caught.value)
-    assert text
-    assert '\n' not in text
-    return text
-
-
-def override(*arguments, run=None):
-    return configfile.override(run or ControlRun(), list(arguments), 'prog', 'description')
-
+from tests.support.refused import message, override
 
 SAMPLED = {'estimator': 'sampled'}
 VISITATION = {'visitation_grad': True, 'reduction': 'sum'}

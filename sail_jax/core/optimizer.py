@@ -1,6 +1,5 @@
 """How parameters follow the gradient: an optimizer of Optax, clipped, and kept in a ball."""
 
-import difflib
 import functools
 import inspect
 from types import FunctionType
@@ -12,6 +11,7 @@ import optax
 import optax.contrib
 
 from sail_jax import config
+from sail_jax.core import registry
 from sail_jax.core.trial import tried
 from sail_jax.errors import UserError
 
@@ -53,13 +53,11 @@ def check(settings: config.Optimizer) -> None:
 
 def _named(rule: str) -> Any:
     """The function of Optax that makes an optimizer of a learning rate."""
-    for module in (optax, optax.contrib):
-        if rule in _rules(module):
-            return getattr(module, rule)
-    rules = sorted(_rules(optax) | _rules(optax.contrib))
-    close = difflib.get_close_matches(rule, rules, 1, 0.5)
-    hint = f'did you mean {close[0]}? There are' if close else 'there are'
-    raise UserError(f'optimizer.rule: {rule!r:.80}; {hint} {", ".join(rules)} in Optax')
+    rules = _rules()
+    if rule not in rules:
+        known = registry.there_are(sorted(rules), rule)
+        raise UserError(f'optimizer.rule: {rule!r:.80}; {known} in Optax')
+    return rules[rule]
 
 
 OTHERWISE = ('_', 'scale_by_', 'schedule_free_', 'dpsgd', 'noisy_sgd')
@@ -67,15 +65,16 @@ OTHERWISE = ('_', 'scale_by_', 'schedule_free_', 'dpsgd', 'noisy_sgd')
 each row's gradient; or whose noise is the same for every seed."""
 
 
-def _rules(module: Any) -> set[str]:
-    """Its optimizers: functions whose first parameter is a learning rate."""
+@functools.cache
+def _rules() -> dict[str, Any]:
+    """Optax's optimizers: functions whose first parameter is a learning rate."""
     functions = {
         name: value
-        for name, value in vars(module).items()
+        for name, value in {**vars(optax.contrib), **vars(optax)}.items()
         if isinstance(value, FunctionType | functools.partial) and not name.startswith(OTHERWISE)
     }
     return {
-        name
+        name: function
         for name, function in functions.items()
         if next(iter(inspect.signature(function).parameters), None) == 'learning_rate'
     }

@@ -1,7 +1,7 @@
 """Functions that settings call by name, a program's own among them."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 from sail_jax.errors import UserError
@@ -20,10 +20,13 @@ def named(registry: Mapping[str, Entry], name: str, setting: str, where: str) ->
       UserError: nobody has given anything that name.
     """
     if name not in registry:
-        close = difflib.get_close_matches(name, registry, 1, 0.5)
-        hint = f'did you mean {close[0]}? There are' if close else 'there are'
-        raise UserError(
-            f'{setting}: {name!r:.80}; {hint} {", ".join(registry)}, and what a program '
-            f'adds to {where} before it trains'
-        )
+        more = f', and what a program adds to {where} before it trains'
+        raise UserError(f'{setting}: {name!r:.80}; {there_are(registry, name)}{more}')
     return registry[name]
+
+
+def there_are(names: Collection[str], name: str) -> str:
+    """The names that there are, the one first that was probably meant."""
+    close = difflib.get_close_matches(name, names, 1, 0.5)
+    hint = f'did you mean {close[0]}? There are' if close else 'there are'
+    return f'{hint} {", ".join(names)}'

@@ -11,7 +11,8 @@ from sail_jax.plan.compiler import Compiled
 from sail_jax.plan.count import Counted
 from sail_jax.plan.roofline import Times
 from sail_jax.plan.targets import Target
-from sail_jax.training.program import Program, Programs, on_one_device
+from sail_jax.training import devices
+from sail_jax.training.program import Program, Programs
 
 PREALLOCATED = 0.75
 """Of a GPU's memory, that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise."""
@@ -94,10 +95,10 @@ def _planned(
 def bytes_per_device(program: Program, compiled: Compiled, plan: Programs) -> dict[str, int]:
     """What lies on a device while a program runs: what the run keeps there all the time, whether
     the program reads it or not, and what the program takes besides."""
-    resident = {name: on_one_device(tree) for name, tree in plan.resident.items()}
+    resident = {name: devices.size_on_one(tree) for name, tree in plan.resident.items()}
     memory = dict.fromkeys(compiler.SIZES, 0) | compiled.memory
     sizes = resident | {
-        'batch': on_one_device(program.batch),
+        'batch': devices.size_on_one(program.batch),
         'temporaries': memory['temporaries'],
         'outputs': max(0, memory['outputs'] - memory['aliased']),
         'code': memory['code'],

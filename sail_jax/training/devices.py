@@ -30,7 +30,7 @@ def make_mesh(
     rows: int,
     settings: Devices | None = None,
     rows_key: str = 'a batch',
-    devices: Sequence[Any] | None = None,
+    devices: Chips = None,
 ) -> Mesh:
     """Devices along the axes (data, fsdp, tensor).
 
@@ -180,12 +180,20 @@ def memory_named(advice: str) -> Iterator[None]:
 def size(tree: Any) -> int:
     """Bytes of a tree of abstract arrays, every copy on a device counted."""
 
+    def copies(x: Any) -> int:
+        sharding = getattr(x, 'sharding', None)
+        return 1 if sharding is None else len(sharding.device_set)
+
+    return sum(size_on_one(x) * copies(x) for x in jax.tree.leaves(tree))
+
+
+def size_on_one(tree: Any) -> int:
+    """Bytes that a tree of abstract arrays takes of a device."""
+
     def of(x: Any) -> int:
         sharding = getattr(x, 'sharding', None)
-        if sharding is None:
-            return math.prod(x.shape) * x.dtype.itemsize
-        one = math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        return one * len(sharding.device_set)
+        shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
+        return math.prod(shape) * x.dtype.itemsize
 
     return sum(map(of, jax.tree.leaves(tree)))
 

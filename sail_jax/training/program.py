@@ -110,18 +110,5 @@ def of_task(run: Any, task: Task, mesh: Mesh, pairs: int, steps: int, episode: i
     )
 
 
-def on_one_device(tree: Any) -> int:
-    """Bytes that a tree of laid-out abstract arrays takes of a device."""
-
-    def of(x: Any) -> int:
-        shape = x.sharding.shard_shape(x.shape) if getattr(x, 'sharding', None) else x.shape
-        size = x.dtype.itemsize
-        for length in shape:
-            size *= length
-        return size
-
-    return sum(map(of, jax.tree.leaves(tree)))
-
-
 Plan = Callable[[Any, Sequence[Any] | None], Programs]
 """`(run, devices) -> programs`; see `Kind.programs`."""

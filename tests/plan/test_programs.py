@@ -11,7 +11,7 @@ from sail_jax.errors import UserError
 from sail_jax.language import abstract, programs
 from sail_jax.language.model import architecture, published, weights
 from sail_jax.sweep import Members
-from sail_jax.training.program import on_one_device
+from sail_jax.training import devices
 from sail_jax.training.setup import Layout
 from tests.support import small, tiny
 from tests.support.paths import ROOT
@@ -75,7 +75,7 @@ def test_shipped_files_are_planned_without_model_and_data(file, kept):
     plan = kind.programs(run, jax.devices()[:1])
     assert [program.name for program in plan.programs] == NAMES[kind.name]
     for name, size in kept.items():
-        assert on_one_device(plan.resident[name]) == pytest.approx(size, rel=1e-6)
+        assert devices.size_on_one(plan.resident[name]) == pytest.approx(size, rel=1e-6)
 
 
 def test_control_has_what_its_loop_has():

@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 from brax.envs.base import Env, State
 
+import sail_jax
+from sail_jax.control.config import ControlRun
+
 
 class Point(Env):
     """The action pushes a point in the plane; the episode ends where it leaves the unit disc.
@@ -80,3 +83,13 @@ SETTINGS = {
     'checkpoints': {'every_updates': 2},
     'logging': {'tensorboard': False},
 }
+
+
+def make_run(**settings) -> ControlRun:
+    """A run of few updates; sections replace those of `SETTINGS`."""
+    return ControlRun.model_validate({**SETTINGS, **settings})
+
+
+def train(path, run=None, env=None, **kwargs):
+    """Trains it, on the point where no environment is given."""
+    return sail_jax.train(run or make_run(), path, env=env or Point(), quiet=True, **kwargs)

@@ -8,19 +8,10 @@ import numpy as np
 import pytest
 
 import sail_jax
-from sail_jax.control.config import ControlRun
 from sail_jax.errors import Interrupted, UserError
 from sail_jax.training import loop, metrics
 from tests.support.checkpoints import same, without_times
-from tests.support.toy import SETTINGS, Point
-
-
-def make_run(**settings):
-    return ControlRun.model_validate({**SETTINGS, **settings})
-
-
-def train(path, run=None, **kwargs):
-    return sail_jax.train(run or make_run(), path, env=Point(), quiet=True, **kwargs)
+from tests.support.toy import make_run, train
 
 
 def rows_of(path):

@@ -10,22 +10,12 @@ import time
 import numpy as np
 import pytest
 
-import sail_jax
 from sail_jax import runs
-from sail_jax.control.config import ControlRun
 from sail_jax.sweep import Members
 from sail_jax.training import checkpoint, metrics, setup
 from tests.support import killed
 from tests.support.checkpoints import last_step, same
-from tests.support.toy import SETTINGS, Point
-
-
-def make_run(**settings):
-    return ControlRun.model_validate({**SETTINGS, **settings})
-
-
-def train(path, run=None, env=None, **kwargs):
-    return sail_jax.train(run or make_run(), path, env=env or Point(), quiet=True, **kwargs)
+from tests.support.toy import Point, make_run, train
 
 
 @pytest.fixture(scope='module')

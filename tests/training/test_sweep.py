@@ -17,17 +17,9 @@ from sail_jax.errors import UserError
 from sail_jax.sweep import Members
 from sail_jax.training import metrics
 from tests.support.checkpoints import same
-from tests.support.toy import SETTINGS, Point
+from tests.support.toy import Point, make_run, train
 
 SWEEP = {'seeds': (3, 5), 'sweep': {'beta': (0.1, 0.5), 'coefficient': (0.0, 0.3)}}
-
-
-def make_run(**settings):
-    return ControlRun.model_validate({**SETTINGS, **settings})
-
-
-def train(path, run, **kwargs):
-    return sail_jax.train(run, path, env=Point(), quiet=True, **kwargs)
 
 
 @pytest.fixture(scope='module')

@@ -11,24 +11,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import sail_jax
 from sail_jax import runs
-from sail_jax.control.config import ControlRun
 from sail_jax.core import update
 from sail_jax.errors import Interrupted, TrainingFailed, UserError
 from sail_jax.sweep import Members
 from sail_jax.training import checkpoint, loop, metrics, references, setup, trainer
 from sail_jax.training.recorder import Recorder
 from tests.support.checkpoints import damage, files, flip_bits, same, without_times
-from tests.support.toy import SETTINGS, Point, Poisoned
-
-
-def make_run(**settings):
-    return ControlRun.model_validate({**SETTINGS, **settings})
-
-
-def train(path, run=None, env=None, **kwargs):
-    return sail_jax.train(run or make_run(), path, env=env or Point(), quiet=True, **kwargs)
+from tests.support.toy import Point, Poisoned, make_run, train
 
 
 @pytest.fixture(scope='module')
