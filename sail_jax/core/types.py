@@ -228,6 +228,8 @@ class Workload(NamedTuple):
       init: makes the sampler's first state.
       auxiliary_loss: what is learnt besides the policy.
       refresh_updates: updates after which the reference becomes the policy; None keeps it.
+      reference_kept: the share of its parameters that the reference keeps then; above 0 it is a
+        moving average.
       abstains: whether pairs are left without a label, by what their responses are or where a
         budget ends. Baselines are then over all rows, see `score.advantages`.
       bounded: the entry of the policy's parameters that `optimizer.param_bound` bounds; None is all
@@ -244,6 +246,7 @@ class Workload(NamedTuple):
     init: InitSampler = no_sampler_state
     auxiliary_loss: AuxiliaryLoss = no_auxiliary_loss
     refresh_updates: int | None = None
+    reference_kept: float = 0.0
     abstains: bool = False
     bounded: str | None = None
     mesh: Mesh | None = None

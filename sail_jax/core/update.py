@@ -212,7 +212,7 @@ def _next_state(
         due = labelled & (step % workload.refresh_updates == 0)
         reference, reference_step = jax.lax.cond(
             due,
-            lambda: (policy, step),
+            lambda: (_refreshed(reference, policy, workload.reference_kept), step),
             lambda: (state.reference, state.reference_step),
         )
     return state._replace(
@@ -226,6 +226,15 @@ def _next_state(
         skipped=learner.skipped,
         skipped_in_a_row=learner.skipped_in_a_row,
     )
+
+
+def _refreshed(reference: Policy, policy: Policy, kept: float) -> Policy:
+    """The policy, or with the share that the reference keeps, a mean of both (TR-DPO's soft update,
+    arXiv 2404.09656, whose alpha is `1 - kept`); statistics are the policy's."""
+    if kept == 0:
+        return policy
+    mean = lambda old, new: (kept * old + (1 - kept) * new).astype(old.dtype)
+    return policy._replace(params=jax.tree.map(mean, reference.params, policy.params))
 
 
 def of_first_pass(

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 from sail_jax import config
 from sail_jax.config import Devices, Section, Teacher
 from sail_jax.errors import UserError
+from sail_jax.scalars import INT_MAX
 from sail_jax.sweep import Members
 
 DType = Literal['float32', 'bfloat16']
@@ -126,6 +127,18 @@ class StartModel(Section):
         return {'variables': self.chat_template_kwargs, 'date': self.chat_template_date}
 
 
+class LanguageReference(Section):
+    """What margins and the KL penalty are measured against. It begins as the model at the start."""
+
+    refresh_prompts: int | None = Field(default=None, ge=1, le=2**40)
+    """Replace the reference by the policy this often, rounded up to whole updates; none never
+    does."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """The share of itself that the reference keeps whenever it is refreshed, after every update
+    where `refresh_prompts` is none: above 0 it is a moving average of the policy's parameters, of
+    an adapter's two factors each. TR-DPO's alpha (arXiv 2404.09656) is 1 less this."""
+
+
 class RewardSource(Section):
     """What the labeller goes by. From Python, `sail_jax.train(..., reward=f)` or `judge=f` stand
     in for it."""
@@ -193,6 +206,7 @@ class LanguageRun(config.Run):
     sampling: Sampling = Sampling()
     reward: RewardSource = RewardSource()
     labeller: Teacher = Teacher()
+    reference: LanguageReference = LanguageReference()
     optimizer: LanguageOptimizer = LanguageOptimizer()  # pyright: ignore[reportIncompatibleVariableOverride]
     evaluation: ResponseEvaluation = ResponseEvaluation()
 
@@ -222,6 +236,15 @@ class LanguageRun(config.Run):
     def updates(self) -> int:
         """Updates of the whole run."""
         return -(-self.total_prompts // self.prompts_per_update)
+
+    @property
+    def refresh_updates(self) -> int | None:
+        """Updates between refreshes of the reference."""
+        prompts = self.reference.refresh_prompts
+        if prompts is None:
+            return 1 if self.reference.ema > 0 else None
+        # Updates are counted in int32, which no run comes to the end of.
+        return min(-(-prompts // self.prompts_per_update), INT_MAX)
 
     @property
     def default_matmul_precision(self) -> Literal['default', 'highest']:
@@ -259,6 +282,11 @@ def check(run: LanguageRun) -> None:
         raise UserError(f'reward.path: {needed} reward.source: {reward.source}')
     if reward.chat_template_kwargs and reward.source != 'model':
         raise UserError(f'reward.chat_template_kwargs: not used by reward.source: {reward.source}')
+    if run.reference.ema > 0 and (run.model.train, run.model.param_dtype) == ('full', 'bfloat16'):
+        raise UserError(
+            'reference.ema: in bfloat16 a moving average stands still; use model.param_dtype: '
+            'float32, model.train: lora, or reference.refresh_prompts alone'
+        )
     if run.labeller.discount < 1:
         raise UserError('labeller.discount: a response has one reward, at its end; use 1')
     if run.labeller.skip + run.labeller.equal > 0 and mixture.dpr < 1:

@@ -36,7 +36,9 @@ def programs(run: LanguageRun, chips: devices.Chips = None) -> Programs:
       UserError: the devices do not divide the run; nothing is known of a model.
     """
     mesh = devices.make_mesh(run.prompts_per_update, run.devices, 'prompts_per_update', chips)
-    decoders = policy.read(run.model, mesh, published.architecture(Path(run.model.path)))
+    architecture = published.architecture(Path(run.model.path))
+    moves = run.refresh_updates is not None
+    decoders = policy.read(run.model, mesh, architecture, reference_moves=moves)
     check_lengths(run, decoders.architecture.max_positions)
     state = state_layout(run, decoders, mesh)
     reward, reward_weights = _reward(run, mesh)

@@ -67,7 +67,7 @@ def make(
     check(run)
     mesh = devices.make_mesh(run.prompts_per_update, run.devices, 'prompts_per_update')
     shardings = partial(devices.state_sharding, mesh, rules=sharding.RULES)
-    decoders = policy.read(run.model, mesh)
+    decoders = policy.read(run.model, mesh, reference_moves=run.refresh_updates is not None)
     check_lengths(run, decoders.architecture.max_positions)
     tokenizer = tokens.load(run.model.path, **run.model.template)
     data = reader.prepare(run, tokenizer)

@@ -104,6 +104,8 @@ def make(run: LanguageRun, decoders: Decoders, eos_ids: tuple[int, ...]) -> Work
         predict_reference=predict_reference,
         compare=compare,
         group_size=run.group_size,
+        refresh_updates=run.refresh_updates,
+        reference_kept=run.reference.ema,
     )
 
 

@@ -211,6 +211,23 @@ def test_several_updates_in_a_dispatch_are_the_same_bit_for_bit():
     assert one._cache_size() == 1
 
 
+def test_a_reference_that_keeps_a_share_is_a_moving_average():
+    run = bandit_workload.run(divergence={'coefficient': 0.5})
+    workload = bandit_workload.make(PROBLEM, run, refresh_updates=2)._replace(reference_kept=0.75)
+    one = update.make_dispatch(workload, run, 1)
+    state = bandit_workload.start(workload, run, THETA)
+    expected = THETA
+    for step in range(1, 6):
+        state, _ = one(state)
+        theta = np.asarray(state.policy.params['theta'])
+        if step % 2 == 0:
+            expected = 0.75 * expected + 0.25 * theta
+            assert state.reference.statistics['batches'] == step
+        np.testing.assert_allclose(state.reference.params['theta'], expected, rtol=1e-6)
+        assert np.abs(expected - theta).max() > 1e-3
+    assert state.reference_step == 4
+
+
 def test_state_is_donated_also_when_made_outside_of_jit(plain):
     workload, run, dispatch = plain
     policy = Policy({'theta': jnp.zeros(3)}, {'batches': jnp.zeros(())})

@@ -34,6 +34,9 @@ class Decoders(NamedTuple):
     abstract_shared: nnx.State | tuple = ()
     """Shapes and types of `State.shared`: the weights under an adapter."""
 
+    reference_moves: bool = False
+    """Whether the reference is refreshed, and so has an adapter where the policy has one."""
+
     @property
     def adapted(self) -> bool:
         """Whether an adapter is trained."""
@@ -45,11 +48,11 @@ class Decoders(NamedTuple):
         return nnx.merge(self.on, policy.params, *base)
 
     def reference(self, reference: Policy, shared: Any) -> Decoder:
-        """The model that training started from: its own copy, or the adapted model without its
-        adapter."""
-        if self.adapted:
+        """What the policy is held to: its own copy, or the weights shared without an adapter while
+        that is what training started from."""
+        if self.adapted and not self.reference_moves:
             return nnx.merge(self.off, shared)
-        return nnx.merge(self.on, reference.params)
+        return self.policy(reference, shared)
 
     def start(self, seed: int, sharding: ShardingOf | None = None) -> Policy:
         """Reads the checkpoint, but for what is `shared`; an adapter, or a network without a
@@ -119,13 +122,17 @@ def _build(
 
 
 def read(
-    settings: StartModel, mesh: Mesh | None = None, architecture: Architecture | None = None
+    settings: StartModel,
+    mesh: Mesh | None = None,
+    architecture: Architecture | None = None,
+    reference_moves: bool = False,
 ) -> Decoders:
     """Reads a checkpoint's `config.json`, and none of its weights.
 
     Args:
       mesh: devices that the models' activations are split over.
       architecture: of a new network, which has no checkpoint.
+      reference_moves: see `Decoders.reference_moves`.
 
     Raises:
       UserError: as of `architecture.read`.
@@ -151,4 +158,5 @@ def read(
         off=adapted.off,
         abstract=Policy(adapted.adapter, updates),
         abstract_shared=adapted.frozen,
+        reference_moves=reference_moves,
     )
