@@ -89,12 +89,22 @@ class Objective(Section):
     """What a labelled pair is worth by its margin D: `dpo`, log sigmoid(D), SAIL's; `ipo`,
     -(D / beta - 1 / (2 beta))^2; `hinge`, -max(0, 1 - D); `simpo`, log sigmoid(D) with D of
     log-probabilities per step and without a reference (SimPO has beta 2 to 10 and a target margin);
-    or the name of a function that a program has put into `sail_jax.PAIR_LOSSES`."""
+    `rebel`, -(D - (r1 - r2))^2 of the responses' rewards, in language runs (REBEL's eta is 1 / beta
+    and its reference the last policy, as with a refresh after each update); or the name of a
+    function that a program has put into `sail_jax.PAIR_LOSSES`."""
     target_margin: float = Field(default=0.0, ge=0)
     """Subtracted from every margin before it is judged: SimPO's gamma."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """The share of the labeller's (or the data's) labels that is taken to be wrong: P counts as
     (1 - s) P + s (1 - P)."""
+    exploration: Literal['none', 'xpo', 'selm'] = 'none'
+    """A term that is added, of one more response y to each context, drawn from the reference:
+    `xpo`, -alpha log pi(y) (arXiv 2405.21046); `selm`, -alpha beta log(pi(y) / pi_ref(y)) (arXiv
+    2405.19332). Both push the policy away from what the reference would say, against the KL
+    penalty, whose coefficient is better 0 beside it."""
+    alpha: float | None = Field(default=None, gt=0)
+    """Of the exploration term: 1e-5 in XPO's experiments, 1e-4 to 1e-3 in SELM's, whose term has
+    beta as well."""
     mixture: Mixture = Mixture()
     """Members of the family."""
 
@@ -284,6 +294,11 @@ class Run(Trained):
     """Train several seeds at once, each as if alone: a number (from `seed` on), or the seeds."""
     sweep: Sweep = Sweep()
 
+    @property
+    def draws_reference(self) -> bool:
+        """Whether each context also gets a response of the reference."""
+        return self.divergence.draws_reference or self.objective.exploration != 'none'
+
 
 RunT = TypeVar('RunT', bound=Settings)
 
@@ -297,6 +312,15 @@ def check(run: Run) -> None:
     mixture, divergence = run.objective.mixture, run.divergence
     if mixture.dpr + mixture.dpp + mixture.ddp > 1 + 1e-6:
         raise UserError('objective.mixture: dpr + dpp + ddp is above 1')
+    exploration, alpha = run.objective.exploration, run.objective.alpha
+    if (exploration == 'none') != (alpha is None):
+        needed = 'needed for' if alpha is None else 'not used by'
+        raise UserError(f'objective.alpha: {needed} objective.exploration: {exploration}')
+    if run.objective.loss == 'rebel' and run.objective.target_margin > 0:
+        raise UserError(
+            'objective.target_margin: not used by objective.loss: rebel, whose margins are to equal'
+            ' differences of rewards'
+        )
     from_policy = mixture.dpr + mixture.dpp
     if divergence.coefficient > 0:
         if divergence.states == 'policy' and from_policy == 0:

@@ -128,8 +128,8 @@ class ControlRun(config.Run):
 
     @property
     def extra_lanes(self) -> int:
-        """1 where each context also gets a segment of the reference, for the KL penalty."""
-        return int(self.divergence.draws_reference)
+        """1 where each context also gets a segment of the reference."""
+        return int(self.draws_reference)
 
     @property
     def refresh_updates(self) -> int | None:
@@ -163,6 +163,8 @@ def check(run: ControlRun) -> None:
     """
     config.check(run)
     sweep.check(run)
+    if run.objective.loss == 'rebel':
+        raise UserError('objective.loss: rebel: its rewards are those of language runs')
     segment, episode = run.rollout.segment_length, run.env.episode_length
     if segment > episode:
         raise UserError(

@@ -185,14 +185,14 @@ def check(settings: Teacher, group_size: int, side_by_side: bool = False) -> Non
         raise UserError(
             f'{what}: expected sail_jax.core.types.Preferences, got {type(said).__name__}'
         )
-    for field, value in said._asdict().items():
-        if (got := getattr(value, 'shape', None)) != (*shape, group_size):
+    for field in ('prob_BxKxK', 'weight_BxKxK'):
+        if (got := getattr(getattr(said, field), 'shape', None)) != (*shape, group_size):
             raise UserError(
                 f'{what}: expected {field} of shape {(*shape, group_size)}, [B, K, K], for '
                 f'returns of shape {shape}; got {got}'
             )
     if labeller is not teacher and (numbers := answered(what, ask, *arguments())) is not None:
-        _require_preferences(what, *numbers)
+        _require_preferences(what, numbers.prob_BxKxK, numbers.weight_BxKxK)
 
 
 def _require_preferences(what: str, prob_BxKxK: np.ndarray, weight_BxKxK: np.ndarray) -> None:

@@ -50,12 +50,7 @@ def make(workload: Workload, run: config.Run) -> Loss:
       UserError: `objective.loss` names none.
     """
     K = workload.group_size
-    form = objective.Form(
-        pair_loss=pair_losses.named(run.objective.loss),
-        clip=run.optimizer.clip,
-        target_margin=run.objective.target_margin,
-        label_smoothing=run.objective.label_smoothing,
-    )
+    form = _form(run)
 
     def loss(
         params: Any,
@@ -88,6 +83,10 @@ def make(workload: Workload, run: config.Run) -> Loss:
         kl = _penalty(run, kl_BxLxT, steps, lane_BxL, counts.lanes)
         auxiliary, metrics = workload.auxiliary_loss(policies, batch.inputs, counts.steps)
         total = auxiliary - estimate.surrogate
+        if run.objective.exploration != 'none':
+            of_reference = jax.tree.map(lambda x: x[:, K:], steps)
+            explored = objective.exploration(run.objective, of_reference, hyper.beta, counts.rows)
+            total, metrics = total - explored, {'exploration': explored, **metrics}
         if run.divergence.coefficient > 0:
             total = total + hyper.coefficient * kl.surrogate
         return total, {
@@ -100,6 +99,15 @@ def make(workload: Workload, run: config.Run) -> Loss:
         }
 
     return loss
+
+
+def _form(run: config.Run) -> objective.Form:
+    return objective.Form(
+        pair_loss=pair_losses.named(run.objective.loss),
+        clip=run.optimizer.clip,
+        target_margin=run.objective.target_margin,
+        label_smoothing=run.objective.label_smoothing,
+    )
 
 
 def _penalty(
@@ -129,6 +137,7 @@ def count(batch: Batch, workload: Workload, run: config.Run) -> Counts:
     return Counts(
         pairs=objective.count_pairs(batch.labels, batch.route),
         lanes=lane_BxL.sum(),
+        rows=jnp.asarray(batch.mask_BxLxT.shape[0]),
         steps=batch.mask_BxLxT.sum(),
     )
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sail_jax import config
 from sail_jax.core import pair_losses, score
 from sail_jax.core.pair_losses import PairLoss
 from sail_jax.core.types import Mean, Preferences, Route, Steps
@@ -145,7 +146,7 @@ def preference(
     labels = smoothed(labels, form.label_smoothing)
     prob_BxKxK = _label_probs(D_BxKxK, labels, route, coefficients.label)
     weight_BxKxK = pair_weights(labels, route).astype(steps.logp.dtype)
-    f_BxKxK = worth(D_BxKxK, prob_BxKxK, form, beta)
+    f_BxKxK = worth(_measured(D_BxKxK, labels, form), prob_BxKxK, form, beta)
     pairs = jnp.maximum(count_pairs(labels, route) if whole.pairs is None else whole.pairs, 1)
     # Every pair stands twice in the matrices, at ij and ji.
     value = (f_BxKxK * weight_BxKxK).sum() / 2 / pairs
@@ -167,6 +168,32 @@ def preference(
     )
 
 
+def exploration(
+    settings: config.Objective, steps: Steps, beta: jax.typing.ArrayLike, rows: jax.Array
+) -> jax.Array:
+    """`-alpha E[log pi(y)]` (XPO, arXiv 2405.21046, alg. 1) or `-alpha beta E[log pi(y)/pi_ref(y)]`
+    (SELM, arXiv 2405.19332, eq. 5), to be maximised.
+
+    The responses are the reference's, whose distribution no gradient goes through, so autodiff of
+    the value is all of it.
+
+    Args:
+      settings: which of the two, and alpha.
+      steps: of the reference's responses, [B, 1, T].
+      rows: of the whole batch.
+
+    Raises:
+      ValueError: there is no such response.
+    """
+    if steps.logp.shape[1] != 1:
+        raise ValueError('exploration needs one response of the reference to each context')
+    steps, scale = _without_junk(steps), settings.alpha or 0.0
+    optimism_BxT = steps.logp[:, 0]
+    if settings.exploration == 'selm':
+        optimism_BxT = beta * (optimism_BxT - steps.reference_logp[:, 0])
+    return -scale * optimism_BxT.sum() / rows
+
+
 def smoothed(labels: Preferences, share: float) -> Preferences:
     """Labels of which that share is taken to be turned round (cDPO, arXiv 2305.18290's authors'
     note; TRL's `label_smoothing`)."""
@@ -186,6 +213,15 @@ def _without_junk(steps: Steps) -> Steps:
         reference_logp=clean(steps.reference_logp),
         mask=mask,
     )
+
+
+def _measured(D_BxKxK: jax.Array, labels: Preferences, form: Form) -> jax.Array:
+    """The margins, or what is between them and the differences of the rewards."""
+    if not isinstance(form.pair_loss, pair_losses.ToRewards):
+        return D_BxKxK
+    if labels.reward_BxK is None:
+        raise ValueError('the loss regresses on rewards, and the labeller gave preferences alone')
+    return D_BxKxK - margins(labels.reward_BxK, 1.0)
 
 
 def _implicit_rewards(steps: Steps, pair_loss: PairLoss) -> jax.Array:

@@ -62,6 +62,12 @@ def hinge(margin: jax.Array, beta: jax.typing.ArrayLike) -> jax.Array:
     return -jax.nn.relu(1 - margin)
 
 
+def squared(margin: jax.Array, beta: jax.typing.ArrayLike) -> jax.Array:
+    """`-D^2`: with D less the difference of two rewards (`ToRewards`) it is REBEL's regression
+    (arXiv 2404.16767, eq. 4) times -1, where eta is `1 / beta`."""
+    return -(margin**2)
+
+
 class ImplicitReward(Protocol):
     """What a policy's probabilities say that a response is worth, less beta: `h`."""
 
@@ -100,6 +106,18 @@ class OfReward:
         return self.worth(margin, beta)
 
 
+@dataclass(frozen=True)
+class ToRewards:
+    """A pair loss of what is between the margin and the difference of the responses' rewards; even
+    in it, so that labels are of no account."""
+
+    worth: PairLoss
+
+    def __call__(self, margin: jax.Array, beta: jax.typing.ArrayLike, /) -> jax.Array:
+        """See `PairLoss`."""
+        return self.worth(margin, beta)
+
+
 def implicit_reward(loss: PairLoss | None) -> ImplicitReward:
     """Whose margin a loss is of; None, one that nobody has given a name, counts as DPO's."""
     return loss.reward if isinstance(loss, OfReward) else log_ratio
@@ -110,6 +128,7 @@ PAIR_LOSSES: dict[str, PairLoss] = {
     'ipo': ipo,
     'hinge': hinge,
     'simpo': OfReward(worth=dpo, reward=mean_log_prob),
+    'rebel': ToRewards(worth=squared),
 }
 """By what `objective.loss` calls them."""
 

@@ -42,6 +42,8 @@ class Preferences(NamedTuple):
     """Probability that i is preferred to j; `prob_ij + prob_ji = 1`. Hard labels are 0, 1/2, 1."""
     weight_BxKxK: jax.Array
     """1 where the pair has a label, 0 where it has none (skipped, or the budget is spent)."""
+    reward_BxK: jax.Array | None = None
+    """What the labeller goes by, for losses that need it (`pair_losses.ToRewards`)."""
 
 
 class Route(NamedTuple):
@@ -113,6 +115,7 @@ class Counts(NamedTuple):
     pairs: jax.Array
     lanes: jax.Array
     """Of the KL penalty."""
+    rows: jax.Array
     steps: jax.Array
 
 

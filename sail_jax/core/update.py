@@ -258,7 +258,7 @@ def of_first_pass(
     return {
         **numbers,
         'preference': preference,
-        'objective': preference - coefficient * numbers['kl'],
+        'objective': preference - coefficient * numbers['kl'] + numbers.get('exploration', 0),
     }
 
 

@@ -228,7 +228,7 @@ class LanguageRun(config.Run):
     @property
     def max_response_tokens(self) -> int:
         """The longest response that may come up in training."""
-        samples = self.samples_policy or self.divergence.draws_reference
+        samples = self.samples_policy or self.draws_reference
         sampled = self.sampling.max_tokens if samples else 0
         return max(sampled, self.data.max_response_tokens if self.reads_pairs else 0)
 
@@ -282,6 +282,10 @@ def check(run: LanguageRun) -> None:
         raise UserError(f'reward.path: {needed} reward.source: {reward.source}')
     if reward.chat_template_kwargs and reward.source != 'model':
         raise UserError(f'reward.chat_template_kwargs: not used by reward.source: {reward.source}')
+    if run.objective.loss == 'rebel' and mixture.dpr < 1 - 1e-6:
+        raise UserError(
+            'objective.loss: rebel: every response needs a reward; use objective.mixture.dpr: 1'
+        )
     if run.reference.ema > 0 and (run.model.train, run.model.param_dtype) == ('full', 'bfloat16'):
         raise UserError(
             'reference.ema: in bfloat16 a moving average stands still; use model.param_dtype: '

@@ -87,7 +87,7 @@ def _update(run: LanguageRun, decoders: Decoders, state: State, mesh: Mesh) -> t
         replicated = devices.replicated(mesh)
         scores = jax.ShapeDtypeStruct((B, K), jnp.float32, sharding=replicated)
     a, prompt = decoders.architecture, bucket(run.data.max_prompt_tokens)
-    lanes = K + run.divergence.draws_reference
+    lanes = K + run.draws_reference
     forward = forward_flops(a, B, prompt, lanes, T)
     # Backward for what flows through, and for the weights where they are trained.
     backward = forward * (2 if run.model.train == 'full' else 1)

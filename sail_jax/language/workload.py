@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sail_jax.core import labellers, objective
+from sail_jax.core import labellers, objective, pair_losses
 from sail_jax.core.keys import row_keys, split_rows, update_key
 from sail_jax.core.types import (
     Batch,
@@ -142,7 +142,7 @@ def make_sample(run: LanguageRun, decoders: Decoders, eos_ids: tuple[int, ...]) 
         if rows.pairs is not None:
             tokens = jnp.where(on_policy_Bx1[..., None], tokens, fit(rows.pairs.tokens_Bx2xR))
             lengths = jnp.where(on_policy_Bx1, lengths, rows.pairs.lengths_Bx2)
-        if run.divergence.draws_reference:
+        if run.draws_reference:
             decoder = decoders.reference(reference, shared)
             extra = generate(decoder, rows.prompts, keys.reference, 1)
             tokens = jnp.concatenate([tokens, fit(extra.tokens_BxKxR)], 1)
@@ -213,6 +213,8 @@ def labelled(
                 true_BxK=scores, perceived_BxK=scores, counted_BxK=asked_BxK
             )
             scores = labellers.label(key_B, returns, run.labeller)
+            if isinstance(pair_losses.named(run.objective.loss), pair_losses.ToRewards):
+                scores = scores._replace(reward_BxK=returns.true_BxK)
         if run.reads_pairs:
             on_policy_Bx1x1 = route.on_policy_B[:, None, None]
             labels = jax.tree.map(lambda a, b: jnp.where(on_policy_Bx1x1, a, b), scores, labels)

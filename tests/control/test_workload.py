@@ -131,7 +131,7 @@ def test_a_segment_that_broke_the_simulator_loses_to_every_sound_one(settings):
     sampled = sample(made, policy, other)
     assert sampled.metrics['ended'] == 0  # What ends early broke.
     broken = np.asarray(sampled.batch.mask_BxLxT.sum(-1) < SETTINGS['rollout']['segment_length'])
-    prob, weight = sampled.batch.labels
+    prob, weight, _ = sampled.batch.labels
     lost = broken[:, :, None] & ~broken[:, None]
     assert lost.sum() > 5
     np.testing.assert_array_equal(prob[lost], 0)

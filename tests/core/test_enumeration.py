@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sail_jax import config
 from sail_jax.core import divergence, objective
 from sail_jax.core.objective import Coefficients, Form
 from sail_jax.core.pair_losses import PAIR_LOSSES
@@ -62,6 +63,54 @@ def test_every_pair_loss_has_the_gradient_of_its_own_objective(loss, on_policy, 
     route, form = exact.route(2, on_policy, policy_label), Form(PAIR_LOSSES[loss])
     for K in (2, 3):
         check(exact.problem(seed=4), K, route, Coefficients(0.4, response=0.6, label=0.7), form)
+
+
+@pytest.mark.parametrize('on_policy', [True, False])
+def test_regression_on_rewards_has_the_gradient_of_its_own_objective(on_policy):
+    route, form = exact.route(2, on_policy, False), Form(PAIR_LOSSES['rebel'])
+    for K in (2, 3):
+        check(exact.problem(seed=4), K, route, Coefficients(0.4, response=0.6, label=0.7), form)
+
+
+def test_regression_on_rewards_needs_them():
+    problem, index = exact.problem(), np.array([[0, 1], [1, 2]])
+    labels = exact.reward_labels(take(problem.reward_XxY, index))
+    route, form = exact.route(2, True, False), Form(PAIR_LOSSES['rebel'])
+    with pytest.raises(ValueError, match='the labeller gave preferences alone'):
+        exact.estimate(problem, problem.theta_F, index, labels, route, THEORY, form)
+
+
+@pytest.mark.parametrize('kind', ['xpo', 'selm'])
+def test_exploration_is_that_of_the_references_responses(kind):
+    problem, beta, alpha = exact.problem(seed=8), 0.4, 0.3
+    settings = config.Objective(exploration=kind, alpha=alpha)
+    reference = problem.reference_logp_XxY
+
+    def estimate(theta, index_Xx1):
+        logp = take(exact.policy_logp(problem, theta), index_Xx1)[..., None]
+        drawn = exact.steps(
+            # What stands behind the end must not matter.
+            jnp.concatenate([logp, jnp.full_like(logp, jnp.inf)], -1),
+            jnp.zeros((2, 1, 2)),
+            jnp.concatenate([take(reference, index_Xx1)[..., None], jnp.ones((2, 1, 1))], -1),
+            jnp.broadcast_to(jnp.array([1.0, 0.0]), (2, 1, 2)),
+        )
+        return objective.exploration(settings, drawn, beta, jnp.asarray(2))
+
+    def exactly(theta):
+        logp = exact.policy_logp(problem, theta)
+        if kind == 'selm':
+            logp = beta * (logp - reference)
+        return -alpha * (jnp.exp(reference) * logp).sum(-1).mean()
+
+    samples = exact.groups(3, 2, 1)
+    p_N = np.exp(jax.vmap(lambda index: take(reference, index).sum())(samples))
+    each = jax.vmap(jax.value_and_grad(estimate), in_axes=(None, 0))
+    values, gradients = each(problem.theta_F, samples)
+    wanted, gradient = jax.value_and_grad(exactly)(problem.theta_F)
+    np.testing.assert_allclose(p_N @ values, wanted, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(p_N @ gradients, gradient, rtol=0, atol=1e-12)
+    assert np.linalg.norm(gradient) > 1e-2
 
 
 @members

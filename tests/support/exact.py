@@ -108,7 +108,8 @@ def estimate(
 ) -> objective.Estimate:
     """`objective.preference` for responses of one step; by default the reward labels."""
     if labels is None:
-        labels = reward_labels(take(problem.reward_XxY, index_XxK))
+        reward_XxK = take(problem.reward_XxY, index_XxK)
+        labels = reward_labels(reward_XxK)._replace(reward_BxK=reward_XxK)
     drawn = steps(
         take(policy_logp(problem, theta_F), index_XxK)[..., None],
         take(sampler_logp(problem, route), index_XxK)[..., None],
@@ -146,6 +147,7 @@ WORTH = {
     'ipo': lambda D, beta: -((D / beta - 0.5 / beta) ** 2),
     'hinge': lambda D, beta: jnp.minimum(D - 1, 0),
     'simpo': lambda D, beta: -jnp.log(1 + jnp.exp(-D)),
+    'rebel': lambda D, beta: -(D**2),
 }
 """Of a pair whose first response is preferred."""
 
@@ -177,6 +179,8 @@ def exact_objective(problem, theta_sample, theta_margin, theta_label, beta, rout
     s = setting.label_smoothing
     P = jnp.where(route.policy_label_B[:, None, None], own, (1 - 2 * s) * given + s)
     f = lambda D: WORTH[setting.loss](D - setting.target_margin, beta)
+    if setting.loss == 'rebel':
+        D = D - difference(problem.reward_XxY)
     f_XxYxY = P * f(D) + (1 - P) * f(-D)
     return jnp.einsum('xi,xj,xij->x', prob_XxY, prob_XxY, f_XxYxY).mean()
 

@@ -48,6 +48,8 @@ def make(
       UserError: two rewards; what is no function, one that has to be awaited, or one for other
         arguments; a reward model that cannot be read.
     """
+    if judge is not None and run.objective.loss == 'rebel':
+        raise UserError('objective.loss: rebel: needs rewards, and a judge gives none')
     for name, function in (('reward', reward), ('judge', judge)):
         if function is not None:
             _check_function(name, function)
@@ -162,7 +164,7 @@ def scores(
         return whole
 
     if rater.compare is not None:
-        prob, weight = rater.compare(asked_prompts, asked_groups) if len(rows) else (0, 0)
+        prob, weight = rater.compare(asked_prompts, asked_groups)[:2] if len(rows) else (0, 0)
         return Preferences(prob_BxKxK=spread(prob, B, K, K), weight_BxKxK=spread(weight, B, K, K))
     if not len(rows):
         return spread(0, B, K)

@@ -1,0 +1,73 @@
+"""Other objectives than SAIL's, from a language run's configuration on."""
+
+import pytest
+
+import sail_jax
+from sail_jax.control.config import ControlRun
+from sail_jax.control.config import check as check_control
+from sail_jax.errors import UserError
+from sail_jax.language.config import check
+from sail_jax.training import metrics
+from tests.support import small
+
+
+@pytest.mark.parametrize(
+    ('objective', 'message'),
+    [
+        ({'exploration': 'xpo'}, 'objective.alpha: needed for objective.exploration: xpo'),
+        ({'alpha': 1e-4}, 'objective.alpha: not used by objective.exploration: none'),
+        ({'loss': 'rebel', 'mixture': {'dpr': 0.5}}, 'rebel: every response needs a reward'),
+        ({'loss': 'rebel', 'target_margin': 0.5}, 'objective.target_margin: not used by .* rebel'),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(objective, message):
+    with pytest.raises(UserError, match=message):
+        check(small.run('model', 'data.jsonl', objective=objective))
+
+
+def test_regression_is_on_the_rewards_of_language():
+    with pytest.raises(UserError, match=r'^objective.loss: rebel: its rewards are'):
+        check_control(ControlRun.model_validate({'objective': {'loss': 'rebel'}}))
+
+
+def test_exploration_draws_a_response_of_the_reference():
+    explores = {'exploration': 'selm', 'alpha': 1e-3}
+    assert small.run('m', 'd', objective=explores).draws_reference
+    assert not small.run('m', 'd').draws_reference
+    runs = [ControlRun.model_validate({'objective': x}) for x in ({}, explores)]
+    assert [run.extra_lanes for run in runs] == [0, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'objective': {'loss': 'rebel', 'beta': 1.0}, 'reference': {'refresh_prompts': 8}},
+        {'objective': {'exploration': 'xpo', 'alpha': 1e-4}, 'divergence': {'coefficient': 0}},
+        {'objective': {'loss': 'hinge', 'exploration': 'selm', 'alpha': 1e-3}},
+    ],
+    ids=['rebel', 'xpo', 'selm'],
+)
+def test_a_reward_is_learned(tmp_path, settings):
+    run = small.run(
+        small.checkpoint(tmp_path / 'm'),
+        small.data(tmp_path / 'prompts.jsonl', rows=32),
+        total_prompts=8 * 50,
+        prompts_per_update=8,
+        group_size=4,
+        optimizer={'learning_rate': 1e-2},
+        evaluation={'every_updates': 100, 'prompts': 8, 'samples': 8},
+        checkpoints={'every_updates': 100},
+        **settings,
+    )
+    result = sail_jax.train(run, tmp_path / 'run', reward=small.letters, quiet=True)
+    assert result.after['eval/reward_gain'] > 3 * result.after['eval/reward_gain_se'] > 0
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')[1:]
+    explored = [row.get('train/exploration') for row in rows]
+    if run.objective.exploration == 'none':
+        assert set(explored) == {None}
+        assert rows[0]['train/preference'] < 0
+        return
+    row = rows[-1]
+    j = row['train/preference'] - run.divergence.coefficient * row['train/kl']
+    assert row['train/objective'] == pytest.approx(j + row['train/exploration'], rel=1e-5)
