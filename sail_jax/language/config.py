@@ -168,6 +168,15 @@ class LanguageOptimizer(config.Optimizer):
     """Updates over which the step size rises to its full value."""
     decay: Literal['none', 'linear', 'cosine'] = 'none'
     """How the step size falls to 0 from there to the end of the run."""
+    schedule: str | None = None
+    """A schedule of Optax instead of warm-up and decay, `warmup_cosine_decay_schedule` for example:
+    what it gives for an update, counted from 0, is a multiple of the learning rate."""
+    schedule_arguments: dict[str, config.Argument] = Field(default_factory=dict)
+    """Its arguments, `{init_value: 0, peak_value: 1, warmup_steps: 10, decay_steps: 100}` for
+    example."""
+    accumulation: int = Field(default=1, ge=1, le=2**20)
+    """Parts that the rows of a gradient step are computed in, one after the other: less memory, the
+    same gradient, and a forward pass more."""
 
 
 class ResponseEvaluation(Section):
@@ -262,11 +271,7 @@ def check(run: LanguageRun) -> None:
     mixture, reward = run.objective.mixture, run.reward
     if Members.of(run).sweep:
         raise UserError('seeds, sweep: language runs are trained one by one')
-    if run.prompts_per_update % run.optimizer.minibatches:
-        raise UserError(
-            f'optimizer.minibatches: {run.optimizer.minibatches} does not divide '
-            f'prompts_per_update: {run.prompts_per_update}'
-        )
+    _check_optimizer(run.optimizer, run.prompts_per_update, run.updates)
     if mixture.dpp + mixture.ddp > 1 - 1e-6:
         raise UserError(
             'objective.mixture: a policy that starts as its reference and labels every row itself '
@@ -298,9 +303,29 @@ def check(run: LanguageRun) -> None:
             'labeller.skip, labeller.equal: in units of the mean reward of a batch, whose rows '
             'must all be labelled by it; use objective.mixture.dpr: 1'
         )
-    if run.optimizer.decay != 'none' and run.optimizer.warmup_updates >= run.updates:
+
+
+def _check_optimizer(settings: LanguageOptimizer, rows: int, updates: int) -> None:
+    minibatches, parts = settings.minibatches, settings.accumulation
+    if rows % minibatches:
         raise UserError(
-            f'optimizer.warmup_updates: {run.optimizer.warmup_updates}; the run has {run.updates}'
+            f'optimizer.minibatches: {minibatches} does not divide prompts_per_update: {rows}'
+        )
+    if rows // minibatches % parts:
+        raise UserError(
+            f'optimizer.accumulation: {parts} does not divide the {rows // minibatches} prompts of '
+            'a gradient step (prompts_per_update / optimizer.minibatches)'
+        )
+    if settings.decay != 'none' and settings.warmup_updates >= updates:
+        raise UserError(
+            f'optimizer.warmup_updates: {settings.warmup_updates}; the run has {updates}'
+        )
+    if settings.schedule is None and settings.schedule_arguments:
+        raise UserError('optimizer.schedule_arguments: not used without optimizer.schedule')
+    if settings.schedule is not None and (settings.decay != 'none' or settings.warmup_updates):
+        raise UserError(
+            'optimizer.schedule: stands in for optimizer.warmup_updates and optimizer.decay; leave '
+            'them out'
         )
 
 

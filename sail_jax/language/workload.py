@@ -4,12 +4,14 @@ The host reads the rows of an update and scores its responses; everything else i
 randomness is a function of (seed, update, row).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sail_jax.core import labellers, objective, pair_losses
+from sail_jax.core import labellers, objective, pair_losses, update
 from sail_jax.core.keys import row_keys, split_rows, update_key
 from sail_jax.core.types import (
     Batch,
@@ -99,14 +101,34 @@ def make(run: LanguageRun, decoders: Decoders, eos_ids: tuple[int, ...]) -> Work
             inputs.tokens_BxLxT,
         )
 
+    parts = run.optimizer.accumulation
     return Workload(
         sample=make_sample(run, decoders, eos_ids),
-        predict_reference=predict_reference,
-        compare=compare,
+        predict_reference=in_parts(predict_reference, parts * run.optimizer.minibatches),
+        compare=in_parts(compare, parts),
         group_size=run.group_size,
         refresh_updates=run.refresh_updates,
         reference_kept=run.reference.ema,
     )
+
+
+def in_parts(function: Callable[..., Any], parts: int) -> Callable[..., Any]:
+    """`function(policies, *rows)`, in parts of the rows, one after the other; their results have
+    rows too.
+
+    In a backward pass a part is computed once more, so that what it keeps exists for one part at a
+    time, and the parts' gradients are added up.
+    """
+    if parts == 1:
+        return function
+
+    def of_all(policies: Policies, *rows: Any) -> Any:
+        cut = jax.tree.map(partial(update.split_rows, parts=parts), rows)
+        one = jax.checkpoint(lambda part: function(policies, *part), prevent_cse=False)
+        join = lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+        return jax.tree.map(join, jax.lax.map(one, cut))
+
+    return of_all
 
 
 def make_sample(run: LanguageRun, decoders: Decoders, eos_ids: tuple[int, ...]) -> DrawSample:

@@ -49,6 +49,24 @@ def test_it_is_optaxs_with_its_arguments(rule, arguments):
     )
 
 
+@pytest.mark.parametrize(
+    ('rule', 'arguments', 'theirs'),
+    [
+        ('adamw', {'weight_decay': 0.01}, 'AdamW'),
+        ('rmsprop', {'decay': 0.99, 'eps_in_sqrt': False}, 'RMSprop'),
+    ],
+)
+def test_torchs_optimizers_have_these_arguments(rule, arguments, theirs):
+    torch = pytest.importorskip('torch')
+    params = torch.tensor([0.3, -0.7], requires_grad=True)
+    other = getattr(torch.optim, theirs)([params], lr=0.1)
+    for slope in (1.0, -2.0, 0.5):
+        params.grad = torch.tensor([slope, slope / 3])
+        other.step()
+    made = optimizer.make(settings(rule=rule, arguments=arguments, max_grad_norm=None), 0.1)
+    np.testing.assert_allclose(three_steps(made), params.detach(), rtol=1e-5)
+
+
 def test_the_clip_comes_first():
     """Of gradients of norm 1.05, 2.11 and 0.53 the first two are clipped to 1."""
     made = optimizer.make(settings(rule='sgd'), 0.1)

@@ -3,10 +3,12 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
 
+from sail_jax import configfile
 from sail_jax.core import update
 from sail_jax.core.types import Policies, Preferences
 from sail_jax.language import workload
@@ -117,6 +119,45 @@ def test_a_typical_reward_is_that_of_the_rows_that_were_asked(drawn, max_labels)
     kept_B = rewards.max(1) > rewards[asked_B].mean()
     np.testing.assert_array_equal(weight[asked_B], kept_B[asked_B])
     assert 0 < kept_B[asked_B].mean() < 1
+
+
+def test_parts_have_their_rows_results_and_gradients():
+    rows, sizes = np.arange(12.0).reshape(6, 2), []
+
+    def function(scale, x):
+        sizes.append(len(x))
+        return {'product': scale * x, 'sum': (scale * x**2).sum(1)}
+
+    whole, parts = (workload.in_parts(function, n) for n in (1, 3))
+    jax.tree.map(np.testing.assert_array_equal, parts(2.0, rows), whole(2.0, rows))
+    total = lambda of: lambda scale: jnp.square(of(scale, rows)['sum']).sum()
+    ours, wanted = (jax.grad(total(of))(2.0) for of in (parts, whole))
+    np.testing.assert_allclose(ours, wanted, rtol=1e-6)
+    assert set(sizes) == {2, 6}
+
+
+@pytest.mark.slow
+def test_a_gradient_in_parts_is_the_same(drawn):
+    run, _, state, sampled, _ = drawn
+    rewards = np.random.default_rng(0).normal(size=(16, 2)).astype(np.float32)
+    sampled = workload.labelled(run, state, sampled, rewards)
+    steps = {'rule': 'sgd', 'learning_rate': 0.1, 'max_grad_norm': None, 'minibatches': 2}
+    learnt = []
+    for parts in (1, 4):
+        part = configfile.update(run, {'optimizer': {**steps, 'accumulation': parts}})
+        made = workload.make(part, policy.read(run.model), (0,))
+        start = update.init(made, part, state.policies, seed=state.seed)
+        learnt.append(jax.jit(update.make_learn(made, part))(start, sampled))
+    (whole, numbers), (in_parts, same) = learnt
+    for name, value in numbers.items():
+        np.testing.assert_allclose(same[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    moved = [
+        jax.tree.map(lambda x, y: np.asarray(x - y), new.policy.params, state.policy.params)
+        for new in (whole, in_parts)
+    ]
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(moved[0]))
+    assert largest > 1e-3
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=0, atol=1e-5 * largest), *moved)
 
 
 def test_trimming_keeps_what_is_in_the_response(drawn):
