@@ -39,6 +39,13 @@ class Data(Section):
     """The same for a response, its end of sequence included."""
 
 
+ALL_LINEAR = 'all-linear'
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if value == ALL_LINEAR else value
+
+
 class Lora(Section):
     """Which maps get an adapter, and how large it is."""
 
@@ -46,10 +53,18 @@ class Lora(Section):
     """Of each adapter."""
     alpha: float = Field(default=16.0, gt=0, le=2**20)
     """The adapter's output is scaled by `alpha / rank`."""
-    targets: tuple[Projection, ...] = Field(
-        default=('q_proj', 'k_proj', 'v_proj', 'o_proj'), min_length=1
+    targets: Annotated[tuple[Literal[Projection, 'all-linear'], ...], BeforeValidator(_listed)] = (
+        Field(default=('q_proj', 'k_proj', 'v_proj', 'o_proj'), min_length=1)
     )
-    """The linear maps of every layer that get one."""
+    """The linear maps of every layer that get one; `all-linear`, as in PEFT, all that there are,
+    attention's and the MLP's."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """The share of an adapter's inputs that are zero in a gradient step, drawn for each response of
+    an update; what samples, evaluates or is the reference has none."""
+
+    def wants(self, name: str) -> bool:
+        """Whether the linear map of that dotted name gets one."""
+        return ALL_LINEAR in self.targets or name.rpartition('.')[2] in self.targets
 
 
 class Sampling(Section):
@@ -115,6 +130,9 @@ class StartModel(Section):
     the model without it."""
     lora: Lora = Lora()
     """For `train: lora`."""
+    adapter: Path | None = None
+    """A directory of PEFT's with the adapter to start from, for `train: lora`; rank, alpha and
+    targets are then the adapter's. The reference begins with it too."""
     chat_template_kwargs: Variables = Field(default_factory=dict)
     """Variables for the chat template, `{enable_thinking: false}` for example."""
     chat_template_date: Day = DAY
@@ -271,6 +289,7 @@ def check(run: LanguageRun) -> None:
     mixture, reward = run.objective.mixture, run.reward
     if Members.of(run).sweep:
         raise UserError('seeds, sweep: language runs are trained one by one')
+    check_adapter(run.model)
     _check_optimizer(run.optimizer, run.prompts_per_update, run.updates)
     if mixture.dpp + mixture.ddp > 1 - 1e-6:
         raise UserError(
@@ -303,6 +322,23 @@ def check(run: LanguageRun) -> None:
             'labeller.skip, labeller.equal: in units of the mean reward of a batch, whose rows '
             'must all be labelled by it; use objective.mixture.dpr: 1'
         )
+
+
+def check_adapter(model: StartModel) -> None:
+    """Refuses settings of an adapter where none is trained.
+
+    Raises:
+      UserError: naming the key.
+    """
+    if model.train == 'lora':
+        return
+    if model.adapter is not None:
+        raise UserError(
+            f'model.adapter: not used by model.train: {model.train}; to train all parameters from '
+            'an adapter on, add it into the weights before (in PEFT, merge_and_unload)'
+        )
+    if model.lora.dropout > 0:
+        raise UserError(f'model.lora.dropout: not used by model.train: {model.train}')
 
 
 def _check_optimizer(settings: LanguageOptimizer, rows: int, updates: int) -> None:

@@ -78,7 +78,7 @@ def export(opened: OpenedModel, out: Path, adapter: bool = False, dtype: str | N
     if adapter and settings.train != 'lora':
         raise UserError('--adapter: the run trained all parameters (model.train: full)')
     if adapter:
-        return lora.save(opened.decoder, settings.lora, out, base=settings.path)
+        return lora.save(opened.decoder, opened.decoders.settings.lora, out, settings.path)
     kept = jnp.dtype(dtype) if dtype else None
     weights.save(opened.merged, out, source=settings.path, dtype=kept)
     if settings.path is None:

@@ -25,7 +25,7 @@ from sail_jax.core.types import (
     Workload,
 )
 from sail_jax.language.config import LanguageRun
-from sail_jax.language.model import logprobs, sampler
+from sail_jax.language.model import logprobs, lora, sampler
 from sail_jax.language.model.logprobs import Prompts
 from sail_jax.language.model.policy import Decoders
 from sail_jax.language.model.sampler import Responses
@@ -51,6 +51,8 @@ class LanguageInputs(NamedTuple):
 
     prompts: Prompts
     tokens_BxLxT: jax.Array
+    drop_key_B: jax.Array | None = None
+    """Of an adapter's dropout; None where it has none."""
 
 
 class RowKeys(NamedTuple):
@@ -66,6 +68,11 @@ def update_keys(key: jax.Array, rows: int) -> RowKeys:
     """Keys of the update's rows."""
     route, draw, reference, label = split_rows(row_keys(key, rows), 4)
     return RowKeys(route=route, draw=draw, reference=reference, label=label)
+
+
+def drop_keys(key: jax.Array, rows: int) -> jax.Array:
+    """Of an adapter's dropout in an update: a stream beside those of `update_keys`."""
+    return split_rows(row_keys(key, rows), 5)[4]
 
 
 def lengths_mask(lengths: jax.Array, size: int) -> jax.Array:
@@ -95,6 +102,8 @@ def make(run: LanguageRun, decoders: Decoders, eos_ids: tuple[int, ...]) -> Work
             decoders.policy(policy, shared),
             decoders.reference(reference, shared).head(),
         )
+        if inputs.drop_key_B is not None:
+            decoder = lora.drop(decoder, inputs.drop_key_B, run.model.lora.dropout)
         return logprobs.compare(
             logprobs.predictions(decoder, inputs.prompts, inputs.tokens_BxLxT),
             logprobs.Predictions(reference_hidden, head),
@@ -173,7 +182,11 @@ def make_sample(run: LanguageRun, decoders: Decoders, eos_ids: tuple[int, ...]) 
         empty_BxKxK = jnp.zeros((B, K, K))
         return Sampled(
             batch=Batch(
-                inputs=LanguageInputs(rows.prompts, tokens),
+                inputs=LanguageInputs(
+                    prompts=rows.prompts,
+                    tokens_BxLxT=tokens,
+                    drop_key_B=drop_keys(key, B) if run.model.lora.dropout > 0 else None,
+                ),
                 behaviour_logp_BxLxT=logp,
                 mask_BxLxT=lengths_mask(lengths, T),
                 route=route,

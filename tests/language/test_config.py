@@ -47,6 +47,16 @@ def test_command_line_reaches_nested_sections():
     assert (run.model.train, run.model.lora.rank, run.reward.source) == ('lora', 3, 'positivity')
 
 
+def test_all_linear_is_a_word_in_a_file_and_on_the_command_line(tmp_path):
+    run = make(model={'train': 'lora', 'lora': {'targets': 'all-linear'}})
+    configfile.write(run, tmp_path / 'config.yaml')
+    assert runs.load(tmp_path / 'config.yaml') == run
+    arguments = ['--model.train', 'lora', '--model.lora.targets', 'all-linear']
+    assert configfile.override(make(), arguments, 'sail-jax', '') == run
+    with pytest.raises(UserError, match=r'^model.lora.dropout: not used by model.train: full'):
+        check(make(model={'lora': {'dropout': 0.1}}))
+
+
 @pytest.mark.parametrize('day', ['2026-02-03', '"2026-02-03"'])
 def test_what_a_chat_template_is_told(tmp_path, day):
     file = tmp_path / 'config.yaml'

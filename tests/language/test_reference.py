@@ -3,11 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import sail_jax
 from sail_jax.errors import UserError
 from sail_jax.language.config import check
-from sail_jax.language.model import policy
+from sail_jax.language.model import lora, policy, weights
 from sail_jax.training import metrics
 from tests.support import small
 
@@ -76,6 +77,66 @@ def test_a_moving_average_lags_behind(path):
         rows = metrics.read_rows(path / f'ema-{ema}' / 'metrics.jsonl')
         kls[ema] = rows[-1]['train/kl']
     assert abs(kls[0.0]) < 1e-6 < 1e-5 < kls[0.5] < kls[0.999]
+
+
+@pytest.fixture(scope='module')
+def adapter(path):
+    """An adapter that does something, as PEFT would leave it."""
+    settings = lora.Lora(rank=3, alpha=5.0, targets=('q_proj', 'down_proj'))
+    decoder = lora.add(weights.load(path / 'm'), settings, jax.random.key(0))
+    state = nnx.state(decoder, nnx.LoRAParam)
+    nnx.update(decoder, jax.tree.map(lambda x: x + 0.1, state))
+    return decoder, lora.save(decoder, settings, path / 'adapter')
+
+
+def test_an_adapter_to_start_from_is_policy_and_reference(path, adapter):
+    decoder, directory = adapter
+    model = {'train': 'lora', 'adapter': str(directory), 'lora': {'dropout': 0.1}}
+    decoders = policy.read(small.run(path / 'm', 'd', model=model).model)
+    start, shared = decoders.start(0), decoders.shared()
+    ids = np.asarray([[5, 80, 200]])
+    expected = small.logits(decoder, ids)
+    for read in (decoders.policy(start, shared), decoders.reference(start, shared)):
+        np.testing.assert_array_equal(small.logits(read, ids), expected)
+    jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype), start, decoders.abstract)
+    assert decoders.settings.lora == lora.Lora(
+        rank=3, alpha=5.0, targets=('q_proj', 'down_proj'), dropout=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ('model', 'message'),
+    [
+        ({'train': 'lora', 'lora': {'rank': 8}}, r'model.lora.rank: 8; the adapter in .* has 3;'),
+        (
+            {'train': 'lora', 'lora': {'targets': 'all-linear'}},
+            r'model.lora.targets: .*all-linear.*; the ',
+        ),
+        ({'train': 'full'}, 'model.adapter: not used by model.train: full'),
+    ],
+)
+def test_an_adapter_to_start_from_brings_its_settings(path, adapter, model, message):
+    run = small.run(path / 'm', 'd', model={**model, 'adapter': str(adapter[1])})
+    refuse = check if run.model.train == 'full' else lambda run: policy.read(run.model)
+    with pytest.raises(UserError, match=message) as caught:
+        refuse(run)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_run_from_an_adapter_with_dropout_resumes_bit_for_bit(path, adapter):
+    model = {'train': 'lora', 'adapter': str(adapter[1]), 'lora': {'dropout': 0.3}}
+    whole = train(path, 'adapter-whole', 4, model=model)
+    assert whole.before['eval/response_kl_policy_to_ref'] == pytest.approx(0, abs=1e-5)
+    rows = metrics.read_rows(path / 'adapter-whole' / 'metrics.jsonl')[1:]
+    # What learns is not quite what drew.
+    assert abs(rows[0]['train/kl']) > 1e-6
+    train(path, 'adapter-part', 2, model=model)
+    resumed = train(path, 'adapter-part', 4, resume=True, model=model)
+    jax.tree.map(np.testing.assert_array_equal, resumed.policy, whole.policy)
+    assert resumed.after == whole.after
+    out = sail_jax.export(path / 'adapter-part', path / 'exported', adapter=True)
+    assert lora.read_settings(out).rank == 3
 
 
 def test_how_often_the_reference_is_refreshed():

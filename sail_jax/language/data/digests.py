@@ -11,6 +11,7 @@ from pathlib import Path
 from sail_jax import files
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import sources, template, tokens
+from sail_jax.language.model import lora
 from sail_jax.language.sft.config import SftRun
 
 MODEL_FILES = ('tokenizer.json', 'chat_template.jinja', *tokens.COMPANIONS)
@@ -26,6 +27,9 @@ def of_run(run: LanguageRun | SftRun) -> dict[str, str]:
     digests, held_out = {}, run.evaluation
     if run.model.path is not None:
         digests |= of_model('model.path', run.model.path)
+    if run.model.adapter is not None:
+        for name in (lora.CONFIG, lora.WEIGHTS):
+            digests[f'model.adapter: {name}'] = files.digest(run.model.adapter / name)
     if isinstance(run, SftRun) and run.model.tokenizer is not None:
         digests |= of_model('model.tokenizer', run.model.tokenizer)
     if isinstance(run, LanguageRun) and run.reward.source == 'model':

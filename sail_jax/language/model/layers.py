@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from sail_jax.language.model.architecture import Architecture
@@ -26,13 +27,27 @@ class Linear(nnx.Linear):
     lora_b: nnx.LoRAParam | None = None
     """[rank, out]"""
     lora_scale: float = 0.0
+    drop_key: nnx.Variable | None = None
+    """Of each row, where `lora.drop` put it, [B]."""
+    drop_rate: float = 0.0
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         y = super().__call__(inputs, out_sharding)
         if self.lora_a is None or self.lora_b is None:
             return y
+        if self.drop_key is not None:
+            inputs = _dropped(inputs, self.drop_key[...], self.drop_rate)
         a, b = self.lora_a[...].astype(y.dtype), self.lora_b[...].astype(y.dtype)
         return y + (inputs @ a @ b) * self.lora_scale
+
+
+def _dropped(x_BxLxTxD: jax.Array, key_B: jax.Array, rate: float) -> jax.Array:
+    def of_row(x: jax.Array, key: jax.Array) -> jax.Array:
+        # A prompt and its responses go through a layer one after the other.
+        key = jax.random.fold_in(key, x.shape[-2])
+        return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+    return jax.vmap(of_row)(x_BxLxTxD, key_B)
 
 
 class Make(NamedTuple):

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from sail_jax import files
 from sail_jax.errors import UserError
-from sail_jax.language.config import Lora
+from sail_jax.language.config import ALL_LINEAR, Lora
 from sail_jax.language.model import hf_config
 from sail_jax.language.model.families import FAMILIES
 from sail_jax.language.model.layers import Linear
@@ -98,6 +98,25 @@ def split(decoder: Decoder) -> Adapted:
     return Adapted(on=on, off=nnx.graphdef(off(decoder)), adapter=adapter, frozen=frozen)
 
 
+def drop(decoder: Decoder, key_B: jax.Array, rate: float) -> Decoder:
+    """The model as a gradient step sees it: each adapter reads its input with a share of it zero,
+    and the rest scaled up (arXiv 1207.0580; as PEFT's `lora_dropout`).
+
+    Args:
+      key_B: of the rows that the model will be called with; what is drawn is a function of a row's
+        key, the layer, the linear map and the number of tokens.
+      rate: the share.
+    """
+    decoder = nnx.clone(decoder)
+    layer = jnp.arange(decoder.architecture.layers)
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
+    for number, (_, linear) in enumerate(_linears(decoder)):
+        if linear.lora_a is not None:
+            of_map_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, number)
+            linear.drop_key, linear.drop_rate = nnx.Variable(fold(of_map_B, layer)), rate
+    return decoder
+
+
 def merge(decoder: Decoder) -> Decoder:
     """The model with the adapter added into its weights, for export."""
     merged = off(decoder)
@@ -128,13 +147,14 @@ def save(
             assert variable is not None  # Targets have both.
             for layer, value in enumerate(np.asarray(variable[...])):
                 tensors[_tensor_name(decoder, layer, name, part)] = np.ascontiguousarray(value.T)
+    names = sorted({name.rpartition('.')[2] for name, _ in _targets(decoder, settings)})
     config = PLAIN | {
         'task_type': 'CAUSAL_LM',
         'base_model_name_or_path': None if base is None else str(base),
         'r': settings.rank,
         'lora_alpha': settings.alpha,
-        'lora_dropout': 0.0,
-        'target_modules': list(settings.targets),
+        'lora_dropout': settings.dropout,
+        'target_modules': names if ALL_LINEAR in settings.targets else list(settings.targets),
         'inference_mode': True,
     }
     with files.new_directory(path) as partial:
@@ -151,7 +171,7 @@ def load(decoder: Decoder, path: str | Path) -> tuple[Decoder, Lora]:
         tensor that is missing, left over, or of the wrong shape or type.
     """
     path = Path(path)
-    settings = _read_settings(path / CONFIG)
+    settings = read_settings(path)
     decoder = off(decoder)
     layers = range(decoder.architecture.layers)
     with ExitStack() as stack:
@@ -189,7 +209,7 @@ def _linears(decoder: Decoder) -> Iterator[tuple[str, Linear]]:
 
 
 def _targets(decoder: Decoder, settings: Lora) -> Iterator[tuple[str, Linear]]:
-    return (item for item in _linears(decoder) if item[0].split('.')[-1] in settings.targets)
+    return (item for item in _linears(decoder) if settings.wants(item[0]))
 
 
 def _attach(linear: Linear, settings: Lora, a: jax.Array, b: jax.Array) -> None:
@@ -208,7 +228,13 @@ class _Written(Lora):
     model_config = pydantic.ConfigDict(strict=True)
 
 
-def _read_settings(file: Path) -> Lora:
+def read_settings(path: Path) -> Lora:
+    """Of an adapter's directory; without dropout.
+
+    Raises:
+      UserError: as of `load`.
+    """
+    file = path / CONFIG
     data = {'bias': 'none'} | files.read_json(file)
     if data.get('peft_type') != 'LORA':
         raise UserError(f"{file}: peft_type: {data.get('peft_type')!r:.80}; only 'LORA' is read")

@@ -12,12 +12,14 @@ from jax.sharding import Mesh
 
 from sail_jax.core.keys import START, stream
 from sail_jax.core.types import Policy
-from sail_jax.language.config import StartModel
+from sail_jax.errors import UserError
+from sail_jax.language.config import Lora, StartModel
 from sail_jax.language.model import architecture as architectures
 from sail_jax.language.model import lora, weights
 from sail_jax.language.model.architecture import Architecture
 from sail_jax.language.model.transformer import Decoder
 from sail_jax.language.model.weights import ShardingOf
+from sail_jax.training import hosts
 
 
 class Decoders(NamedTuple):
@@ -34,8 +36,8 @@ class Decoders(NamedTuple):
     abstract_shared: nnx.State | tuple = ()
     """Shapes and types of `State.shared`: the weights under an adapter."""
 
-    reference_moves: bool = False
-    """Whether the reference is refreshed, and so has an adapter where the policy has one."""
+    reference_adapted: bool = False
+    """Whether the reference has an adapter too: it is refreshed, or training starts from one."""
 
     @property
     def adapted(self) -> bool:
@@ -48,9 +50,9 @@ class Decoders(NamedTuple):
         return nnx.merge(self.on, policy.params, *base)
 
     def reference(self, reference: Policy, shared: Any) -> Decoder:
-        """What the policy is held to: its own copy, or the weights shared without an adapter while
+        """What the policy is held to: its own copy, or the weights shared without an adapter where
         that is what training started from."""
-        if self.adapted and not self.reference_moves:
+        if self.adapted and not self.reference_adapted:
             return nnx.merge(self.off, shared)
         return self.policy(reference, shared)
 
@@ -68,6 +70,9 @@ class Decoders(NamedTuple):
             return Policy(self._new(new, seed, sharding), updates)
         if not self.adapted:
             return Policy(nnx.state(self._load(sharding)), updates)
+
+        if self.settings.adapter is not None:
+            return Policy(self._load_adapter(self.settings.adapter, sharding), updates)
 
         def adapter(key: jax.Array) -> nnx.State:
             base = nnx.merge(self.off, self.abstract_shared)
@@ -93,6 +98,19 @@ class Decoders(NamedTuple):
             sharding=sharding,
         )
 
+    def _load_adapter(self, path: Path, sharding: ShardingOf | None) -> nnx.State:
+        base = nnx.merge(self.off, self.abstract_shared)
+        read = lora.split(lora.load(base, path)[0]).adapter
+        layout = self._layout(sharding)
+        return read if layout is None else hosts.place(read, layout)
+
+    def _layout(self, sharding: ShardingOf | None) -> nnx.State | None:
+        """Where parameters lie."""
+        flat = nnx.to_flat_state(self.abstract.params)
+        return sharding and nnx.from_flat_state(
+            [(keys, sharding('.'.join(map(str, keys)), x.shape)) for keys, x in flat]
+        )
+
     def _new(
         self,
         build: Callable[[jax.Array], nnx.State],
@@ -100,11 +118,9 @@ class Decoders(NamedTuple):
         sharding: ShardingOf | None,
     ) -> nnx.State:
         """New parameters of a key, each device's part of them made there."""
-        flat = nnx.to_flat_state(self.abstract.params)
-        layout = sharding and nnx.from_flat_state(
-            [(keys, sharding('.'.join(map(str, keys)), x.shape)) for keys, x in flat]
+        make = jax.jit(
+            lambda seed: build(stream(seed, START)), out_shardings=self._layout(sharding)
         )
-        make = jax.jit(lambda seed: build(stream(seed, START)), out_shardings=layout)
         return make(np.uint32(seed))
 
 
@@ -121,6 +137,22 @@ def _build(
     )
 
 
+def _with_adapter(settings: StartModel) -> StartModel:
+    """The settings with rank, alpha and targets of the adapter that training starts from."""
+    if settings.adapter is None:
+        return settings
+    read, default, given = lora.read_settings(settings.adapter), Lora(), settings.lora
+    for key in ('rank', 'alpha', 'targets'):
+        value, its = getattr(given, key), getattr(read, key)
+        if value not in (getattr(default, key), its):
+            raise UserError(
+                f'model.lora.{key}: {value}; the adapter in {settings.adapter} has {its}; leave it '
+                'out'
+            )
+    read = read.model_copy(update={'dropout': given.dropout})
+    return settings.model_copy(update={'lora': read})
+
+
 def read(
     settings: StartModel,
     mesh: Mesh | None = None,
@@ -132,12 +164,13 @@ def read(
     Args:
       mesh: devices that the models' activations are split over.
       architecture: of a new network, which has no checkpoint.
-      reference_moves: see `Decoders.reference_moves`.
+      reference_moves: whether the reference is refreshed.
 
     Raises:
-      UserError: as of `architecture.read`.
+      UserError: as of `architecture.read`; an adapter that does not fit its settings.
     """
     architecture = architecture or architectures.read(Path(settings.path))
+    settings = _with_adapter(settings)
 
     def build() -> Decoder:
         decoder = _build(settings, architecture, jax.random.key(0), mesh)
@@ -158,5 +191,5 @@ def read(
         off=adapted.off,
         abstract=Policy(adapted.adapter, updates),
         abstract_shared=adapted.frozen,
-        reference_moves=reference_moves,
+        reference_adapted=reference_moves or settings.adapter is not None,
     )

@@ -97,6 +97,9 @@ def check(run: SftRun) -> None:
       UserError: naming the keys.
     """
     model, optimizer = run.model, run.optimizer
+    config.check_adapter(model)
+    if model.lora.dropout > 0:
+        raise UserError('model.lora.dropout: not of a supervised stage')
     new = (model.architecture, model.tokenizer)
     if model.path is None and None in new:
         raise UserError(
