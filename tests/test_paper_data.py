@@ -1,0 +1,67 @@
+"""The data of the paper's language runs: which pair of four completions, which part."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import paper_data
+from sail_jax.errors import UserError
+
+
+def _completions(*scores):
+    return [{'response': f'r{i}', 'overall_score': s, 'model': 'm'} for i, s in enumerate(scores)]
+
+
+@pytest.mark.parametrize(
+    ('scores', 'pair'),
+    [((7, 8.5, 2, 2), ('r1', 'r2')), ((3, 3, 1), ('r0', 'r2')), ((5, 5), None), ((), None)],
+)
+def test_the_best_and_the_worst_completion_are_the_pair(scores, pair):
+    row = paper_data.u10({'instruction': 'Why?', 'completions': _completions(*scores)})
+    assert (row and (row.chosen, row.rejected)) == pair
+    assert row is None or row.prompt == '[INST] Why? [/INST]'
+
+
+def test_braces_of_an_instruction_stay():
+    row = paper_data.u10({'instruction': '{x} {0}', 'completions': _completions(1, 2)})
+    assert row is not None
+    assert row.prompt == '[INST] {x} {0} [/INST]'
+
+
+def test_another_data_set_is_refused():
+    with pytest.raises(UserError, match='no row of openbmb/UltraFeedback'):
+        paper_data.u10({'prompt': 'a', 'chosen': 'b'})
+
+
+def test_a_safe_rlhf_pair_is_by_the_more_helpful_response():
+    raw = {'prompt': 'Q', 'response_0': 'a', 'response_1': 'b', 'better_response_id': 1}
+    row = paper_data.pp10({**raw, 'safer_response_id': 0})
+    assert row is not None
+    assert tuple(row) == ('Human: Q Assistant:', 'b', 'a')
+    assert paper_data.pp10({**raw, 'response_1': 'a'}) is None
+
+
+@pytest.mark.parametrize('rows', [1, 9_993, 10_000])
+def test_every_row_is_in_one_part(rows):
+    train, test = paper_data.split(rows)
+    assert sorted([*train, *test]) == list(range(rows))
+    assert len(test) == int(np.ceil(rows * 0.2))
+
+
+def test_the_parts_are_those_of_datasets():
+    # datasets 5.2.0: Dataset.from_dict({'x': range(20)}).train_test_split(test_size=0.2, seed=42)
+    train, test = paper_data.split(20)
+    assert list(test) == [15, 9, 14, 7]
+    assert list(train) == [12, 10, 6, 19, 3, 0, 16, 5, 11, 18, 2, 4, 17, 1, 13, 8]
+
+
+def test_files_are_converted(tmp_path):
+    raws = [{'instruction': str(i), 'completions': _completions(i % 3, 1)} for i in range(20)]
+    (tmp_path / 'raw.jsonl').write_text('\n'.join(map(json.dumps, raws)))
+    parts = paper_data.convert('u10', paper_data.read([tmp_path / 'raw.jsonl']))
+    paper_data.write(parts, tmp_path / 'u10')
+    lines = (tmp_path / 'u10' / 'test.jsonl').read_text().splitlines()
+    assert [json.loads(line)['prompt'] for line in lines] == [row.prompt for row in parts['test']]
+    # A third of the rows has twice the same score.
+    assert sum(map(len, parts.values())) == len([i for i in range(20) if i % 3 != 1])
