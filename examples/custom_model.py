@@ -1,9 +1,9 @@
 """Two model families of one's own: a record, and a record with parts.
 
-A family whose network is Llama's is one record. Gemma 2 is a record whose network has parts of its
-own: another norm, norms behind attention and MLP too, GELU, caps of scores and logits, and
-embeddings that are scaled. Names of tensors, layouts on devices, adapters, sampling and training
-follow; nothing else is told of either.
+A family whose network is Llama's is one record. Gemma 2 is a record whose network has other parts:
+those of Gemma 3, which `sail_jax.language.model.gemma` has (another norm, norms behind attention
+and MLP too, GELU, embeddings that are scaled), and a cap of the scores. Names of tensors, layouts
+on devices, adapters, sampling and training follow; nothing else is told of either.
 
     python examples/custom_model.py
 
@@ -13,20 +13,19 @@ any other, once the record stands in `FAMILIES`.
 """
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from sail_jax import files
 from sail_jax.language import export
 from sail_jax.language.config import Sampling
-from sail_jax.language.model import architecture, weights
+from sail_jax.language.model import architecture, gemma, weights
 from sail_jax.language.model.families import FAMILIES, Family
-from sail_jax.language.model.layers import Block, Make, Parts
+from sail_jax.language.model.layers import Parts
 from sail_jax.language.model.transformer import Decoder
 
 # Llama's network: biases as Qwen2's, a window in every other layer, and its own names of tensors.
@@ -40,54 +39,9 @@ PEAR = Family(
 )
 
 
-class UnitOffsetNorm(nnx.Module):
-    """RMSNorm times one plus its scale."""
-
-    def __init__(
-        self, size: int, *, epsilon: float, rngs: nnx.Rngs, dtype: jnp.dtype, param_dtype: jnp.dtype
-    ):
-        self.epsilon, self.dtype = epsilon, dtype
-        self.scale = nnx.Param(jnp.zeros(size, param_dtype))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y *= jax.lax.rsqrt((y**2).mean(-1, keepdims=True) + self.epsilon)
-        return (y * (1 + self.scale[...].astype(jnp.float32))).astype(self.dtype)
-
-
-class SandwichBlock(Block):
-    """Attention and MLP between two norms each."""
-
-    def __init__(self, make: Make, rngs: nnx.Rngs):
-        super().__init__(make, rngs)
-        width = make.architecture.hidden_size
-        self.pre_feedforward_layernorm = make.norm(width, rngs)
-        self.post_feedforward_layernorm = make.norm(width, rngs)
-
-    def __call__(self, x, attend):
-        y, memory = attend(self.input_layernorm(x))
-        x = x + self.post_attention_layernorm(y)
-        y = self.mlp(self.pre_feedforward_layernorm(x))
-        return x + self.post_feedforward_layernorm(y), memory
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """The approximation by tanh."""
-    return jax.nn.gelu(x, approximate=True)
-
-
 def gemma2_parts(a: architecture.Architecture) -> Parts:
     """Of arXiv 2408.00118."""
-    cap = a.extras.get('final_logit_softcapping')
-    return Parts(
-        norm=UnitOffsetNorm,
-        activation=gelu,
-        attention_scale=a.extras['query_pre_attn_scalar'] ** -0.5,
-        attention_cap=a.extras.get('attn_logit_softcapping'),
-        block=SandwichBlock,
-        embedding=lambda x: x * jnp.asarray(a.hidden_size**0.5, x.dtype),
-        logits=lambda x: x if cap is None else cap * jnp.tanh(x / cap),
-    )
+    return replace(gemma.gemma3(a), attention_cap=a.extras.get('attn_logit_softcapping'))
 
 
 GEMMA2 = Family(

@@ -15,7 +15,17 @@ from sail_jax.scalars import INT_MAX
 from sail_jax.sweep import Members
 
 DType = Literal['float32', 'bfloat16']
-Projection = Literal['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
+Projection = Literal[
+    'q_proj',
+    'k_proj',
+    'v_proj',
+    'o_proj',
+    'gate_proj',
+    'up_proj',
+    'down_proj',
+    'qkv_proj',
+    'gate_up_proj',
+]
 
 
 class Data(Section):
@@ -57,7 +67,7 @@ class Lora(Section):
         Field(default=('q_proj', 'k_proj', 'v_proj', 'o_proj'), min_length=1)
     )
     """The linear maps of every layer that get one; `all-linear`, as in PEFT, all that there are,
-    attention's and the MLP's."""
+    attention's and the MLP's. `phi3` has the last two, and no others but `o_proj`, `down_proj`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """The share of an adapter's inputs that are zero in a gradient step, drawn for each response of
     an update; what samples, evaluates or is the reference has none."""
@@ -117,7 +127,8 @@ class StartModel(Section):
     """The policy at the start, which is also the reference."""
 
     path: Path
-    """A Hugging Face checkpoint directory of the Llama family (Llama, Mistral, Qwen1.5 to 3)."""
+    """A Hugging Face checkpoint directory: Llama, Mistral, Qwen1.5 to 3, Gemma 3 (text), Phi-3 and
+    4, OLMo 2, SmolLM2 and 3."""
     dtype: DType = 'float32'
     """Of activations; log-probabilities and KL are float32 whatever it is."""
     param_dtype: DType = 'float32'
@@ -260,6 +271,12 @@ class LanguageRun(config.Run):
         return max(sampled, self.data.max_response_tokens if self.reads_pairs else 0)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with the longest response."""
+        response = max(self.max_response_tokens, self.sampling.max_tokens)
+        return self.data.max_prompt_tokens + response
+
+    @property
     def updates(self) -> int:
         """Updates of the whole run."""
         return -(-self.total_prompts // self.prompts_per_update)
@@ -371,9 +388,9 @@ def check_lengths(run: LanguageRun, max_positions: int) -> None:
     Raises:
       UserError: naming the keys.
     """
-    response = max(run.max_response_tokens, run.sampling.max_tokens)
-    if run.data.max_prompt_tokens + response > max_positions:
+    if run.longest > max_positions:
+        prompt = run.data.max_prompt_tokens
         raise UserError(
-            f'data.max_prompt_tokens: {run.data.max_prompt_tokens}, and responses of {response}: '
+            f'data.max_prompt_tokens: {prompt}, and responses of {run.longest - prompt}: '
             f'{run.model.path} has {max_positions} positions'
         )

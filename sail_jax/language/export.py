@@ -158,7 +158,8 @@ def generate(
         return []
     turns = [(Message('user', prompt),) if chat else prompt for prompt in prompts]
     prompt_ids = [tokenizer.prompt_ids(turn) for turn in turns]
-    longest, positions = max(map(len, prompt_ids)), decoder.architecture.max_positions
+    longest, positions = max(map(len, prompt_ids)), decoder.architecture.longest
+    decoder = decoder.of_length(longest + settings.max_tokens)
     if longest + settings.max_tokens > positions:
         terminal.say(
             f'a prompt of {longest} tokens and {settings.max_tokens} of a response; the model was '

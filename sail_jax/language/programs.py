@@ -37,9 +37,9 @@ def programs(run: LanguageRun, chips: devices.Chips = None) -> Programs:
     """
     mesh = devices.make_mesh(run.prompts_per_update, run.devices, 'prompts_per_update', chips)
     architecture = published.architecture(Path(run.model.path))
+    check_lengths(run, architecture.longest)
     moves = run.refresh_updates is not None
-    decoders = policy.read(run.model, mesh, architecture, reference_moves=moves)
-    check_lengths(run, decoders.architecture.max_positions)
+    decoders = policy.read(run.model, mesh, architecture, length=run.longest, reference_moves=moves)
     state = state_layout(run, decoders, mesh)
     reward, reward_weights = _reward(run, mesh)
     B, K = run.prompts_per_update, run.group_size

@@ -67,8 +67,9 @@ def make(
     check(run)
     mesh = devices.make_mesh(run.prompts_per_update, run.devices, 'prompts_per_update')
     shardings = partial(devices.state_sharding, mesh, rules=sharding.RULES)
-    decoders = policy.read(run.model, mesh, reference_moves=run.refresh_updates is not None)
-    check_lengths(run, decoders.architecture.max_positions)
+    moves = run.refresh_updates is not None
+    decoders = policy.read(run.model, mesh, length=run.longest, reference_moves=moves)
+    check_lengths(run, decoders.architecture.longest)
     tokenizer = tokens.load(run.model.path, **run.model.template)
     data = reader.prepare(run, tokenizer)
     rater = labels.make(run, mesh, reward, judge)

@@ -69,13 +69,8 @@ MESH = AbstractMesh((2, 2, 2), devices.AXES)
 
 @pytest.mark.parametrize('name', tiny.FAMILIES)
 def test_every_matrix_of_every_family_has_a_layout_and_is_split_over_fsdp_and_tensor(name):
-    adapted = nnx.eval_shape(
-        lambda: lora.add(
-            tiny.decoder(name),
-            lora.Lora(rank=2, targets=('q_proj', 'down_proj')),
-            jax.random.key(0),
-        )
-    )
+    settings = lora.Lora(rank=2, targets=('qkv_proj' if name == 'phi3' else 'q_proj', 'down_proj'))
+    adapted = nnx.eval_shape(lambda: lora.add(tiny.decoder(name), settings, jax.random.key(0)))
     layouts = devices.tree_by_rules(MESH, sharding.RULES, nnx.state(adapted))
     for path, layout in jax.tree_util.tree_leaves_with_path(layouts):
         parameter = jax.tree_util.keystr(path)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sail_jax.language.model.architecture import Architecture, Rope
+from sail_jax.language.model.architecture import Architecture
 from sail_jax.language.model.attention import prompt_positions
+from sail_jax.language.model.rope import Rope
 from sail_jax.language.model.transformer import Decoder
 
 SIZES = {
@@ -39,6 +40,21 @@ FAMILIES = {
     ),
     'qwen2-windows': Architecture(**SIZES, family='qwen2', qkv_bias=True, windows=(0, 3, 3)),
     'qwen3': Architecture(**SIZES | {'family': 'qwen3', 'head_dim': 6, 'qk_norm': True}, tied=True),
+    'gemma3': Architecture(
+        **SIZES | {'family': 'gemma3_text', 'qk_norm': True, 'tied': True, 'head_dim': 6},
+        rope=Rope(theta=1e6, kind='linear', factor=8.0),
+        local_rope=Rope(),
+        windows=(5, 0, 5),
+        extras={'query_pre_attn_scalar': 9, 'final_logit_softcapping': 30.0},
+    ),
+    'phi3': Architecture(
+        **SIZES | {'family': 'phi3', 'hidden_size': 32, 'head_dim': 8, 'windows': (7, 7, 7)},
+        rope=Rope(partial_rotary_factor=0.75),
+    ),
+    'olmo2': Architecture(**SIZES, family='olmo2', rope=Rope(theta=500_000.0)),
+    'smollm3': Architecture(
+        **SIZES, family='smollm3', rope=Rope(theta=2e6), tied=True, unrotated=(1,)
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """The decoder that a Hugging Face `config.json` describes; `families` has what there are."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pydantic
 from pydantic import Field
@@ -11,35 +11,15 @@ from sail_jax.config import Section
 from sail_jax.errors import UserError
 from sail_jax.language.model import hf_config
 from sail_jax.language.model.families import FAMILIES
-
-
-class Rope(Section):
-    """Rotary position embedding (arXiv 2104.09864) and how its frequencies are stretched."""
-
-    theta: float = Field(default=10_000.0, gt=0, le=1e30)
-    """Base of the wavelengths."""
-    kind: Literal['default', 'linear', 'llama3'] = 'default'
-    """`linear` divides every frequency by `factor`, `llama3` only the low ones (Llama 3.1)."""
-    factor: float = Field(default=1.0, gt=0, le=1e30)
-    low_freq_factor: float = Field(default=1.0, gt=0, le=1e30)
-    high_freq_factor: float = Field(default=4.0, gt=0, le=1e30)
-    original_max_position_embeddings: int = Field(default=8192, ge=1, le=2**30)
-
-    @pydantic.model_validator(mode='after')
-    def _ordered(self) -> 'Rope':
-        if self.kind == 'llama3' and self.high_freq_factor <= self.low_freq_factor:
-            raise ValueError(
-                f'high_freq_factor {self.high_freq_factor:g} is not above '
-                f'low_freq_factor {self.low_freq_factor:g}'
-            )
-        return self
+from sail_jax.language.model.rope import Rope
 
 
 class Architecture(Section):
     """Sizes and switches of a decoder; hashable. The bounds refuse what no such model has."""
 
     family: str
-    """As what `transformers` reads it: llama, mistral, qwen2 or qwen3."""
+    """As what `transformers` reads it: llama, mistral, qwen2, qwen3, gemma3_text, phi3, olmo2 or
+    smollm3."""
     vocab_size: int = Field(ge=1, le=2**22)
     """At least the tokeniser's ids."""
     hidden_size: int = Field(ge=1, le=2**17)
@@ -55,6 +35,10 @@ class Architecture(Section):
     """Even; commonly `hidden_size / heads`."""
     norm_eps: float = Field(default=1e-6, gt=0)
     rope: Rope = Rope()
+    local_rope: Rope | None = None
+    """Of the layers with a window, where they have another; `gemma3_text` has."""
+    unrotated: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Layers, from 0, whose queries and keys are not rotated; `smollm3` has them."""
     tied: bool = False
     """The embedding is the output matrix too."""
     qkv_bias: bool = False
@@ -95,7 +79,53 @@ class Architecture(Section):
             )
         if self.windows and len(self.windows) != self.layers:
             raise ValueError(f'{len(self.windows)} layer_types for {self.layers} layers')
+        if any(layer >= self.layers for layer in self.unrotated):
+            raise ValueError(f'unrotated: {max(self.unrotated)}: there are {self.layers} layers')
+        self._check_rope()
         return self
+
+    def _check_rope(self) -> None:
+        rope, local = self.rope, self.local_rope
+        width = rope.width(self.head_dim)
+        if width < 2 or width % 2:
+            raise ValueError(
+                f'rope: partial_rotary_factor {rope.partial_rotary_factor:g} of a head of '
+                f'{self.head_dim} is {width} entries; expected an even number'
+            )
+        if local is not None and local.partial_rotary_factor != rope.partial_rotary_factor:
+            raise ValueError('local_rope: partial_rotary_factor: is that of rope')
+        factors = {len(rope.short_factor), len(rope.long_factor)}
+        if rope.kind == 'longrope' and factors != {width // 2}:
+            raise ValueError(
+                f'rope: short_factor and long_factor have {len(rope.short_factor)} and '
+                f'{len(rope.long_factor)} entries; expected {width // 2} of each'
+            )
+        if rope.kind == 'dynamic' and width == 2:
+            raise ValueError('rope: dynamic needs more than 2 entries that are rotated')
+        original = rope.original_max_position_embeddings
+        if rope.kind == 'dynamic' and original != self.max_positions:
+            raise ValueError(
+                f'rope: of dynamic, original_max_position_embeddings ({original}) is '
+                f'max_positions ({self.max_positions})'
+            )
+
+    @property
+    def ropes(self) -> tuple[Rope | None, ...]:
+        """That of each layer; None does not rotate."""
+        local = self.local_rope or self.rope
+        windows = self.windows or (0,) * self.layers
+        ropes = [local if window else self.rope for window in windows]
+        return tuple(None if i in self.unrotated else rope for i, rope in enumerate(ropes))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of prompt and response together that the model makes sense of: `max_positions`,
+        or what its RoPE stretches them to."""
+        rope = self.rope
+        if rope.kind not in ('yarn', 'dynamic'):
+            return self.max_positions
+        stretched = rope.original_max_position_embeddings * rope.factor
+        return max(self.max_positions, int(min(stretched, 2**30)))
 
 
 # Fields whose value is that of a key.
@@ -164,26 +194,33 @@ def to_hf(architecture: Architecture) -> dict[str, Any]:
     """A `config.json` for a model that did not come from one; transformers 4 and 5 read it."""
     a, family = architecture, FAMILIES[architecture.family]
     data = {key: getattr(a, field) for field, key in RENAMED.items()}
+    windows = a.windows or (0,) * a.layers
     data |= {
         'model_type': family.name,
         'architectures': [family.model_class],
         'hidden_act': family.activation,
         'rope_theta': a.rope.theta,
-        'sliding_window': max(a.windows, default=0) or None,
+        'sliding_window': max(windows) or None,
+        # Absent, they would be those of the family's first model.
+        **dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id')),
     }
     if a.rope.kind != 'default':
-        scaling = a.rope.model_dump(exclude={'theta', 'kind'})
-        keys = ('factor',) if a.rope.kind == 'linear' else tuple(scaling)
-        data['rope_scaling'] = {'rope_type': a.rope.kind} | {key: scaling[key] for key in keys}
-    if 'attention_bias' in family.keys:
-        data['attention_bias'] = a.qkv_bias
-    if 'mlp_bias' in family.keys:
-        data['mlp_bias'] = a.mlp_bias
-    switched = 'use_sliding_window' in family.keys and any(a.windows)
-    if switched:
+        data['rope_scaling'] = {'rope_type': a.rope.kind} | hf_config.rope_keys(a.rope)
+    if a.local_rope is not None:
+        data['rope_local_base_freq'] = a.local_rope.theta
+    written = {
+        'attention_bias': a.qkv_bias,
+        'mlp_bias': a.mlp_bias,
+        'partial_rotary_factor': a.rope.partial_rotary_factor,
+        'original_max_position_embeddings': a.rope.original_max_position_embeddings,
+        'no_rope_layers': [int(i not in a.unrotated) for i in range(a.layers)],
+    }
+    data |= {key: value for key, value in written.items() if key in family.keys}
+    if 'use_sliding_window' in family.keys and any(windows):
         data['use_sliding_window'] = True
-    if switched or len(set(a.windows)) > 1:
+    data |= {key: a.extras.get(key) for key in family.extras}
+    if hf_config.windows(family.config.model_construct(**data), family, '') != a.windows:
         data['layer_types'] = [
-            'sliding_attention' if window else 'full_attention' for window in a.windows
+            'sliding_attention' if window else 'full_attention' for window in windows
         ]
-    return data | {key: a.extras.get(key) for key in family.extras}
+    return data

@@ -1,4 +1,4 @@
-"""Rotary embedding, and causal attention over a lane's tokens and the prompt that lanes share.
+"""Causal attention over a lane's tokens and the prompt that lanes share.
 
 Axes: B prompts, L lanes (the K responses to one prompt; 1 for the prompt itself), T tokens in, S
 tokens attended to, N heads = G groups x M key-value heads, H entries of a head.
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sail_jax.language.model.architecture import Architecture, Rope
+from sail_jax.language.model.architecture import Architecture
 
 NOWHERE = 2**30
 """Position of padding: after every token, so that causality hides it."""
@@ -67,33 +67,6 @@ def empty_memory(
         return tuple(jnp.zeros(shape, dtype) for _ in range(a.layers))
 
     return Memory(keys=room(), values=room(), positions=positions_BxLxS)
-
-
-def frequencies(rope: Rope, head_dim: int) -> jax.Array:
-    """Radians per position of each pair of entries, float32 [H / 2].
-
-    `llama3` (Llama 3.1, section 3.2 of arXiv 2407.21783, as its configuration parametrises it):
-    wavelengths above `original / low_freq_factor` are stretched by `factor`, those below
-    `original / high_freq_factor` kept, and those between interpolated.
-    """
-    frequency = 1 / rope.theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    match rope.kind:
-        case 'default':
-            return frequency
-        case 'linear':
-            return frequency / rope.factor
-    turns = rope.original_max_position_embeddings * frequency / (2 * jnp.pi)
-    keep = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    keep = jnp.clip(keep, 0, 1)
-    return frequency * (keep + (1 - keep) / rope.factor)
-
-
-def rotate(x_BxLxTxNxH: jax.Array, angle_BxLxTxH: jax.Array) -> jax.Array:
-    """Rotary embedding, the first half of the entries paired with the second; in float32."""
-    cos, sin = jnp.cos(angle_BxLxTxH)[..., None, :], jnp.sin(angle_BxLxTxH)[..., None, :]
-    a, b = jnp.split(x_BxLxTxNxH.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
-    return rotated.astype(x_BxLxTxNxH.dtype)
 
 
 class Scoring(NamedTuple):

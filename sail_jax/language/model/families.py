@@ -24,6 +24,8 @@ Key = tuple[Any, Any]
 """The type of a key of `config.json`, and its value where it is absent or was never written."""
 
 WholeHead = Annotated[float, Field(ge=1, le=1)]
+ROPES = ('default', 'linear', 'dynamic', 'llama3', 'yarn', 'longrope')
+"""The kinds of RoPE; see `rope`."""
 
 
 class ConfigKeys(BaseModel):
@@ -65,6 +67,15 @@ class Family:
     looks_back_on_all: Callable[[Any, int], bool] = lambda keys, layer: False
     """`(keys, layer)`: whether a layer has no window in a model with one, whose `layer_types` do
     not say."""
+    rotates: Callable[[Any, int], bool] = lambda keys, layer: True
+    """`(keys, layer)`: whether a layer's queries and keys are rotated."""
+    ropes: tuple[str, ...] = ROPES
+    """The kinds of RoPE that its models have in `transformers`."""
+    rope_names: Mapping[str, str] = field(default_factory=dict)
+    """Further names of these."""
+    local_rope: bool = False
+    """Whether layers with a window have a RoPE of their own, with the base
+    `rope_local_base_freq`."""
     whole_heads: bool = False
     """The width must be a multiple of the heads, whatever `head_dim` is."""
     activation: str = 'silu'
@@ -115,6 +126,34 @@ def _first_layers(keys: Any, layer: int) -> bool:
     return layer < keys.max_window_layers
 
 
+def _every_last(keys: Any, layer: int) -> bool:
+    return (layer + 1) % keys.sliding_window_pattern == 0
+
+
+def _is_rotated(keys: Any, layer: int) -> bool:
+    if keys.no_rope_layers is not None:
+        return bool(keys.no_rope_layers[layer])
+    return (layer + 1) % keys.no_rope_layer_interval != 0
+
+
+def _gemma3(architecture: 'Architecture') -> 'Parts':
+    from sail_jax.language.model import gemma
+
+    return gemma.gemma3(architecture)
+
+
+def _phi3(architecture: 'Architecture') -> 'Parts':
+    from sail_jax.language.model import phi
+
+    return phi.parts(architecture)
+
+
+def _olmo2(architecture: 'Architecture') -> 'Parts':
+    from sail_jax.language.model import olmo
+
+    return olmo.parts(architecture)
+
+
 FAMILIES = {
     family.name: family
     for family in (
@@ -154,7 +193,81 @@ FAMILIES = {
             switches={'qk_norm': True},
             looks_back_on_all=_first_layers,
         ),
+        Family(
+            'gemma3_text',
+            'Gemma3ForCausalLM',
+            keys={
+                **BIAS,
+                'num_key_value_heads': (int, 4),
+                'head_dim': (int, 256),
+                'max_position_embeddings': (int, 131_072),
+                'tie_word_embeddings': (bool, True),
+                'rope_theta': (float, 1e6),
+                'rope_local_base_freq': (float, 10_000.0),
+                'sliding_window': (int, 4096),
+                'sliding_window_pattern': (Annotated[int, Field(ge=1)], 6),
+                'hidden_activation': (Literal['gelu_pytorch_tanh'], 'gelu_pytorch_tanh'),
+                # Read there, and used by no layer.
+                'attn_logit_softcapping': (None, None),
+            },
+            extras={
+                'query_pre_attn_scalar': (Annotated[int, Field(ge=1)], 256),
+                'final_logit_softcapping': (Annotated[float, Field(gt=0)] | None, None),
+            },
+            switches={'qk_norm': True},
+            looks_back_on_all=_every_last,
+            local_rope=True,
+            whole_heads=True,
+            activation='gelu_pytorch_tanh',
+            parts=_gemma3,
+        ),
+        Family(
+            'phi3',
+            'Phi3ForCausalLM',
+            keys={
+                'head_dim': (int, None),
+                'rms_norm_eps': (float, 1e-5),
+                'max_position_embeddings': (int, 4096),
+                'original_max_position_embeddings': (int, 4096),
+                'partial_rotary_factor': (float, 1.0),
+                'layer_types': (None, None),
+            },
+            ropes=('default', 'longrope'),
+            rope_names={'su': 'longrope'},
+            parts=_phi3,
+        ),
+        Family(
+            'olmo2',
+            'Olmo2ForCausalLM',
+            keys={
+                **BIAS,
+                'head_dim': (int, None),
+                'rms_norm_eps': (float, 1e-5),
+                'max_position_embeddings': (int, 2048),
+                'sliding_window': (None, None),
+                'layer_types': (list[Literal['full_attention']] | None, None),
+            },
+            parts=_olmo2,
+        ),
+        Family(
+            'smollm3',
+            'SmolLM3ForCausalLM',
+            keys={
+                **BIAS,
+                'mlp_bias': (bool, False),
+                'num_key_value_heads': (int | None, 4),
+                'head_dim': (int, None),
+                'max_position_embeddings': (int, 32_768),
+                'tie_word_embeddings': (bool, True),
+                'rope_theta': (float, 2e6),
+                'use_sliding_window': (bool, False),
+                'no_rope_layers': (list[int] | None, None),
+                'no_rope_layer_interval': (Annotated[int, Field(ge=1)], 4),
+            },
+            rotates=_is_rotated,
+            looks_back_on_all=_is_rotated,
+        ),
     )
 }
 """By their names: Llama 2 and 3; Mistral; Qwen1.5, Qwen2 and Qwen2.5, which are all `qwen2` in
-their files; Qwen3."""
+their files; Qwen3; Gemma 3 without images; Phi-3 and Phi-4, both `phi3`; OLMo 2; SmolLM3."""

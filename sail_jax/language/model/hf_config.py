@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sail_jax.errors import UserError
 from sail_jax.language.model.families import FAMILIES, ConfigKeys, Family, WholeHead
+from sail_jax.language.model.rope import Rope
 from sail_jax.terminal import shown
 
 # Keys that are not of these families, and their value where they change nothing besides null. Those
@@ -49,17 +50,19 @@ FOREIGN = {
     'fusion_config': None,
     'transformers_weights': None,
 }
-ROPE_KEYS = {
-    'default': (),
-    'linear': ('factor',),
-    'llama3': (
-        'factor',
-        'low_freq_factor',
-        'high_freq_factor',
-        'original_max_position_embeddings',
+ORIGINAL, PARTIAL = 'original_max_position_embeddings', 'partial_rotary_factor'
+ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    'default': ((), ()),
+    'linear': (('factor',), ()),
+    'dynamic': (('factor',), ()),
+    'llama3': (('factor', 'low_freq_factor', 'high_freq_factor', ORIGINAL), ()),
+    'yarn': (
+        ('factor', ORIGINAL),
+        ('attention_factor', 'beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim', 'truncate'),
     ),
+    'longrope': (('short_factor', 'long_factor', ORIGINAL), ('factor', 'attention_factor')),
 }
-"""What each kind of RoPE takes besides `rope_theta`."""
+"""What each kind of RoPE takes besides `rope_theta`: what it needs, and what it may have."""
 
 ModelT = TypeVar('ModelT', bound=BaseModel)
 
@@ -75,6 +78,18 @@ class _Rope(BaseModel):
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    short_factor: list[float] = []
+    long_factor: list[float] = []
+
+
+class _PartialRope(_Rope):
+    partial_rotary_factor: float = 1.0
 
 
 def fields(data: dict[str, Any], where: str) -> dict[str, Any]:
@@ -95,13 +110,18 @@ def fields(data: dict[str, Any], where: str) -> dict[str, Any]:
         raise UserError(f'{where}: hidden_act: {activation!r:.80}; supported: {family.activation}')
     _refuse_quantised(data, where)
     for key, neutral in FOREIGN.items():
-        if key not in family.extras and (value := data.get(key)) not in (None, neutral):
+        mine = key in family.config.model_fields
+        if not mine and (value := data.get(key)) not in (None, neutral):
             raise UserError(
                 f'{where}: {key}: {value!r:.80}: not of a {name}, and another function; '
                 'where the model was trained without it, remove it'
             )
     keys = validated(family.config, data, where)
     heads, kv_heads, head_dim = keys.num_attention_heads, keys.num_key_value_heads, keys.head_dim
+    if PARTIAL in family.keys and head_dim not in (None, keys.hidden_size // (heads or 1)):
+        raise UserError(
+            f'{where}: head_dim: {head_dim}; of a {name} it is hidden_size / num_attention_heads'
+        )
     extras = {key: getattr(keys, key) for key in family.extras}
     bias = getattr(keys, 'attention_bias', False)
     return {
@@ -121,8 +141,9 @@ def fields(data: dict[str, Any], where: str) -> dict[str, Any]:
         'out_bias': bias,
         'mlp_bias': getattr(keys, 'mlp_bias', False),
         **family.switches,
-        'rope': _rope(data, keys, where),
-        'windows': _windows(keys, family, where),
+        **_ropes(data, keys, family, where),
+        'unrotated': _unrotated(keys, family, where),
+        'windows': windows(keys, family, where),
         'extras': {key: value for key, value in extras.items() if value is not None},
     }
 
@@ -161,43 +182,105 @@ def _refuse_quantised(data: dict[str, Any], where: str) -> None:
             )
 
 
-def _rope(data: dict[str, Any], keys: ConfigKeys, where: str) -> dict[str, Any]:
-    """transformers 5 writes `rope_parameters`; an older `rope_scaling` beside it takes its place,
-    base included."""
+def rope_keys(rope: Rope) -> dict[str, Any]:
+    """The object `rope_scaling` of a RoPE, without its kind and base."""
+    needed, optional = ROPE_KEYS[rope.kind]
+    values = rope.model_dump(mode='json')
+    return {key: values[key] for key in needed + optional if values[key] is not None}
+
+
+def _ropes(data: dict[str, Any], keys: ConfigKeys, family: Family, where: str) -> dict[str, Any]:
+    """`rope`, and `local_rope` where layers with a window have their own.
+
+    transformers 5 writes `rope_parameters`; an older `rope_scaling` beside it takes its place, base
+    included.
+    """
     key = 'rope_scaling' if data.get('rope_scaling') else 'rope_parameters'
     rope = data.get(key)
     if rope is None:
         rope = {}
     if not isinstance(rope, dict):
         raise UserError(f'{where}: {key}: expected an object, got {rope!r:.80}')
-    if nested := [name for name, value in rope.items() if isinstance(value, dict)]:
+    by_type = [name for name, value in rope.items() if isinstance(value, dict)]
+    if not family.local_rope:
+        if by_type:
+            raise UserError(
+                f'{where}: {key}: by type of layer ({", ".join(by_type)!r:.80}); only one for all '
+                'layers is supported'
+            )
+        return {'rope': _rope(rope, data, keys, family, f'{where}: {key}')}
+    if key == 'rope_scaling' and data.get('rope_parameters') is not None:
+        raise UserError(f'{where}: rope_scaling beside rope_parameters; remove one of them')
+    if key == 'rope_scaling':
+        rope = {'full_attention': rope}
+    if unknown := rope.keys() - {'full_attention', 'sliding_attention'}:
         raise UserError(
-            f'{where}: {key}: by type of layer ({", ".join(nested)!r:.80}); only one for all '
-            'layers is supported'
+            f'{where}: {key}.{shown(min(unknown))}: expected full_attention and sliding_attention'
         )
+    result = {}
+    of_types = {'rope': 'full_attention', 'local_rope': 'sliding_attention'}
+    bases = {'rope': keys.rope_theta, 'local_rope': getattr(keys, 'rope_local_base_freq', 1e4)}
+    for field, name in of_types.items():
+        inner = rope.get(name)
+        inner = {} if inner is None else inner
+        if not isinstance(inner, dict):
+            raise UserError(f'{where}: {key}.{name}: expected an object, got {inner!r:.80}')
+        kinds = ('default', 'linear') if field == 'rope' else ('default',)
+        inner = {'rope_theta': bases[field], 'rope_type': 'default'} | inner
+        if 'type' in inner or inner['rope_type'] not in kinds:
+            kind = inner.get('type', inner['rope_type'])
+            raise UserError(
+                f'{where}: {key}.{name}: rope type: {kind!r:.80}; supported: {", ".join(kinds)} '
+                '(as rope_type)'
+            )
+        result[field] = _rope(inner, data, keys, family, f'{where}: {key}.{name}')
+    return result
+
+
+def _rope(
+    rope: dict[str, Any], data: dict[str, Any], keys: ConfigKeys, family: Family, where: str
+) -> dict[str, Any]:
+    """As of `Architecture`, of one object."""
     kind = rope.get('rope_type', rope.get('type', 'default'))
-    if not isinstance(kind, str) or kind not in ROPE_KEYS:
-        raise UserError(f'{where}: rope type: {kind!r:.80}; supported: {", ".join(ROPE_KEYS)}')
-    allowed = {'rope_theta', 'partial_rotary_factor', *ROPE_KEYS[kind]}
+    kind = family.rope_names.get(kind, kind) if isinstance(kind, str) else kind
+    if not isinstance(kind, str) or kind not in family.ropes:
+        raise UserError(f'{where}: rope type: {kind!r:.80}; supported: {", ".join(family.ropes)}')
+    needed, optional = ROPE_KEYS[kind]
+    allowed = {'rope_theta', PARTIAL, *needed, *optional}
     values = {name: value for name, value in rope.items() if name not in ('type', 'rope_type')}
     if unknown := values.keys() - allowed:
-        raise UserError(f'{where}: {key}.{shown(min(unknown))}: not of rope type {kind}; remove it')
+        raise UserError(f'{where}.{shown(min(unknown))}: not of rope type {kind}; remove it')
     values = {'rope_theta': keys.rope_theta} | values
-    if kind == 'llama3':
+    partial = PARTIAL in family.keys
+    if partial:
+        values = {PARTIAL: getattr(keys, PARTIAL)} | values
+    if ORIGINAL in needed:
         # One beside the object goes before one inside.
-        name = 'original_max_position_embeddings'
-        values[name] = data.get(name, values.get(name, keys.max_position_embeddings))
-    if missing := [name for name in ROPE_KEYS[kind] if name not in values]:
-        raise UserError(f'{where}: {key}: rope type {kind} needs {", ".join(missing)}')
-    checked = validated(_Rope, values, f'{where}: {key}')
-    return {
-        'kind': kind,
-        'theta': checked.rope_theta,
-        **{name: getattr(checked, name) for name in ROPE_KEYS[kind]},
-    }
+        inside = values.get(ORIGINAL, keys.max_position_embeddings)
+        values[ORIGINAL] = data.get(ORIGINAL, getattr(keys, ORIGINAL, inside))
+    if missing := [name for name in needed if name not in values]:
+        raise UserError(f'{where}: rope type {kind} needs {", ".join(missing)}')
+    checked = validated(_PartialRope if partial else _Rope, values, where)
+    result = {name: getattr(checked, name) for name in needed + optional}
+    if kind == 'longrope' and 'factor' not in values:
+        original = checked.original_max_position_embeddings
+        result['factor'] = keys.max_position_embeddings / (original or 1)
+    if kind == 'dynamic':
+        result[ORIGINAL] = keys.max_position_embeddings
+    result[PARTIAL] = checked.partial_rotary_factor
+    return {'kind': kind, 'theta': checked.rope_theta, **result}
 
 
-def _windows(keys: ConfigKeys, family: Family, where: str) -> tuple[int, ...]:
+def _unrotated(keys: ConfigKeys, family: Family, where: str) -> tuple[int, ...]:
+    """As of `Architecture`."""
+    layers = min(keys.num_hidden_layers, 2**12)  # More are refused.
+    listed = getattr(keys, 'no_rope_layers', None)
+    if listed is not None and len(listed) < layers:
+        raise UserError(f'{where}: {len(listed)} no_rope_layers for {layers} layers')
+    return tuple(layer for layer in range(layers) if not family.rotates(keys, layer))
+
+
+def windows(keys: ConfigKeys, family: Family, where: str) -> tuple[int, ...]:
     """As of `Architecture`."""
     used = getattr(keys, 'use_sliding_window', True)
     window = keys.sliding_window if used else None

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sail_jax.language.model.architecture import Architecture
-from sail_jax.language.model.attention import Memory, rotate
+from sail_jax.language.model.attention import Memory
 from sail_jax.language.model.families import FAMILIES, Family
+from sail_jax.language.model.rotary import Rotation, rotate
 
 
 class Linear(nnx.Linear):
@@ -75,16 +76,21 @@ class Attention(nnx.Module):
         if a.qk_norm:
             self.q_norm, self.k_norm = make.norm(a.head_dim, rngs), make.norm(a.head_dim, rngs)
 
-    def project(self, x: jax.Array, angle: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values of tokens [B, L, T, D]: [B, L, T, heads, H] each."""
+    def heads(self, y: jax.Array) -> jax.Array:
+        """[..., heads * H] as [..., heads, H]."""
+        return y.reshape(*y.shape[:-1], -1, self.head_dim)
 
-        def heads(y: jax.Array) -> jax.Array:
-            return y.reshape(*y.shape[:-1], -1, self.head_dim)
-
-        q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
+    def maps(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values, normalised where they are, before they are rotated."""
+        q, k, v = map(self.heads, (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
         if hasattr(self, 'q_norm'):
             q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, angle), rotate(k, angle), v
+        return q, k, v
+
+    def project(self, x: jax.Array, rotation: Rotation) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values of tokens [B, L, T, D]: [B, L, T, heads, H] each."""
+        q, k, v = self.maps(x)
+        return rotate(q, rotation), rotate(k, rotation), v
 
 
 class MLP(nnx.Module):

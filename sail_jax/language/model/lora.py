@@ -72,8 +72,17 @@ def add(decoder: Decoder, settings: Lora, key: jax.Array) -> Decoder:
     """The model with a new adapter, which changes nothing yet; weights are shared, not copied.
 
     Initialised as by PEFT: `a` uniform within `1 / sqrt(in)`, `b` zero.
+
+    Raises:
+      UserError: there are no such maps.
     """
     decoder = off(decoder)
+    maps = {name.rpartition('.')[2] for name, _ in _linears(decoder)}
+    if missing := [name for name in settings.targets if name not in {*maps, ALL_LINEAR}]:
+        raise UserError(
+            f'model.lora.targets: {", ".join(missing)}: the layers of '
+            f'{decoder.architecture.family} have {", ".join(sorted(maps))}'
+        )
     layers = decoder.architecture.layers
     for number, (_, linear) in enumerate(_targets(decoder, settings)):
         bound = linear.in_features**-0.5

@@ -158,6 +158,7 @@ def read(
     mesh: Mesh | None = None,
     architecture: Architecture | None = None,
     reference_moves: bool = False,
+    length: int | None = None,
 ) -> Decoders:
     """Reads a checkpoint's `config.json`, and none of its weights.
 
@@ -165,6 +166,7 @@ def read(
       mesh: devices that the models' activations are split over.
       architecture: of a new network, which has no checkpoint.
       reference_moves: whether the reference is refreshed.
+      length: see `Decoder`.
 
     Raises:
       UserError: as of `architecture.read`; an adapter that does not fit its settings.
@@ -173,7 +175,7 @@ def read(
     settings = _with_adapter(settings)
 
     def build() -> Decoder:
-        decoder = _build(settings, architecture, jax.random.key(0), mesh)
+        decoder = _build(settings, architecture, jax.random.key(0), mesh).of_length(length)
         if settings.train == 'full':
             return decoder
         return lora.add(decoder, settings.lora, jax.random.key(0))

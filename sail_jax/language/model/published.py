@@ -42,6 +42,10 @@ LLAMA = {'rope_theta': 5e5, 'rms_norm_eps': 1e-5, 'max_position_embeddings': 819
 LONG = LLAMA | {'max_position_embeddings': 131_072}
 TIED = {'tie_word_embeddings': True}
 WIDE = {'head_dim': 128}
+GEMMA = {'head_dim': 256, 'sliding_window': 512}
+LONG_PHI = {'max_position_embeddings': 131_072}
+OLMO = {'max_position_embeddings': 4096}
+SMOL = TIED | {'max_position_embeddings': 8192}
 # Their rotary frequencies are left out: no shape depends on them.
 PUBLISHED = {
     'llama-3-8b': _sizes('llama', 128_256, 4096, 14_336, 32, 32, 8, **LLAMA),
@@ -59,6 +63,19 @@ PUBLISHED = {
     'qwen3-1.7b': _sizes('qwen3', 151_936, 2048, 6144, 28, 16, 8, **TIED, **WIDE),
     'qwen3-4b': _sizes('qwen3', 151_936, 2560, 9728, 36, 32, 8, **TIED, **WIDE),
     'qwen3-8b': _sizes('qwen3', 151_936, 4096, 12_288, 36, 32, 8, **WIDE),
+    'gemma-3-270m': _sizes('gemma3_text', 262_144, 640, 2048, 18, 4, 1, **GEMMA),
+    'gemma-3-1b': _sizes('gemma3_text', 262_144, 1152, 6912, 26, 4, 1, **GEMMA),
+    'phi-3-mini': _sizes('phi3', 32_064, 3072, 8192, 32, 32, 32, sliding_window=2047),
+    'phi-3.5-mini': _sizes('phi3', 32_064, 3072, 8192, 32, 32, 32, **LONG_PHI),
+    'phi-4': _sizes('phi3', 100_352, 5120, 17_920, 40, 40, 10, max_position_embeddings=16_384),
+    'phi-4-mini': _sizes('phi3', 200_064, 3072, 8192, 32, 24, 8, **LONG_PHI, **TIED),
+    'olmo-2-0425-1b': _sizes('olmo2', 100_352, 2048, 8192, 16, 16, 16, **OLMO),
+    'olmo-2-1124-7b': _sizes('olmo2', 100_352, 4096, 11_008, 32, 32, 32, **OLMO),
+    'olmo-2-1124-13b': _sizes('olmo2', 100_352, 5120, 13_824, 40, 40, 40, **OLMO),
+    'smollm2-135m': _sizes('llama', 49_152, 576, 1536, 30, 9, 3, **SMOL),
+    'smollm2-360m': _sizes('llama', 49_152, 960, 2560, 32, 15, 5, **SMOL),
+    'smollm2-1.7b': _sizes('llama', 49_152, 2048, 8192, 24, 32, 32, **SMOL),
+    'smollm3-3b': _sizes('smollm3', 128_256, 2048, 11_008, 36, 16, 4, **TIED),
 }
 """By names that the directories of these models, and of those made of them, contain."""
 

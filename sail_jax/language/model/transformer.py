@@ -13,7 +13,7 @@ id: padding is a position that no query reaches.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,9 @@ from jax.sharding import PartitionSpec as P
 
 from sail_jax.language.model import fused, sharding
 from sail_jax.language.model.architecture import Architecture
-from sail_jax.language.model.attention import Memory, Scoring, as_prefix, attend, frequencies
+from sail_jax.language.model.attention import Memory, Scoring, as_prefix, attend
 from sail_jax.language.model.layers import Block, Linear, Make, parts_of, unchanged
+from sail_jax.language.model.rotary import Rotary, Rotation
 from sail_jax.training import devices
 
 
@@ -80,6 +81,7 @@ class Pass(NamedTuple):
     """How tokens go through a layer."""
 
     positions_BxLxT: jax.Array
+    rotation: Rotation
     remember: Callable[[jax.Array, jax.Array], Memory]
     """Of the tokens' keys and values."""
     rows: str | tuple[str, ...] = devices.ROWS
@@ -99,6 +101,10 @@ class Decoder(nnx.Module):
         maps.
       mesh: devices that the activations are split over, by rows and heads; None leaves their
         layout to the compiler.
+
+    Attributes:
+      length: tokens of the longest sequence that it is made to read, which some kinds of RoPE
+        depend on, see `rotary`; None is within the original length.
     """
 
     def __init__(
@@ -113,6 +119,7 @@ class Decoder(nnx.Module):
     ):
         a = self.architecture = architecture
         self.dtype, self.remat, self.mesh = jnp.dtype(dtype), remat, mesh
+        self.length: int | None = None
         types: dict[str, Any] = {'dtype': dtype, 'param_dtype': param_dtype}
         init, parts = nnx.initializers.normal(0.02), parts_of(a)
 
@@ -134,6 +141,13 @@ class Decoder(nnx.Module):
         self.norm = norm(a.hidden_size, rngs)
         if not a.tied:
             self.lm_head = linear(a.hidden_size, a.vocab_size, use_bias=False, rngs=rngs)
+
+    def of_length(self, length: int | None) -> Self:
+        """The model for sequences of at most so many tokens, on the same weights."""
+        decoder = nnx.clone(self, variables=False)
+        # Programs are compiled anew for each length; most networks have none.
+        decoder.length = length if self.architecture.rope.depends_on(length) else None
+        return decoder
 
     def head(self) -> Head:
         """From hidden states to logits, in the compute type."""
@@ -205,12 +219,15 @@ class Decoder(nnx.Module):
         before = (0, *(parts[0].ids.shape[-1] for _ in parts[1:]))
         kernels = [self._kernel(part.ids, size) for part, size in zip(parts, before, strict=True)]
 
+        rotary = Rotary.of(a, self.length)
+
         def layer(hidden: tuple[jax.Array, ...], xs: Any) -> tuple[tuple[jax.Array, ...], Any]:
-            state, window = xs
+            state, window, kind = xs
             block: Block = nnx.merge(graphdef, state)
             memories, out = [], []
             for x, part, kernel in zip(hidden, parts, kernels, strict=True):
-                through = Pass(part.positions, partial(Memory, positions=part.positions))
+                rotation = rotary.rotation(kind, part.positions)
+                through = Pass(part.positions, rotation, partial(Memory, positions=part.positions))
                 prefix = as_prefix(memories[0]) if memories else None
                 x, memory = self._layer(block, x, through, self._scoring(window, kernel), prefix)
                 memories.append(memory)
@@ -223,7 +240,7 @@ class Decoder(nnx.Module):
         keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         body = jax.checkpoint(layer, prevent_cse=False, policy=None if self.remat else keep)
         start = tuple(self.embed(part.ids) for part in parts)
-        hidden, memory = jax.lax.scan(body, start, (stacked, windows))
+        hidden, memory = jax.lax.scan(body, start, (stacked, windows, rotary.layers))
         return tuple(map(self.norm, hidden)), memory
 
     def decoding(self) -> Decoding:
@@ -290,11 +307,13 @@ class Decoder(nnx.Module):
         a, rows = self.architecture, 'data'
         at = jax.lax.dynamic_slice_in_dim(memory.positions, index, 1, axis=-1)
         x, layers = self._embed(weights.table_VxD, tokens_BxL[..., None], rows), []
+        rotary = Rotary.of(a, self.length)
 
         for i, block in enumerate(weights.blocks):
             remember = partial(_write, memory.layer(i), index)
             scoring = self._scoring(jnp.asarray(a.windows[i] if a.windows else 0))
-            through = Pass(at, remember, rows, self._width(a.heads * a.head_dim))
+            rotation = rotary.rotation(rotary.of_layers[i], at)
+            through = Pass(at, rotation, remember, rows, self._width(a.heads * a.head_dim))
             x, layer = self._layer(block, x, through, scoring, prefix.layer(i))
             layers.append(layer)
         memory = memory._replace(
@@ -342,11 +361,10 @@ class Decoder(nnx.Module):
         prefix: Memory | None,
     ) -> tuple[jax.Array, Memory]:
         """The layer's output, and what `Pass.remember` made of the tokens' keys and values."""
-        a, positions, rows = self.architecture, through.positions_BxLxT, through.rows
-        angle = positions[..., None] * frequencies(a.rope, a.head_dim)
+        positions, rows = through.positions_BxLxT, through.rows
 
         def attention(x: jax.Array) -> tuple[jax.Array, Memory]:
-            q, k, v = block.self_attn.project(x, angle)
+            q, k, v = block.self_attn.project(x, through.rotation)
             if through.width is not None:
                 # Stated, or the compiler would split an adapter's products by rows already.
                 by_heads = lambda y: self.on_mesh(y, rows, None, None, self._width(y.shape[3]))

@@ -87,7 +87,7 @@ def from_model(
         does: where the end of sequence is the padding too, at the token before it.
     """
     warn_once = functools.cache(log.warning)
-    graphdef, state = nnx.split(model)
+    graphdef, state = nnx.split(model.of_length(max_tokens))
 
     @jax.jit
     @precision.traced_at(precision.of(model.dtype))

@@ -21,7 +21,7 @@ class SupervisedModel(config.StartModel):
 
     # A new network has no checkpoint.
     path: Path | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """A Hugging Face checkpoint directory of the Llama family; none makes a new network."""
+    """A Hugging Face checkpoint directory; none makes a new network."""
     architecture: Architecture | None = None
     """Of a new network."""
     tokenizer: Path | None = None
@@ -78,6 +78,11 @@ class SftRun(Trained):
     data: Data
     optimizer: SftOptimizer = SftOptimizer()
     evaluation: LossEvaluation = LossEvaluation()
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with the longest response."""
+        return self.data.max_prompt_tokens + self.data.max_response_tokens
 
     @property
     def updates(self) -> int:

@@ -25,7 +25,7 @@ def programs(run: SftRun, chips: devices.Chips = None) -> Programs:
     mesh = devices.make_mesh(run.prompts_per_update, run.devices, 'prompts_per_update', chips)
     path = run.model.path
     architecture = run.model.architecture if path is None else published.architecture(path)
-    decoders = policy.read(run.model, mesh, architecture)
+    decoders = policy.read(run.model, mesh, architecture, length=run.longest)
     optimizer = learn.make_optimizer(run.optimizer, run.updates)
     seed = jax.ShapeDtypeStruct((), jnp.uint32)
     state = jax.eval_shape(lambda p, s: learn.init(p, s, optimizer), decoders.abstract, seed)

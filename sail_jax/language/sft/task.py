@@ -90,7 +90,7 @@ def make(run: SftRun) -> Task:
     """
     check(run)
     mesh = devices.make_mesh(run.prompts_per_update, run.devices, 'prompts_per_update')
-    decoders = policy.read(run.model, mesh, run.model.architecture)
+    decoders = policy.read(run.model, mesh, run.model.architecture, length=run.longest)
     data = reader.prepare(run, load_tokenizer(run), row_type='completion')
     optimizer = learn.make_optimizer(run.optimizer, run.updates)
     of_parameter = sharding.of_parameter(mesh)

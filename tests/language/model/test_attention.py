@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sail_jax.language.model import attention
-from sail_jax.language.model.architecture import Rope
+from sail_jax.language.model import attention, rotary
 from sail_jax.language.model.attention import NOWHERE, Memory, Scoring
+from sail_jax.language.model.rope import Rope
+from sail_jax.language.model.rotary import Rotation
 
 B, L, T, P, HEADS, KV_HEADS, H = 2, 2, 4, 3, 4, 2, 6
 RNG = np.random.default_rng(0)
@@ -50,9 +51,9 @@ def test_attention_is_softmax_over_what_is_visible(x64, window, with_prefix, sca
 
 
 def scores(rope, query_position, key_position):
-    angle = lambda position: (position * attention.frequencies(rope, H))[None]
+    turned = lambda position: Rotation((position * rotary.frequencies(rope, H))[None, None])
     query, key = jnp.asarray(QUERY[0, 0, :1]), jnp.asarray(QUERY[0, 1, :1])
-    turn = lambda x, position: attention.rotate(x[None], angle(position)[None])
+    turn = lambda x, position: rotary.rotate(x[None], turned(position))
     return np.asarray((turn(query, query_position) * turn(key, key_position)).sum(-1))
 
 
@@ -67,5 +68,5 @@ def test_scores_depend_on_distance_alone():
 
 
 def test_frequencies_are_powers_of_theta():
-    got = attention.frequencies(Rope(theta=100.0), 4)
+    got = rotary.frequencies(Rope(theta=100.0), 4)
     np.testing.assert_allclose(got, [1, 0.1], rtol=1e-6)

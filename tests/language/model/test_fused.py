@@ -11,6 +11,7 @@ import pytest
 from sail_jax.language.model import attention, fused
 from sail_jax.language.model.attention import Memory, Scoring
 from sail_jax.training import devices
+from tests.support import tiny
 
 HEADS, KV_HEADS, H, T, P = 4, 2, 8, 20, 12
 LENGTHS = jnp.array([12, 5])
@@ -104,4 +105,8 @@ def test_windows_that_all_layers_have_in_common():
     assert fused.reach((), 64) == fused.reach((0, 0), 64) == 0
     assert fused.reach((64, 0, 100), 64) == 0  # They hold all tokens.
     assert fused.reach((8, 8), 64) == 8
+    # Gemma 3 has a kernel where its window holds all, and attention written out elsewhere.
+    windows = tiny.FAMILIES['gemma3'].windows
+    assert fused.reach(windows, 5) == 0
+    assert fused.reach(windows, 6) is None
     assert fused.reach((8, 0), 64) is fused.reach((8, 9), 64) is None

@@ -2,6 +2,7 @@
 file is refused."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from sail_jax.errors import UserError
 from sail_jax.language.model import architecture, weights
+from sail_jax.language.model.families import FAMILIES
 from tests.support import tiny
 
 torch = pytest.importorskip('torch')
@@ -32,6 +34,13 @@ LLAMA3 = {
     'factor': 8.0,
     'low_freq_factor': 1.0,
     'high_freq_factor': 4.0,
+    'original_max_position_embeddings': 16,
+}
+YARN = {'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 16}
+LONG = {
+    'rope_type': 'longrope',
+    'short_factor': [1.0, 2.0],
+    'long_factor': [3.0, 5.0],
     'original_max_position_embeddings': 16,
 }
 SLIDING, FULL = 'sliding_attention', 'full_attention'
@@ -61,9 +70,29 @@ rope_objects = one_of(
     {'rope_type': 'linear', 'factor': 4.0, 'partial_rotary_factor': 0.5},
     {'rope_type': 'default', 'partial_rotary_factor': 1.0},
     {'rope_type': 'dynamic', 'factor': 2.0},
+    {'rope_type': 'dynamic', 'factor': 2.0, 'beta_fast': 3.0},
     {'rope_type': 'yarn', 'factor': 2.0},
+    YARN,
+    YARN | {'rope_theta': 70, 'beta_fast': 4, 'beta_slow': 0.5, 'truncate': False},
+    YARN | {'attention_factor': 0.8},
+    YARN | {'mscale': 0.7, 'mscale_all_dim': 0.4},
+    YARN | {'factor': None},
+    YARN | {'beta_fast': None},
+    LONG,
+    LONG | {'factor': 2.0},
+    LONG | {'attention_factor': 1.2, 'type': 'su'},
+    LONG | {'rope_type': 'su'},
+    LONG | {'rope_type': 'yarn'},
+    LONG | {'long_factor': [1.0]},
+    LONG | {'long_factor': 3.0},
+    {k: v for k, v in LONG.items() if k != 'original_max_position_embeddings'},
     {FULL: {'rope_type': 'linear', 'factor': 4.0, 'rope_theta': 30.0}},
     {FULL: {'rope_type': 'default'}, SLIDING: {'rope_type': 'linear', 'factor': 4.0}},
+    {FULL: {'rope_type': 'default'}, SLIDING: {'rope_type': 'default', 'rope_theta': 30.0}},
+    {FULL: {'rope_type': 'linear', 'factor': 4.0}, SLIDING: None},
+    {FULL: {'type': 'linear', 'factor': 4.0}},
+    {FULL: YARN},
+    {SLIDING: {'rope_theta': 9}, 'rope_theta': 8.0},
     [],
     3,
 )
@@ -81,6 +110,14 @@ keys = {
     ),
     'num_key_value_heads': one_of(4, 1, None, 0, 3, ABSENT),
     'head_dim': one_of(4, None, 0, ABSENT),
+    'no_rope_layers': one_of([1, 0], [0, 0], [1], [1, 0, 1], None, 3),
+    'no_rope_layer_interval': one_of(1, 2, 3, 0, None),
+    'rope_local_base_freq': one_of(20.0, 30, None),
+    'sliding_window_pattern': one_of(1, 2, 6, 0, None),
+    'query_pre_attn_scalar': one_of(5, 7.5, 0, None),
+    'hidden_activation': one_of('gelu_pytorch_tanh', 'silu', None),
+    'attn_logit_softcapping': one_of(None, 0.5),
+    'use_bidirectional_attention': one_of(True, False, None),
     'attention_bias': one_of(True, False, None, 'false'),
     'mlp_bias': one_of(True, False, 1),
     'rms_norm_eps': one_of(1e-2, None, ABSENT),
@@ -98,7 +135,9 @@ keys = {
 @st.composite
 def configurations(draw):
     """A tiny model of a family with up to five keys changed, windows and RoPE more often."""
-    data = SIZES | {'model_type': draw(one_of('llama', 'mistral', 'qwen2', 'qwen3'))}
+    data = SIZES | {'model_type': draw(one_of(*FAMILIES))}
+    if data['model_type'] == 'phi3':
+        data['head_dim'] = 4
     names = draw(st.lists(st.sampled_from(sorted(keys)), min_size=1, max_size=5, unique=True))
     data |= {name: draw(keys[name]) for name in names}
     return {key: value for key, value in data.items() if value is not ABSENT}
@@ -113,6 +152,7 @@ def equal_or_refused(data, path):
     except UserError:
         return False
     config = transformers.AutoConfig.from_pretrained(path)
+    config.pad_token_id = None  # Of a larger vocabulary.
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
@@ -123,7 +163,7 @@ def equal_or_refused(data, path):
         theirs = model(torch.tensor(np.asarray(ids))).logits.numpy()
     model.save_pretrained(path)
     (path / 'config.json').write_text(json.dumps(data))
-    decoder = weights.load(path)
+    decoder = weights.load(path).of_length(TOKENS)
     assert decoder.architecture == ours
     logits = decoder.logits(tiny.whole(decoder, ids)[0])
     np.testing.assert_allclose(logits, theirs, atol=2e-4, rtol=0)
@@ -144,6 +184,7 @@ def test_many_combinations_of_keys(tmp_path_factory, data):
 
 
 NEW = {'rope_type': 'default', 'rope_theta': 50.0}
+slow = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +205,43 @@ NEW = {'rope_type': 'default', 'rope_theta': 50.0}
         ('qwen2', {'max_window_layers': 'x'}, False),
         ('qwen2', {'sliding_window': 5, 'layer_types': [SLIDING, FULL]}, False),
         ('llama', {'is_causal': False}, False),
+        slow('llama', {'rope_scaling': YARN}, True),
+        slow(
+            'qwen3',
+            {'rope_scaling': LONG | {'short_factor': [1] * 4, 'long_factor': [2] * 4}},
+            True,
+        ),
+        slow('qwen2', {'rope_scaling': {'type': 'dynamic', 'factor': 2.0}}, True),
+        slow('gemma3_text', {'sliding_window': 5, 'layer_types': [SLIDING, FULL]}, True),
+        (
+            'gemma3_text',
+            {
+                'sliding_window': 5,
+                'sliding_window_pattern': 2,
+                'rope_scaling': {'rope_type': 'linear', 'factor': 4.0},
+                'rope_local_base_freq': 20,
+                'query_pre_attn_scalar': 5,
+                'final_logit_softcapping': 2.0,
+            },
+            True,
+        ),
+        ('gemma3_text', {'rope_parameters': {FULL: YARN}}, False),
+        ('gemma3_text', {'attn_logit_softcapping': 50.0}, False),
+        slow('phi3', {'head_dim': 4, 'rope_scaling': LONG, 'sliding_window': 5}, True),
+        (
+            'phi3',
+            {
+                'head_dim': 4,
+                'partial_rotary_factor': 0.5,
+                'original_max_position_embeddings': 16,
+                'rope_scaling': LONG | {'short_factor': [2.0], 'long_factor': [4.0]},
+            },
+            True,
+        ),
+        ('phi3', {'head_dim': 4, 'rope_scaling': YARN}, False),
+        slow('smollm3', {'no_rope_layers': [0, 1], 'rope_scaling': YARN}, True),
+        ('smollm3', {'use_sliding_window': True, 'sliding_window': 5}, True),
+        ('smollm3', {'no_rope_layers': [0]}, False),
     ],
 )
 def test_settings_beside_each_other(tmp_path, family, change, read):

@@ -15,10 +15,10 @@ from tests.support.tiny import assert_same_bits, whole
 EVERY = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 
 
-def trained(targets=('q_proj', 'v_proj', 'down_proj'), **kwargs):
+def trained(targets=('q_proj', 'v_proj', 'down_proj'), name='qwen2', **kwargs):
     """A model with an adapter that does something, and the adapter's settings."""
     settings = lora.Lora(rank=3, alpha=5.0, targets=targets)
-    decoder = lora.add(tiny.decoder('qwen2', **kwargs), settings, jax.random.key(0))
+    decoder = lora.add(tiny.decoder(name, **kwargs), settings, jax.random.key(0))
     adapter = nnx.state(decoder, nnx.LoRAParam)
     nnx.update(
         decoder,
@@ -47,6 +47,17 @@ def test_policy_and_reference_share_the_frozen_weights():
     assert all(a is b for a, b in zip(frozen, ours, strict=True))
     reference = nnx.merge(adapted.off, adapted.frozen)
     np.testing.assert_array_equal(logits(reference), logits(base))
+
+
+def test_maps_that_the_layers_have_not_are_refused_by_name():
+    said = (
+        'model.lora.targets: q_proj, up_proj: the layers of phi3 have down_proj, gate_up_proj, '
+        'o_proj, qkv_proj'
+    )
+    with pytest.raises(UserError, match=f'^{said}$'):
+        trained(('q_proj', 'o_proj', 'up_proj'), name='phi3')
+    decoder, _ = trained(('qkv_proj', 'gate_up_proj'), name='phi3')
+    np.testing.assert_allclose(logits(lora.merge(decoder)), logits(decoder), atol=1e-5)
 
 
 def test_gradient_reaches_the_adapter_alone():

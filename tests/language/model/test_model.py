@@ -1,9 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
-from sail_jax.language.model import attention, transformer
+from sail_jax.language.model import attention, rotary, transformer
 from sail_jax.language.model.transformer import Tokens
 from tests.support import tiny
 from tests.support.tiny import FAMILIES, whole
@@ -15,8 +16,17 @@ def with_lanes(decoder, prompt, lanes):
     return run(state, prompt, lanes)
 
 
-def test_decoding_token_by_token_gives_the_hidden_states_of_whole_sequences():
-    decoder = tiny.decoder('mistral')
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mistral',
+        'gemma3',
+        'smollm3',
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ('phi3', 'olmo2')),
+    ],
+)
+def test_decoding_token_by_token_gives_the_hidden_states_of_whole_sequences(name):
+    decoder = tiny.decoder(name)
     prompt, response = tiny.tokens(2, 7), tiny.tokens(2, 3, 5, seed=1)
     lengths = jnp.array([6, 3])
     _, memory = whole(decoder, prompt, lengths)
@@ -90,8 +100,8 @@ def test_bfloat16_computes_in_bfloat16_with_float32_logits():
 
 def test_llama3_keeps_short_wavelengths_and_stretches_long_ones():
     rope = FAMILIES['llama3'].rope
-    plain = attention.frequencies(rope.model_copy(update={'kind': 'default'}), 64)
-    scaled = attention.frequencies(rope, 64)
+    plain = rotary.frequencies(rope.model_copy(update={'kind': 'default'}), 64)
+    scaled = rotary.frequencies(rope, 64)
     wavelength = 2 * np.pi / plain
     kept, stretched = wavelength < 64 / 4, wavelength > 64
     np.testing.assert_allclose(scaled[kept], plain[kept], rtol=1e-6)

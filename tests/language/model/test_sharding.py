@@ -85,6 +85,59 @@ np.savez(
 """
 
 
+FAMILY = """
+import json, sys
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+from sail_jax.config import Devices
+from sail_jax.language.config import Sampling
+from sail_jax.language.model import logprobs, sampler, sharding
+from sail_jax.training import devices
+from tests.support import tiny
+
+mesh, out = devices.make_mesh(8, Devices(**json.loads(sys.argv[1]))), {}
+prompts = sampler.pad_prompts([[1 + i, 2, 3, 4][: 2 + i % 3] for i in range(8)])
+for name in ('gemma3', 'phi3', 'olmo2'):
+    graphdef, state = nnx.split(tiny.decoder(name, mesh=mesh))
+    state = jax.device_put(state, devices.tree_by_rules(mesh, sharding.RULES, state))
+
+    @jax.jit
+    def draw(state):
+        keys = jax.random.split(jax.random.key(0), 8)
+        settings, eos_E = Sampling(max_tokens=12), jnp.asarray([0])
+        model = nnx.merge(graphdef, state)
+        return sampler.generate(
+            model, prompts, keys, group_size=2, settings=settings, eos_E=eos_E
+        )
+
+    @jax.jit
+    @jax.grad
+    def gradient(state, drawn):
+        predicted = logprobs.predictions(nnx.merge(graphdef, state), prompts, drawn.tokens_BxKxR)
+        logp = logprobs.log_probs(predicted, drawn.tokens_BxKxR)
+        return jnp.where(drawn.mask_BxKxR, logp, 0).mean()
+
+    drawn = draw(state)
+    out[f'{name}.logp'] = drawn.logp_BxKxR
+    for path, x in jax.tree_util.tree_leaves_with_path(gradient(state, drawn)):
+        out[f'{name}{jax.tree_util.keystr(path)}'] = x
+np.savez(sys.argv[2], devices=jax.device_count(), **out)
+"""
+
+
+@pytest.mark.slow
+def test_families_with_parts_of_their_own_draw_and_learn_as_on_one_device(tmp_path):
+    one, split = (
+        run_on(count, FAMILY, mesh, tmp_path / f'{count}.npz')
+        for count, mesh in ((1, {}), (8, SPLIT))
+    )
+    assert one.keys() == split.keys()
+    for name in one.keys() - {'devices'}:
+        largest = np.abs(one[name]).max()
+        assert largest > 0 or name.endswith('lm_head'), name
+        np.testing.assert_allclose(split[name], one[name], rtol=0, atol=1e-4 * largest)
+
+
 def run_on(count, script, settings, out):
     """What the script leaves on so many devices."""
     subprocess.run(
