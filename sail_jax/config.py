@@ -239,7 +239,7 @@ class Devices(Section):
 
 
 class Sweep(Section):
-    """Values that are trained side by side with `seeds`: every combination, in one program."""
+    """Values that are trained with `seeds`: every combination."""
 
     beta: tuple[PositiveFloat, ...] = ()
     """Values of `objective.beta`."""
@@ -291,7 +291,8 @@ class Run(Trained):
         | Annotated[tuple[Seed, ...], Field(min_length=1)]
         | None
     ) = None
-    """Train several seeds at once, each as if alone: a number (from `seed` on), or the seeds."""
+    """Train several seeds, each as if alone: a number (from `seed` on), or the seeds; in control
+    side by side, in language in turn."""
     sweep: Sweep = Sweep()
 
     @property

@@ -130,6 +130,8 @@ class Kind:
     finish: Callable[[Any, Path, Result], None] = lambda run, run_dir, result: None
     """Leaves in the directory of a finished run what there should be besides."""
     study: Study | None = None
+    side_by_side: bool = True
+    """Whether the members of a sweep are trained in one program; else one after the other."""
     processes: bool = False
     """Whether several processes, on several hosts say, can train one run together."""
     cores: Callable[[Any], int] | None = None

@@ -35,7 +35,9 @@ def print_result(run: config.Trained, result: Result) -> None:
 def print_sweep(run: config.Run, results: list[Result]) -> None:
     """The members of a sweep, each by the name of its directory: start policy, then trained."""
     kind, names = workloads.of(run), [member.name for member in Members.of(run).each]
-    columns = kind.sweep_table or tables.lines(kind.table, tables.strip(results[0].after))[:3]
+    numbers = tables.strip(results[0].after)
+    there = [line for line in tables.lines(kind.table, numbers) if line.metric in numbers]
+    columns = kind.sweep_table or there[:3]
     rows = []
     for name, result in zip(names, results, strict=True):
         numbers = tables.strip(result.before), tables.strip(result.after)

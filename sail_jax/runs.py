@@ -77,8 +77,9 @@ def train(
       resume: go on with the run in `run_dir`, bit for bit.
       quiet: no progress bar.
       on_update: called with the row of each update, a dict of what `metrics.jsonl` has, while the
-        device works on the next dispatch; of a sweep with a list of its members' rows. True ends
-        the run as at its end, evaluated and saved; an exception ends it in one line, saved.
+        device works on the next dispatch; of a sweep with a list of its members' rows, but for
+        language runs, which are trained in turn. True ends the run (of several in turn the one) as
+        at its end, evaluated and saved; an exception ends it in one line, saved.
       on_evaluation: the same for each evaluation, that of the start policy included.
       env: of a control run, any environment with Brax's interface instead of the configuration's,
         whose `config.yaml` then has its class's name and `backend: python`; see
@@ -118,6 +119,9 @@ def train(
         kind.accepted(callbacks)  # A study has no updates to show.
         return kind.study.train(settings, run_dir, resume, quiet)
     _require_handed(kind, settings, run_dir, handed, resume)
+    if Members.of(settings).sweep and not kind.side_by_side:
+        options: dict[str, Any] = {'resume': resume, 'quiet': quiet, **callbacks, **handed}
+        return _train_in_turn(Members.of(settings), run_dir, options)
     settings = kind.recorded(settings, handed)
     from sail_jax.training import accelerator
 
@@ -132,6 +136,37 @@ def train(
     if isinstance(result, list):  # Of a sweep.
         return [each._replace(table=kind.table) for each in result]
     return result._replace(table=kind.table)
+
+
+def _train_in_turn(members: Members, run_dir: Path, options: dict[str, Any]) -> list[Any]:
+    """Trains the members of a sweep one after the other, each as a run of its own; one that was
+    begun goes on, and one that is at its end is only evaluated.
+
+    Raises:
+      UserError: as of `train`; nothing is left where that is before the first member's run.
+    """
+    from sail_jax.training import hosts, rundir
+
+    resume, results = options.pop('resume'), []
+    directories = members.directories(run_dir)
+    with rundir.claimed(members.run, run_dir, resume, in_turn=True):
+        for member, directory in zip(members.each, directories, strict=True):
+            begun = resume and files.exists(directory / CONFIG)
+            if not options['quiet']:
+                hosts.say(f'{directory}: {len(results) + 1} of {len(directories)} runs')
+            try:
+                result = train(member.run, directory, resume=begun, **options)
+            except UserError:
+                if not any(map(files.exists, directories)) and hosts.is_main():
+                    (run_dir / CONFIG).unlink()  # The directory is free for the corrected run.
+                raise
+            # The devices are the next one's.
+            policy, start = hosts.whole((result.policy, result.start))
+            shared = results[0].shared if results else hosts.whole(result.shared)
+            results.append(result._replace(policy=policy, start=start, shared=shared))
+        if resume and hosts.is_main():
+            configfile.write(members.run, run_dir / CONFIG)
+    return results
 
 
 def _named(run: Any) -> tuple[str, Any]:

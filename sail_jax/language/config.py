@@ -8,11 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from sail_jax import config
+from sail_jax import config, sweep
 from sail_jax.config import Devices, Section, Teacher
 from sail_jax.errors import UserError
 from sail_jax.scalars import INT_MAX
-from sail_jax.sweep import Members
 
 DType = Literal['float32', 'bfloat16']
 Projection = Literal[
@@ -304,8 +303,7 @@ def check(run: LanguageRun) -> None:
     """
     config.check(run)
     mixture, reward = run.objective.mixture, run.reward
-    if Members.of(run).sweep:
-        raise UserError('seeds, sweep: language runs are trained one by one')
+    sweep.check(run)
     check_adapter(run.model)
     _check_optimizer(run.optimizer, run.prompts_per_update, run.updates)
     if mixture.dpp + mixture.ddp > 1 - 1e-6:

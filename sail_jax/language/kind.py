@@ -106,6 +106,7 @@ LANGUAGE = Kind(
     check=check,
     task=late('sail_jax.language.task:make'),
     programs=late('sail_jax.language.programs:programs'),
+    side_by_side=False,
     processes=True,
     from_python=('reward', 'judge'),
     require=require,

@@ -18,11 +18,17 @@ from sail_jax.training.task import Task
 
 
 @contextlib.contextmanager
-def claimed(run: config.Settings, run_dir: Path, resume: bool) -> Iterator[None]:
+def claimed(
+    run: config.Settings, run_dir: Path, resume: bool, in_turn: bool = False
+) -> Iterator[None]:
     """`claim_run_dir`, with a lock that keeps other processes from the directory meanwhile.
 
+    Args:
+      in_turn: of a sweep whose members are trained one after the other, and claim their own.
+
     Raises:
-      UserError: as of `claim_run_dir`, in all processes of the run; another run is at work there.
+      UserError: as of `claim_run_dir`, in all processes of the run; another run is at work there; a
+        member of a sweep went on alone.
     """
     with contextlib.ExitStack() as exits:
 
@@ -34,6 +40,8 @@ def claimed(run: config.Settings, run_dir: Path, resume: bool) -> Iterator[None]
                 _make_directory(run_dir)
             exits.enter_context(lock.held(run_dir))
             claim_run_dir(run, run_dir, resume)
+            if resume and not in_turn:
+                _refuse_members_ahead(run, run_dir)
 
         hosts.on_main(claim)
         yield
@@ -44,8 +52,7 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
 
     Raises:
       UserError: the directory exists (without resume), is missing or not writable, belongs to
-        another configuration, has a link that leads out of it, or a member of a sweep that went on
-        alone.
+        another configuration, has a link that leads out of it.
     """
     if resume:
         path = _require_a_run(run_dir)
@@ -57,7 +64,6 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
         changed = configfile.differences(run, begun, ignore=free)
         if changed:
             raise UserError(f'{run_dir}: --resume with another configuration: {changed[0]}')
-        _refuse_members_ahead(run, run_dir)
         _require_writable(run_dir)
         return
     _make_directory(run_dir)

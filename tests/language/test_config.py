@@ -113,7 +113,7 @@ def test_what_a_chat_template_cannot_be_told(tmp_path, told, message):
         ({'labeller': {'discount': 0.9}}, 'labeller.discount: a response has one reward'),
         ({'labeller': {'skip': 0.1}, 'objective': {'mixture': {'dpr': 0.5}}}, 'labeller.skip'),
         ({'optimizer': {'decay': 'linear', 'warmup_updates': 4}}, 'warmup_updates: 4; the run has'),
-        ({'seeds': 2}, 'seeds, sweep: language runs'),
+        ({'seeds': [1, 1]}, 'seeds, sweep: the same run twice'),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings, message):
