@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, Field
 from sail_jax import config, sweep
 from sail_jax.config import Devices, Section, Teacher
 from sail_jax.errors import UserError
+from sail_jax.language import optimizer
+from sail_jax.language.optimizer import LanguageOptimizer
 from sail_jax.scalars import INT_MAX
 
 DType = Literal['float32', 'bfloat16']
@@ -185,26 +187,9 @@ class RewardSource(Section):
     """Responses that are scored at once."""
     timeout_s: float = Field(default=600.0, gt=0, le=1e9)
     """Seconds after which a call that has not answered ends the run."""
-
-
-class LanguageOptimizer(config.Optimizer):
-    """An optimizer of Optax on the surrogate, its step size over the run included."""
-
-    learning_rate: float = Field(default=1e-6, gt=0)
-    """Its step size, for all parameters; adapters take about ten times as much."""
-    warmup_updates: int = Field(default=0, ge=0)
-    """Updates over which the step size rises to its full value."""
-    decay: Literal['none', 'linear', 'cosine'] = 'none'
-    """How the step size falls to 0 from there to the end of the run."""
-    schedule: str | None = None
-    """A schedule of Optax instead of warm-up and decay, `warmup_cosine_decay_schedule` for example:
-    what it gives for an update, counted from 0, is a multiple of the learning rate."""
-    schedule_arguments: dict[str, config.Argument] = Field(default_factory=dict)
-    """Its arguments, `{init_value: 0, peak_value: 1, warmup_steps: 10, decay_steps: 100}` for
-    example."""
-    accumulation: int = Field(default=1, ge=1, le=2**20)
-    """Parts that the rows of a gradient step are computed in, one after the other: less memory, the
-    same gradient, and a forward pass more."""
+    missing_eos_penalty: float | None = Field(default=None, gt=0)
+    """Subtracted in training from the reward of a response that was cut off before its end of
+    sequence; in evaluations the reward is as it is."""
 
 
 class ResponseEvaluation(Section):
@@ -305,7 +290,7 @@ def check(run: LanguageRun) -> None:
     mixture, reward = run.objective.mixture, run.reward
     sweep.check(run)
     check_adapter(run.model)
-    _check_optimizer(run.optimizer, run.prompts_per_update, run.updates)
+    optimizer.check(run.optimizer, run.prompts_per_update, run.updates)
     if mixture.dpp + mixture.ddp > 1 - 1e-6:
         raise UserError(
             'objective.mixture: a policy that starts as its reference and labels every row itself '
@@ -321,6 +306,11 @@ def check(run: LanguageRun) -> None:
         raise UserError(f'reward.path: {needed} reward.source: {reward.source}')
     if reward.chat_template_kwargs and reward.source != 'model':
         raise UserError(f'reward.chat_template_kwargs: not used by reward.source: {reward.source}')
+    if reward.missing_eos_penalty is not None and mixture.dpr == 0:
+        raise UserError(
+            'reward.missing_eos_penalty: of responses that the labeller compares, and '
+            'objective.mixture.dpr is 0'
+        )
     if run.objective.loss == 'rebel' and mixture.dpr < 1 - 1e-6:
         raise UserError(
             'objective.loss: rebel: every response needs a reward; use objective.mixture.dpr: 1'
@@ -354,30 +344,6 @@ def check_adapter(model: StartModel) -> None:
         )
     if model.lora.dropout > 0:
         raise UserError(f'model.lora.dropout: not used by model.train: {model.train}')
-
-
-def _check_optimizer(settings: LanguageOptimizer, rows: int, updates: int) -> None:
-    minibatches, parts = settings.minibatches, settings.accumulation
-    if rows % minibatches:
-        raise UserError(
-            f'optimizer.minibatches: {minibatches} does not divide prompts_per_update: {rows}'
-        )
-    if rows // minibatches % parts:
-        raise UserError(
-            f'optimizer.accumulation: {parts} does not divide the {rows // minibatches} prompts of '
-            'a gradient step (prompts_per_update / optimizer.minibatches)'
-        )
-    if settings.decay != 'none' and settings.warmup_updates >= updates:
-        raise UserError(
-            f'optimizer.warmup_updates: {settings.warmup_updates}; the run has {updates}'
-        )
-    if settings.schedule is None and settings.schedule_arguments:
-        raise UserError('optimizer.schedule_arguments: not used without optimizer.schedule')
-    if settings.schedule is not None and (settings.decay != 'none' or settings.warmup_updates):
-        raise UserError(
-            'optimizer.schedule: stands in for optimizer.warmup_updates and optimizer.decay; leave '
-            'them out'
-        )
 
 
 def check_lengths(run: LanguageRun, max_positions: int) -> None:

@@ -11,7 +11,7 @@ import optax
 from sail_jax.core import registry
 from sail_jax.core.trial import explain
 from sail_jax.errors import UserError
-from sail_jax.language.config import LanguageOptimizer
+from sail_jax.language.optimizer import LanguageOptimizer
 from sail_jax.language.sft.config import SftOptimizer
 
 

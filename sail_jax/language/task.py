@@ -195,7 +195,11 @@ def make_dispatch(
         def ask() -> Any:
             lengths_bxK = np.asarray(drawn.lengths_BxL)[shares.rows, :K]
             groups = tokenizer.texts(tokens_bxK, lengths_bxK)
-            return labels.scores(rater, prompts, groups, asked_B[shares.rows], K)
+            answers = labels.scores(rater, prompts, groups, asked_B[shares.rows], K)
+            if run.reward.missing_eos_penalty is None:
+                return answers
+            cut_off_bxK = ~ended(tokens_bxK, lengths_bxK, tokenizer.eos_ids)
+            return answers - np.float32(run.reward.missing_eos_penalty) * cut_off_bxK
 
         return jax.tree.map(shares.gather, hosts.together(ask))
 
@@ -217,6 +221,12 @@ def make_dispatch(
         return state, {**learned, **metrics}
 
     return dispatch
+
+
+def ended(tokens_BxKxT: np.ndarray, lengths_BxK: np.ndarray, eos_ids: Sequence[int]) -> np.ndarray:
+    """Whether each response's last token is an end of sequence, [B, K]."""
+    last_BxK = np.take_along_axis(tokens_BxKxT, lengths_BxK[..., None] - 1, -1)[..., 0]
+    return np.isin(last_BxK, eos_ids)
 
 
 def collate(run: LanguageRun, examples: Sequence[Example]) -> workload.PromptBatch:

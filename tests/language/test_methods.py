@@ -71,3 +71,28 @@ def test_a_reward_is_learned(tmp_path, settings):
     row = rows[-1]
     j = row['train/preference'] - run.divergence.coefficient * row['train/kl']
     assert row['train/objective'] == pytest.approx(j + row['train/exploration'], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_missing_end_costs_its_penalty_in_training_alone(tmp_path):
+    small.checkpoint(tmp_path / 'm')
+    small.data(tmp_path / 'prompts.jsonl')
+    rows, befores = [], []
+    for penalty in (None, 2.5):
+        run = small.run(
+            tmp_path / 'm',
+            tmp_path / 'prompts.jsonl',
+            total_prompts=4,
+            group_size=4,
+            sampling={'max_tokens': 40},
+            reward={'missing_eos_penalty': penalty},
+        )
+        path = tmp_path / f'run-{penalty}'
+        result = sail_jax.train(run, path, reward=small.letters, quiet=True)
+        rows.append(metrics.read_rows(path / 'metrics.jsonl')[1])
+        befores.append(result.before)
+    assert befores[0] == befores[1]
+    ended = rows[0]['train/ended']
+    assert 0 < ended < 1
+    expected = rows[0]['train/reward'] - 2.5 * (1 - ended)
+    assert rows[1]['train/reward'] == pytest.approx(expected, abs=1e-5)

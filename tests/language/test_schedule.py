@@ -6,7 +6,8 @@ import optax
 import pytest
 
 from sail_jax.errors import UserError
-from sail_jax.language.config import LanguageOptimizer, check
+from sail_jax.language.config import check
+from sail_jax.language.optimizer import LanguageOptimizer
 from sail_jax.language.schedule import step_size
 from tests.support import small
 

@@ -45,11 +45,13 @@ def make(
         each process scores by itself.
 
     Raises:
-      UserError: two rewards; what is no function, one that has to be awaited, or one for other
-        arguments; a reward model that cannot be read.
+      UserError: two rewards; what is no function, or one for other arguments; a judge where rewards
+        are needed; a reward model that cannot be read.
     """
     if judge is not None and run.objective.loss == 'rebel':
         raise UserError('objective.loss: rebel: needs rewards, and a judge gives none')
+    if judge is not None and run.reward.missing_eos_penalty is not None:
+        raise UserError('reward.missing_eos_penalty: of rewards, and a judge gives none')
     for name, function in (('reward', reward), ('judge', judge)):
         if function is not None:
             _check_function(name, function)
@@ -98,10 +100,6 @@ def _check_function(name: str, function: Any) -> None:
         raise UserError(f'{name}: {function!r:.80}; expected a function, or what can be called')
     if isinstance(function, type):
         raise UserError(f'{name}: the class {function.__name__}; give an instance of it')
-    if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
-        raise UserError(
-            f'{name}: an async function; give one that returns the numbers (asyncio.run within it)'
-        )
     owner = type(getattr(function, '__self__', None))
     if name == 'judge' and any(base.__module__.startswith('trl.') for base in owner.__mro__):
         raise UserError(

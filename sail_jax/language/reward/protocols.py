@@ -28,7 +28,8 @@ class Reward(Protocol):
 
         Returns:
           [N] real numbers, as a list or an array of any library; more is better. NaN or None is no
-          answer: the update is skipped and counted. What it raises ends the run, in one line.
+          answer: the update is skipped and counted. What it raises ends the run, in one line. Of an
+          `async def` all batches of an update are awaited together, in one event loop.
         """
         ...
 

@@ -18,6 +18,7 @@ import numpy as np
 from sail_jax.core.types import Preferences
 from sail_jax.errors import TrainingFailed, UserError, one_line
 from sail_jax.language.data.rows import Prompt
+from sail_jax.language.reward import awaited
 from sail_jax.language.reward.protocols import Judge, Reward, TrlPrompt
 from sail_jax.training import devices
 
@@ -99,6 +100,8 @@ def _in_batches(
     timeout_s: float,
 ) -> np.ndarray:
     """`function` of all places, float32 [N]."""
+    if awaited.is_async(function):
+        function, batch_size = awaited.together(function, batch_size), max(len(items), 1)
     parts = [
         _call(function, prompts[i : i + batch_size], items[i : i + batch_size], timeout_s)
         for i in range(0, len(items), batch_size)

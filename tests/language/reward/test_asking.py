@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sail_jax import configfile
 from sail_jax.core.types import Batch, Preferences, Route, Sampled
+from sail_jax.errors import UserError
 from sail_jax.language import task, workload
-from sail_jax.language.config import LanguageRun
+from sail_jax.language.config import LanguageRun, check
 from sail_jax.language.reward import labels
 from sail_jax.language.reward.labels import Rater
 
@@ -102,3 +104,26 @@ def test_the_labeller_is_not_called_for_nothing():
     assert not labels.scores(Rater(score=fail), PROMPTS, GROUPS, none, 3).any()
     judged = labels.scores(Rater(compare=fail), PROMPTS, GROUPS, none, 3)
     assert not judged.weight_BxKxK.any()
+
+
+def test_a_response_has_ended_if_its_last_token_says_so():
+    tokens = np.array([[[5, 9, 2, 2], [5, 2, 7, 0]], [[3, 0, 0, 0], [1, 1, 1, 1]]])
+    lengths = np.array([[3, 3], [1, 4]])
+    np.testing.assert_array_equal(
+        task.ended(tokens, lengths, (2, 3)), [[True, False], [True, False]]
+    )
+
+
+@pytest.mark.parametrize(
+    ('settings', 'handed', 'message'),
+    [
+        ({'mixture': {'dpr': 0.0}}, {}, 'and objective.mixture.dpr is 0'),
+        ({}, {'judge': lambda prompts, pairs: [1.0]}, 'of rewards, and a judge gives none'),
+    ],
+)
+def test_a_penalty_for_a_missing_end_needs_rewards(settings, handed, message):
+    run = make_run(reward={'missing_eos_penalty': 1.0}, objective={'mixture': {'dpr': 1.0}})
+    run = configfile.update(run, {'objective': settings, 'divergence.states': 'reference'})
+    refuse = (lambda run: labels.make(run, None, **handed)) if handed else check
+    with pytest.raises(UserError, match=f'^reward.missing_eos_penalty: .*{message}'):
+        refuse(run)

@@ -1,0 +1,61 @@
+"""What a language run says of its optimizer."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from sail_jax import config
+from sail_jax.errors import UserError
+
+
+class LanguageOptimizer(config.Optimizer):
+    """An optimizer of Optax on the surrogate, its step size over the run included."""
+
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Its step size, for all parameters; adapters take about ten times as much."""
+    warmup_updates: int = Field(default=0, ge=0)
+    """Updates over which the step size rises to its full value."""
+    decay: Literal['none', 'linear', 'cosine'] = 'none'
+    """How the step size falls to 0 from there to the end of the run."""
+    schedule: str | None = None
+    """A schedule of Optax instead of warm-up and decay, `warmup_cosine_decay_schedule` for example:
+    what it gives for an update, counted from 0, is a multiple of the learning rate."""
+    schedule_arguments: dict[str, config.Argument] = Field(default_factory=dict)
+    """Its arguments, `{init_value: 0, peak_value: 1, warmup_steps: 10, decay_steps: 100}` for
+    example."""
+    accumulation: int = Field(default=1, ge=1, le=2**20)
+    """Parts that the rows of a gradient step are computed in, one after the other: less memory, the
+    same gradient, and a forward pass more."""
+
+
+def check(settings: LanguageOptimizer, rows: int, updates: int) -> None:
+    """Refuses settings that are each fine but do not go together.
+
+    Args:
+      rows: prompts of an update.
+      updates: of the run.
+
+    Raises:
+      UserError: naming the keys.
+    """
+    minibatches, parts = settings.minibatches, settings.accumulation
+    if rows % minibatches:
+        raise UserError(
+            f'optimizer.minibatches: {minibatches} does not divide prompts_per_update: {rows}'
+        )
+    if rows // minibatches % parts:
+        raise UserError(
+            f'optimizer.accumulation: {parts} does not divide the {rows // minibatches} prompts of '
+            'a gradient step (prompts_per_update / optimizer.minibatches)'
+        )
+    if settings.decay != 'none' and settings.warmup_updates >= updates:
+        raise UserError(
+            f'optimizer.warmup_updates: {settings.warmup_updates}; the run has {updates}'
+        )
+    if settings.schedule is None and settings.schedule_arguments:
+        raise UserError('optimizer.schedule_arguments: not used without optimizer.schedule')
+    if settings.schedule is not None and (settings.decay != 'none' or settings.warmup_updates):
+        raise UserError(
+            'optimizer.schedule: stands in for optimizer.warmup_updates and optimizer.decay; leave '
+            'them out'
+        )
