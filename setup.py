@@ -45,6 +45,7 @@ setup(
         'pyarrow>=18',
         'safetensors>=0.8',
         'tokenizers>=0.21',
+        'huggingface_hub>=0.30',  # Which tokenizers brings along.
         'jinja2>=3.1.6',
         'textblob>=0.19',
         'pydantic>=2.12',

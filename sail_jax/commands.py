@@ -39,6 +39,7 @@ SAIL-RevKL: online alignment of policies from preferences.
   sail-jax render runs/hopper --out hopper.html
   sail-jax export runs/hopper hopper-brax
   sail-jax export runs/aligned aligned-hf
+  sail-jax export runs/aligned hf://me/aligned --private
   sail-jax generate runs/aligned "Tell me a story"
   sail-jax metrics
   sail-jax doctor
@@ -147,11 +148,14 @@ def _add_export(commands: Commands) -> None:
         'export', help='the policy as a Brax PPO checkpoint, or as a Hugging Face directory'
     )
     command.add_argument('run', type=Path, help='a run directory')
-    command.add_argument('out', type=option_types.path, help='a new directory')
+    command.add_argument(
+        'out', type=option_types.path, help='a new directory, or hf://OWNER/NAME on the hub'
+    )
     command.add_argument('--adapter', action='store_true', help='a LoRA adapter alone, for PEFT')
     command.add_argument(
         '--dtype', choices=('float32', 'bfloat16'), help="of a language model's tensors"
     )
+    command.add_argument('--private', action='store_true', help='of a new model on the hub')
     _add_best(command)
     command.set_defaults(do=_export)
 
@@ -238,6 +242,7 @@ def _export(options: argparse.Namespace) -> None:
         best=options.best,
         adapter=options.adapter,
         dtype=options.dtype,
+        private=options.private,
     )
     terminal.out(str(path))
 

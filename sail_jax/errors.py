@@ -45,6 +45,7 @@ ARGUMENTS = {
     '--dtype': 'dtype',
     '--episodes': 'episodes',
     '--max-tokens': 'max_tokens',
+    '--private': 'private=True',
     '--quiet': 'quiet=True',
     '--resume': 'resume=True',
     '--run-dir': 'run_dir',

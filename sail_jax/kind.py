@@ -163,9 +163,9 @@ class Kind:
     render: Callable[Concatenate[Saved, ...], Episode] | None = None
     """`(saved, *, seed, stochastic, start, **handed)` gives an episode as a web page; `start`: of
     the policy before training."""
-    export: Callable[Concatenate[Saved, Path, ...], Path] | None = None
-    """`(saved, out, *, adapter, dtype, **handed)` writes a policy as others read it and returns
-    where."""
+    export: Callable[Concatenate[Saved, Path, ...], Path | str] | None = None
+    """`(saved, out, *, adapter, dtype, private, **handed)` writes a policy as others read it and
+    returns where."""
     generate: Callable[Concatenate[Path, Sequence[str], ...], list[list[str]]] | None = None
     """`(path, prompts, **options) -> responses`, [N][samples], as `sail_jax.generate`; the path is
     that of a run, or of a model that others have trained."""

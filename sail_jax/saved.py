@@ -103,26 +103,29 @@ def export(
     best: bool = False,
     adapter: bool = False,
     dtype: str | None = None,
+    private: bool = False,
     **handed: Any,
-) -> Path:
+) -> Path | str:
     """Writes a run's policy as others read it: a Brax PPO checkpoint, or a Hugging Face directory.
 
     Args:
-      out: a new directory.
+      out: a new directory; or, of a language run, `hf://owner/name`, a model on the hub, with a
+        card.
       best: as of `open_run`.
       adapter: of a language run, the adapter alone, as PEFT reads it.
       dtype: of a language run's tensors; None keeps the parameters'.
+      private: of a new model on the hub.
       **handed: the environment that `train` was called with.
 
     Returns:
       Where it is.
 
     Raises:
-      UserError: as of `open_run`; the directory exists.
+      UserError: as of `open_run`; the directory exists; the hub does not take it.
       TrainingFailed: it cannot be written.
     """
     write, saved, handed = _saved(Path(run_dir), best, 'export', handed)
-    return write(saved, Path(out), adapter=adapter, dtype=dtype, **handed)
+    return write(saved, Path(out), adapter=adapter, dtype=dtype, private=private, **handed)
 
 
 def generate(

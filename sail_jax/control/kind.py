@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sail_jax import hub
 from sail_jax.control.config import PYTHON, ControlRun, check, recorded
 from sail_jax.errors import UserError
 from sail_jax.kind import Doing, Figure, Kind, Line, Saved, late
@@ -136,11 +137,15 @@ def export(
     *,
     adapter: bool = False,
     dtype: str | None = None,
+    private: bool = False,
     env: Env | None = None,
 ) -> Path:
     """Writes a Brax PPO checkpoint, whose numbers are as they were trained."""
-    if adapter or dtype is not None:
-        raise UserError(f'{"--adapter" if adapter else "--dtype"}: not for a control run')
+    options = {'--adapter': adapter, '--dtype': dtype is not None, '--private': private}
+    if others := [name for name, is_set in options.items() if is_set]:
+        raise UserError(f'{others[0]}: not for a control run')
+    if hub.is_address(out):
+        raise UserError(f'{hub.parse(out)}: what goes to the hub is a language model')
     from sail_jax.control import export
 
     policy, _ = saved.policies()

@@ -33,8 +33,8 @@ class Data(Section):
     """A data set, and what is asked of its rows."""
 
     path: str
-    """A `.jsonl`, `.json` (rows or an array of them; also `.gz`), `.parquet` or `.arrow` file, or a
-    Hugging Face data set's directory."""
+    """A `.jsonl`, `.json` (rows or an array of them; also `.gz`), `.parquet` or `.arrow` file, a
+    Hugging Face data set's directory, or `hf://OWNER/NAME`, one on the hub."""
     split: str = 'train'
     """Of a directory."""
     format: Literal['trl', 'ultrafeedback', 'hh-rlhf', 'pku-safe-rlhf', 'pku-safe-rlhf-safer'] = (
@@ -128,8 +128,8 @@ class StartModel(Section):
     """The policy at the start, which is also the reference."""
 
     path: Path
-    """A Hugging Face checkpoint directory: Llama, Mistral, Qwen1.5 to 3, Gemma 3 (text), Phi-3 and
-    4, OLMo 2, SmolLM2 and 3."""
+    """A Hugging Face checkpoint directory, or `hf://OWNER/NAME`: Llama, Mistral, Qwen1.5 to 3,
+    Gemma 3 (text), Phi-3 and 4, OLMo 2, SmolLM2 and 3."""
     dtype: DType = 'float32'
     """Of activations; log-probabilities and KL are float32 whatever it is."""
     param_dtype: DType = 'float32'

@@ -79,17 +79,32 @@ def remark(run: LanguageRun, run_dir: Path) -> str | None:
     )
 
 
+# parameters: those of the command, all but the first two by name
 def export(
-    saved: Saved, out: Path, *, adapter: bool = False, dtype: str | None = None, **handed: Any
-) -> Path:
-    """Writes a Hugging Face directory; neither data nor labeller are looked at. Arguments and
-    errors as of `sail_jax.language.export.export`."""
-    from sail_jax import files
-    from sail_jax.language import export
+    saved: Saved,
+    out: Path,
+    *,
+    adapter: bool = False,
+    dtype: str | None = None,
+    private: bool = False,
+    **handed: Any,
+) -> Path | str:
+    """Writes a Hugging Face directory, or one on the hub with a model card; neither data nor
+    labeller are looked at. Arguments and errors as of `sail_jax.language.export.export`."""
+    from sail_jax import files, hub
+    from sail_jax.language import export, model_card
 
     opened = export.open_run(saved.run_dir, saved.run, saved.best)
-    with files.writing(out):
-        return export.export(opened, out, adapter, dtype)
+    if not hub.is_address(out):
+        if private:
+            raise UserError(f'--private: of a model on the hub; {out} is a directory')
+        with files.writing(out):
+            return export.export(opened, out, adapter, dtype)
+    with hub.new_version(out, saved.run_dir, private) as directory, files.writing(directory):
+        export.export(opened, directory, adapter, dtype)
+        card = model_card.text(opened, saved.run_dir, hub.name_of(out), adapter)
+        files.write(directory / 'README.md', card.encode())
+    return hub.url(out)
 
 
 def load_policy(saved: Saved, *, deterministic: bool = True, **handed: Any) -> Respond:

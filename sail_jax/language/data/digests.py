@@ -8,7 +8,7 @@ which differ everywhere, not to find a single bit.
 import hashlib
 from pathlib import Path
 
-from sail_jax import files
+from sail_jax import files, hub
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import sources, template, tokens
 from sail_jax.language.model import lora
@@ -45,7 +45,7 @@ def of_run(run: LanguageRun | SftRun) -> dict[str, str]:
 def of_model(key: str, path: Path) -> dict[str, str]:
     """Of a directory's files. One that may be missing and is, is `ABSENT`; weights that are gone
     are left out: whoever needs them says so."""
-    digests = {}
+    digests, path = {}, hub.local(path, hub.MODEL)
     for name in MODEL_FILES:
         file = path / name
         digests[f'{key}: {name}'] = files.digest(file) if file.exists() else ABSENT

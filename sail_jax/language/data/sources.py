@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sail_jax import files
+from sail_jax import files, hub
 from sail_jax.errors import UserError, one_line
 from sail_jax.language.data import card
 from sail_jax.terminal import shown
@@ -48,10 +48,11 @@ def find(path: str | Path, split: str) -> list[Path]:
     """The files of a data set, in order.
 
     Args:
-      path: a file; or a directory as `Dataset.save_to_disk` writes it, or as it lies on the hub,
-        where a split's files are named after it (`train.jsonl`, `train-00000-of-00002.parquet`) or
-        lie in a directory of its name, or its README.md names them. Files that are of no split are
-        of `train`. Its subsets are taken together.
+      path: a data set on the hub, `hf://owner/name`; a file; or a directory as
+        `Dataset.save_to_disk` writes it, or as it lies on the hub, where a split's files are named
+        after it (`train.jsonl`, `train-00000-of-00002.parquet`) or lie in a directory of its name,
+        or its README.md names them. Files that are of no split are of `train`. Its subsets are
+        taken together.
       split: of a directory.
 
     Raises:
@@ -59,7 +60,8 @@ def find(path: str | Path, split: str) -> list[Path]:
         leads out of the directory; a directory too large to be a data set; two files that by their
         names hold the same rows.
     """
-    path = Path(path)
+    path = hub.local(path, hub.DATA, 'dataset')
+    root = hub.cache_root(path)
     try:
         if not path.is_dir():
             files.check(path)
@@ -68,7 +70,7 @@ def find(path: str | Path, split: str) -> list[Path]:
         of_split = _list(path, split)
         for file in of_split:
             _check_format(file)
-            if files.leads_out(file, path):
+            if files.leads_out(file, root):
                 raise UserError(f'{file}: leads out of {path}; copy the data set without links')
             files.check(file)
     except (OSError, RuntimeError) as error:  # Links in a circle are a RuntimeError.

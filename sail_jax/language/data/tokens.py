@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sail_jax import files
+from sail_jax import files, hub
 from sail_jax.errors import UserError
 from sail_jax.language.config import DAY
 from sail_jax.language.data import sandbox, special, template
@@ -208,7 +208,7 @@ def load(
     assistant's turn.
 
     Args:
-      path: of the directory.
+      path: of the directory, or of a model on the hub.
       variables: for the chat template beside the conversation, `enable_thinking` for example.
       date: what `strftime_now` tells the chat template.
 
@@ -216,7 +216,7 @@ def load(
       UserError: a file that is missing, damaged or absurdly large; a tokeniser that cannot be used;
         a variable that the template does not have; no end of sequence.
     """
-    path = Path(path)
+    path = hub.local(path, hub.CONFIG)
     written = _read_files(path)
     padding = _padding(written.tokenizer)
     declared = special.read(written.config, written.special_map, written.added, padding, path)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import Field
 
-from sail_jax import files
+from sail_jax import files, hub
 from sail_jax.config import Section
 from sail_jax.errors import UserError
 from sail_jax.language.model import hf_config
@@ -159,11 +159,12 @@ def from_hf(data: dict[str, Any], where: str = 'config.json') -> Architecture:
 
 
 def read(path: Path) -> Architecture:
-    """The architecture in a checkpoint directory's `config.json`.
+    """The architecture in the `config.json` of a checkpoint directory, or of a model on the hub.
 
     Raises:
       UserError: see `from_hf`; or the file is missing or no JSON object.
     """
+    path = hub.local(path, hub.CONFIG)
     _require_checkpoint(path)
     path = path / 'config.json'
     return from_hf(files.read_json(path), str(path))

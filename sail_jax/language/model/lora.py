@@ -19,7 +19,7 @@ import pydantic
 from flax import nnx
 from safetensors.numpy import save_file
 
-from sail_jax import files
+from sail_jax import files, hub
 from sail_jax.errors import UserError
 from sail_jax.language.config import ALL_LINEAR, Lora
 from sail_jax.language.model import hf_config
@@ -159,7 +159,7 @@ def save(
     names = sorted({name.rpartition('.')[2] for name, _ in _targets(decoder, settings)})
     config = PLAIN | {
         'task_type': 'CAUSAL_LM',
-        'base_model_name_or_path': None if base is None else str(base),
+        'base_model_name_or_path': None if base is None else hub.name_of(base),
         'r': settings.rank,
         'lora_alpha': settings.alpha,
         'lora_dropout': settings.dropout,
@@ -179,7 +179,7 @@ def load(decoder: Decoder, path: str | Path) -> tuple[Decoder, Lora]:
       UserError: a file that is missing or damaged; a setting of another variant than plain LoRA; a
         tensor that is missing, left over, or of the wrong shape or type.
     """
-    path = Path(path)
+    path = hub.local(path, hub.MODEL)
     settings = read_settings(path)
     decoder = off(decoder)
     layers = range(decoder.architecture.layers)
@@ -243,7 +243,7 @@ def read_settings(path: Path) -> Lora:
     Raises:
       UserError: as of `load`.
     """
-    file = path / CONFIG
+    file = hub.local(path, hub.CONFIG) / CONFIG
     data = {'bias': 'none'} | files.read_json(file)
     if data.get('peft_type') != 'LORA':
         raise UserError(f"{file}: peft_type: {data.get('peft_type')!r:.80}; only 'LORA' is read")

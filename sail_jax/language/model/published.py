@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sail_jax import files
+from sail_jax import files, hub
 from sail_jax.errors import UserError
 from sail_jax.language.model import architecture as architectures
 from sail_jax.language.model.architecture import Architecture
@@ -87,7 +87,7 @@ def architecture(path: Path) -> Architecture:
     Raises:
       UserError: as of `architecture.read`; there is no directory, and nothing is known of its name.
     """
-    if files.exists(path):
+    if hub.is_address(path) or files.exists(path):
         return architectures.read(path)
     names = [name for name in PUBLISHED if name in path.name.lower()]
     if not names:

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
-from sail_jax import files
+from sail_jax import files, hub
 from sail_jax.errors import UserError
 from sail_jax.language.data.tokens import MAX_TOKENIZER
 from sail_jax.language.model import architecture as architectures
@@ -99,7 +99,7 @@ def load(
     out of them, each once, so the host holds those of one parameter at a time beside the model.
 
     Args:
-      path: the directory.
+      path: the directory, or a model on the hub.
       model: what is in it; see `reward_model.RewardModel`.
       dtype: of activations.
       param_dtype: of parameters; None keeps the file's.
@@ -112,7 +112,8 @@ def load(
         wrong shape or type.
     """
     path = Path(path)
-    architecture = architectures.read(path)
+    architecture = architectures.read(path)  # Before its weights are downloaded.
+    path = hub.local(path, hub.MODEL)
     decoder = nnx.eval_shape(
         lambda: model(architecture, rngs=nnx.Rngs(0), dtype=dtype, remat=remat, mesh=mesh)
     )
@@ -347,7 +348,7 @@ def _copy_companions(decoder: Decoder, source: str | Path | None, to: Path) -> d
     true of the export: the place of the model's own code, and a base model's class."""
     if source is None:
         return architectures.to_hf(decoder.architecture)
-    source = Path(source)
+    source = hub.local(source, hub.CONFIG)
     if architectures.read(source) != decoder.architecture:
         raise ValueError(f'the model is not of the architecture of {source}')
     copy_tokenizer(source, to)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sail_jax import files
+from sail_jax import files, hub
 from sail_jax.core import precision
 from sail_jax.errors import UserError
 from sail_jax.language.data.rows import Message, Prompt
@@ -66,7 +66,7 @@ def pad_id(path: str | Path) -> int | None:
     Raises:
       UserError: the file cannot be read; it is no id.
     """
-    file = Path(path) / 'config.json'
+    file = hub.local(path, hub.CONFIG) / 'config.json'
     value = files.read_json(file).get('pad_token_id')
     if value is not None and type(value) is not int:
         raise UserError(f'{file}: pad_token_id: expected an id, got {value!r:.80}')
