@@ -60,7 +60,19 @@ MEANINGS = (
     Meaning(
         ('eval/loss', 'eval/perplexity'),
         'low',
-        'Of a supervised stage: on held-out responses, nats a token, and their exponential.',
+        'Of a supervised stage: on held-out responses, nats a token, and their exponential. Of a '
+        'reward model on held-out pairs, nats a pair, where 0.693 knows nothing.',
+    ),
+    Meaning(
+        ('eval/calibration_error',),
+        'near 0',
+        'Of a reward model: how far its probabilities are from how often they are right.',
+    ),
+    Meaning(
+        ('eval/reward_spread', 'train/reward_spread'),
+        'small',
+        'Standard deviation over an ensemble of rewards. Where it grows during an alignment, the '
+        'policy has gone where they have learned nothing.',
     ),
     Meaning(
         ('eval/ended',),

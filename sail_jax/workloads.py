@@ -10,9 +10,10 @@ from sail_jax.errors import UserError
 from sail_jax.kind import Command, Kind
 from sail_jax.language.kind import LANGUAGE
 from sail_jax.language.quickstart.kind import QUICKSTART
+from sail_jax.language.reward.stage.kind import REWARD
 from sail_jax.language.sft.kind import SFT
 
-KINDS = (CONTROL, BANDIT, SFT, LANGUAGE, QUICKSTART)
+KINDS = (CONTROL, BANDIT, SFT, REWARD, LANGUAGE, QUICKSTART)
 """Those of this package; a file that names no workload is of the first."""
 
 _registered: dict[str, Kind] = {}

@@ -1,8 +1,5 @@
 """Configuration of a language run."""
 
-import contextlib
-import datetime
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +9,7 @@ from sail_jax import config, sweep
 from sail_jax.config import Devices, Section, Teacher
 from sail_jax.errors import UserError
 from sail_jax.language import optimizer
+from sail_jax.language.data.variables import DAY, Day, Variables
 from sail_jax.language.optimizer import LanguageOptimizer
 from sail_jax.scalars import INT_MAX
 
@@ -97,33 +95,6 @@ class Sampling(Section):
         return self.temperature == 1 and self.top_k is None and self.top_p == 1
 
 
-DAY = datetime.date(2024, 7, 26)
-"""That templates are told where nobody says another: prompts do not depend on when they are made.
-It is the one that Llama 3.1's writes by itself."""
-
-
-def _day(value: Any) -> datetime.date:
-    """Pydantic reads any number as a time since 1970."""
-    with contextlib.suppress(ValueError):
-        if isinstance(value, str):
-            return datetime.date.fromisoformat(value)
-    if type(value) is not datetime.date:
-        raise ValueError('expected a day, 2024-07-26 for example')
-    return value
-
-
-def _variable(value: Any) -> bool | int | float | str:
-    """A template takes the text `false` for true."""
-    is_scalar = isinstance(value, bool | int | float | str)
-    if not is_scalar or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError('expected text, a number, true or false')
-    return {'true': True, 'false': False}.get(str(value).lower(), value)
-
-
-Day = Annotated[datetime.date, BeforeValidator(_day)]
-Variables = dict[str, Annotated[bool | int | float | str, BeforeValidator(_variable)]]
-
-
 class StartModel(Section):
     """The policy at the start, which is also the reference."""
 
@@ -176,8 +147,14 @@ class RewardSource(Section):
     source: Literal['none', 'positivity', 'model'] = 'none'
     """`positivity`: the sentiment of the response by a lexicon. `model`: the sequence
     classification checkpoint at `path`."""
-    path: Path | None = None
-    """A Hugging Face directory with one label, and with its own tokeniser and chat template."""
+    path: Path | Annotated[tuple[Path, ...], Field(min_length=1)] | None = None
+    """A Hugging Face directory with one label, and with its own tokeniser and chat template; or
+    several, an ensemble. A model that `workload: reward` trained with several heads is one too."""
+    aggregate: Literal['mean', 'minimum'] = 'mean'
+    """Of an ensemble: what of its rewards is the reward of a response."""
+    spread_penalty: float = Field(default=0.0, ge=0)
+    """Of an ensemble: so many times the standard deviation of its rewards is taken from their
+    mean."""
     chat_template_kwargs: Variables = Field(default_factory=dict)
     """Variables for the reward model's chat template."""
     max_tokens: int = Field(default=1024, ge=1)
@@ -190,6 +167,18 @@ class RewardSource(Section):
     missing_eos_penalty: float | None = Field(default=None, gt=0)
     """Subtracted in training from the reward of a response that was cut off before its end of
     sequence; in evaluations the reward is as it is."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Of all reward models."""
+        if self.path is None:
+            return ()
+        return self.path if isinstance(self.path, tuple) else (self.path,)
+
+    @property
+    def combines(self) -> bool:
+        """Whether something is asked for that only an ensemble has."""
+        return self.aggregate != 'mean' or self.spread_penalty > 0
 
 
 class ResponseEvaluation(Section):
@@ -320,6 +309,13 @@ def check(run: LanguageRun) -> None:
             'reference.ema: in bfloat16 a moving average stands still; use model.param_dtype: '
             'float32, model.train: lora, or reference.refresh_prompts alone'
         )
+    if reward.combines and reward.source != 'model':
+        raise UserError(
+            'reward.aggregate, reward.spread_penalty: of an ensemble of models; not used by '
+            f'reward.source: {reward.source}'
+        )
+    if reward.aggregate == 'minimum' and reward.spread_penalty > 0:
+        raise UserError('reward.spread_penalty: of the mean; not used by reward.aggregate: minimum')
     if run.labeller.discount < 1:
         raise UserError('labeller.discount: a response has one reward, at its end; use 1')
     if run.labeller.skip + run.labeller.equal > 0 and mixture.dpr < 1:

@@ -111,14 +111,14 @@ def make(
 
     def answer(policy: Policy, shared: Any, seed: jax.Array) -> Answers:
         number_N = np.arange(len(held_out), dtype=np.uint32)
-        drawn = _by_rows(partial(programs.generate, policy, shared, seed), rows, padded, number_N)
+        drawn = by_rows(partial(programs.generate, policy, shared, seed), rows, padded, number_N)
         texts = tokenizer.texts(drawn.tokens_BxKxR, drawn.lengths_BxK)
         return Answers(
             tokens=drawn.tokens_BxKxR,
             lengths=drawn.lengths_BxK,
             ended=drawn.ended_BxK,
             texts=texts,
-            rewards=rater.score and rater.score(prompts, texts),
+            **rater.rated(prompts, texts),
         )
 
     answer_of_start = _once(answer)
@@ -128,7 +128,7 @@ def make(
     ) -> dict[str, float]:
         def weigh(tokens_NxSxR: Any, lengths_NxS: Any) -> Weighed:
             weigh_rows = partial(programs.weigh, Policies(policy, start, shared))
-            return _by_rows(weigh_rows, rows, padded, tokens_NxSxR, lengths_NxS)
+            return by_rows(weigh_rows, rows, padded, tokens_NxSxR, lengths_NxS)
 
         ours, starts = answer(policy, shared, seed), answer_of_start(start, shared, seed)
         numbers = _lengths(ours) | _divergences(
@@ -163,7 +163,7 @@ def _once(answer: Callable[[Policy, Any, jax.Array], Answers]) -> Callable[..., 
     return answer_once
 
 
-def _by_rows(function: Callable, rows: int, *arrays):
+def by_rows(function: Callable, rows: int, *arrays):
     """`function` of all arrays, so many rows at a time, on the host of every process; one shape
     serves all."""
     count = len(jax.tree.leaves(arrays)[0])
@@ -208,6 +208,10 @@ def reward_numbers(ours: Answers, starts: Answers) -> dict[str, float]:
     n = len(ours.rewards)
     counted_NxS = _counted(ours.rewards, starts.rewards)
     mean_N = counted_NxS.mean(1)
+    spread = {}
+    if ours.spread is not None:
+        finite = ours.spread[np.isfinite(ours.spread)]
+        spread = {'reward_spread': finite.mean() if finite.size else np.nan}
     gain_N = (counted_NxS - _counted(starts.rewards, ours.rewards)).mean(1)
     return {
         'reward': mean_N.mean(),
@@ -215,6 +219,7 @@ def reward_numbers(ours: Answers, starts: Answers) -> dict[str, float]:
         'reward_gain': gain_N.mean(),
         'reward_gain_se': gain_N.std(ddof=1) / n**0.5,
         'not_finite': (~np.isfinite(ours.rewards)).sum(),
+        **spread,
     }
 
 

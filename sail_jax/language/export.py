@@ -8,28 +8,35 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from sail_jax import configfile, files, terminal
 from sail_jax.core import precision
 from sail_jax.core.types import Policy
 from sail_jax.errors import UserError
-from sail_jax.language.config import LanguageRun, Variables
+from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import template, tokens
 from sail_jax.language.data.rows import Message
 from sail_jax.language.data.tokens import Tokenizer
-from sail_jax.language.model import lora, sampler, weights
+from sail_jax.language.data.variables import Variables
+from sail_jax.language.model import companions, lora, sampler, weights
 from sail_jax.language.model import policy as language_policy
+from sail_jax.language.model.architecture import Architecture
 from sail_jax.language.model.policy import Decoders
 from sail_jax.language.model.sampler import Sampling
 from sail_jax.language.model.transformer import Decoder
-from sail_jax.language.sft.config import MODEL, SftRun
+from sail_jax.language.reward import reward_model
+from sail_jax.language.reward.reward_model import RewardModel
+from sail_jax.language.reward.stage.config import RewardRun
+from sail_jax.language.sft.config import SftRun, SupervisedModel
+from sail_jax.language.supervised.config import MODEL, SupervisedRun
 from sail_jax.training import checkpoint, devices, platform
 
 
 class OpenedModel(NamedTuple):
     """A run's newest or best model; neither data nor labeller are looked at."""
 
-    run: LanguageRun | SftRun
+    run: LanguageRun | SupervisedRun
     decoders: Decoders
     policy: Policy
     shared: Any
@@ -46,15 +53,26 @@ class OpenedModel(NamedTuple):
         return lora.merge(self.decoder) if self.decoders.adapted else self.decoder
 
 
-def open_run(run_dir: Path, run: LanguageRun | SftRun, best: bool = False) -> OpenedModel:
+def decoders_of(
+    run: LanguageRun | SupervisedRun,
+    mesh: Mesh | None = None,
+    architecture: Architecture | None = None,
+) -> Decoders:
+    """What makes the decoders of a run's policies; arguments and errors as of `policy.read`."""
+    if isinstance(run, SftRun):
+        architecture = architecture or run.model.architecture
+    model = partial(RewardModel, heads=run.model.heads) if isinstance(run, RewardRun) else Decoder
+    return language_policy.read(run.model, mesh, architecture, length=run.longest, model=model)
+
+
+def open_run(run_dir: Path, run: LanguageRun | SupervisedRun, best: bool = False) -> OpenedModel:
     """Reads a run's newest checkpoint, or its best.
 
     Raises:
       UserError: no readable checkpoint; the model that training started from is gone.
     """
     platform.require_usable()
-    new = run.model.architecture if isinstance(run, SftRun) else None
-    decoders = language_policy.read(run.model, architecture=new)
+    decoders = decoders_of(run)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     places = jax.tree.map(lambda _: device, decoders.abstract)
     abstract = checkpoint.abstract_like(decoders.abstract, places)
@@ -75,17 +93,22 @@ def export(opened: OpenedModel, out: Path, adapter: bool = False, dtype: str | N
       UserError: it exists; there is no adapter.
     """
     settings = opened.run.model
+    if adapter and isinstance(opened.run, RewardRun):
+        raise UserError('--adapter: a reward model has a score besides; export the whole model')
     if adapter and settings.train != 'lora':
         raise UserError('--adapter: the run trained all parameters (model.train: full)')
     if adapter:
         return lora.save(opened.decoder, opened.decoders.settings.lora, out, settings.path)
     kept = jnp.dtype(dtype) if dtype else None
     weights.save(opened.merged, out, source=settings.path, dtype=kept)
-    if settings.path is None:
-        assert settings.tokenizer is not None  # A new network has one.
-        weights.copy_tokenizer(settings.tokenizer, out)
+    if isinstance(settings, SupervisedModel) and settings.tokenizer is not None:
+        companions.copy(settings.tokenizer, out)
     _write_defaults(out, settings.chat_template_kwargs)
-    _name_end(out, tokens.load(out, **settings.template))
+    tokenizer = tokens.load(out, **settings.template)
+    if isinstance(opened.run, RewardRun):
+        _name_padding(out, tokenizer)
+    else:
+        _name_end(out, tokenizer)
     return out
 
 
@@ -97,6 +120,13 @@ def _write_defaults(out: Path, variables: Variables) -> None:
     if variables and source is not None:
         text = template.with_defaults(source, variables)
         files.write(out / template.FILE, text.encode())
+
+
+def _name_padding(out: Path, tokenizer: Tokenizer) -> None:
+    """`transformers` reads a reward at the last token that is no padding."""
+    config = files.read_json(out / 'config.json')
+    config['pad_token_id'] = reward_model.padding(out, tokenizer)
+    files.write_json(out / 'config.json', config)
 
 
 def _name_end(out: Path, tokenizer: Tokenizer) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sail_jax.errors import UserError
 from sail_jax.kind import Doing, Figure, Kind, Line, Saved, late
 from sail_jax.language.config import LanguageRun, check
-from sail_jax.language.sft.config import MODEL
+from sail_jax.language.supervised.config import MODEL
 
 if TYPE_CHECKING:
     from sail_jax.language.export import Respond
@@ -22,6 +22,7 @@ TABLE = (
         'responses has a reward that is a finite number',
         good='high',
     ),
+    Line('spread of the reward models', 'reward_spread', good='small'),
     Line('win rate against the start policy', 'win_rate', good='above 0.5'),
     Line('KL(policy || start) per response', 'response_kl_policy_to_ref', good='small'),
     Line('KL(start || policy) per response', 'response_kl_ref_to_policy', good='small'),

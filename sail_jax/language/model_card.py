@@ -7,6 +7,7 @@ import yaml
 
 from sail_jax import files, hub
 from sail_jax.language.export import OpenedModel
+from sail_jax.language.reward.stage.config import RewardRun
 from sail_jax.training.rows import MetricsRow, read_rows
 
 CARD = """\
@@ -35,12 +36,18 @@ CARD = """\
 {configuration}
 ```
 """
-HOW = {'language': 'aligned', 'sft': 'trained on the chosen responses of a data set'}
+HOW = {
+    'language': 'aligned',
+    'sft': 'trained on the chosen responses of a data set',
+    'reward': 'trained to tell chosen from rejected responses',
+}
+TAGS = {'language': 'sail-revkl', 'sft': 'sft', 'reward': 'reward-model'}
 USAGE = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained('{id}')
 tokenizer = AutoTokenizer.from_pretrained('{id}')"""
+CLASSIFIER = USAGE.replace('ForCausalLM', 'ForSequenceClassification')
 PEFT = """\
 from peft import AutoPeftModelForCausalLM
 
@@ -62,12 +69,14 @@ def text(opened: OpenedModel, run_dir: Path, id: str, adapter: bool = False) -> 
       UserError: a file of the run that cannot be read.
     """
     run, updates = opened.run, int(opened.policy.statistics)
+    scores = isinstance(run, RewardRun)
+    usage = CLASSIFIER if scores else PEFT if adapter else USAGE
     base, data = run.model.path, run.data
     source = 'A new network' if base is None else _link(base)
     metadata: dict[str, Any] = {
         'library_name': 'peft' if adapter else 'transformers',
-        'pipeline_tag': 'text-generation',
-        'tags': ['sail-jax', 'sft' if run.workload == 'sft' else 'sail-revkl'],
+        'pipeline_tag': 'text-classification' if scores else 'text-generation',
+        'tags': ['sail-jax', TAGS[run.workload]],
     }
     # The hub refuses what is no name of a repository.
     if base is not None and hub.is_address(base):
@@ -81,7 +90,7 @@ def text(opened: OpenedModel, run_dir: Path, id: str, adapter: bool = False) -> 
         how=HOW[run.workload],
         project=PROJECT,
         updates=updates,
-        usage=(PEFT if adapter else USAGE).format(id=id),
+        usage=usage.format(id=id),
         data=f'{_link(data.path, "dataset")}, split `{data.split}`, as `{data.format}`.',
         evaluation=_table(read_rows(run_dir / 'metrics.jsonl'), updates),
         configuration=files.read(run_dir / 'config.yaml', MAX_CONFIG).decode().strip(),

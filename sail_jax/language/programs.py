@@ -41,19 +41,25 @@ def programs(run: LanguageRun, chips: devices.Chips = None) -> Programs:
     moves = run.refresh_updates is not None
     decoders = policy.read(run.model, mesh, architecture, length=run.longest, reference_moves=moves)
     state = state_layout(run, decoders, mesh)
-    reward, reward_weights = _reward(run, mesh)
+    scoring = [_reward(run, path, mesh) for path in run.reward.paths]
     B, K = run.prompts_per_update, run.group_size
     pairs = B * K * (K - 1) // 2
     return Programs(
         programs=(
             *_update(run, decoders, state, mesh),
-            *reward,
+            *(program for program, _ in scoring),
             *_evaluate(run, decoders, state, mesh),
         ),
         mesh=mesh,
         resident={
             # The start policy stays, for evaluations.
-            'weights': (state.policy, state.policy, state.reference, state.shared, reward_weights),
+            'weights': (
+                state.policy,
+                state.policy,
+                state.reference,
+                state.shared,
+                *(x for _, x in scoring),
+            ),
             'optimizer': state.optimizer,
             'others': (),
         },
@@ -125,12 +131,10 @@ def _rows(run: LanguageRun, B: int) -> workload.PromptBatch:
     return workload.PromptBatch(prompts, pairs)
 
 
-def _reward(run: LanguageRun, mesh: Mesh) -> tuple[tuple[Program, ...], Any]:
-    """The reward model's program, and its weights; none where something else scores."""
+def _reward(run: LanguageRun, path: Path, mesh: Mesh) -> tuple[Program, Any]:
+    """A reward model's program, and its weights."""
     source = run.reward
-    if source.path is None:
-        return (), ()
-    architecture = published.architecture(source.path)
+    architecture = published.architecture(path)
     dtype = jnp.dtype(run.model.dtype)
 
     def build() -> RewardModel:
@@ -149,15 +153,16 @@ def _reward(run: LanguageRun, mesh: Mesh) -> tuple[tuple[Program, ...], Any]:
     size, tokens = min(source.batch_size, count), bucket(source.max_tokens)
     # Padded on the host, and put nowhere in particular.
     sequences = laid_out(prompts_of(size, tokens), devices.replicated(mesh))
+    number = f' {source.paths.index(path)}' if len(source.paths) > 1 else ''
     score = Program(
-        name='score',
+        name=f'score{number}',
         function=rewards,
         arguments=(weights, sequences),
         batch=sequences,
         per_update=-(-count // size),
         model_flops=forward_flops(architecture, size, tokens, 0, 0),
     )
-    return (score,), weights
+    return score, weights
 
 
 def _evaluate(

@@ -22,6 +22,8 @@ class Answers(NamedTuple):
     texts: list[list[str]]
     rewards: np.ndarray | None
     """[N, S]; None where nobody gives any."""
+    spread: np.ndarray | None = None
+    """[N, S]; of an ensemble of reward models."""
 
 
 def prompt_text(prompt: Prompt) -> str:

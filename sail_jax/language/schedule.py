@@ -12,11 +12,11 @@ from sail_jax.core import registry
 from sail_jax.core.trial import explain
 from sail_jax.errors import UserError
 from sail_jax.language.optimizer import LanguageOptimizer
-from sail_jax.language.sft.config import SftOptimizer
+from sail_jax.language.supervised.config import SupervisedOptimizer
 
 
 def step_size(
-    settings: LanguageOptimizer | SftOptimizer, updates: int
+    settings: LanguageOptimizer | SupervisedOptimizer, updates: int
 ) -> Callable[[jax.Array], jax.Array]:
     """The share of the learning rate that update `step` (from 0) has.
 

@@ -199,7 +199,8 @@ def make_dispatch(
             if run.reward.missing_eos_penalty is None:
                 return answers
             cut_off_bxK = ~ended(tokens_bxK, lengths_bxK, tokenizer.eos_ids)
-            return answers - np.float32(run.reward.missing_eos_penalty) * cut_off_bxK
+            penalty_bxK = np.float32(run.reward.missing_eos_penalty) * cut_off_bxK
+            return (answers.T - penalty_bxK.T).T  # From each member of an ensemble.
 
         return jax.tree.map(shares.gather, hosts.together(ask))
 
@@ -213,7 +214,9 @@ def make_dispatch(
             route = drawn.route
             asked_B = route.on_policy_B & affordable(run, ~route.policy_label_B, state)
             scores = score(examples, sampled, drawn, asked_B)
-            metrics = reward_metrics(scores, asked_B)
+            if isinstance(scores, np.ndarray):
+                scores, spread_BxK = rater.combined(scores)
+                metrics = reward_metrics(scores, spread_BxK, asked_B)
         size = reader.places(int(drawn.lengths_BxL.max()), run.max_response_tokens)
         state, learned = programs.learn(state, workload.trimmed(sampled, size), scores)
         with contextlib.suppress(UserError):  # The update that needs them says it.
@@ -248,13 +251,21 @@ def affordable(run: LanguageRun, asks_B: np.ndarray, state: State) -> np.ndarray
     return asks_B & (before_B < budget - int(state.labels))
 
 
-def reward_metrics(scores: Any, asked_B: np.ndarray) -> dict[str, Any]:
-    """Of the responses that were scored; a judge gives none."""
-    if not isinstance(scores, np.ndarray) or not asked_B.any():
+def reward_metrics(
+    rewards_BxK: np.ndarray, spread_BxK: np.ndarray | None, asked_B: np.ndarray
+) -> dict[str, Any]:
+    """Of the responses that were scored.
+
+    Args:
+      spread_BxK: of an ensemble.
+    """
+    if not asked_B.any():
         return {}
-    rewards = scores[asked_B]
-    finite = rewards[np.isfinite(rewards)]
-    return {
-        'reward': finite.mean()[None] if finite.size else np.full(1, np.nan),
-        'not_finite': np.asarray([rewards.size - finite.size]),
-    }
+    rewards = rewards_BxK[asked_B]
+    finite = np.isfinite(rewards)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return values[finite].mean()[None] if finite.any() else np.full(1, np.nan)
+
+    metrics = {'reward': mean(rewards), 'not_finite': np.asarray([(~finite).sum()])}
+    return metrics if spread_BxK is None else metrics | {'reward_spread': mean(spread_BxK[asked_B])}

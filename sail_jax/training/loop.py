@@ -15,6 +15,7 @@ from sail_jax.training import checkpoint, devices, hosts, setup, signals
 from sail_jax.training.budget import LabelBudget
 from sail_jax.training.callbacks import Listeners
 from sail_jax.training.opening import Opened
+from sail_jax.training.patience import Patience
 from sail_jax.training.progress import ProgressBar
 from sail_jax.training.recorder import Recorder
 from sail_jax.training.rows import MetricsRow, MetricsRows
@@ -69,6 +70,7 @@ class Loop:
         self.bar, self.saver, self.recorder, self._caught = instruments
         labels = np.ravel(opened.state.labels).tolist()
         self.budget = LabelBudget(job.task.max_labels, labels)
+        self._patience = Patience(job.task.patience, opened.patience)
         self._listeners = Listeners(job.callbacks, job.members.sweep)
         self._identity = setup.identity(job.members, job.task)
         self._evaluate = setup.evaluation(job.members, job.task)
@@ -84,7 +86,7 @@ class Loop:
         position = self.recorder.position(0, 0)
         rows = [[position | row] for row in self.before]
         self.recorder.write(rows)
-        worth = self._score(self.before)
+        worth = self._rate(self.before)
         self._show_evaluation(rows, worth)
         if hosts.any_process(bool(self._caught)):
             self._stop(worth)
@@ -99,14 +101,14 @@ class Loop:
         rows = [[row | numbers] for row, numbers in waited]
         self.newest = [member[-1] for member in rows]
         self.recorder.write(rows)
-        worth = self._score(self.after)
+        worth = self._rate(self.after)
         self.saver.rate(self.step, worth)
         self._waiting = []
         self._show_evaluation(rows, worth)
 
     def train(self) -> None:
-        """Updates to the end of the run: to its length, until the label budget is spent, or until a
-        callback says so.
+        """Updates to the end of the run: to its length, until the label budget is spent, until
+        evaluations get no better (`Task.patience`), or until a callback says so.
 
         Raises:
           UserError, TrainingFailed: the host's part of an update or evaluation failed, or a
@@ -130,6 +132,11 @@ class Loop:
             ended = due.end
         if self._listeners.ended_by is not None:
             self.job.say(f'{self._listeners.ended_by} ended the run at {self._here}')
+        if self._patience.ended and self.step < self.job.task.updates:
+            self.job.say(
+                f'evaluation.patience: {self.job.task.patience} evaluations in a row were no '
+                f'better than the best before them; the run ends at {self._here}'
+            )
 
     def evaluate(self) -> list[MetricsRow]:
         """Numbers of the policy as it is now, a row a member; waits for the device."""
@@ -179,7 +186,7 @@ class Loop:
         self.recorder.write(rows)
         if due.evaluation:
             self._show_evaluation(rows, worth)
-        end = due.end or self._listeners.ended
+        end = due.end or self._listeners.ended or self._patience.ended
         keep_best = self.job.run.checkpoints.keep_best
         if end or due.save or self.saver.is_among_best(worth, keep_best):
             self._save(worth, wait=end)
@@ -231,7 +238,7 @@ class Loop:
         for member, numbers in zip(rows, self.after, strict=True):
             member[-1] |= numbers
         self.newest = [member[-1] for member in rows]
-        return self._score(self.after)
+        return self._rate(self.after)
 
     def _write(self, rows: MetricsRows, waiting: bool) -> None:
         """Writes rows; where they wait for an evaluation, the last ones go into the checkpoint."""
@@ -239,8 +246,11 @@ class Loop:
             self._waiting = [member.pop() for member in rows]
         self.recorder.write(rows)
 
-    def _score(self, evaluation: list[MetricsRow]) -> float:
-        return score(self.job.members, self.job.task.best, evaluation)
+    def _rate(self, evaluation: list[MetricsRow]) -> float:
+        """What a new evaluation is worth."""
+        worth = score(self.job.members, self.job.task.best, evaluation)
+        self._patience.see(worth)
+        return worth
 
     def _save(self, worth: float = -math.inf, wait: bool = False) -> bool:
         """As of `Saver.save`."""
@@ -249,6 +259,7 @@ class Loop:
             'held': self._waiting,
             'wall_s': self.recorder.wall_s(),
             'read': self.job.digests,
+            'patience': self._patience.kept,
             **checkpoint.origin(self.job.run),
         }
         return self.saver.save(self.step, self.state, meta, worth, wait)
@@ -277,7 +288,8 @@ class Loop:
         raise type(error)(f'{error}; {where}') from error
 
     def _at_end(self) -> bool:
-        return self.step >= self.job.task.updates or self.budget.spent
+        spent = self.budget.spent or self._patience.ended
+        return self.step >= self.job.task.updates or spent
 
     def _due(self) -> Due:
         """What there is to do after the last dispatch."""

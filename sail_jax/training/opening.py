@@ -1,5 +1,6 @@
 """How a run begins, or goes on from where it was."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,8 @@ class Opened(NamedTuple):
     """Where a signal came before an evaluation that was due: its update's rows, one a member."""
     wall_s: float
     """Seconds of the processes that trained before."""
+    patience: Sequence[Any] = ()
+    """`Patience.kept` of a run that goes on."""
 
     @property
     def written(self) -> int | None:
@@ -114,4 +117,5 @@ def _restored(job: Job, start: Policy, shared: Any, saver: Saver) -> Opened:
         before=meta['before'],
         waiting=meta['held'],
         wall_s=meta['wall_s'],
+        patience=meta.get('patience', ()),
     )

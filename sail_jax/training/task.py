@@ -97,6 +97,8 @@ class Task(NamedTuple):
     """Metrics for the progress bar, with short titles."""
     best: tuple[str, ...]
     """What the best checkpoint is chosen by, as `checkpoints.metric`: the first that there is."""
+    patience: int | None = None
+    """After how many evaluations in a row that were no better, by the same number, a run ends."""
     batch_bytes: Callable[[], int] = int
     """What an update or an evaluation holds at the least, over all devices."""
     smaller: str = 'lower the size of a batch'

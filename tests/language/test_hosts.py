@@ -41,7 +41,8 @@ SFT = {
     'checkpoints': {'every_updates': 2},
     'logging': {'tensorboard': False},
 }
-CONFIGS = (*RUNS, 'sft')
+STAGES = ('sft', 'reward')
+CONFIGS = (*RUNS, *STAGES)
 
 
 @pytest.fixture(scope='module')
@@ -71,7 +72,11 @@ def directory(tmp_path_factory):
         (path / f'{name}.yaml').write_text(yaml.safe_dump(json.loads(run.model_dump_json())))
     model = {'path': str(path / 'model'), 'train': 'lora'}
     pairs = {'path': str(path / 'pairs.jsonl'), 'max_prompt_tokens': 32, 'max_response_tokens': 8}
-    (path / 'sft.yaml').write_text(yaml.safe_dump(SFT | {'model': model, 'data': pairs}))
+    for name in STAGES:
+        run = SFT | {'workload': name, 'model': model, 'data': pairs}
+        if name == 'reward':  # Which leaves its best model then.
+            run['evaluation'] = SFT['evaluation'] | {'patience': 9}
+        (path / f'{name}.yaml').write_text(yaml.safe_dump(run))
     return path
 
 
@@ -116,7 +121,7 @@ def test_two_processes_have_the_metrics_of_one(directory, one, config):
     ours = without_times(directory / f'{config}-two')
     close(ours, one(config))
     assert len(ours) == 6
-    if config == 'sft':
+    if config in STAGES:
         assert len({row['train/loss'] for row in ours[1:]}) == 5
         return
     assert len({row['train/preference'] for row in ours[1:]}) == 5
@@ -139,8 +144,11 @@ def test_what_two_processes_trained_is_exported_by_one(directory, one, config):
     assert ours.keys() == theirs.keys()
     for key, x in ours.items():
         np.testing.assert_allclose(x, theirs[key], atol=1e-4, err_msg=key)
-    if config == 'sft':  # What the run leaves itself.
-        left = load_file(directory / 'sft-two' / 'model' / 'model.safetensors')
+    if config == 'reward':
+        best = sail_jax.export(directory / 'reward-two', directory / 'reward-best', best=True)
+        theirs = load_file(best / 'model.safetensors')
+    if config in STAGES:  # What the run leaves itself.
+        left = load_file(directory / f'{config}-two' / 'model' / 'model.safetensors')
         tiny.assert_same_bits(left, theirs)
 
 

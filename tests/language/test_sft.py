@@ -18,9 +18,12 @@ from sail_jax.language.data.dataset import Example
 from sail_jax.language.data.rows import DataRow
 from sail_jax.language.model import policy, weights
 from sail_jax.language.quickstart import grammar
-from sail_jax.language.sft import learn
 from sail_jax.language.sft import task as sft_task
-from sail_jax.language.sft.config import MODEL, SftOptimizer, SftRun
+from sail_jax.language.sft.config import SftRun
+from sail_jax.language.sft.learn import collate, make_loss, nats
+from sail_jax.language.supervised import learn
+from sail_jax.language.supervised import task as supervised_task
+from sail_jax.language.supervised.config import MODEL, SupervisedOptimizer
 from sail_jax.training import metrics, trainer
 from tests.support import tiny
 from tests.support.disk import on_a_full_disk
@@ -90,7 +93,7 @@ def plain_nats(decoder, ids, first):
 def test_loss_is_that_of_each_row_alone(loss_on):
     decoder = tiny.decoder()
     rows = [example([5, 6, 7], [8, 0]), example([9], [0, 0, 4, 3, 2]), example([1, 2], [0])]
-    total, count = learn.nats(decoder, learn.collate(rows), loss_on)
+    total, count = nats(decoder, collate(rows), loss_on)
     first = [len(row.prompt) if loss_on == 'response' else 1 for row in rows]
     expected = [
         plain_nats(decoder, row.prompt + row.chosen, place)
@@ -100,17 +103,15 @@ def test_loss_is_that_of_each_row_alone(loss_on):
     np.testing.assert_allclose(total, sum(expected), rtol=1e-5)
 
 
-def test_accumulation_changes_nothing_but_the_memory(text):
+def test_accumulation_changes_nothing_but_the_memory():
     decoder = tiny.decoder()
     graphdef, params = nnx.split(decoder)
-    rows = learn.collate([example([3] * n, [4] * (6 - n)) for n in (1, 2, 3, 5)])
+    rows = collate([example([3] * n, [4] * (6 - n)) for n in (1, 2, 3, 5)])
+    loss = make_loss(lambda p, _: nnx.merge(graphdef, p.params), 'response')
     results = []
     for parts in (1, 2):
-        run = settings(text, optimizer={'accumulation': parts, 'learning_rate': 1e-2})
         state = learn.init(Policy(params, jnp.int32(0)), jnp.uint32(0), optax.sgd(0.1))
-        step = jax.jit(
-            learn.make_learn(lambda p, _: nnx.merge(graphdef, p.params), run, optax.sgd(1))
-        )
+        step = jax.jit(learn.make_learn(loss, parts, optax.sgd(1)))
         results.append(step(state, rows))
     (whole, numbers), (parted, in_parts) = results
     np.testing.assert_allclose(in_parts['loss'], numbers['loss'], rtol=1e-5)
@@ -118,20 +119,21 @@ def test_accumulation_changes_nothing_but_the_memory(text):
     jax.tree.map(close, parted.policy.params, whole.policy.params)
 
 
-def test_an_update_that_is_not_finite_is_skipped_and_counted(text):
+def test_an_update_that_is_not_finite_is_skipped_and_counted():
     graphdef, params = nnx.split(tiny.decoder())
     broken = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), params)
-    optimizer = learn.make_optimizer(SftOptimizer(), 4)
-    step = learn.make_learn(lambda p, _: nnx.merge(graphdef, p.params), settings(text), optimizer)
+    optimizer = learn.make_optimizer(SupervisedOptimizer(), 4)
+    loss = make_loss(lambda p, _: nnx.merge(graphdef, p.params), 'response')
+    step = learn.make_learn(loss, 1, optimizer)
     state = learn.init(Policy(broken, jnp.int32(0)), jnp.uint32(0), optimizer)
-    after, _ = jax.jit(step)(state, learn.collate([example([3], [4]), example([3], [5])] * 4))
+    after, _ = jax.jit(step)(state, collate([example([3], [4]), example([3], [5])] * 4))
     assert int(after.skipped) == int(after.skipped_in_a_row) == int(after.step) == 1
     jax.tree.map(np.testing.assert_array_equal, after.policy.params, broken)
 
 
 def test_matrices_decay_and_norms_do_not():
     params = nnx.state(tiny.decoder())
-    optimizer = learn.make_optimizer(SftOptimizer(learning_rate=0.1, weight_decay=0.5), 100)
+    optimizer = learn.make_optimizer(SupervisedOptimizer(learning_rate=0.1, weight_decay=0.5), 100)
     zero = jax.tree.map(np.zeros_like, params)
     moved, _ = jax.jit(lambda p: optimizer.update(zero, optimizer.init(p), p))(params)
     for path, change in nnx.to_flat_state(moved):
@@ -171,7 +173,9 @@ def test_learns_the_distribution_and_leaves_a_checkpoint(text, tmp_path):
 def test_a_model_that_a_full_disk_does_not_take_is_left_by_a_resume(text, tmp_path, monkeypatch):
     run, path = settings(text), tmp_path / 'run'
     with monkeypatch.context() as patch:
-        patch.setattr(sft_task.export, 'export', on_a_full_disk(sft_task.export.export, 1000))
+        patch.setattr(
+            supervised_task.export, 'export', on_a_full_disk(supervised_task.export.export, 1000)
+        )
         with pytest.raises(TrainingFailed, match=f'run/{MODEL}: cannot be written .*--resume'):
             runs.train(run, path, quiet=True)
     assert not (path / MODEL).exists()

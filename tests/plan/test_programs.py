@@ -19,6 +19,7 @@ from tests.support.paths import ROOT
 NAMES = {
     'language': ['draw', 'learn', 'score', 'evaluate', 'weigh'],
     'sft': ['learn', 'evaluate'],
+    'reward': ['learn', 'evaluate'],
     'control': ['update', 'evaluate'],
 }
 
@@ -67,6 +68,8 @@ def test_the_programs_trace(train, model, prompts):
             {'weights': 3 * 494_032_768 * 4 + 596_050_944 * 2, 'optimizer': 2 * 494_032_768 * 4},
         ),
         ('language/sft', {'weights': 2 * 494_032_768 * 4, 'optimizer': 2 * 494_032_768 * 4}),
+        # With a score of 896 numbers.
+        ('language/reward', {'weights': 2 * 494_033_664 * 4, 'optimizer': 2 * 494_033_664 * 4}),
     ],
 )
 def test_shipped_files_are_planned_without_model_and_data(file, kept):
@@ -91,7 +94,7 @@ def test_control_has_what_its_loop_has():
 
 def test_workloads_that_train_nothing_by_updates_have_no_plan():
     with_plan = workloads.names('plan')
-    assert with_plan.split(', ')[:4] == ['control', 'bandit', 'sft', 'language']
+    assert with_plan.split(', ')[:4] == ['control', 'bandit', 'sft', 'reward']
     assert 'language-quickstart' not in with_plan.split(', ')
     with pytest.raises(UserError, match='a landscape learns nothing'):
         bandit_programs.programs(runs.load(ROOT / 'configs' / 'bandit' / 'landscape.yaml'))

@@ -10,9 +10,10 @@ from sail_jax.config import Settings
 from sail_jax.control.config import ControlRun
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.quickstart.config import QuickstartRun
+from sail_jax.language.reward.stage.config import RewardRun
 from sail_jax.language.sft.config import SftRun
 
-MODELS = (ControlRun, LanguageRun, SftRun, QuickstartRun, Landscape, SampleComplexity)
+MODELS = (ControlRun, LanguageRun, SftRun, RewardRun, QuickstartRun, Landscape, SampleComplexity)
 
 
 class Setting(NamedTuple):

@@ -78,6 +78,27 @@ def has_pairs(data: Data) -> bool:
     return False
 
 
+def encode_comparison(data: Data, tokenizer: Tokenizer, row: DataRow) -> Example:
+    """Token ids of a checked row as a reward model reads it: `chosen` and `rejected` are whole
+    texts, prompt included, and `prompt` is empty.
+
+    Raises:
+      UserError: as of `encode`; the limit is that of a prompt and a response together.
+    """
+    whole, most = [], data.max_prompt_tokens + data.max_response_tokens
+    for name, text in (('chosen', row.chosen), ('rejected', row.rejected)):
+        assert text is not None  # See `rows.check`.
+        try:
+            ids = tokenizer.scored_ids(row.prompt, text)
+        except UserError as error:
+            raise UserError(f'{name}: {error}') from None
+        _check_length(f'{name}, with its prompt', ids, most)
+        whole.append(ids)
+    if whole[0] == whole[1]:
+        raise UserError('chosen and rejected are the same in tokens')
+    return Example(row, [], *whole)
+
+
 def encode(data: Data, tokenizer: Tokenizer, row: DataRow) -> Example:
     """Token ids of a checked row.
 
@@ -120,15 +141,13 @@ def prepare(data: Data, row_type: RowType, tokenizer: Tokenizer, cache: str | Pa
     """
     files = sources.find(data.path, data.split)
     directory = Path(cache) / _digest(data, row_type, tokenizer, files)
-    encode_row = functools.partial(encode, data, tokenizer)
-    form = rows.FORMATS[data.format]
+    compared = row_type == 'comparison'
+    encode_row = functools.partial(encode_comparison if compared else encode, data, tokenizer)
+    columns = rows.FORMATS[data.format].columns
+    columns = columns | {rows.MARGIN} if compared else columns
 
     def checked(raw: dict[str, Any]) -> DataRow:
-        try:
-            row = rows.check(form.convert(raw), row_type)
-        except rows.Missing as error:
-            names = ', '.join(map(str, raw)) or 'none'
-            raise UserError(f'{error}; the columns are {names:.200}') from None
+        row = _convert(data, row_type, raw)
         encode_row(row)
         return row
 
@@ -138,7 +157,7 @@ def prepare(data: Data, row_type: RowType, tokenizer: Tokenizer, cache: str | Pa
             file_format='array_record',
             files=files,
             checked=checked,
-            unread=functools.partial(rows.unread, columns=form.columns),
+            unread=functools.partial(rows.unread, columns=columns),
             skip=data.on_bad_row == 'skip',
         )
 
@@ -160,6 +179,16 @@ def prepare(data: Data, row_type: RowType, tokenizer: Tokenizer, cache: str | Pa
     )
     _warn(data.path, dataset, sources.missing_shards(files))
     return dataset
+
+
+def _convert(data: Data, row_type: RowType, raw: dict[str, Any]) -> DataRow:
+    """A file's row as `rows` has it, checked."""
+    try:
+        row = rows.check(rows.FORMATS[data.format].convert(raw), row_type)
+    except rows.Missing as error:
+        names = ', '.join(map(str, raw)) or 'none'
+        raise UserError(f'{error}; the columns are {names:.200}') from None
+    return row._replace(margin=rows.margin(raw)) if row_type == 'comparison' else row
 
 
 def _warn(path: str, dataset: Dataset, missing_shards: list[str]) -> None:
@@ -218,7 +247,7 @@ class PreferenceRecords(tfds.core.GeneratorBasedBuilder):
 
     name = 'preferences'  # Of the directory in the cache.
     # To be raised when the same files give other rows.
-    VERSION = tfds.core.Version('1.1.0')
+    VERSION = tfds.core.Version('1.2.0')
 
     def __init__(
         self,
@@ -242,6 +271,7 @@ class PreferenceRecords(tfds.core.GeneratorBasedBuilder):
                     'prompt': tfds.features.Sequence({'role': text, 'content': text}),
                     'chosen': text,
                     'rejected': text,
+                    'margin': np.float64,
                 }
             ),
             metadata=tfds.core.MetadataDict(),
@@ -289,6 +319,7 @@ def _to_stored(row: DataRow) -> dict[str, Any]:
         'prompt': [message._asdict() for message in prompt],
         'chosen': row.chosen or '',
         'rejected': row.rejected or '',
+        'margin': row.margin,
     }
 
 
@@ -302,6 +333,7 @@ def _from_stored(stored: dict[str, Any]) -> DataRow:
         prompt,
         chosen=stored['chosen'].decode() or None,
         rejected=stored['rejected'].decode() or None,
+        margin=float(stored['margin']),
     )
 
 

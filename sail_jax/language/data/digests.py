@@ -13,12 +13,13 @@ from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import sources, template, tokens
 from sail_jax.language.model import lora
 from sail_jax.language.sft.config import SftRun
+from sail_jax.language.supervised.config import SupervisedRun
 
 MODEL_FILES = ('tokenizer.json', 'chat_template.jinja', *tokens.COMPANIONS)
 ABSENT = ''
 
 
-def of_run(run: LanguageRun | SftRun) -> dict[str, str]:
+def of_run(run: LanguageRun | SupervisedRun) -> dict[str, str]:
     """Digests by the key of the configuration and the file.
 
     Raises:
@@ -32,9 +33,10 @@ def of_run(run: LanguageRun | SftRun) -> dict[str, str]:
             digests[f'model.adapter: {name}'] = files.digest(run.model.adapter / name)
     if isinstance(run, SftRun) and run.model.tokenizer is not None:
         digests |= of_model('model.tokenizer', run.model.tokenizer)
-    if isinstance(run, LanguageRun) and run.reward.source == 'model':
-        assert run.reward.path is not None  # See `language.config.check`.
-        digests |= of_model('reward.path', run.reward.path)
+    if isinstance(run, LanguageRun):
+        paths = run.reward.paths
+        for number, path in enumerate(paths):
+            digests |= of_model(f'reward.path[{number}]' if len(paths) > 1 else 'reward.path', path)
     digests['data.path'] = of_data(run.data.path, run.data.split)
     if held_out.path is not None or held_out.split is not None:
         path, split = held_out.path or run.data.path, held_out.split or 'test'

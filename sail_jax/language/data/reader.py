@@ -15,7 +15,7 @@ from sail_jax.language.data.dataset import Data, Dataset, Example
 from sail_jax.language.data.rows import RowType
 from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.model.sampler import bucket, pad_prompts
-from sail_jax.language.sft.config import SftRun
+from sail_jax.language.supervised.config import SupervisedRun
 from sail_jax.language.workload import Pairs, PromptBatch
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def cache_dir() -> Path:
 
 
 def prepare(
-    run: LanguageRun | SftRun,
+    run: LanguageRun | SupervisedRun,
     tokenizer: Tokenizer,
     cache: Path | None = None,
     row_type: RowType | None = None,

@@ -5,6 +5,7 @@ A converter is a pure function from a data set's own row, a mapping, to `DataRow
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeGuard
@@ -26,8 +27,9 @@ class Message(NamedTuple):
 Prompt = str | tuple[Message, ...]
 """Plain text, or a conversation that awaits the assistant's turn."""
 
-RowType = Literal['prompt', 'completion', 'preference']
-"""What is needed of a row: the prompt, the chosen response too, or both responses."""
+RowType = Literal['prompt', 'completion', 'preference', 'comparison']
+"""What is needed of a row: the prompt, the chosen response too, or both responses; of a comparison,
+these as a reward model reads them, and by how much the chosen one is better."""
 
 
 class DataRow(NamedTuple):
@@ -36,6 +38,8 @@ class DataRow(NamedTuple):
     prompt: Prompt
     chosen: str | None = None
     rejected: str | None = None
+    margin: float = 0.0
+    """By how much the chosen one's reward should be higher, where the data say it."""
 
 
 Raw = Mapping[str, Any]
@@ -154,6 +158,24 @@ FORMATS = {
     'pku-safe-rlhf-safer': Format(functools.partial(pku_safe_rlhf, label='safer'), _PKU),
 }
 """By the names of `data.format`."""
+
+
+MARGIN = 'margin'
+"""The column of `DataRow.margin`, as in TRL's data for reward models."""
+
+
+def margin(raw: Raw) -> float:
+    """What a row's `margin` says; 0 where it says nothing.
+
+    Raises:
+      UserError: it is no finite number.
+    """
+    value = raw.get(MARGIN)
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f'{MARGIN}: expected a number, got {value!r:.80}')
+    return float(value)
 
 
 def unread(raw: Raw, columns: frozenset[str]) -> set[str]:

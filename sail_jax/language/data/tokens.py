@@ -16,10 +16,10 @@ import numpy as np
 
 from sail_jax import files, hub
 from sail_jax.errors import UserError
-from sail_jax.language.config import DAY
 from sail_jax.language.data import sandbox, special, template
 from sail_jax.language.data.rows import Message, Prompt
 from sail_jax.language.data.sandbox import Definition
+from sail_jax.language.data.variables import DAY
 
 MAX_TOKENIZER = 2**28
 """Bytes of a tokenizer.json."""
@@ -118,6 +118,12 @@ class Tokenizer:
         if not ids:
             raise UserError('response: no tokens')
         return self._checked(ids, 'response')
+
+    def pad_id(self) -> int:
+        """The id to pad with: its own, or where it has none, the end of sequence."""
+        token = self.special.get('pad_token')
+        [own] = [None] if token is None else self._ask('ids_of', tokens=[token])
+        return self.eos_ids[0] if own is None or own >= self.vocab_size else own
 
     def text(self, ids: Sequence[int]) -> str:
         """For people and labellers; without special tokens and ends of sequence.

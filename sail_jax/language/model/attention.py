@@ -36,8 +36,13 @@ class Memory(NamedTuple):
 
 def prompt_positions(lengths_B: jax.Array, size: int) -> jax.Array:
     """0, 1, ... for the prompt's tokens, `NOWHERE` after them: [B, 1, size]."""
+    return lane_positions(lengths_B[:, None], size)
+
+
+def lane_positions(lengths_BxL: jax.Array, size: int) -> jax.Array:
+    """The same of L sequences that stand by themselves: [B, L, size]."""
     slots = jnp.arange(size)
-    return jnp.where(slots < lengths_B[:, None], slots, NOWHERE)[:, None]
+    return jnp.where(slots < lengths_BxL[..., None], slots, NOWHERE)
 
 
 def response_positions(lengths_B: jax.Array, lanes: int, size: int) -> jax.Array:

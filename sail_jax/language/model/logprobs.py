@@ -66,8 +66,13 @@ def predictions(decoder: Decoder, prompts: Prompts, responses_BxLxT: jax.Array) 
 
 def last_hidden(hidden_Bx1xPxD: jax.Array, lengths_B: jax.Array) -> jax.Array:
     """The hidden state of each prompt's last token, [B, D]."""
-    index = (lengths_B - 1)[:, None, None]
-    return jnp.take_along_axis(hidden_Bx1xPxD[:, 0], index, axis=1)[:, 0]
+    return last_of_lanes(hidden_Bx1xPxD, lengths_B[:, None])[:, 0]
+
+
+def last_of_lanes(hidden_BxLxTxD: jax.Array, lengths_BxL: jax.Array) -> jax.Array:
+    """The hidden state of each lane's last token, [B, L, D]."""
+    index = (lengths_BxL - 1)[..., None, None]
+    return jnp.take_along_axis(hidden_BxLxTxD, index, axis=2)[:, :, 0]
 
 
 def log_probs(predicted: Predictions, target: jax.Array, tokens: int | None = None) -> jax.Array:

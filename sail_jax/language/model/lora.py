@@ -3,7 +3,7 @@
 The reference is the model with the adapter off: both are bound to one copy of the frozen weights.
 
     adapted = lora.split(lora.add(decoder, settings, key))
-    policy = nnx.merge(adapted.on, adapted.adapter, adapted.frozen)
+    policy = nnx.merge(adapted.on, adapted.trained, adapted.frozen)
     reference = nnx.merge(adapted.off, adapted.frozen)
 """
 
@@ -56,15 +56,18 @@ INERT = {
 INITS = (True, False, None, 'gaussian', 'eva', 'orthogonal')
 
 
+TRAINED = nnx.Any(nnx.LoRAParam, nnx.PathContains('score'))
+"""What is trained of a model whose weights are frozen: its adapter, and a reward model's score."""
+
+
 class Adapted(NamedTuple):
     """A model with an adapter, taken apart."""
 
     on: nnx.GraphDef[Decoder]
-    """Merges with the adapter and the frozen weights: the policy."""
+    """Merges with what is trained and the frozen weights: the policy."""
     off: nnx.GraphDef[Decoder]
-    """Merges with the frozen weights alone: the reference."""
-    adapter: nnx.State
-    """What is trained."""
+    """Of a language model merges with the frozen weights alone: the reference."""
+    trained: nnx.State
     frozen: nnx.State
 
 
@@ -103,8 +106,8 @@ def off(decoder: Decoder) -> Decoder:
 
 def split(decoder: Decoder) -> Adapted:
     """Takes a model with an adapter apart, for training."""
-    on, adapter, frozen = nnx.split(decoder, nnx.LoRAParam, ...)
-    return Adapted(on=on, off=nnx.graphdef(off(decoder)), adapter=adapter, frozen=frozen)
+    on, trained, frozen = nnx.split(decoder, TRAINED, ...)
+    return Adapted(on=on, off=nnx.graphdef(off(decoder)), trained=trained, frozen=frozen)
 
 
 def drop(decoder: Decoder, key_B: jax.Array, rate: float) -> Decoder:

@@ -34,7 +34,9 @@ class Decoders(NamedTuple):
     abstract: Policy
     """Shapes and types of a policy."""
     abstract_shared: nnx.State | tuple = ()
-    """Shapes and types of `State.shared`: the weights under an adapter."""
+    """Shapes and types of `State.shared`: the weights that are not trained."""
+    model: Callable[..., Decoder] = Decoder
+    """The class of the model."""
 
     reference_adapted: bool = False
     """Whether the reference has an adapter too: it is refreshed, or training starts from one."""
@@ -44,9 +46,14 @@ class Decoders(NamedTuple):
         """Whether an adapter is trained."""
         return self.settings.train == 'lora'
 
+    @property
+    def shares(self) -> bool:
+        """Whether only a part is trained, and the rest is `shared`."""
+        return self.settings.train != 'full'
+
     def policy(self, policy: Policy, shared: Any) -> Decoder:
         """The model that is trained."""
-        base = (shared,) if self.adapted else ()
+        base = (shared,) if self.shares else ()
         return nnx.merge(self.on, policy.params, *base)
 
     def reference(self, reference: Policy, shared: Any) -> Decoder:
@@ -58,7 +65,7 @@ class Decoders(NamedTuple):
 
     def start(self, seed: int, sharding: ShardingOf | None = None) -> Policy:
         """Reads the checkpoint, but for what is `shared`; an adapter, or a network without a
-        checkpoint, is new, by the seed.
+        checkpoint, is new, by the seed; a score that the checkpoint does not have is 0.
 
         Raises:
           UserError: as of `weights.load`.
@@ -68,17 +75,22 @@ class Decoders(NamedTuple):
         if self.settings.path is None:
             new = lambda key: nnx.state(_build(self.settings, self.architecture, key))
             return Policy(self._new(new, seed, sharding), updates)
-        if not self.adapted:
+        if not self.shares:
             return Policy(nnx.state(self._load(sharding)), updates)
-
         if self.settings.adapter is not None:
-            return Policy(self._load_adapter(self.settings.adapter, sharding), updates)
+            model, _ = lora.load(self._abstract(), self.settings.adapter)
+            layout = self._layout(sharding)
+            read = _trained(model, self._score())
+            return Policy(read if layout is None else hosts.place(read, layout), updates)
+        score = self._score()
 
-        def adapter(key: jax.Array) -> nnx.State:
-            base = nnx.merge(self.off, self.abstract_shared)
-            return lora.split(lora.add(base, self.settings.lora, key)).adapter
+        def new_part(key: jax.Array) -> nnx.State:
+            model = self._abstract()
+            if self.adapted:
+                model = lora.add(model, self.settings.lora, key)
+            return _trained(model, score)
 
-        return Policy(self._new(adapter, seed, sharding), updates)
+        return Policy(self._new(new_part, seed, sharding), updates)
 
     def shared(self, sharding: ShardingOf | None = None) -> nnx.State | tuple:
         """Reads what policy and reference share, see `State.shared`.
@@ -86,23 +98,19 @@ class Decoders(NamedTuple):
         Raises:
           UserError: as of `weights.load`.
         """
-        return nnx.state(self._load(sharding)) if self.adapted else ()
+        return nnx.state(self._load(sharding), nnx.Not(lora.TRAINED)) if self.shares else ()
 
     def _load(self, sharding: ShardingOf | None) -> Decoder:
         s = self.settings
         return weights.load(
             s.path,
+            self.model,
+            score=self._score(),
             dtype=jnp.dtype(s.dtype),
             param_dtype=jnp.dtype(s.param_dtype),
             remat=s.remat,
             sharding=sharding,
         )
-
-    def _load_adapter(self, path: Path, sharding: ShardingOf | None) -> nnx.State:
-        base = nnx.merge(self.off, self.abstract_shared)
-        read = lora.split(lora.load(base, path)[0]).adapter
-        layout = self._layout(sharding)
-        return read if layout is None else hosts.place(read, layout)
 
     def _layout(self, sharding: ShardingOf | None) -> nnx.State | None:
         """Where parameters lie."""
@@ -110,6 +118,15 @@ class Decoders(NamedTuple):
         return sharding and nnx.from_flat_state(
             [(keys, sharding('.'.join(map(str, keys)), x.shape)) for keys, x in flat]
         )
+
+    def _abstract(self) -> Decoder:
+        """The whole model, of shapes and types."""
+        return nnx.merge(self.on, self.abstract.params, self.abstract_shared)
+
+    def _score(self) -> np.ndarray | None:
+        """What the score of a reward model begins as; None of a model without."""
+        score = dict(nnx.to_flat_state(self.abstract.params)).get(('score', 'kernel'))
+        return None if score is None else weights.read_score(self.settings.path, score.shape)
 
     def _new(
         self,
@@ -124,10 +141,21 @@ class Decoders(NamedTuple):
         return make(np.uint32(seed))
 
 
+def _trained(model: Any, score: np.ndarray | None) -> nnx.State:
+    """What is trained of a model whose weights are frozen, with this score."""
+    if score is not None:
+        model.score.kernel = nnx.Param(jnp.asarray(score))
+    return nnx.state(model, lora.TRAINED)
+
+
 def _build(
-    settings: StartModel, architecture: Architecture, key: jax.Array, mesh: Mesh | None = None
+    settings: StartModel,
+    architecture: Architecture,
+    key: jax.Array,
+    mesh: Mesh | None = None,
+    model: Callable[..., Decoder] = Decoder,
 ) -> Decoder:
-    return Decoder(
+    return model(
         architecture,
         rngs=nnx.Rngs(key),
         dtype=jnp.dtype(settings.dtype),
@@ -159,6 +187,7 @@ def read(
     architecture: Architecture | None = None,
     reference_moves: bool = False,
     length: int | None = None,
+    model: Callable[..., Decoder] = Decoder,
 ) -> Decoders:
     """Reads a checkpoint's `config.json`, and none of its weights.
 
@@ -167,6 +196,7 @@ def read(
       architecture: of a new network, which has no checkpoint.
       reference_moves: whether the reference is refreshed.
       length: see `Decoder`.
+      model: a class of decoders, as `weights.load` takes it.
 
     Raises:
       UserError: as of `architecture.read`; an adapter that does not fit its settings.
@@ -175,8 +205,8 @@ def read(
     settings = _with_adapter(settings)
 
     def build() -> Decoder:
-        decoder = _build(settings, architecture, jax.random.key(0), mesh).of_length(length)
-        if settings.train == 'full':
+        decoder = _build(settings, architecture, jax.random.key(0), mesh, model).of_length(length)
+        if settings.train != 'lora':
             return decoder
         return lora.add(decoder, settings.lora, jax.random.key(0))
 
@@ -184,14 +214,16 @@ def read(
     updates = jax.ShapeDtypeStruct((), jnp.int32)
     if settings.train == 'full':
         on, params = nnx.split(decoder)
-        return Decoders(settings, architecture, on=on, off=on, abstract=Policy(params, updates))
+        abstract = Policy(params, updates)
+        return Decoders(settings, architecture, on=on, off=on, abstract=abstract, model=model)
     adapted = lora.split(decoder)
     return Decoders(
         settings,
         architecture,
         on=adapted.on,
         off=adapted.off,
-        abstract=Policy(adapted.adapter, updates),
+        abstract=Policy(adapted.trained, updates),
         abstract_shared=adapted.frozen,
         reference_adapted=reference_moves or settings.adapter is not None,
+        model=model,
     )

@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from sail_jax.language.model import fused, sharding
 from sail_jax.language.model.architecture import Architecture
 from sail_jax.language.model.attention import Memory, Scoring, as_prefix, attend
+from sail_jax.language.model.families import FAMILIES
 from sail_jax.language.model.layers import Block, Linear, Make, parts_of, unchanged
 from sail_jax.language.model.rotary import Rotary, Rotation
 from sail_jax.training import devices
@@ -148,6 +149,10 @@ class Decoder(nnx.Module):
         # Programs are compiled anew for each length; most networks have none.
         decoder.length = length if self.architecture.rope.depends_on(length) else None
         return decoder
+
+    def own_keys(self) -> dict[str, Any]:
+        """What of a `config.json` says which class of models this is."""
+        return {'architectures': [FAMILIES[self.architecture.family].model_class]}
 
     def head(self) -> Head:
         """From hidden states to logits, in the compute type."""

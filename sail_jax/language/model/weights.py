@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 
 from sail_jax import files, hub
 from sail_jax.errors import UserError
-from sail_jax.language.data.tokens import MAX_TOKENIZER
 from sail_jax.language.model import architecture as architectures
+from sail_jax.language.model import companions
 from sail_jax.language.model.families import FAMILIES
 from sail_jax.language.model.tensors import DTYPES, Source, check_tensors, open_safetensors
 from sail_jax.language.model.transformer import Decoder
@@ -29,16 +29,6 @@ from sail_jax.terminal import shown
 from sail_jax.training import hosts
 
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
-MAX_COMPANIONS = 2**30
-"""Bytes that are copied beside configuration and weights."""
-# Files that speak of other weights than an export's.
-FOREIGN_COMPANIONS = (
-    'adapter_config.json',
-    'quantize_config.json',
-    'quant_config.json',
-    'quantization_config.json',
-    'hf_quant_config.json',
-)
 WEIGHTS: dict[str, str] = dict.fromkeys(('kernel', 'scale', 'embedding'), 'weight')
 """Parameters of another name than their tensors."""
 HEAD, SCORE = 'lm_head.weight', 'score.weight'
@@ -85,8 +75,9 @@ def places(decoder: Decoder) -> dict[str, Place]:
 # parameters: those of `Decoder`, and where its arrays come from and go.
 def load(
     path: str | Path,
-    model: type[DecoderT] = Decoder,
+    model: Callable[..., DecoderT] = Decoder,
     *,
+    score: np.ndarray | None = None,
     dtype: jnp.dtype = jnp.float32,
     param_dtype: jnp.dtype | None = None,
     remat: bool = False,
@@ -101,6 +92,7 @@ def load(
     Args:
       path: the directory, or a model on the hub.
       model: what is in it; see `reward_model.RewardModel`.
+      score: a reward model's [D, heads], as of `read_score`; None needs the file's.
       dtype: of activations.
       param_dtype: of parameters; None keeps the file's.
       remat: see `Decoder`.
@@ -121,18 +113,42 @@ def load(
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         sharding = lambda name, shape: device
     with ExitStack() as stack:
-        sources = _matched(decoder, _open(path, stack), path)
+        sources = _matched(decoder, _open(path, stack), path, score is not None)
         of_parameter: dict[str, list[Source]] = {}
         for name, place in places(decoder).items():
-            of_parameter.setdefault(place.parameter, []).append(sources[name])
+            if name in sources:
+                of_parameter.setdefault(place.parameter, []).append(sources[name])
         flat = []
         for keys, variable in nnx.to_flat_state(nnx.state(decoder, nnx.Param)):
             name = '.'.join(map(str, keys))
             where = sharding(name, variable.shape)
-            value = _read(name, variable.shape, of_parameter[name], param_dtype, where)
+            if name in of_parameter:
+                value = _read(name, variable.shape, of_parameter[name], param_dtype, where)
+            else:
+                assert score is not None  # Nothing else may be missing.
+                value = jax.make_array_from_callback(score.shape, where, score.__getitem__)
             flat.append((keys, variable.replace(value)))
     nnx.update(decoder, nnx.from_flat_state(flat))
     return decoder
+
+
+def read_score(path: str | Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The matrix with which a sequence classifier scores, float32; zeros of a language model.
+
+    Args:
+      path: the checkpoint's directory.
+      shape: [D, heads].
+
+    Raises:
+      UserError: as of `load`.
+    """
+    with ExitStack() as stack:
+        path = hub.local(path, hub.MODEL)
+        source = _open(path, stack).get(SCORE)
+        if source is None:
+            return np.zeros(shape, np.float32)
+        check_tensors({SCORE: shape[::-1]}, {SCORE: source}, path)
+        return np.asarray(source.view[:], np.float32).T
 
 
 def save(
@@ -155,7 +171,7 @@ def save(
       shard_bytes: the largest file; the host holds one file's tensors at a time.
 
     Raises:
-      UserError: `path` exists or cannot be made; as of `copy_tokenizer`.
+      UserError: `path` exists or cannot be made; as of `companions.copy`.
     """
     path = Path(path)
     if nnx.to_flat_state(nnx.state(decoder, nnx.LoRAParam)):
@@ -183,7 +199,9 @@ def _save(
     """Fills a directory; arguments as of `save`."""
     config = _copy_companions(decoder, source, to)
     values = parameters(decoder)
-    kept = jnp.result_type(*values.values()) if dtype is None else jnp.dtype(dtype)
+    # A score is float32 beside weights of any type.
+    types = [value for name, value in values.items() if name != 'score.kernel']
+    kept = jnp.result_type(*types) if dtype is None else jnp.dtype(dtype)
     for key in {'torch_dtype', 'dtype'} & config.keys() or {'dtype'}:
         config[key] = kept.name
     files.write_json(to / 'config.json', config)
@@ -235,8 +253,13 @@ def _open(path: Path, stack: ExitStack) -> dict[str, Source]:
     return sources
 
 
-def _matched(decoder: Decoder, sources: dict[str, Source], path: Path) -> dict[str, Source]:
+def _matched(
+    decoder: Decoder, sources: dict[str, Source], path: Path, scored: bool
+) -> dict[str, Source]:
     """The tensors by the names that `places` has, without what is superfluous by design.
+
+    Args:
+      scored: whether a reward model has its score from elsewhere.
 
     Raises:
       UserError: they do not fit.
@@ -263,12 +286,15 @@ def _matched(decoder: Decoder, sources: dict[str, Source], path: Path) -> dict[s
             'out, too); set it to true if the embedding is the output matrix as well'
         )
     if SCORE in expected and HEAD in sources:
-        if SCORE not in sources:
+        if SCORE not in sources and not scored:
             raise UserError(
                 f'{path}: a language model, not a reward model: it has {HEAD} and no {SCORE} (in '
                 'transformers, AutoModelForSequenceClassification with num_labels=1)'
             )
         del sources[HEAD]  # Of the language model that it was made from; its function has none.
+    if scored:
+        del expected[SCORE]
+        sources.pop(SCORE, None)
     if decoder.architecture.tied and HEAD in sources and embedding in sources:
         _require_same_head(sources[embedding], sources.pop(HEAD), embedding)
     shapes = {name: place.shape(values[place.parameter].shape) for name, place in expected.items()}
@@ -347,41 +373,13 @@ def _copy_companions(decoder: Decoder, source: str | Path | None, to: Path) -> d
     """Copies tokeniser and chat template; returns the configuration to write, without what is not
     true of the export: the place of the model's own code, and a base model's class."""
     if source is None:
-        return architectures.to_hf(decoder.architecture)
+        return architectures.to_hf(decoder.architecture) | decoder.own_keys()
     source = hub.local(source, hub.CONFIG)
-    if architectures.read(source) != decoder.architecture:
+    read = architectures.read(source)
+    if read.model_copy(update={'tied': decoder.architecture.tied}) != decoder.architecture:
         raise ValueError(f'the model is not of the architecture of {source}')
-    copy_tokenizer(source, to)
+    companions.copy(source, to)
     config = files.read_json(source / 'config.json')
     for key in ('auto_map', 'quantization_config', 'compression_config'):
         config.pop(key, None)
-    if type(decoder) is Decoder:
-        config['architectures'] = architectures.to_hf(decoder.architecture)['architectures']
-    return config
-
-
-def copy_tokenizer(source: Path, to: Path) -> None:
-    """Copies the files that lie in a checkpoint beside its configuration and weights. A tokeniser's
-    `auto_map`, which names code that is not copied, is left out.
-
-    Raises:
-      UserError: they are absurdly large, or cannot be read.
-    """
-    companions = [file for file in sorted(source.iterdir()) if _is_companion(file)]
-    if (size := sum(file.stat().st_size for file in companions)) > MAX_COMPANIONS:
-        raise UserError(
-            f'{source}: {size} bytes in files beside the weights ({companions[0].name}, ...); '
-            f'at most {MAX_COMPANIONS}'
-        )
-    for file in companions:
-        (to / file.name).write_bytes(files.read(file, MAX_TOKENIZER))
-    config = to / 'tokenizer_config.json'
-    if config.exists() and 'auto_map' in (data := files.read_json(config)):
-        del data['auto_map']
-        files.write_json(config, data)
-
-
-def _is_companion(file: Path) -> bool:
-    apart = file.name in ('config.json', *FOREIGN_COMPANIONS) or file.name.endswith('.index.json')
-    is_text = file.suffix in ('.json', '.jinja', '.model', '.txt')
-    return is_text and not apart and file.is_file()  # Neither devices nor pipes, by link or itself.
+    return config | decoder.own_keys()

@@ -23,7 +23,8 @@ from sail_jax.language.quickstart.config import (
 )
 from sail_jax.language.quickstart.frontier import Point
 from sail_jax.language.sft import task as sft_task
-from sail_jax.language.sft.config import MODEL
+from sail_jax.language.supervised import task as supervised_task
+from sail_jax.language.supervised.config import MODEL
 from sail_jax.training import rundir, trainer
 from sail_jax.training.result import Result
 
@@ -91,7 +92,7 @@ def run(
 def _train(run: QuickstartRun, run_dir: Path, quiet: bool) -> Result:
     """All stages, from where they are; gives back the supervised one's result."""
     directory, settings = run_dir / SFT, supervised(run, run_dir)
-    leave_model = partial(sft_task.leave_model, settings, directory)
+    leave_model = partial(supervised_task.leave_model, settings, directory)
     task, begun = sft_task.make(settings), _begun(directory)
     first: Any = trainer.train(settings, task, directory, begun, quiet, leave_model)
     for name, title in METHODS.items():

@@ -16,7 +16,8 @@ from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import tokens
 from sail_jax.language.data.rows import Prompt
 from sail_jax.language.model import sharding
-from sail_jax.language.reward import reward_model, rewards
+from sail_jax.language.reward import ensemble, reward_model, rewards
+from sail_jax.language.reward.ensemble import Combined
 from sail_jax.language.reward.protocols import Judge, Reward
 from sail_jax.training import devices, hosts
 from sail_jax.training.shares import evenly
@@ -30,9 +31,24 @@ class Rater(NamedTuple):
     """Asks a reward or a judge; neither, where the labels come from the data and the policy."""
 
     score: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], np.ndarray] | None = None
-    """`(prompts, groups of responses) -> rewards [B, K]`."""
+    """`(prompts, groups of responses) -> rewards [B, K]`, of an ensemble [B, K, members]."""
     compare: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Preferences] | None = None
     """`(prompts, groups of responses) -> preferences`."""
+    members: int = 1
+    """Of the ensemble that `score` is."""
+    combine: Callable[[np.ndarray], Combined] | None = None
+    """Of an ensemble, makes one reward of its members'."""
+
+    def combined(self, rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """One reward of each response; and, of an ensemble, the spread of its members'."""
+        return (rewards, None) if self.combine is None else self.combine(rewards)
+
+    def rated(
+        self, prompts: Sequence[Prompt], groups: Sequence[Sequence[str]]
+    ) -> dict[str, np.ndarray | None]:
+        """The `rewards` and their `spread`, as of `combined`; None where nobody gives any."""
+        scores = (None, None) if self.score is None else self.combined(self.score(prompts, groups))
+        return dict(zip(('rewards', 'spread'), scores, strict=True))
 
 
 def make(
@@ -61,32 +77,51 @@ def make(
             f'reward.source: {source.source}, and a reward from Python; leave reward.source out'
         )
     limits = {'batch_size': source.batch_size, 'timeout_s': source.timeout_s}
+    # One may be an object that is empty, and so false.
+    compare = None if judge is None else partial(rewards.compare, judge, **limits)
     match source.source:
         case 'positivity':
             from sail_jax.language.reward import sentiment
 
             reward = sentiment.positivity
         case 'model':
-            assert source.path is not None  # See `language.config.check`.
-            mesh = devices.local_part(mesh)
-            model = reward_model.load(
-                source.path,
-                dtype=run.model.dtype,
-                sharding=sharding.of_parameter(mesh),
-                mesh=mesh,
+            of_models, members = _of_models(run, devices.local_part(mesh))
+            return Rater(
+                score=partial(rewards.score, of_models, members=members, **limits),
+                compare=compare,
+                members=members,
+                combine=partial(ensemble.combine, source=source) if members > 1 else None,
             )
-            tokenizer = tokens.load(
-                source.path,
-                variables=source.chat_template_kwargs,
-                date=run.model.chat_template_date,
-            )
-            padding = reward_model.pad_id(source.path)
-            reward = reward_model.from_model(model, tokenizer, source.max_tokens, pad_id=padding)
-    return Rater(
-        # One may be an object that is empty, and so false.
-        score=None if reward is None else partial(rewards.score, reward, **limits),
-        compare=None if judge is None else partial(rewards.compare, judge, **limits),
-    )
+    score = None if reward is None else partial(rewards.score, reward, **limits)
+    return Rater(score=score, compare=compare)
+
+
+def _of_models(run: LanguageRun, mesh: Mesh) -> tuple[Callable[..., np.ndarray], int]:
+    """The function of a run's reward models, and how many rewards it gives.
+
+    Raises:
+      UserError: one cannot be read; something is asked for that only an ensemble has.
+    """
+    source, functions, members = run.reward, [], 0
+    for path in source.paths:
+        model = reward_model.load(
+            path, dtype=run.model.dtype, sharding=sharding.of_parameter(mesh), mesh=mesh
+        )
+        tokenizer = tokens.load(
+            path, variables=source.chat_template_kwargs, date=run.model.chat_template_date
+        )
+        padding = reward_model.pad_id(path)
+        function = reward_model.from_model(model, tokenizer, source.max_tokens, pad_id=padding)
+        functions.append(function)
+        members += model.heads
+    if members > 1:
+        return ensemble.together(functions), members
+    if source.combines:
+        raise UserError(
+            'reward.aggregate, reward.spread_penalty: of an ensemble; reward.path is one model '
+            'with one head'
+        )
+    return functions[0], members
 
 
 def _check_function(name: str, function: Any) -> None:
@@ -147,7 +182,8 @@ def scores(
     asked_B: np.ndarray,
     group_size: int,
 ) -> np.ndarray | Preferences:
-    """Rewards [B, K] or a judge's preferences of the rows that are asked; zeros elsewhere.
+    """Rewards [B, K], of an ensemble [B, K, members], or a judge's preferences of the rows that are
+    asked; zeros elsewhere.
 
     Raises:
       UserError, TrainingFailed: as of `rewards.score`.
@@ -164,10 +200,11 @@ def scores(
     if rater.compare is not None:
         prob, weight = rater.compare(asked_prompts, asked_groups)[:2] if len(rows) else (0, 0)
         return Preferences(prob_BxKxK=spread(prob, B, K, K), weight_BxKxK=spread(weight, B, K, K))
+    shape = (B, K) if rater.members == 1 else (B, K, rater.members)
     if not len(rows):
-        return spread(0, B, K)
+        return spread(0, *shape)
     assert rater.score is not None  # See `check`.
-    return spread(rater.score(asked_prompts, asked_groups), B, K)
+    return spread(rater.score(asked_prompts, asked_groups), *shape)
 
 
 def divided(rater: Rater) -> Rater:
@@ -185,8 +222,7 @@ def divided(rater: Rater) -> Rater:
         answers = hosts.together(lambda: scores(one, asked_prompts, asked_groups, everyone, K))
         return jax.tree.map(shares.gather, answers)
 
-    score, compare = rater
-    return Rater(
-        score=None if score is None else partial(ask, Rater(score=score)),
-        compare=None if compare is None else partial(ask, Rater(compare=compare)),
+    return rater._replace(
+        score=rater.score and partial(ask, rater._replace(compare=None)),
+        compare=rater.compare and partial(ask, Rater(compare=rater.compare)),
     )

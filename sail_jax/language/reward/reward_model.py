@@ -15,11 +15,12 @@ from sail_jax.core import precision
 from sail_jax.errors import UserError
 from sail_jax.language.data.rows import Message, Prompt
 from sail_jax.language.data.tokens import Tokenizer
+from sail_jax.language.model import architecture as architectures
 from sail_jax.language.model import weights
 from sail_jax.language.model.architecture import Architecture
-from sail_jax.language.model.attention import prompt_positions
+from sail_jax.language.model.attention import lane_positions
 from sail_jax.language.model.layers import Linear
-from sail_jax.language.model.logprobs import Prompts, last_hidden
+from sail_jax.language.model.logprobs import Prompts, last_of_lanes
 from sail_jax.language.model.sampler import pad_prompts
 from sail_jax.language.model.transformer import Decoder
 from sail_jax.language.reward.protocols import Reward, TrlPrompt
@@ -28,23 +29,40 @@ log = logging.getLogger(__name__)
 
 
 class RewardModel(Decoder):
-    """A sequence classifier with one label, as `AutoModelForSequenceClassification` has it: the
-    last token's hidden state times `score`."""
+    """A sequence classifier, as `AutoModelForSequenceClassification` has it: the last token's
+    hidden state times `score`, whose labels are heads of an ensemble. `score` is float32."""
 
-    def __init__(self, architecture: Architecture, *, rngs: nnx.Rngs, **kwargs: Any):
+    def __init__(
+        self, architecture: Architecture, *, rngs: nnx.Rngs, heads: int = 1, **kwargs: Any
+    ):
         # It predicts no tokens, so there is no output matrix.
         tied = architecture.model_copy(update={'tied': True})
         super().__init__(tied, rngs=rngs, **kwargs)
-        types = {'dtype': self.dtype, 'param_dtype': self.embed_tokens.param_dtype}
-        self.score = Linear(architecture.hidden_size, 1, use_bias=False, rngs=rngs, **types)
+        self.heads = heads
+        size = architecture.hidden_size
+        self.score = Linear(size, heads, use_bias=False, rngs=rngs, dtype=self.dtype)
+
+    def own_keys(self) -> dict[str, Any]:
+        """As of `Decoder`; the labels are named, so that who reads them knows what they are."""
+        labels = [f'reward_{head}' for head in range(self.heads)]
+        [name] = super().own_keys()['architectures']
+        return {
+            'architectures': [name.replace('ForCausalLM', 'ForSequenceClassification')],
+            'id2label': {str(head): label for head, label in enumerate(labels)},
+            'label2id': {label: head for head, label in enumerate(labels)},
+        }
 
     def rewards(self, sequences: Prompts) -> jax.Array:
-        """Of whole sequences, float32 [B]; pure."""
-        positions = prompt_positions(sequences.lengths_B, sequences.tokens_BxP.shape[1])
-        hidden, _ = self(sequences.tokens_BxP[:, None], positions)
-        last_BxD = last_hidden(hidden, sequences.lengths_B)
-        kernel = self.score.kernel[...].astype(last_BxD.dtype)
-        return jnp.matmul(last_BxD, kernel, preferred_element_type=jnp.float32)[:, 0]
+        """Of whole sequences, float32 [B, heads]; pure."""
+        tokens_BxLxT, lengths_BxL = sequences.tokens_BxP[:, None], sequences.lengths_B[:, None]
+        return self.rewards_of_lanes(tokens_BxLxT, lengths_BxL)[:, 0]
+
+    def rewards_of_lanes(self, tokens_BxLxT: jax.Array, lengths_BxL: jax.Array) -> jax.Array:
+        """Of L whole sequences a row, float32 [B, L, heads]; pure."""
+        hidden, _ = self(tokens_BxLxT, lane_positions(lengths_BxL, tokens_BxLxT.shape[-1]))
+        last_BxLxD = last_of_lanes(hidden, lengths_BxL)
+        kernel = self.score.kernel[...].astype(last_BxLxD.dtype)
+        return jnp.matmul(last_BxLxD, kernel, preferred_element_type=jnp.float32)
 
 
 def load(path: str | Path, **kwargs: Any) -> RewardModel:
@@ -55,9 +73,24 @@ def load(path: str | Path, **kwargs: Any) -> RewardModel:
       **kwargs: of `weights.load`.
 
     Raises:
-      UserError: as of `weights.load`; also if it has more than one label.
+      UserError: as of `weights.load`; also if it has several labels that are no heads of ours.
     """
-    return weights.load(path, RewardModel, **kwargs)
+    return weights.load(path, functools.partial(RewardModel, heads=heads_of(path)), **kwargs)
+
+
+def heads_of(path: str | Path) -> int:
+    """How many rewards a checkpoint gives: several only where its labels are named as
+    `RewardModel.own_keys` names them, since other classifiers' labels are no rewards.
+
+    Raises:
+      UserError: `config.json` cannot be read.
+    """
+    architectures.read(Path(path))  # Says what else it may be.
+    config = hub.local(path, hub.CONFIG) / 'config.json'
+    labels = files.read_json(config).get('id2label')
+    count = len(labels) if isinstance(labels, dict) else 0
+    ours = {str(head): f'reward_{head}' for head in range(count)}
+    return count if count and labels == ours else 1
 
 
 def pad_id(path: str | Path) -> int | None:
@@ -73,6 +106,17 @@ def pad_id(path: str | Path) -> int | None:
     return value
 
 
+def padding(path: str | Path, tokenizer: Tokenizer) -> int:
+    """The id that a model of this checkpoint pads with once it scores: what `config.json` names,
+    else the tokeniser's.
+
+    Raises:
+      UserError: as of `pad_id`.
+    """
+    named = pad_id(path)
+    return tokenizer.pad_id() if named is None else named
+
+
 def from_model(
     model: RewardModel, tokenizer: Tokenizer, max_tokens: int, *, pad_id: int | None = None
 ) -> Reward:
@@ -85,6 +129,9 @@ def from_model(
         transformers' `truncation=True`, which is logged at the first time.
       pad_id: see `pad_id`. The reward is read at the last token that is another, as transformers
         does: where the end of sequence is the padding too, at the token before it.
+
+    Returns:
+      A reward; of a model with several heads a function that gives [N, heads].
     """
     warn_once = functools.cache(log.warning)
     graphdef, state = nnx.split(model.of_length(max_tokens))
@@ -105,14 +152,15 @@ def from_model(
                 max_tokens,
             )
             sequences = [ids[:max_tokens] for ids in sequences]
-        sequences = [_without_padding(ids, pad_id) for ids in sequences]
-        return np.asarray(rewards(state, pad_prompts(sequences)))
+        sequences = [without_padding(ids, pad_id) for ids in sequences]
+        rewards_NxH = np.asarray(rewards(state, pad_prompts(sequences)))
+        return rewards_NxH if model.heads > 1 else rewards_NxH[:, 0]
 
     reward.__qualname__ = str(tokenizer.path)  # What errors call it.
     return reward
 
 
-def _without_padding(ids: list[int], pad_id: int | None) -> list[int]:
+def without_padding(ids: list[int], pad_id: int | None) -> list[int]:
     """Less the padding at its end; of nothing but padding the first, which transformers takes."""
     end = max((n for n, i in enumerate(ids, 1) if i != pad_id), default=1)
     return ids[:end]

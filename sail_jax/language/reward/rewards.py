@@ -35,12 +35,14 @@ def score(
     *,
     batch_size: int = 64,
     timeout_s: float = 60.0,
+    members: int = 1,
 ) -> np.ndarray:
-    """Rewards of K responses to each of B prompts, float32 [B, K].
+    """Rewards of K responses to each of B prompts, float32 [B, K]; of an ensemble [B, K, members].
 
     Args:
       reward: called on the host, with at most `batch_size` responses at a time.
       timeout_s: of each call, seconds.
+      members: of the ensemble that the function is; it gives so many numbers a response.
 
     Raises:
       UserError: the function raised, or gave anything but one number a response.
@@ -49,7 +51,9 @@ def score(
     K = len(responses_BxK[0])
     prompts = [trl_prompt(prompt) for prompt in prompts_B for _ in range(K)]
     responses = [response for group in responses_BxK for response in group]
-    return _in_batches(reward, prompts, responses, batch_size, timeout_s).reshape(-1, K)
+    each = () if members == 1 else (members,)
+    values = _in_batches(reward, prompts, responses, batch_size, timeout_s, each)
+    return values.reshape(-1, K, *each)
 
 
 def compare(
@@ -98,19 +102,24 @@ def _in_batches(
     items: list[Any],
     batch_size: int,
     timeout_s: float,
+    each: tuple[int, ...] = (),
 ) -> np.ndarray:
-    """`function` of all places, float32 [N]."""
+    """`function` of all places, float32 [N, *each]."""
     if awaited.is_async(function):
         function, batch_size = awaited.together(function, batch_size), max(len(items), 1)
     parts = [
-        _call(function, prompts[i : i + batch_size], items[i : i + batch_size], timeout_s)
+        _call(function, prompts[i : i + batch_size], items[i : i + batch_size], timeout_s, each)
         for i in range(0, len(items), batch_size)
     ]
-    return np.concatenate([np.zeros(0, np.float32), *parts])
+    return np.concatenate([np.zeros((0, *each), np.float32), *parts])
 
 
 def _call(
-    function: Callable[[list, list], Any], prompts: list, items: list, timeout_s: float
+    function: Callable[[list, list], Any],
+    prompts: list,
+    items: list,
+    timeout_s: float,
+    each: tuple[int, ...],
 ) -> np.ndarray:
     """One checked call, in a thread that does not keep the process from ending."""
     answers: queue.SimpleQueue = queue.SimpleQueue()
@@ -140,7 +149,7 @@ def _call(
         raise UserError(
             f'{name_of(function)}: expected {len(items)} numbers, got {type(answer).__name__}'
         )
-    if array.shape != (len(items),):
+    if array.shape != (len(items), *each):
         raise UserError(
             f'{name_of(function)}: expected shape ({len(items)},), one number a response, '
             f'got {array.shape}'

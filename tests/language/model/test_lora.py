@@ -71,8 +71,8 @@ def test_gradient_reaches_the_adapter_alone():
 
         return jax.grad(loss)(adapter)
 
-    gradient = grad(adapted.adapter, adapted.frozen)
-    assert jax.tree.structure(gradient) == jax.tree.structure(adapted.adapter)
+    gradient = grad(adapted.trained, adapted.frozen)
+    assert jax.tree.structure(gradient) == jax.tree.structure(adapted.trained)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient))
 
 

@@ -52,6 +52,33 @@ def test_checkpoint_of_a_reward_model_labels_as_its_function_does(train, tmp_pat
     assert by_checkpoint.after['eval/reward_se'] > 0
 
 
+@pytest.mark.slow
+def test_an_ensemble_labels_as_the_function_of_its_members_does(train, tmp_path):
+    """Two models, one with two heads, by the smallest reward; cut off responses are punished."""
+    tokenizer = tokens.load(tiny_tokenizer.write(tmp_path / 'tokenizer'))
+    a = tiny.FAMILIES['qwen2'].model_copy(update={'vocab_size': tokenizer.vocab_size})
+    paths = []
+    for heads in (1, 2):
+        model = reward_model.RewardModel(a, rngs=nnx.Rngs(heads), heads=heads)
+        graphdef, state = nnx.split(model)
+        state = jax.tree.map(lambda x: 10 * x if x.ndim > 1 else x, state)
+        paths.append(weights.save(nnx.merge(graphdef, state), tmp_path / f'{heads}'))
+        tiny_tokenizer.write(paths[-1])
+    members = [
+        reward_model.from_model(reward_model.load(path), tokens.load(path), 128) for path in paths
+    ]
+    common = {'max_tokens': 128, 'missing_eos_penalty': 0.5}
+    of_models = {'source': 'model', 'path': [*map(str, paths)], 'aggregate': 'minimum'}
+    by_models, rows = train('ensemble', {'reward': common | of_models})
+    smallest = lambda *args: np.column_stack([member(*args) for member in members]).min(1)
+    by_function, plain = train('smallest', {'reward': common}, reward=smallest)
+    assert equal(by_models, by_function)
+    assert rows[-1]['train/reward'] == pytest.approx(plain[-1]['train/reward'])
+    assert rows[-1]['train/reward_spread'] > 0
+    assert by_models.after['eval/reward_spread'] > 0
+    assert 'train/reward_spread' not in plain[-1]
+
+
 def test_judge_labels_as_the_reward_that_it_goes_by(train):
     def judge(prompts, pairs):
         scores = [small.letters(prompts, side) for side in zip(*pairs, strict=True)]

@@ -309,7 +309,7 @@ def test_of_a_response_that_is_too_long_the_first_tokens_are_scored(tmp_path, ca
     fits = [len(tokenizer.scored_ids(prompt, response)) <= 8 for response in responses]
     assert fits == [False, False, True]
     first = tokenizer.scored_ids(prompt, responses[0])[:8]
-    expected = model.rewards(pad_prompts([first]))[0]
+    expected = model.rewards(pad_prompts([first]))[0, 0]
     for _ in range(2):
         scores = rewards.score(short, [prompt], [responses])[0]
         np.testing.assert_allclose(scores[:2], expected, rtol=1e-5)

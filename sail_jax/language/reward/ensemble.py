@@ -1,0 +1,44 @@
+"""Several rewards of a response as one: arXiv 2310.02743, whose means and spreads are these.
+
+A reward model is free to add any number of its own, so members compare where their mean is held at
+0 (`loss.centering` of `workload: reward`): the mean ranks a group alike whatever these numbers are,
+the minimum and the spread do not.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sail_jax.language.config import RewardSource
+
+
+class Combined(NamedTuple):
+    """What an ensemble says of responses."""
+
+    reward: np.ndarray
+    """[...]"""
+    spread: np.ndarray
+    """Standard deviation over the members, [...]."""
+
+
+def combine(rewards: np.ndarray, source: RewardSource) -> Combined:
+    """One reward of each response; no number where a member has none.
+
+    Args:
+      rewards: [..., members].
+    """
+    spread = rewards.std(-1)
+    if source.aggregate == 'minimum':
+        return Combined(rewards.min(-1), spread)
+    return Combined(rewards.mean(-1) - source.spread_penalty * spread, spread)
+
+
+def together(functions: Sequence[Callable[..., np.ndarray]]) -> Callable[..., np.ndarray]:
+    """The function of the members of all of them, [N, members]; each gives [N] or [N, members]."""
+
+    def rewards(prompts: list, responses: list[str]) -> np.ndarray:
+        return np.column_stack([function(prompts, responses) for function in functions])
+
+    rewards.__qualname__ = ', '.join(function.__qualname__ for function in functions)
+    return rewards

@@ -1,0 +1,1 @@
+"""Training reward models: a supervised stage on compared responses."""

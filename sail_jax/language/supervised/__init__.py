@@ -1,0 +1,1 @@
+"""What supervised stages have in common: one update, its task, its settings."""

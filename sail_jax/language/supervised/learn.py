@@ -1,0 +1,138 @@
+"""One update of a supervised stage, pure: a loss, its gradient in parts, AdamW."""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sail_jax.core import update
+from sail_jax.core.types import Metrics, Policy, State
+from sail_jax.language.schedule import step_size
+from sail_jax.language.supervised.config import SupervisedOptimizer
+
+
+class LossSums(NamedTuple):
+    """What a loss is a mean over, and numbers that are reported as such means."""
+
+    count: jax.Array
+    sums: Metrics
+
+
+class StageLoss(NamedTuple):
+    """What a stage brings down."""
+
+    counts: str
+    """What it is a mean over: `tokens`, `pairs`."""
+    total: Callable[[Policy, Any, Any], tuple[jax.Array, LossSums]]
+    """`(policy, State.shared, rows)` gives its sum over them; pure."""
+
+
+def make_optimizer(settings: SupervisedOptimizer, updates: int) -> optax.GradientTransformation:
+    """AdamW behind a clip of the global norm; matrices decay, norms and biases do not.
+
+    Args:
+      updates: length of the run, over which the step size rises and falls.
+    """
+    share = step_size(settings, updates)
+
+    def rate(step: Any) -> Any:
+        return settings.learning_rate * share(step)
+
+    return optax.chain(
+        optax.clip_by_global_norm(settings.max_grad_norm or jnp.inf),
+        optax.adamw(
+            rate,
+            weight_decay=settings.weight_decay,
+            mask=_matrices,
+        ),
+    )
+
+
+def _matrices(params: Any) -> Any:
+    """Which parameters decay. Layers are stacked, so the number of axes does not tell."""
+
+    def is_matrix(path: Any, _: Any) -> bool:
+        name = jax.tree_util.keystr(path, simple=True, separator='.')
+        return re.search(r'(kernel|embedding|lora_[ab])', name) is not None
+
+    return jax.tree.map_with_path(is_matrix, params)
+
+
+def init(policy: Policy, seed: jax.Array, optimizer: optax.GradientTransformation) -> State:
+    """The state before the first update. There is no reference, and the cursor is the step."""
+
+    def zero() -> jax.Array:  # Donated: no two may share a buffer.
+        return jnp.zeros((), jnp.int32)
+
+    nothing: Any = ()
+    return State(
+        policy=policy,
+        reference=Policy((), ()),
+        reference_step=zero(),
+        shared=(),
+        optimizer=optimizer.init(policy.params),
+        sampler=(),
+        seed=seed,
+        hyper=nothing,
+        step=zero(),
+        labels=zero(),
+        skipped=zero(),
+        skipped_in_a_row=zero(),
+    )
+
+
+def make_learn(
+    loss: StageLoss, parts: int, optimizer: optax.GradientTransformation
+) -> Callable[[State, Any], tuple[State, Metrics]]:
+    """The pure function from a state and a batch to the next state.
+
+    The loss is the mean over what the batch has of `StageLoss.counts`, whatever parts it is
+    computed in. An update that is not finite is skipped and counted.
+
+    Args:
+      parts: `SupervisedOptimizer.accumulation`.
+    """
+
+    def learn(state: State, rows: Any) -> tuple[State, Metrics]:
+        def of_params(params: Any, rows: Any) -> tuple[jax.Array, LossSums]:
+            return loss.total(state.policy._replace(params=params), state.shared, rows)
+
+        graded = jax.value_and_grad(of_params, has_aux=True)
+
+        def add(total: Any, rows: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, graded(state.policy.params, rows)), None
+
+        split = jax.tree.map(lambda x: update.split_rows(x, parts), rows)
+        shapes = jax.eval_shape(graded, state.policy.params, rows)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        ((total, counted), grads), _ = jax.lax.scan(add, zeros, split)
+        count = jnp.maximum(counted.count, 1)
+        grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(total)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.policy.params)
+        params = optax.apply_updates(state.policy.params, updates)
+        keep = lambda new, old: jnp.where(finite, new, old)
+        state = state._replace(
+            policy=state.policy._replace(
+                params=jax.tree.map(keep, params, state.policy.params),
+                statistics=state.policy.statistics + 1,
+            ),
+            optimizer=jax.tree.map(keep, optimizer_state, state.optimizer),
+            step=state.step + 1,
+            skipped=state.skipped + ~finite,
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        )
+        return state, {
+            'loss': total / count,
+            loss.counts: counted.count,
+            **{name: value / count for name, value in counted.sums.items()},
+            'grad_norm': norm,
+            'skipped': state.skipped,
+            **update.counters(state),
+        }
+
+    return learn
