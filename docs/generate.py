@@ -26,6 +26,7 @@ KINDS = {
     'control': ('Control', 'quickstart.yaml'),
     'language': ('Language', 'language/qwen2.5-0.5b-ultrafeedback.yaml'),
     'sft': ('Supervised stage', 'language/sft.yaml'),
+    'reward': ('Reward model', 'language/reward.yaml'),
     'language-quickstart': ('Language quickstart', 'language/quickstart.yaml'),
     'landscape': ('Bandit: landscape', 'bandit/landscape.yaml'),
     'sample-complexity': ('Bandit: sample complexity', 'bandit/sample_complexity.yaml'),

@@ -26,7 +26,7 @@ class SupervisedModel(config.StartModel):
 class SftRun(SupervisedRun):
     """Trains a language model on the chosen responses of a data set."""
 
-    workload: Literal['sft']
+    workload: Literal['sft']  # pyright: ignore[reportIncompatibleVariableOverride]
     """What this file configures."""
     loss_on: Literal['response', 'sequence'] = 'response'
     """Learn the responses, end of sequence included, or the prompts too."""

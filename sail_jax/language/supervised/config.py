@@ -51,6 +51,8 @@ class LossEvaluation(Section):
 class SupervisedRun(Trained):
     """What every supervised stage has."""
 
+    workload: str
+    """What this file configures."""
     total_prompts: int = Field(default=60_000, ge=1)
     """Length of the run, rounded up to whole updates; the data are gone through in a new order as
     often as it takes, within an update too."""

@@ -10,7 +10,7 @@ import pytest
 import sail_jax
 from sail_jax import files
 from sail_jax.errors import UserError
-from sail_jax.language import export
+from sail_jax.language import export, model_card
 from sail_jax.language.data import dataset, tokens
 from sail_jax.language.data.dataset import Example
 from sail_jax.language.data.rows import DataRow
@@ -234,6 +234,10 @@ def test_exports_are_whole_models(path, trained, tmp_path):
     out = sail_jax.export(run_dir, tmp_path / 'best', best=True)
     same = [weights.read_score(place, (16, HEADS)) for place in (out, run_dir / MODEL)]
     np.testing.assert_array_equal(*same)
+    card = model_card.text(export.open_run(run_dir, settings(path)), run_dir, 'me/judge')
+    assert "AutoModelForSequenceClassification.from_pretrained('me/judge')" in card
+    assert 'pipeline_tag: text-classification' in card
+    assert '| calibration_error |' in card
     with pytest.raises(UserError, match='adapter=True: a reward model has a score besides'):
         sail_jax.export(run_dir, tmp_path / 'adapter', adapter=True)
     with pytest.raises(UserError, match=r'generate is for .*sft'):

@@ -38,7 +38,7 @@ class BradleyTerry(Section):
 class RewardRun(SupervisedRun):
     """Trains a reward model on compared responses."""
 
-    workload: Literal['reward']
+    workload: Literal['reward']  # pyright: ignore[reportIncompatibleVariableOverride]
     """What this file configures."""
     model: RewardStart  # pyright: ignore[reportIncompatibleVariableOverride]
     loss: BradleyTerry = BradleyTerry()
