@@ -117,7 +117,8 @@ class StartModel(Section):
     """A directory of PEFT's with the adapter to start from, for `train: lora`; rank, alpha and
     targets are then the adapter's. The reference begins with it too."""
     chat_template_kwargs: Variables = Field(default_factory=dict)
-    """Variables for the chat template, `{enable_thinking: false}` for example."""
+    """Variables for the chat template, `{enable_thinking: false}` for example; `tools` and
+    `documents` are lists of objects, or JSON of such."""
     chat_template_date: Day = DAY
     """The day that `strftime_now` tells a chat template, the reward model's too: today's would
     give every day other prompts."""

@@ -1,6 +1,7 @@
 """Settings of language runs: documented, read back, and refused in one line."""
 
 import datetime
+import json
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from sail_jax import configfile, runs
 from sail_jax.cli import main
 from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun, check
+from sail_jax.language.data import template
 from sail_jax.language.reward.labels import Rater
 from sail_jax.language.reward.labels import check as check_labeller
 from tests.support import small
@@ -55,6 +57,23 @@ def test_all_linear_is_a_word_in_a_file_and_on_the_command_line(tmp_path):
     assert configfile.override(make(), arguments, 'sail-jax', '') == run
     with pytest.raises(UserError, match=r'^model.lora.dropout: not used by model.train: full'):
         check(make(model={'lora': {'dropout': 0.1}}))
+
+
+def test_tools_are_a_list_in_a_file_and_json_on_the_command_line(tmp_path):
+    tools = [{'type': 'function', 'function': {'name': 'é'}}]
+    run = make(model={'chat_template_kwargs': {'tools': tools, 'quiet': True}})
+    configfile.write(run, tmp_path / 'config.yaml')
+    assert runs.load(tmp_path / 'config.yaml') == run
+    assert template.with_lists(run.model.chat_template_kwargs) == {'tools': tools, 'quiet': True}
+    again = ['--model.chat-template-kwargs', 'tools', json.dumps(tools), 'quiet', 'true']
+    assert configfile.override(make(), again, 'sail-jax', '').model.chat_template_kwargs.keys() == {
+        'tools',
+        'quiet',
+    }
+    assert configfile.override(run, ['--seed', '3'], 'sail-jax', '').model == run.model
+    for wrong in ('[1', '[1]', 3, '{}'):
+        with pytest.raises(UserError, match=r'^chat_template_kwargs: tools: expected a list of'):
+            template.with_lists({'tools': wrong})
 
 
 @pytest.mark.parametrize('day', ['2026-02-03', '"2026-02-03"'])

@@ -100,12 +100,16 @@ def encode_comparison(data: Data, tokenizer: Tokenizer, row: DataRow) -> Example
 
 
 def encode(data: Data, tokenizer: Tokenizer, row: DataRow) -> Example:
-    """Token ids of a checked row.
+    """Token ids of a checked row. Of a text, the first is what the others follow.
 
     Raises:
       UserError: a prompt or response with too many tokens, responses that are the same in tokens,
         or what the tokeniser refuses.
     """
+    if row.is_text and row.chosen is not None:
+        ids = tokenizer.text_ids(row.chosen)
+        _check_length('text', ids, data.max_prompt_tokens + data.max_response_tokens)
+        return Example(row, prompt=ids[:1], chosen=ids[1:], rejected=None)
     prompt = tokenizer.prompt_ids(row.prompt)
     _check_length('prompt', prompt, data.max_prompt_tokens)
     responses: dict[str, list[int] | None] = {}

@@ -7,21 +7,16 @@ A converter is a pure function from a data set's own row, a mapping, to `DataRow
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeGuard
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from sail_jax.errors import UserError
+from sail_jax.language.data import turns
+from sail_jax.language.data.turns import Message, Missing, Raw
 from sail_jax.terminal import shown
 
 MAX_CHARACTERS = 2**22
 """Of one text: a thousand pages."""
-
-
-class Message(NamedTuple):
-    """A turn of a conversation."""
-
-    role: str
-    content: str
 
 
 Prompt = str | tuple[Message, ...]
@@ -36,13 +31,18 @@ class DataRow(NamedTuple):
     """A prompt and two responses, or fewer. Those to a conversation are the assistant's turn."""
 
     prompt: Prompt
+    """Empty text where `chosen` is a text that is learned as a whole."""
     chosen: str | None = None
     rejected: str | None = None
     margin: float = 0.0
     """By how much the chosen one's reward should be higher, where the data say it."""
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a text that is learned as a whole."""
+        return self.prompt == '' and self.chosen is not None and self.rejected is None
 
-Raw = Mapping[str, Any]
+
 Convert = Callable[[Raw], DataRow]
 
 PROMPT_LIKE = (
@@ -50,17 +50,18 @@ PROMPT_LIKE = (
 )  # fmt: skip
 """Columns that other forms keep the prompt in: leaving one out would change what is asked."""
 
+WHOLE = ('messages', 'text')
+"""Columns that say all of a row that has no prompt and no responses."""
+
 _WRITTEN_OUT = re.compile(r"""\s*\[\s*\{\s*(['"])(role|content)\1\s*:.*\}\s*\]\s*""", re.DOTALL)
 """Messages as CSV files and data frames save them: as JSON, or as Python or NumPy print them."""
 
 
-class Missing(UserError):
-    """A column that is needed and not there."""
-
-
 def trl(raw: Raw) -> DataRow:
     """TRL's forms: prompt-only, prompt-completion, and preference with or without a prompt of its
-    own; strings or lists of messages (https://huggingface.co/docs/trl/dataset_formats).
+    own; strings or lists of messages; and of language modelling, `messages`, whose last turn is the
+    response where it is the assistant's, and `text`
+    (https://huggingface.co/docs/trl/dataset_formats).
 
     Without a prompt, it is what chosen and rejected begin with in common: whole messages, or
     characters (less a final space), which is TRL's rule. A `system` text is the conversation's
@@ -68,14 +69,16 @@ def trl(raw: Raw) -> DataRow:
     """
     if raw.get('prompt') is None:
         for name in raw:
-            if str(name).strip().lower() in PROMPT_LIKE and _says(raw[name]):
+            if str(name).strip().lower() in PROMPT_LIKE and turns.says(raw[name]):
                 raise UserError(f'{name}: call this column prompt')
-    for name in ('prompt', 'chosen', 'completion', 'rejected'):
+    for name in ('prompt', 'chosen', 'completion', 'rejected', 'messages'):
         if isinstance(raw.get(name), str) and _WRITTEN_OUT.fullmatch(raw[name]):
             raise UserError(f'{name}: messages written out as text; expected a list of messages')
     raw = _with_system(raw)
     if raw.get('tools'):
         raise UserError('tools: tool calls are not supported')
+    if is_whole(raw):
+        return _whole(raw)
     if raw.get('completion') is not None and raw.get('label') is not None:
         raise UserError('label: unpaired preferences are not supported')
     prompt = raw.get('prompt')
@@ -84,27 +87,49 @@ def trl(raw: Raw) -> DataRow:
         raise UserError('completion: beside chosen, which says the response; leave one of them out')
     chosen = raw.get(answer)
     if chosen is None:
-        return DataRow(_messages(prompt, 'prompt') if _is_list(prompt) else _text(raw, 'prompt'))
+        return DataRow(
+            turns.messages(prompt, 'prompt') if turns.is_list(prompt) else turns.text(raw, 'prompt')
+        )
     rejected = raw.get('rejected')
-    if not _is_list(chosen):
-        if _is_list(prompt):
+    if not turns.is_list(chosen):
+        if turns.is_list(prompt):
             raise UserError(f'{answer}: expected a list of messages, as prompt is one')
-        chosen = _text(raw, answer)
-        rejected = None if rejected is None else _text(raw, 'rejected')
+        chosen = turns.text(raw, answer)
+        rejected = None if rejected is None else turns.text(raw, 'rejected')
         if prompt is None and rejected is not None:
             return _split_text(chosen, rejected)
-        return DataRow(_text(raw, 'prompt'), chosen=chosen, rejected=rejected)
-    turns = [_messages(chosen, answer)]
+        if prompt == '':
+            raise UserError('prompt: empty')
+        return DataRow(turns.text(raw, 'prompt'), chosen=chosen, rejected=rejected)
+    dialogues = [turns.messages(chosen, answer)]
     if rejected is not None:
-        turns.append(_messages(rejected, 'rejected'))
+        dialogues.append(turns.messages(rejected, 'rejected'))
     if prompt is None:
-        return _conversation(*turns)
-    if isinstance(prompt, str) and len(turns[0]) > 1:
-        return _repeated(prompt, _conversation(*turns))
+        return _conversation(*dialogues)
+    if isinstance(prompt, str) and len(dialogues[0]) > 1:
+        return _repeated(prompt, _conversation(*dialogues))
     if isinstance(prompt, str):
         prompt = [{'role': 'user', 'content': prompt}]
-    before = _messages(prompt, 'prompt')
-    return _conversation(*(before + answers for answers in turns), prompt=before)
+    before = turns.messages(prompt, 'prompt')
+    return _conversation(*(before + answers for answers in dialogues), prompt=before)
+
+
+def is_whole(raw: Raw) -> bool:
+    """Whether a row is of `WHOLE` alone."""
+    others = (raw.get(name) for name in ('prompt', 'chosen', 'completion', 'rejected'))
+    return any(turns.says(raw.get(name)) for name in WHOLE) and not any(map(turns.says, others))
+
+
+def _whole(raw: Raw) -> DataRow:
+    """Of a conversation, its last turn answers those before it; a text answers nothing."""
+    if not turns.says(raw.get('messages')):
+        return DataRow('', chosen=turns.text(raw, 'text'))
+    if turns.says(raw.get('text')):
+        raise UserError('text: beside messages, which says the same; leave one of them out')
+    messages = turns.messages(raw['messages'], 'messages')
+    if messages[-1].role != 'assistant':
+        return DataRow(messages)
+    return DataRow(messages[:-1], chosen=messages[-1].content)
 
 
 def ultrafeedback(raw: Raw) -> DataRow:
@@ -112,14 +137,14 @@ def ultrafeedback(raw: Raw) -> DataRow:
     `prompt` column repeats the first turn."""
     raw = _with_system(raw)
     row = _conversation(
-        _messages(raw.get('chosen'), 'chosen'), _messages(raw.get('rejected'), 'rejected')
+        turns.messages(raw.get('chosen'), 'chosen'), turns.messages(raw.get('rejected'), 'rejected')
     )
     return _repeated(raw['prompt'], row) if isinstance(raw.get('prompt'), str) else row
 
 
 def hh_rlhf(raw: Raw) -> DataRow:
     """HH-RLHF (Anthropic/hh-rlhf): transcripts with turns `\\n\\nHuman:` and `\\n\\nAssistant:`."""
-    return _conversation(_transcript(raw, 'chosen'), _transcript(raw, 'rejected'))
+    return _conversation(turns.transcript(raw, 'chosen'), turns.transcript(raw, 'rejected'))
 
 
 def pku_safe_rlhf(raw: Raw, label: Literal['better', 'safer'] = 'better') -> DataRow:
@@ -132,8 +157,8 @@ def pku_safe_rlhf(raw: Raw, label: Literal['better', 'safer'] = 'better') -> Dat
     best = raw.get(key)
     if type(best) is not int or best not in (0, 1):
         raise UserError(f'{key}: expected 0 or 1, got {best!r:.80}')
-    responses = _text(raw, 'response_0'), _text(raw, 'response_1')
-    prompt = (Message('user', _text(raw, 'prompt')),)
+    responses = turns.text(raw, 'response_0'), turns.text(raw, 'response_1')
+    prompt = (Message('user', turns.text(raw, 'prompt')),)
     return DataRow(prompt, chosen=responses[best], rejected=responses[1 - best])
 
 
@@ -150,7 +175,7 @@ _PKU = frozenset(('prompt', 'response_0', 'response_1', 'better_response_id', 's
 FORMATS = {
     'trl': Format(
         trl,
-        frozenset(('prompt', 'chosen', 'rejected', 'completion', 'system', 'tools')),
+        frozenset(('prompt', 'chosen', 'rejected', 'completion', 'system', 'tools', *WHOLE)),
     ),
     'ultrafeedback': Format(ultrafeedback, frozenset(('prompt', 'chosen', 'rejected', 'system'))),
     'hh-rlhf': Format(hh_rlhf, frozenset(('chosen', 'rejected'))),
@@ -185,12 +210,13 @@ def unread(raw: Raw, columns: frozenset[str]) -> set[str]:
     Args:
       columns: of `Format`.
     """
-    names = {str(name) for name, value in raw.items() if name not in columns and _says(value)}
+    columns = columns if is_whole(raw) else columns - {*WHOLE}
+    names = {str(name) for name, value in raw.items() if name not in columns and turns.says(value)}
     for name in columns & raw.keys():
-        for message in raw[name] if _is_list(raw[name]) else ():
+        for message in raw[name] if turns.is_list(raw[name]) else ():
             if isinstance(message, Mapping):
                 keys = message.keys() - {'role', 'content'}
-                names |= {f'{name}[].{key}' for key in keys if _says(message[key])}
+                names |= {f'{name}[].{key}' for key in keys if turns.says(message[key])}
     return names
 
 
@@ -202,8 +228,12 @@ def check(row: DataRow, row_type: RowType) -> DataRow:
         response, text that is not Unicode or absurdly long, a conversation that does not await
         the assistant.
     """
+    if row.is_text and row_type != 'completion':
+        raise UserError(
+            'text: no prompt and no response; call it prompt, or learn it by workload: sft'
+        )
     if isinstance(row.prompt, str):
-        _check_text(row.prompt, 'prompt')
+        _check_text(row.prompt, 'prompt', not row.is_text)
     else:
         if not row.prompt:
             raise UserError('prompt: empty')
@@ -239,34 +269,29 @@ def _check_text(text: str, name: str, filled: bool = True) -> None:
         raise UserError(f'{name}: not valid UTF-8 at character {error.start}') from None
 
 
-def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
-def _says(value: Any) -> bool:
-    """Whether a value is more than an empty place of a table; False and 0 are values."""
-    return value is not None and value != '' and not (_is_list(value) and len(value) == 0)
-
-
 def _with_system(raw: Raw) -> Raw:
     """The row with its `system` text as the first turn of its conversations."""
-    if not _says(raw.get('system')):
+    if not turns.says(raw.get('system')):
         return raw
     row = dict(raw)
-    answers = [name for name in ('chosen', 'completion', 'rejected') if raw.get(name) is not None]
-    whole = any(_is_list(raw[name]) and len(raw[name]) > 1 for name in answers)
+    answers = [
+        name
+        for name in ('chosen', 'completion', 'rejected', 'messages')
+        if raw.get(name) is not None
+    ]
+    whole = any(turns.is_list(raw[name]) and len(raw[name]) > 1 for name in answers)
     if isinstance(raw.get('prompt'), str) and not whole:
         row['prompt'] = [{'role': 'user', 'content': raw['prompt']}]
         for name in answers:
             if isinstance(raw[name], str):
                 row[name] = [{'role': 'assistant', 'content': raw[name]}]
-    for name in ['prompt'] if _is_list(row.get('prompt')) else answers:
-        row[name] = _begun_by(_text(raw, 'system'), row[name], name)
+    for name in ['prompt'] if turns.is_list(row.get('prompt')) else answers:
+        row[name] = _begun_by(turns.text(raw, 'system'), row[name], name)
     return row
 
 
 def _begun_by(system: str, messages: Any, name: str) -> list[Any]:
-    if not _is_list(messages):
+    if not turns.is_list(messages):
         raise UserError(f'system: {name} is no conversation that it could begin; give a prompt')
     first = messages[0] if messages else None
     if not isinstance(first, Mapping) or first.get('role') != 'system':
@@ -291,69 +316,14 @@ def _repeated(prompt: str, row: DataRow) -> DataRow:
     return row
 
 
-def _text(raw: Raw, name: str) -> str:
-    value = raw.get(name)
-    if value is None:
-        raise Missing(f'{name}: missing')
-    if not isinstance(value, str):
-        raise UserError(f'{name}: expected text, got {type(value).__name__}')
-    return value
-
-
-def _messages(value: Any, name: str) -> tuple[Message, ...]:
-    if value is None:
-        raise Missing(f'{name}: missing')
-    if not _is_list(value):
-        raise UserError(f'{name}: expected a list of messages, got {type(value).__name__}')
-    messages = []
-    for i, message in enumerate(value):
-        if not isinstance(message, Mapping):
-            raise UserError(f'{name}[{i}]: expected a message, got {type(message).__name__}')
-        if message.get('tool_calls'):
-            raise UserError(f'{name}[{i}]: tool calls are not supported')
-        if 'role' not in message and 'from' in message:
-            raise UserError(f'{name}[{i}]: from and value; call them role and content')
-        try:
-            messages.append(Message(_text(message, 'role'), _content(message)))
-        except UserError as error:
-            raise UserError(f'{name}[{i}].{error}') from None
-    return tuple(messages)
-
-
-def _content(message: Raw) -> str:
-    """A turn's text; where it comes in parts, as for models that see, all of them are text."""
-    parts = message.get('content')
-    if not _is_list(parts):
-        return _text(message, 'content')
-    texts = []
-    for i, part in enumerate(parts):
-        kind = part.get('type') if isinstance(part, Mapping) else type(part).__name__
-        if kind != 'text':
-            raise UserError(f'content[{i}]: a part of type {kind!r:.40}; only text is read')
-        try:
-            texts.append(_text(part, 'text'))
-        except UserError as error:
-            raise UserError(f'content[{i}].{error}') from None
-    return ''.join(texts)
-
-
-def _transcript(raw: Raw, name: str) -> tuple[Message, ...]:
-    parts = re.split(r'\n\n(Human|Assistant):', _text(raw, name))
-    if len(parts) < 3 or parts[0].strip():
-        raise UserError(f'{name}: expected a transcript that begins with "\\n\\nHuman:"')
-    roles = {'Human': 'user', 'Assistant': 'assistant'}
-    turns = zip(parts[1::2], parts[2::2], strict=True)
-    return tuple(Message(roles[speaker], text.strip()) for speaker, text in turns)
-
-
 def _conversation(
-    *turns: tuple[Message, ...], prompt: tuple[Message, ...] | None = None
+    *dialogues: tuple[Message, ...], prompt: tuple[Message, ...] | None = None
 ) -> DataRow:
     """A row from conversations of which each is a prompt and the assistant's turn."""
     names = ('chosen', 'rejected')
     if prompt is None:
-        prompt = turns[0][:-1]
-    for name, messages in zip(names, turns, strict=False):
+        prompt = dialogues[0][:-1]
+    for name, messages in zip(names, dialogues, strict=False):
         if len(messages) <= len(prompt) and messages == prompt[: len(messages)]:
             raise UserError(f'{name}: empty')
         if messages[: len(prompt)] != prompt:
@@ -366,7 +336,7 @@ def _conversation(
                 f'{name}: expected one message of the assistant after the prompt, '
                 f'got {roles}{again}'
             )
-    return DataRow(prompt, *(messages[-1].content for messages in turns))
+    return DataRow(prompt, *(messages[-1].content for messages in dialogues))
 
 
 def _split_text(chosen: str, rejected: str) -> DataRow:

@@ -1,5 +1,6 @@
 """The chat template of a checkpoint, and what it writes around a response."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,13 +8,14 @@ from typing import Any
 
 from sail_jax import files
 from sail_jax.errors import UserError
+from sail_jax.language.data.variables import LISTS
 
 MAX_TEMPLATE = 2**20
 """Characters of a chat template."""
 FILE = 'chat_template.jinja'
 MORE_TEMPLATES = 'additional_chat_templates'
 """A directory of named templates."""
-RESERVED = ('messages', 'add_generation_prompt', 'tools', 'documents')
+RESERVED = ('messages', 'add_generation_prompt')
 """Variables of a template that are not settings."""
 
 
@@ -65,6 +67,25 @@ def _read_template(file: Path) -> str:
         raise UserError(f'{file}: cannot be read: {error}') from None
 
 
+def with_lists(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables with those that are lists, which are kept as JSON, as what they are.
+
+    Raises:
+      UserError: one is no list of objects.
+    """
+    lists = {name: variables[name] for name in LISTS if name in variables}
+    for name, value in lists.items():
+        try:
+            lists[name] = json.loads(value) if isinstance(value, str) else value
+        except (ValueError, RecursionError):
+            lists[name] = None
+        if not isinstance(lists[name], list) or not all(
+            isinstance(item, dict) for item in lists[name]
+        ):
+            raise UserError(f'chat_template_kwargs: {name}: expected a list of objects')
+    return {**variables, **lists}
+
+
 def check_variables(variables: Mapping[str, Any], names: Sequence[str] | None, path: Path) -> None:
     """Refuses variables that a template does not read.
 
@@ -83,21 +104,26 @@ def check_variables(variables: Mapping[str, Any], names: Sequence[str] | None, p
             )
 
 
-def with_defaults(source: str, variables: Mapping[str, bool | int | float | str]) -> str:
-    """A template that takes these values of variables where whoever renders it gives none.
+def with_defaults(source: str, variables: Mapping[str, Any]) -> str:
+    """A template that takes these values of variables where whoever renders it gives none, or gives
+    `tools` and `documents` as none, which `transformers` always does.
 
     It writes nothing more: the line break behind a tag is left out (`trim_blocks`, which
     `transformers` sets).
     """
     tags = (
-        f'{{%- set {name} = {name} | default({_literal(value)}) %}}\n'
-        for name, value in variables.items()
+        f'{{%- set {name} = {name} | default({_literal(value)}{_even_if_none(value)}) %}}\n'
+        for name, value in with_lists(variables).items()
     )
     return ''.join(tags) + source
 
 
-def _literal(value: bool | int | float | str) -> str:
+def _literal(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else ascii(value)
+
+
+def _even_if_none(value: Any) -> str:
+    return ', true' if isinstance(value, list) else ''
 
 
 def after_thoughts(before: str, whole: str, response: str) -> str | None:

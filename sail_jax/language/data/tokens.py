@@ -80,15 +80,25 @@ class Tokenizer:
             raise UserError('prompt: no tokens')
         return self._checked(ids, 'prompt')
 
+    def text_ids(self, text: str) -> list[int]:
+        """A text that is learned as a whole, with what the tokeniser puts before it, up to and
+        including an end of sequence.
+
+        Raises:
+          UserError: an end of sequence before the text's end.
+        """
+        self._check_ends(text, 'text')
+        [ids] = self._encode([text], 'start')
+        end = [] if ids and ids[-1] in self.eos_ids else [self.eos_ids[0]]
+        return self._checked(ids + end, 'text')
+
     def response_ids(self, prompt: Prompt, response: str) -> list[int]:
         """The response to a prompt, up to and including the end of sequence.
 
         Raises:
           UserError: as of `prompt_ids`; or an end of sequence before the response's end.
         """
-        for token in self.ends:
-            if token in response.removesuffix(token):
-                raise UserError(f'response: holds {token!r} before its end')
+        self._check_ends(response, 'response')
         if isinstance(prompt, str):
             turn = response
             before, whole = self._encode([prompt, prompt + response], 'start')
@@ -102,6 +112,11 @@ class Tokenizer:
         # A template may go on after the turn's end, with a line break for example.
         end = next((n for n, i in enumerate(ids, 1) if i in self.eos_ids), None)
         return self._checked(ids[:end] + ([] if end else [self.eos_ids[0]]), 'response')
+
+    def _check_ends(self, text: str, what: str) -> None:
+        for token in self.ends:
+            if token in text.removesuffix(token):
+                raise UserError(f'{what}: holds {token!r} before its end')
 
     def scored_ids(self, prompt: Prompt, response: str) -> list[int]:
         """Prompt and response as a reward model reads them: all that the tokeniser or the chat
@@ -236,7 +251,7 @@ def load(
         'clean_up': flags[FLAGS[1]],
         'clean_up_bpe': flags[FLAGS[1]] and flags[FLAGS[2]],
         'template': source,
-        'variables': named | dict(variables or {}),
+        'variables': named | template.with_lists(variables or {}),
         'date': str(date),
     }
     definition, defined = _define(path, request)

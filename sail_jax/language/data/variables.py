@@ -2,11 +2,14 @@
 
 import contextlib
 import datetime
+import json
 import math
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+LISTS = ('tools', 'documents')
+"""Variables of a template that are lists of objects."""
 DAY = datetime.date(2024, 7, 26)
 """That templates are told where nobody says another: prompts do not depend on when they are made.
 It is the one that Llama 3.1's writes by itself."""
@@ -22,6 +25,14 @@ def _day(value: Any) -> datetime.date:
     return value
 
 
+def _variables(value: Any) -> Any:
+    """Tools and documents, which are lists, as JSON: the command line has no other form."""
+    if not isinstance(value, dict):
+        return value
+    lists = {k: v for k, v in value.items() if k in LISTS and isinstance(v, list)}
+    return value | {k: json.dumps(v, ensure_ascii=False) for k, v in lists.items()}
+
+
 def _variable(value: Any) -> bool | int | float | str:
     """A template takes the text `false` for true."""
     is_scalar = isinstance(value, bool | int | float | str)
@@ -31,4 +42,7 @@ def _variable(value: Any) -> bool | int | float | str:
 
 
 Day = Annotated[datetime.date, BeforeValidator(_day)]
-Variables = dict[str, Annotated[bool | int | float | str, BeforeValidator(_variable)]]
+Variables = Annotated[
+    dict[str, Annotated[bool | int | float | str, BeforeValidator(_variable)]],
+    BeforeValidator(_variables),
+]

@@ -97,6 +97,18 @@ def test_rows_with_fewer_responses(tmp_path, tokenizer, kind, expected):
     assert (prepared[0].chosen is None) == (kind == 'prompt')
 
 
+def test_a_text_is_learned_as_a_whole(tmp_path, tokenizer):
+    file = tmp_path / 'texts.jsonl'
+    file.write_text('{"text": "the cat sat"}\n{"messages": [{"role": "user", "content": "a"}]}\n')
+    data = Data(path=str(file), on_bad_row='skip')
+    made = dataset.prepare(data, 'completion', tokenizer, tmp_path / 'cache')
+    assert len(made) == made.skipped == 1
+    assert 'chosen: missing' in made.skipped_messages[0]
+    row = made[0]
+    assert row.prompt + row.chosen == [*tokenizer.prompt_ids('the cat sat'), tokenizer.eos_ids[0]]
+    assert len(row.prompt) == 1
+
+
 @pytest.mark.parametrize(('line', 'message'), BAD.items())
 def test_bad_row_is_named_by_file_and_line(tmp_path, tokenizer, line, message):
     file = tmp_path / 'x.jsonl'
@@ -264,8 +276,8 @@ def test_shards_that_are_not_there_are_told(tmp_path, tokenizer, caplog):
         ({'prompt': 'b', 'response': 'c'}, 'chosen: missing; the columns are prompt, response'),
         ({'text': 'b', 'question': 'c'}, 'question: call this column prompt'),
         (
-            {'messages': [{'role': 'user', 'content': 'x'}]},
-            'prompt: missing; the columns are messa',
+            {'conversations': [{'role': 'user', 'content': 'x'}]},
+            'prompt: missing; the columns are conversa',
         ),
     ],
 )

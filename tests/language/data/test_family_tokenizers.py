@@ -2,6 +2,7 @@
 is told the class that their files name."""
 
 import json
+from functools import partial
 
 import pytest
 from tokenizers import (
@@ -55,8 +56,10 @@ GEMMA = """{{ bos_token }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}
 """
-PHI3 = """{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}
-{%- endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"""
+PHI3 = """{% for message in messages %}
+{{- '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}
+{%- else %}{{ eos_token }}{% endif %}"""
 OLMO2 = """{{ bos_token }}{% for message in messages %}
 {%- if message['role'] != 'assistant' %}
 {{- '<|' + message['role'] + '|>\\n' + message['content'] + '\\n' }}
@@ -174,6 +177,10 @@ FAMILIES = {
 }
 
 
+def rendered(tokenizer, messages, more, **kwargs):
+    return tokenizer.apply_chat_template(messages + more, return_dict=False, **kwargs)
+
+
 @pytest.mark.parametrize('name', FAMILIES)
 def test_ids_texts_and_prompts_are_transformers(name, tmp_path):
     tokenizer, config, template = FAMILIES[name]()
@@ -192,9 +199,7 @@ def test_ids_texts_and_prompts_are_transformers(name, tmp_path):
         )
     for turns in CONVERSATIONS:
         messages = [turn._asdict() for turn in turns]
-        render = lambda more, **kwargs: theirs.apply_chat_template(
-            messages + more, return_dict=False, **kwargs
-        )
+        render = partial(rendered, theirs, messages)
         prompt = ours.prompt_ids(turns)
         assert prompt == render([], add_generation_prompt=True)
         for said in ('sure', 'two\n\nlines', '  café 漢'):

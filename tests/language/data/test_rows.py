@@ -242,6 +242,37 @@ def test_bad_row_is_one_line_that_names_the_field(convert, raw, message):
     assert '\n' not in str(caught.value)
 
 
+def test_messages_and_texts_are_whole_rows():
+    user, assistant = {'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}
+    asked = (Message('user', 'a'),)
+    for raw, row in (
+        ({'messages': [user, assistant]}, DataRow(asked, 'b')),
+        ({'messages': [user]}, DataRow(asked)),
+        ({'messages': [user, assistant, user], 'system': 's'}, None),
+        ({'text': 'a b'}, DataRow('', 'a b')),
+    ):
+        converted = rows.trl(raw)
+        if row is None:
+            assert [m.role for m in converted.prompt] == ['system', 'user', 'assistant', 'user']
+        else:
+            assert converted == row
+        assert rows.unread(raw, rows.FORMATS['trl'].columns) == set()
+    assert rows.check(DataRow('', 'a b'), 'completion') == DataRow('', 'a b')
+    for kind in ('prompt', 'preference'):
+        with pytest.raises(UserError, match=r'^text: no prompt and no response; call it prompt'):
+            rows.check(DataRow('', 'a b'), kind)
+    with pytest.raises(UserError, match=r'^prompt: empty'):
+        rows.trl({'prompt': '', 'chosen': 'a b'})
+    # Beside a prompt they say nothing that is read.
+    both = {'prompt': 'a', 'chosen': 'b', 'text': 'a b', 'messages': [user]}
+    assert rows.trl(both) == DataRow('a', 'b')
+    assert rows.unread(both, rows.FORMATS['trl'].columns) == {'messages', 'text'}
+    with pytest.raises(UserError, match=r'^text: beside messages'):
+        rows.trl({'messages': [user], 'text': 'a'})
+    with pytest.raises(UserError, match=r'^messages\[0\].content: missing'):
+        rows.trl({'messages': [{'role': 'user'}]})
+
+
 def test_unread_names_what_says_something():
     row = {
         'prompt': [USER | {'name': 'Ann'}],

@@ -46,6 +46,30 @@ def test_any_text_is_a_literal(text):
     assert jinja2.Environment(trim_blocks=True).from_string(source).render() == text
 
 
+TOOLS = [{'type': 'function', 'function': {'name': 'mew', 'parameters': {'loud': True, 'n': None}}}]
+WITH_TOOLS = """
+{%- for tool in tools or [] %}<{{ tool.function.name }} {{ tool | tojson }}>{% endfor %}
+{%- for document in documents or [] %}[{{ document.title }}]{% endfor %}
+{%- for m in messages %}{{ m.content }}{% endfor %}"""
+
+
+def test_tools_and_documents_are_variables_and_an_export_has_them(tmp_path):
+    transformers = pytest.importorskip('transformers')
+    variables = {'tools': TOOLS, 'documents': [{'title': 'it\'s "é"'}]}
+    path = write(tmp_path / 'a', template=WITH_TOOLS)
+    (rendered,) = tokens.load(path, variables=variables)._render([(TURN, True)])
+    assert '<mew {' in rendered
+    assert '[it\'s "é"]' in rendered
+    messages = [turn._asdict() for turn in TURN]
+    render = lambda path, **kwargs: transformers.PreTrainedTokenizerFast.from_pretrained(
+        path
+    ).apply_chat_template(messages, tokenize=False, **kwargs)
+    assert render(path, **variables) == rendered
+    exported = write(tmp_path / 'b', template=template.with_defaults(WITH_TOOLS, variables))
+    assert render(exported) == rendered
+    assert render(exported, tools=[{'function': {'name': 'x'}}]).startswith('<x ')
+
+
 def test_transformers_renders_it_alike(tmp_path):
     transformers = pytest.importorskip('transformers')
     path = write(tmp_path, template=template.with_defaults(READS, {'style': False, 'loud': 'a'}))

@@ -144,7 +144,7 @@ def test_variables_that_transformers_gives_to_templates(tmp_path):
     silent = tokens.load(directory, variables={'enable_thinking': False, 'image_token': 'a'})
     assert silent.text(silent.prompt_ids(TURN)) == 'yesano'
     assert silent.digest != tokenizer.digest
-    for name in ('enable_thinkng', 'messages', 'tools', 'add_generation_prompt'):
+    for name in ('enable_thinkng', 'messages', 'tools', 'documents', 'add_generation_prompt'):
         with pytest.raises(UserError, match=f'^chat_template_kwargs: {name}: ') as caught:
             tokens.load(directory, variables={name: 1})
         assert '\n' not in str(caught.value)
