@@ -160,11 +160,31 @@ def test_a_reward_model_is_split_as_the_policy_and_scores_as_on_one_device(tmp_p
     np.testing.assert_allclose(split['scores'], one['scores'], atol=1e-4, rtol=0)
 
 
-@pytest.fixture(scope='module', params=['full', pytest.param('lora', marks=pytest.mark.slow)])
+KINDS = {
+    'full': {},
+    'lora': {'model': {'train': 'lora', 'lora': {'rank': 4}}},
+    'all of it': {
+        'model': {
+            'train': 'lora',
+            'lora': {'rank': 4, 'targets': 'all-linear', 'dropout': 0.2},
+        },
+        'reference': {'refresh_prompts': 8, 'ema': 0.5},
+        'optimizer': {'accumulation': 2},
+        'objective': {'loss': 'rebel', 'exploration': 'selm', 'alpha': 0.01},
+    },
+}
+
+
+@pytest.fixture(
+    scope='module',
+    params=[
+        kind if kind == 'full' else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS
+    ],
+)
 def outcomes(request, tmp_path_factory):
-    path, found = tmp_path_factory.mktemp(request.param), []
+    path, found = tmp_path_factory.mktemp('outcomes'), []
     for count, mesh in ((1, {}), (8, SPLIT)):
-        settings = {'model': {'train': request.param, 'lora': {'rank': 4}}, 'devices': mesh}
+        settings = KINDS[request.param] | {'devices': mesh}
         found.append(run_on(count, SCRIPT, settings, path / f'{count}.npz'))
     return found
 
