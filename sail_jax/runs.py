@@ -87,7 +87,7 @@ def train(
       segment_reward: of a control run, what the labeller goes by instead of the environment's
         reward; see `sail_jax.control.judgement.SegmentReward`. Its name is recorded.
       reward: of a language run, scores responses instead of the configuration's reward; see
-        `sail_jax.Reward`.
+        `sail_jax.Reward`. Several are a dict, by their names in the configuration's `rewards`.
       judge: of a language run, says which of two responses is better; see
         `sail_jax.Judge`. With both, `reward` is for evaluation.
       **handed: what a workload of your own takes (`Kind.from_python`). None is nothing.

@@ -182,6 +182,16 @@ class RewardSource(Section):
         return self.aggregate != 'mean' or self.spread_penalty > 0
 
 
+class WeightedReward(RewardSource):
+    """One of several rewards."""
+
+    weight: float = 1.0
+    """The reward that labels are made of is the sum of all, each times its weight."""
+
+
+RewardName = Annotated[str, Field(pattern=r'^[A-Za-z]\w{0,63}$')]
+
+
 class ResponseEvaluation(Section):
     """Responses to held-out prompts, and held-out pairs where the data have them."""
 
@@ -217,6 +227,10 @@ class LanguageRun(config.Run):
     data: Data
     sampling: Sampling = Sampling()
     reward: RewardSource = RewardSource()
+    rewards: dict[RewardName, WeightedReward] = Field(default_factory=dict)
+    """Several rewards in the place of `reward.source`, each by a name of yours with the keys that
+    `reward` has, and a `weight`. `source: none` is a function from Python,
+    `sail_jax.train(..., reward={'NAME': f})`. The mean of each is a metric."""
     labeller: Teacher = Teacher()
     reference: LanguageReference = LanguageReference()
     optimizer: LanguageOptimizer = LanguageOptimizer()  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -235,7 +249,13 @@ class LanguageRun(config.Run):
     @property
     def needs_function(self) -> bool:
         """Whether its labels come from a function that only Python can give."""
-        return self.objective.mixture.dpr > 0 and self.reward.source == 'none'
+        missing = any(source.source == 'none' for source in self.sources.values())
+        return self.objective.mixture.dpr > 0 and missing
+
+    @property
+    def sources(self) -> dict[str, RewardSource]:
+        """Of the reward, or of all of them, by their keys."""
+        return {f'rewards.{name}': x for name, x in self.rewards.items()} or {'reward': self.reward}
 
     @property
     def max_response_tokens(self) -> int:
@@ -291,11 +311,7 @@ def check(run: LanguageRun) -> None:
             f'group_size: {run.group_size}; rows with responses from the data (ddp and offline '
             'DPO, what is left of 1 in objective.mixture) have 2'
         )
-    if (reward.source == 'model') != (reward.path is not None):
-        needed = 'needed for' if reward.path is None else 'not used by'
-        raise UserError(f'reward.path: {needed} reward.source: {reward.source}')
-    if reward.chat_template_kwargs and reward.source != 'model':
-        raise UserError(f'reward.chat_template_kwargs: not used by reward.source: {reward.source}')
+    _check_rewards(run)
     if reward.missing_eos_penalty is not None and mixture.dpr == 0:
         raise UserError(
             'reward.missing_eos_penalty: of responses that the labeller compares, and '
@@ -310,13 +326,6 @@ def check(run: LanguageRun) -> None:
             'reference.ema: in bfloat16 a moving average stands still; use model.param_dtype: '
             'float32, model.train: lora, or reference.refresh_prompts alone'
         )
-    if reward.combines and reward.source != 'model':
-        raise UserError(
-            'reward.aggregate, reward.spread_penalty: of an ensemble of models; not used by '
-            f'reward.source: {reward.source}'
-        )
-    if reward.aggregate == 'minimum' and reward.spread_penalty > 0:
-        raise UserError('reward.spread_penalty: of the mean; not used by reward.aggregate: minimum')
     if run.labeller.discount < 1:
         raise UserError('labeller.discount: a response has one reward, at its end; use 1')
     if run.labeller.skip + run.labeller.equal > 0 and mixture.dpr < 1:
@@ -324,6 +333,32 @@ def check(run: LanguageRun) -> None:
             'labeller.skip, labeller.equal: in units of the mean reward of a batch, whose rows '
             'must all be labelled by it; use objective.mixture.dpr: 1'
         )
+
+
+def _check_rewards(run: LanguageRun) -> None:
+    for key, reward in run.sources.items():
+        if (reward.source == 'model') != (reward.path is not None):
+            needed = 'needed for' if reward.path is None else 'not used by'
+            raise UserError(f'{key}.path: {needed} {key}.source: {reward.source}')
+        if reward.chat_template_kwargs and reward.source != 'model':
+            raise UserError(
+                f'{key}.chat_template_kwargs: not used by {key}.source: {reward.source}'
+            )
+        if reward.combines and reward.source != 'model':
+            raise UserError(
+                f'{key}.aggregate, {key}.spread_penalty: of an ensemble of models; not used by '
+                f'{key}.source: {reward.source}'
+            )
+        if reward.aggregate == 'minimum' and reward.spread_penalty > 0:
+            raise UserError(
+                f'{key}.spread_penalty: of the mean; not used by {key}.aggregate: minimum'
+            )
+        if run.rewards and reward.missing_eos_penalty is not None:
+            raise UserError(
+                f'{key}.missing_eos_penalty: of the sum; use reward.missing_eos_penalty'
+            )
+    if run.rewards and run.reward.source != 'none':
+        raise UserError(f'rewards: in the place of reward.source: {run.reward.source}; use one')
 
 
 def check_adapter(model: StartModel) -> None:

@@ -210,8 +210,7 @@ def reward_numbers(ours: Answers, starts: Answers) -> dict[str, float]:
     mean_N = counted_NxS.mean(1)
     spread = {}
     if ours.spread is not None:
-        finite = ours.spread[np.isfinite(ours.spread)]
-        spread = {'reward_spread': finite.mean() if finite.size else np.nan}
+        spread = {'reward_spread': finite_mean(ours.spread)}
     gain_N = (counted_NxS - _counted(starts.rewards, ours.rewards)).mean(1)
     return {
         'reward': mean_N.mean(),
@@ -220,7 +219,14 @@ def reward_numbers(ours: Answers, starts: Answers) -> dict[str, float]:
         'reward_gain_se': gain_N.std(ddof=1) / n**0.5,
         'not_finite': (~np.isfinite(ours.rewards)).sum(),
         **spread,
+        **{f'reward/{name}': finite_mean(values) for name, values in ours.parts.items()},
     }
+
+
+def finite_mean(values: np.ndarray) -> np.floating:
+    """Of the numbers that are finite; NaN where none is."""
+    finite = values[np.isfinite(values)]
+    return finite.mean() if finite.size else np.float32(np.nan)
 
 
 def _counted(rewards_NxS: np.ndarray, others_NxS: np.ndarray) -> np.ndarray:

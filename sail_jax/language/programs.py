@@ -41,7 +41,11 @@ def programs(run: LanguageRun, chips: devices.Chips = None) -> Programs:
     moves = run.refresh_updates is not None
     decoders = policy.read(run.model, mesh, architecture, length=run.longest, reference_moves=moves)
     state = state_layout(run, decoders, mesh)
-    scoring = [_reward(run, path, mesh) for path in run.reward.paths]
+    scoring = [
+        _reward(run, key, path, mesh)
+        for key, source in run.sources.items()
+        for path in source.paths
+    ]
     B, K = run.prompts_per_update, run.group_size
     pairs = B * K * (K - 1) // 2
     return Programs(
@@ -131,9 +135,9 @@ def _rows(run: LanguageRun, B: int) -> workload.PromptBatch:
     return workload.PromptBatch(prompts, pairs)
 
 
-def _reward(run: LanguageRun, path: Path, mesh: Mesh) -> tuple[Program, Any]:
-    """A reward model's program, and its weights."""
-    source = run.reward
+def _reward(run: LanguageRun, key: str, path: Path, mesh: Mesh) -> tuple[Program, Any]:
+    """A reward model's program, and its weights; the key is that of its source."""
+    source = run.sources[key]
     architecture = published.architecture(path)
     dtype = jnp.dtype(run.model.dtype)
 
@@ -155,7 +159,7 @@ def _reward(run: LanguageRun, path: Path, mesh: Mesh) -> tuple[Program, Any]:
     sequences = laid_out(prompts_of(size, tokens), devices.replicated(mesh))
     number = f' {source.paths.index(path)}' if len(source.paths) > 1 else ''
     score = Program(
-        name=f'score{number}',
+        name=f'score{key.removeprefix("reward").replace("s.", " ", 1)}{number}',
         function=rewards,
         arguments=(weights, sequences),
         batch=sequences,

@@ -2,8 +2,9 @@
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ class Answers(NamedTuple):
     """[N, S]; None where nobody gives any."""
     spread: np.ndarray | None = None
     """[N, S]; of an ensemble of reward models."""
+    parts: Mapping[str, np.ndarray] = MappingProxyType({})
+    """Of several weighted rewards each one's, by its name."""
 
 
 def prompt_text(prompt: Prompt) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 def make(
     run: LanguageRun,
-    reward: Reward | None = None,
+    reward: Reward | Mapping[str, Reward] | None = None,
     judge: Judge | None = None,
     run_dir: Path | None = None,
 ) -> Task:
@@ -57,7 +57,8 @@ def make(
 
     Args:
       run: the configuration.
-      reward: scores responses; see `Reward`. With a judge, for evaluation only.
+      reward: scores responses; see `Reward`; several by their names in `rewards`. With a judge, for
+        evaluation only.
       judge: says which of two responses is better; see `Judge`.
       run_dir: of a run that is trained; takes a sample table at each evaluation.
 
@@ -196,11 +197,8 @@ def make_dispatch(
             lengths_bxK = np.asarray(drawn.lengths_BxL)[shares.rows, :K]
             groups = tokenizer.texts(tokens_bxK, lengths_bxK)
             answers = labels.scores(rater, prompts, groups, asked_B[shares.rows], K)
-            if run.reward.missing_eos_penalty is None:
-                return answers
-            cut_off_bxK = ~ended(tokens_bxK, lengths_bxK, tokenizer.eos_ids)
-            penalty_bxK = np.float32(run.reward.missing_eos_penalty) * cut_off_bxK
-            return (answers.T - penalty_bxK.T).T  # From each member of an ensemble.
+            penalty = np.float32(run.reward.missing_eos_penalty or 0)
+            return answers, penalty * ~ended(tokens_bxK, lengths_bxK, tokenizer.eos_ids)
 
         return jax.tree.map(shares.gather, hosts.together(ask))
 
@@ -213,10 +211,14 @@ def make_dispatch(
         if run.objective.mixture.dpr > 0:
             route = drawn.route
             asked_B = route.on_policy_B & affordable(run, ~route.policy_label_B, state)
-            scores = score(examples, sampled, drawn, asked_B)
+            scores, penalty_BxK = score(examples, sampled, drawn, asked_B)
             if isinstance(scores, np.ndarray):
+                parts = rater.parts_of(scores)
                 scores, spread_BxK = rater.combined(scores)
+                scores = scores - penalty_BxK
                 metrics = reward_metrics(scores, spread_BxK, asked_B)
+                for name, values in parts.items():
+                    metrics[f'reward/{name}'] = evaluate.finite_mean(values[asked_B])[None]
         size = reader.places(int(drawn.lengths_BxL.max()), run.max_response_tokens)
         state, learned = programs.learn(state, workload.trimmed(sampled, size), scores)
         with contextlib.suppress(UserError):  # The update that needs them says it.

@@ -34,9 +34,10 @@ def of_run(run: LanguageRun | SupervisedRun) -> dict[str, str]:
     if isinstance(run, SftRun) and run.model.tokenizer is not None:
         digests |= of_model('model.tokenizer', run.model.tokenizer)
     if isinstance(run, LanguageRun):
-        paths = run.reward.paths
-        for number, path in enumerate(paths):
-            digests |= of_model(f'reward.path[{number}]' if len(paths) > 1 else 'reward.path', path)
+        for key, source in run.sources.items():
+            for number, path in enumerate(source.paths):
+                index = f'[{number}]' if len(source.paths) > 1 else ''
+                digests |= of_model(f'{key}.path{index}', path)
     digests['data.path'] = of_data(run.data.path, run.data.split)
     if held_out.path is not None or held_out.split is not None:
         path, split = held_out.path or run.data.path, held_out.split or 'test'

@@ -18,8 +18,8 @@ class Combined(NamedTuple):
 
     reward: np.ndarray
     """[...]"""
-    spread: np.ndarray
-    """Standard deviation over the members, [...]."""
+    spread: np.ndarray | None
+    """Standard deviation over the members, [...]; None of rewards that are of different things."""
 
 
 def combine(rewards: np.ndarray, source: RewardSource) -> Combined:
@@ -32,6 +32,15 @@ def combine(rewards: np.ndarray, source: RewardSource) -> Combined:
     if source.aggregate == 'minimum':
         return Combined(rewards.min(-1), spread)
     return Combined(rewards.mean(-1) - source.spread_penalty * spread, spread)
+
+
+def weighted(rewards: np.ndarray, weights: Sequence[float]) -> Combined:
+    """The sum of several rewards of a response, each times its weight.
+
+    Args:
+      rewards: [..., rewards].
+    """
+    return Combined((rewards * np.asarray(weights, rewards.dtype)).sum(-1), None)
 
 
 def together(functions: Sequence[Callable[..., np.ndarray]]) -> Callable[..., np.ndarray]:

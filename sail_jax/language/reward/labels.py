@@ -1,7 +1,8 @@
 """From sampled tokens to what the labeller says of them, on the host."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,11 +13,11 @@ from numpy.typing import ArrayLike
 
 from sail_jax.core.types import Preferences
 from sail_jax.errors import UserError
-from sail_jax.language.config import LanguageRun
+from sail_jax.language.config import LanguageRun, RewardSource, StartModel, WeightedReward
 from sail_jax.language.data import tokens
 from sail_jax.language.data.rows import Prompt
 from sail_jax.language.model import sharding
-from sail_jax.language.reward import ensemble, reward_model, rewards
+from sail_jax.language.reward import awaited, ensemble, reward_model, rewards
 from sail_jax.language.reward.ensemble import Combined
 from sail_jax.language.reward.protocols import Judge, Reward
 from sail_jax.training import devices, hosts
@@ -31,84 +32,156 @@ class Rater(NamedTuple):
     """Asks a reward or a judge; neither, where the labels come from the data and the policy."""
 
     score: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], np.ndarray] | None = None
-    """`(prompts, groups of responses) -> rewards [B, K]`, of an ensemble [B, K, members]."""
+    """`(prompts, groups of responses) -> rewards [B, K]`, of an ensemble, or of several weighted
+    ones, [B, K, members]."""
     compare: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Preferences] | None = None
     """`(prompts, groups of responses) -> preferences`."""
     members: int = 1
     """Of the ensemble that `score` is."""
     combine: Callable[[np.ndarray], Combined] | None = None
-    """Of an ensemble, makes one reward of its members'."""
+    """Makes one reward of the members'."""
+    names: tuple[str, ...] = ()
+    """Of several weighted rewards."""
+
+    def parts_of(self, rewards: np.ndarray) -> dict[str, np.ndarray]:
+        """Each of several weighted rewards by its name; of others none."""
+        return {name: rewards[..., number] for number, name in enumerate(self.names)}
 
     def combined(self, rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """One reward of each response; and, of an ensemble, the spread of its members'."""
         return (rewards, None) if self.combine is None else self.combine(rewards)
 
-    def rated(
-        self, prompts: Sequence[Prompt], groups: Sequence[Sequence[str]]
-    ) -> dict[str, np.ndarray | None]:
-        """The `rewards` and their `spread`, as of `combined`; None where nobody gives any."""
-        scores = (None, None) if self.score is None else self.combined(self.score(prompts, groups))
-        return dict(zip(('rewards', 'spread'), scores, strict=True))
+    def rated(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[str]]) -> dict[str, Any]:
+        """The `rewards` and their `spread`, as of `combined`, None where nobody gives any; and
+        their `parts`."""
+        if self.score is None:
+            return {'rewards': None}
+        scores = self.score(prompts, groups)
+        rewards, spread = self.combined(scores)
+        return {'rewards': rewards, 'spread': spread, 'parts': self.parts_of(scores)}
 
 
 def make(
-    run: LanguageRun, mesh: Mesh, reward: Reward | None = None, judge: Judge | None = None
+    run: LanguageRun,
+    mesh: Mesh,
+    reward: Reward | Mapping[str, Reward] | None = None,
+    judge: Judge | None = None,
 ) -> Rater:
     """The labeller of a configuration, or of Python's functions.
 
     Args:
       mesh: as the policy is split over it, so is a reward model, over the devices of this process:
         each process scores by itself.
+      reward: one, or several by their names in `run.rewards`.
 
     Raises:
       UserError: two rewards; what is no function, or one for other arguments; a judge where rewards
         are needed; a reward model that cannot be read.
     """
-    if judge is not None and run.objective.loss == 'rebel':
-        raise UserError('objective.loss: rebel: needs rewards, and a judge gives none')
-    if judge is not None and run.reward.missing_eos_penalty is not None:
-        raise UserError('reward.missing_eos_penalty: of rewards, and a judge gives none')
-    for name, function in (('reward', reward), ('judge', judge)):
-        if function is not None:
-            _check_function(name, function)
-    source = run.reward
-    if reward is not None and source.source != 'none':
-        raise UserError(
-            f'reward.source: {source.source}, and a reward from Python; leave reward.source out'
-        )
-    limits = {'batch_size': source.batch_size, 'timeout_s': source.timeout_s}
+    if judge is not None:
+        if run.objective.loss == 'rebel':
+            raise UserError('objective.loss: rebel: needs rewards, and a judge gives none')
+        if run.reward.missing_eos_penalty is not None:
+            raise UserError('reward.missing_eos_penalty: of rewards, and a judge gives none')
+        _check_function('judge', judge)
     # One may be an object that is empty, and so false.
-    compare = None if judge is None else partial(rewards.compare, judge, **limits)
+    compare = None if judge is None else partial(rewards.compare, judge, **_limits(run.reward))
+    several = isinstance(reward, Mapping)
+    if not several and not run.rewards:
+        return _scorer(run, 'reward', mesh, reward)._replace(compare=compare)
+    if reward is not None and not several:
+        raise UserError(
+            f'reward: there are several, {", ".join(run.rewards)}; give functions by their names, '
+            'reward={name: f}'
+        )
+    return _weighted(run, mesh, reward or {})._replace(compare=compare)
+
+
+def _limits(source: RewardSource) -> dict[str, Any]:
+    return {'batch_size': source.batch_size, 'timeout_s': source.timeout_s}
+
+
+def _weighted(run: LanguageRun, mesh: Mesh, functions: Mapping[str, Reward]) -> Rater:
+    """Several rewards, each as if alone; those to be awaited all at once. Nobody, where one is
+    missing."""
+    if run.rewards and (others := sorted(functions.keys() - run.rewards.keys())):
+        raise UserError(f'reward: {others[0]!r:.80} is none of rewards: {", ".join(run.rewards)}')
+    settings = run.rewards or dict.fromkeys(functions, WeightedReward())
+    run = run.model_copy(update={'rewards': settings})
+    scorers = {
+        name: _scorer(run, f'rewards.{name}', mesh, functions.get(name)) for name in settings
+    }
+    if not scorers or any(scorer.score is None for scorer in scorers.values()):
+        return Rater()
+    later = [name for name in scorers if awaited.is_async(functions.get(name))]
+
+    def one(name: str, prompts: Sequence[Prompt], groups: Sequence[Sequence[str]]) -> np.ndarray:
+        scorer = scorers[name]
+        assert scorer.score is not None  # See above.
+        return scorer.combined(scorer.score(prompts, groups))[0]
+
+    def score(prompts: Sequence[Prompt], groups: Sequence[Sequence[str]]) -> np.ndarray:
+        with ThreadPoolExecutor(max(len(later), 1)) as pool:
+            waited = {name: pool.submit(one, name, prompts, groups) for name in later}
+            now = {name: one(name, prompts, groups) for name in scorers if name not in waited}
+            each = now | {name: future.result() for name, future in waited.items()}
+        return np.stack([each[name] for name in scorers], -1)
+
+    weights = [source.weight for source in settings.values()]
+    return Rater(
+        score=score,
+        members=len(scorers),
+        combine=partial(ensemble.weighted, weights=weights),
+        names=tuple(scorers),
+    )
+
+
+def _scorer(run: LanguageRun, key: str, mesh: Mesh, function: Reward | None) -> Rater:
+    """Of one reward, whose settings are at that key of the configuration."""
+    source = run.sources[key]
+    if function is not None:
+        _check_function(key, function)
+        if source.source != 'none':
+            raise UserError(
+                f'{key}.source: {source.source}, and a reward from Python; leave {key}.source out'
+            )
     match source.source:
         case 'positivity':
             from sail_jax.language.reward import sentiment
 
-            reward = sentiment.positivity
+            function = sentiment.positivity
         case 'model':
-            of_models, members = _of_models(run, devices.local_part(mesh))
+            local = devices.local_part(mesh)
+            of_models, members = _of_models(source, key, run.model, local)
             return Rater(
-                score=partial(rewards.score, of_models, members=members, **limits),
-                compare=compare,
+                score=partial(rewards.score, of_models, members=members, **_limits(source)),
                 members=members,
                 combine=partial(ensemble.combine, source=source) if members > 1 else None,
             )
-    score = None if reward is None else partial(rewards.score, reward, **limits)
-    return Rater(score=score, compare=compare)
+    if function is None:
+        return Rater()
+    return Rater(score=partial(rewards.score, function, **_limits(source)))
 
 
-def _of_models(run: LanguageRun, mesh: Mesh) -> tuple[Callable[..., np.ndarray], int]:
-    """The function of a run's reward models, and how many rewards it gives.
+def _of_models(
+    source: RewardSource, key: str, policy: StartModel, mesh: Mesh
+) -> tuple[Callable[..., np.ndarray], int]:
+    """The function of reward models, and how many rewards it gives.
+
+    Args:
+      key: of the source in the configuration.
+      policy: says the type that is computed in, and the day that templates are told.
 
     Raises:
       UserError: one cannot be read; something is asked for that only an ensemble has.
     """
-    source, functions, members = run.reward, [], 0
+    functions, members = [], 0
     for path in source.paths:
         model = reward_model.load(
-            path, dtype=run.model.dtype, sharding=sharding.of_parameter(mesh), mesh=mesh
+            path, dtype=policy.dtype, sharding=sharding.of_parameter(mesh), mesh=mesh
         )
         tokenizer = tokens.load(
-            path, variables=source.chat_template_kwargs, date=run.model.chat_template_date
+            path, variables=source.chat_template_kwargs, date=policy.chat_template_date
         )
         padding = reward_model.pad_id(path)
         function = reward_model.from_model(model, tokenizer, source.max_tokens, pad_id=padding)
@@ -118,8 +191,8 @@ def _of_models(run: LanguageRun, mesh: Mesh) -> tuple[Callable[..., np.ndarray],
         return ensemble.together(functions), members
     if source.combines:
         raise UserError(
-            'reward.aggregate, reward.spread_penalty: of an ensemble; reward.path is one model '
-            'with one head'
+            f'{key}.aggregate, {key}.spread_penalty: of an ensemble; {key}.path is one model with '
+            'one head'
         )
     return functions[0], members
 
@@ -129,7 +202,7 @@ def _check_function(name: str, function: Any) -> None:
     question.
 
     Args:
-      name: `reward` or `judge`.
+      name: `judge`, or the key of the reward that it stands in for.
     """
     if not callable(function):
         raise UserError(f'{name}: {function!r:.80}; expected a function, or what can be called')
@@ -147,7 +220,7 @@ def _check_function(name: str, function: Any) -> None:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return  # Functions that are not written in Python have no signature.
-    takes = 'prompts, responses' if name == 'reward' else 'prompts, pairs of responses'
+    takes = 'prompts, pairs of responses' if name == 'judge' else 'prompts, responses'
     try:
         arguments = signature.bind([], []).arguments
     except TypeError as error:
@@ -169,6 +242,11 @@ def check(run: LanguageRun, rater: Rater) -> None:
       UserError: naming the keys.
     """
     if run.needs_function and rater == Rater():
+        if missing := [name for name, x in run.rewards.items() if x.source == 'none']:
+            raise UserError(
+                f'rewards.{missing[0]}.source: none; give positivity, model, or a function from '
+                f'Python, reward={{{missing[0]!r}: f}}'
+            )
         raise UserError(
             "reward.source: none, but the rows of objective.mixture's dpr need a labeller: "
             'positivity, model, or a function from Python'
@@ -200,7 +278,7 @@ def scores(
     if rater.compare is not None:
         prob, weight = rater.compare(asked_prompts, asked_groups)[:2] if len(rows) else (0, 0)
         return Preferences(prob_BxKxK=spread(prob, B, K, K), weight_BxKxK=spread(weight, B, K, K))
-    shape = (B, K) if rater.members == 1 else (B, K, rater.members)
+    shape = (B, K) if rater.combine is None else (B, K, rater.members)
     if not len(rows):
         return spread(0, *shape)
     assert rater.score is not None  # See `check`.
