@@ -11,7 +11,9 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import PlainSerializer
 
 from sail_jax import files
 from sail_jax.errors import UserError, one_line
@@ -46,8 +48,17 @@ class Address(NamedTuple):
         return f'hf://{of_kind}{self.id}{revision}{"/" * bool(self.inside)}{self.inside}'
 
 
+def shown(path: Path) -> str:
+    """A path as text; `Path` leaves one of an address's two slashes."""
+    return re.sub('^hf:/+', 'hf://', str(path))
+
+
+ModelPath = Annotated[Path, PlainSerializer(shown, return_type=str, when_used='json')]
+"""A directory, or an address, in a configuration."""
+
+
 def is_address(path: str | Path) -> bool:
-    """Whether it is a place on the hub; `Path` leaves one of its two slashes."""
+    """Whether it is a place on the hub."""
     return str(path).startswith('hf:/')
 
 

@@ -199,6 +199,7 @@ def test_a_run_begins_on_the_hub_and_ends_there(server, tmp_path):
     last = json.loads((tmp_path / 'run/metrics.jsonl').read_text().splitlines()[-1])
     assert f'| loss | {last["eval/loss"]:.4g} |' in card
     assert 'total_prompts: 8' in card
+    assert 'path: hf://me/base' in card
     again = command('generate', 'hf://me/tuned', 'the cat', '--max-tokens', '4')
     assert again == command('generate', 'run', 'the cat', '--max-tokens', '4', HF_HUB_OFFLINE='1')
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from sail_jax import config, sweep
+from sail_jax import config, hub, sweep
 from sail_jax.config import Devices, Section, Teacher
 from sail_jax.errors import UserError
 from sail_jax.language import optimizer
@@ -98,7 +98,7 @@ class Sampling(Section):
 class StartModel(Section):
     """The policy at the start, which is also the reference."""
 
-    path: Path
+    path: hub.ModelPath
     """A Hugging Face checkpoint directory, or `hf://OWNER/NAME`: Llama, Mistral, Qwen1.5 to 3,
     Gemma 3 (text), Phi-3 and 4, OLMo 2, SmolLM2 and 3."""
     dtype: DType = 'float32'
@@ -113,7 +113,7 @@ class StartModel(Section):
     the model without it."""
     lora: Lora = Lora()
     """For `train: lora`."""
-    adapter: Path | None = None
+    adapter: hub.ModelPath | None = None
     """A directory of PEFT's with the adapter to start from, for `train: lora`; rank, alpha and
     targets are then the adapter's. The reference begins with it too."""
     chat_template_kwargs: Variables = Field(default_factory=dict)
@@ -148,7 +148,7 @@ class RewardSource(Section):
     source: Literal['none', 'positivity', 'model'] = 'none'
     """`positivity`: the sentiment of the response by a lexicon. `model`: the sequence
     classification checkpoint at `path`."""
-    path: Path | Annotated[tuple[Path, ...], Field(min_length=1)] | None = None
+    path: hub.ModelPath | Annotated[tuple[hub.ModelPath, ...], Field(min_length=1)] | None = None
     """A Hugging Face directory with one label, and with its own tokeniser and chat template; or
     several, an ensemble. A model that `workload: reward` trained with several heads is one too."""
     aggregate: Literal['mean', 'minimum'] = 'mean'

@@ -59,6 +59,21 @@ def test_all_linear_is_a_word_in_a_file_and_on_the_command_line(tmp_path):
         check(make(model={'lora': {'dropout': 0.1}}))
 
 
+def test_addresses_of_the_hub_are_written_as_they_were(tmp_path):
+    reward = {'source': 'model', 'path': 'hf://me/judge'}
+    run = make(model={'path': 'hf://me/base@v1'}, reward=reward, data={'path': 'hf://me/pairs'})
+    configfile.write(run, tmp_path / 'config.yaml')
+    assert runs.load(tmp_path / 'config.yaml') == run
+    written = (tmp_path / 'config.yaml').read_text()
+    assert [written.count(f'path: hf://me/{name}') for name in ('base@v1', 'judge', 'pairs')] == [
+        1,
+        1,
+        1,
+    ]
+    again = configfile.override(make(), ['--model.path', 'hf://me/base@v1'], 'sail-jax', '')
+    assert again.model == run.model
+
+
 def test_tools_are_a_list_in_a_file_and_json_on_the_command_line(tmp_path):
     tools = [{'type': 'function', 'function': {'name': 'é'}}]
     run = make(model={'chat_template_kwargs': {'tools': tools, 'quiet': True}})

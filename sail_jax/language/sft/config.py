@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from sail_jax import hub
 from sail_jax.configfile import differences
 from sail_jax.errors import UserError
 from sail_jax.language import config
@@ -15,7 +16,7 @@ class SupervisedModel(config.StartModel):
     """What is trained: a checkpoint, or a new network."""
 
     # A new network has no checkpoint.
-    path: Path | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    path: hub.ModelPath | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     """A Hugging Face checkpoint directory; none makes a new network."""
     architecture: Architecture | None = None
     """Of a new network."""

@@ -91,6 +91,39 @@ def test_thoughts_of_the_prompt_s_own_turns_are_the_template_s(tmp_path):
     assert turn == '\n</think>\n\nno<|im_end|>\n'
 
 
+WHERE = '{%- set at = namespace(last=-1) -%}{%- for m in messages -%}IF{%- endfor -%}'
+THOUGHTS_AFTER = """
+{%- set content = m.content -%}
+{%- if m.role == 'assistant' and loop.index0 < at.last -%}
+{%- set content = content.split('</think>')[-1].lstrip('\\n') -%}
+{%- endif -%}
+{{- '<|im_start|>' + m.role + '\\n' + content + '<|im_end|>\\n' -}}"""
+HISTORY = """{%- for m in messages -%}TURN{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
+
+
+@pytest.mark.parametrize('role', ['user', 'assistant'])
+def test_a_history_that_is_rewritten_keeps_the_border_or_is_refused(tmp_path, role):
+    """Qwen3's template drops the thoughts before the last user's turn; one that drops those before
+    the last assistant's turn writes another prompt once there is a response."""
+    last = f"{{% if m.role == '{role}' %}}{{% set at.last = loop.index0 %}}{{% endif %}}"
+    template = WHERE.replace('IF', last) + HISTORY.replace('TURN', THOUGHTS_AFTER)
+    tokenizer = tokens.load(write(tmp_path, template=template))
+    turns = (*TURN, Message('assistant', '<think>hm</think>yes'), Message('user', 'no'))
+    prompt = tokenizer.text(tokenizer.prompt_ids(turns))
+    response = '<think>oh</think>what'
+    if role == 'assistant':
+        assert '<think>hm</think>yes' in prompt
+        with pytest.raises(UserError, match='adding a response changes the text before it'):
+            tokenizer.response_ids(turns, response)
+        return
+    assert 'hm' not in prompt
+    ids = tokenizer.response_ids(turns, response)
+    assert tokenizer.text(ids) == response
+    whole = tokenizer.scored_ids(turns, response)
+    assert whole[: len(tokenizer.prompt_ids(turns)) + len(ids)] == tokenizer.prompt_ids(turns) + ids
+
+
 @pytest.mark.parametrize(
     ('name', 'variables'),
     [(name, {}) for name in TEMPLATES]
