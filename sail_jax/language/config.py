@@ -68,8 +68,8 @@ class Lora(Section):
     """The linear maps of every layer that get one; `all-linear`, as in PEFT, all that there are,
     attention's and the MLP's. `phi3` has the last two, and no others but `o_proj`, `down_proj`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """The share of an adapter's inputs that are zero in a gradient step, drawn for each response of
-    an update; what samples, evaluates or is the reference has none."""
+    """The share of an adapter's inputs that are zero in a gradient step, drawn for each row of an
+    update; what samples, evaluates or is the reference has none."""
 
     def wants(self, name: str) -> bool:
         """Whether the linear map of that dotted name gets one."""

@@ -16,7 +16,7 @@ from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.language.data import tokens
 from sail_jax.language.data.dataset import Example
 from sail_jax.language.data.rows import DataRow
-from sail_jax.language.model import policy, weights
+from sail_jax.language.model import lora, policy, weights
 from sail_jax.language.quickstart import grammar
 from sail_jax.language.sft import task as sft_task
 from sail_jax.language.sft.config import SftRun
@@ -117,6 +117,29 @@ def test_accumulation_changes_nothing_but_the_memory():
     np.testing.assert_allclose(in_parts['loss'], numbers['loss'], rtol=1e-5)
     close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)
     jax.tree.map(close, parted.policy.params, whole.policy.params)
+
+
+@pytest.mark.slow
+def test_dropout_is_of_a_row_in_an_update_whatever_parts_it_is_computed_in():
+    adapted = lora.split(
+        lora.add(tiny.decoder(), lora.Lora(rank=3, targets=('v_proj',)), jax.random.key(0))
+    )
+    adapter = jax.tree.map(lambda x: x + 0.1, adapted.trained)
+    rows = collate([example([3] * n, [4] * (6 - n)) for n in (1, 2, 3, 5)])
+    loss = make_loss(lambda p, shared: nnx.merge(adapted.on, p.params, shared), 'response')
+    start = learn.init(Policy(adapter, jnp.int32(0)), jnp.uint32(0), optax.sgd(0.1))
+    start = start._replace(shared=adapted.frozen)
+
+    def first_loss(state, parts=1, rate=0.3):
+        step = jax.jit(learn.make_learn(loss, parts, optax.sgd(0.0), rate))
+        return float(step(state, rows)[1]['loss'])
+
+    plain = first_loss(start, rate=0.0)
+    dropped = first_loss(start)
+    assert abs(dropped - plain) > 1e-4
+    assert first_loss(start, parts=2) == pytest.approx(dropped, rel=1e-5)
+    for later in (start._replace(step=jnp.int32(1)), start._replace(seed=jnp.uint32(1))):
+        assert abs(first_loss(later) - dropped) > 1e-4
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted():

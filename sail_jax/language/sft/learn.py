@@ -13,7 +13,7 @@ from sail_jax.language.model.attention import prompt_positions
 from sail_jax.language.model.logprobs import Predictions, log_probs
 from sail_jax.language.model.sampler import bucket, pad_prompts
 from sail_jax.language.model.transformer import Decoder
-from sail_jax.language.supervised.learn import LossSums, StageLoss
+from sail_jax.language.supervised.learn import Drop, LossSums, StageLoss
 
 
 class Completions(NamedTuple):
@@ -71,8 +71,10 @@ def make_loss(model: Callable[[Policy, Any], Decoder], loss_on: str) -> StageLos
       loss_on: `SftRun.loss_on`.
     """
 
-    def total(policy: Policy, shared: Any, rows: Completions) -> tuple[jax.Array, LossSums]:
-        total, tokens = nats(model(policy, shared), rows, loss_on)
+    def total(
+        policy: Policy, shared: Any, rows: Completions, drop: Drop
+    ) -> tuple[jax.Array, LossSums]:
+        total, tokens = nats(drop(model(policy, shared)), rows, loss_on)
         return total, LossSums(tokens, {})
 
     return StageLoss('tokens', total)

@@ -88,8 +88,6 @@ def check(run: SupervisedRun) -> None:
     """
     optimizer = run.optimizer
     check_adapter(run.model)
-    if run.model.lora.dropout > 0:
-        raise UserError('model.lora.dropout: not of a supervised stage')
     if run.prompts_per_update % optimizer.accumulation:
         raise UserError(
             f'optimizer.accumulation: {optimizer.accumulation} does not divide '

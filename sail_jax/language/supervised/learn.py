@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sail_jax.core import update
+from sail_jax.core import keys, update
 from sail_jax.core.types import Metrics, Policy, State
+from sail_jax.language.model import lora
 from sail_jax.language.schedule import step_size
 from sail_jax.language.supervised.config import SupervisedOptimizer
 
@@ -21,13 +23,17 @@ class LossSums(NamedTuple):
     sums: Metrics
 
 
+Drop = Callable[[Any], Any]
+"""Of a model, the same with its adapter's dropout."""
+
+
 class StageLoss(NamedTuple):
     """What a stage brings down."""
 
     counts: str
     """What it is a mean over: `tokens`, `pairs`."""
-    total: Callable[[Policy, Any, Any], tuple[jax.Array, LossSums]]
-    """`(policy, State.shared, rows)` gives its sum over them; pure."""
+    total: Callable[[Policy, Any, Any, Drop], tuple[jax.Array, LossSums]]
+    """`(policy, State.shared, rows, drop)` gives its sum over them; pure."""
 
 
 def make_optimizer(settings: SupervisedOptimizer, updates: int) -> optax.GradientTransformation:
@@ -85,7 +91,7 @@ def init(policy: Policy, seed: jax.Array, optimizer: optax.GradientTransformatio
 
 
 def make_learn(
-    loss: StageLoss, parts: int, optimizer: optax.GradientTransformation
+    loss: StageLoss, parts: int, optimizer: optax.GradientTransformation, dropout: float = 0.0
 ) -> Callable[[State, Any], tuple[State, Metrics]]:
     """The pure function from a state and a batch to the next state.
 
@@ -94,19 +100,23 @@ def make_learn(
 
     Args:
       parts: `SupervisedOptimizer.accumulation`.
+      dropout: `Lora.dropout`.
     """
 
     def learn(state: State, rows: Any) -> tuple[State, Metrics]:
-        def of_params(params: Any, rows: Any) -> tuple[jax.Array, LossSums]:
-            return loss.total(state.policy._replace(params=params), state.shared, rows)
+        def of_params(params: Any, part: Any) -> tuple[jax.Array, LossSums]:
+            rows, key_B = part
+            drop = partial(lora.drop, key_B=key_B, rate=dropout) if dropout > 0 else _as_it_is
+            return loss.total(state.policy._replace(params=params), state.shared, rows, drop)
 
         graded = jax.value_and_grad(of_params, has_aux=True)
 
-        def add(total: Any, rows: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, graded(state.policy.params, rows)), None
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, graded(state.policy.params, part)), None
 
-        split = jax.tree.map(lambda x: update.split_rows(x, parts), rows)
-        shapes = jax.eval_shape(graded, state.policy.params, rows)
+        whole = rows, _drop_keys(state, rows) if dropout > 0 else None
+        split = jax.tree.map(lambda x: update.split_rows(x, parts), whole)
+        shapes = jax.eval_shape(graded, state.policy.params, whole)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         ((total, counted), grads), _ = jax.lax.scan(add, zeros, split)
         count = jnp.maximum(counted.count, 1)
@@ -136,3 +146,13 @@ def make_learn(
         }
 
     return learn
+
+
+def _as_it_is(model: Any) -> Any:
+    return model
+
+
+def _drop_keys(state: State, rows: Any) -> jax.Array:
+    """One for each row of the update's batch."""
+    key = keys.update_key(state.seed, state.step + 1)
+    return keys.row_keys(key, len(jax.tree.leaves(rows)[0]))

@@ -99,7 +99,8 @@ def make_update(
 ) -> Callable[[State, Any], tuple[State, Metrics]]:
     """The compiled program of an update; the state's buffers are donated."""
     optimizer = learn.make_optimizer(run.optimizer, run.updates)
-    learn_pure = learn.make_learn(loss, run.optimizer.accumulation, optimizer)
+    parts, dropout = run.optimizer.accumulation, run.model.lora.dropout
+    learn_pure = learn.make_learn(loss, parts, optimizer, dropout)
 
     @partial(jax.jit, donate_argnums=0)
     @precision.traced_at(precision.resolved(run))

@@ -193,6 +193,22 @@ def test_the_model_left_is_the_best_one_and_transformers_scores_equally(path, tr
     np.testing.assert_allclose(np.ravel(rated['spread']), expected.std(1), atol=1e-4)
 
 
+@pytest.mark.slow
+def test_an_adapters_dropout_is_of_training_alone(path, tmp_path):
+    lora = {'rank': 4, 'targets': 'all-linear', 'dropout': 0.5}
+    rows = []
+    for name, settings_of in (('plain', lora | {'dropout': 0.0}), ('dropped', lora)):
+        run = settings(path, model={'lora': settings_of}, total_prompts=24)
+        sail_jax.train(run, tmp_path / name, quiet=True)
+        rows.append(metrics.read_rows(tmp_path / name / 'metrics.jsonl'))
+    plain, dropped = rows
+    assert dropped[0]['eval/loss'] == plain[0]['eval/loss']
+    # A new adapter adds nothing, whatever it reads, and under a new score it learns nothing yet.
+    for update, apart in ((1, False), (2, False), (3, True)):
+        ours, theirs = (rows[update]['train/loss'] for rows in (dropped, plain))
+        assert (abs(ours - theirs) > 1e-4) == apart
+
+
 def test_what_it_starts_from(path, trained, tmp_path):
     """A new score is 0; that of a classifier goes on, whatever else is trained; it is float32."""
     run_dir, _ = trained

@@ -13,7 +13,7 @@ from sail_jax.language.data.dataset import Example
 from sail_jax.language.model.sampler import bucket, pad_prompts
 from sail_jax.language.reward.reward_model import RewardModel, without_padding
 from sail_jax.language.reward.stage.config import BradleyTerry
-from sail_jax.language.supervised.learn import LossSums, StageLoss
+from sail_jax.language.supervised.learn import Drop, LossSums, StageLoss
 
 BINS = 10
 """Of the calibration error."""
@@ -89,8 +89,10 @@ def make_loss(model: Callable[[Policy, Any], Any], settings: BradleyTerry) -> St
       model: the `RewardModel` of a policy, on `State.shared`.
     """
 
-    def total(policy: Policy, shared: Any, rows: ComparedRows) -> tuple[jax.Array, LossSums]:
-        rewards_Bx2xH = rewards_of(model(policy, shared), rows)
+    def total(
+        policy: Policy, shared: Any, rows: ComparedRows, drop: Drop
+    ) -> tuple[jax.Array, LossSums]:
+        rewards_Bx2xH = rewards_of(drop(model(policy, shared)), rows)
         losses_BxH = pair_losses(rewards_Bx2xH, rows.margin_B, settings) * rows.weight_BxH
         margin_B = (rewards_Bx2xH[:, 0] - rewards_Bx2xH[:, 1]).mean(-1)
         sums = {
