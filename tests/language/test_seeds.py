@@ -6,6 +6,7 @@ import pytest
 
 import sail_jax
 from sail_jax import reports, runs
+from sail_jax.cli import main
 from sail_jax.errors import UserError
 from sail_jax.training import metrics
 from tests.support import small
@@ -62,6 +63,8 @@ def test_members_are_the_runs_alone_and_go_on_where_they_stopped(path, capsys):
     assert 'seed-5' in capsys.readouterr().out
     with pytest.raises(UserError, match='a sweep; name one of its runs'):
         runs.open_run(path / 'run')
+    assert main(['plot', str(path / 'run'), '--out', str(path / 'seeds.png')]) == 0
+    assert 'no run' not in capsys.readouterr().err
     longer = make(path, total_prompts=12)
     assert [result.length for result in train(path, 'run', longer, resume=True)] == [12, 12]
     with pytest.raises(UserError, match='exists already'):
