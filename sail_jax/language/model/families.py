@@ -57,6 +57,9 @@ class Family:
     """`model_type` in `config.json`."""
     model_class: str
     """As what `transformers` loads it, `LlamaForCausalLM` for example."""
+    classifier: str = ''
+    """As what it loads a reward model of the family; by default `model_class` with
+    `ForSequenceClassification`."""
     keys: Mapping[str, Key] = field(default_factory=dict)
     """Keys that are not as in `ConfigKeys`. Four more are read where they are named here:
     `attention_bias` and `mlp_bias`, `use_sliding_window` and `max_window_layers`."""
@@ -86,6 +89,13 @@ class Family:
     parts: 'Callable[[Architecture], Parts] | None' = None
     """What its network is made of, where it is not Llama's. Called when a network is made, so that
     a configuration is read without JAX."""
+
+    @property
+    def classifier_class(self) -> str:
+        """See `classifier`."""
+        return self.classifier or self.model_class.replace(
+            'ForCausalLM', 'ForSequenceClassification'
+        )
 
     @cached_property
     def config(self) -> type[ConfigKeys]:
@@ -196,6 +206,7 @@ FAMILIES = {
         Family(
             'gemma3_text',
             'Gemma3ForCausalLM',
+            'Gemma3TextForSequenceClassification',
             keys={
                 **BIAS,
                 'num_key_value_heads': (int, 4),

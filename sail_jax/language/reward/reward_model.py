@@ -19,6 +19,7 @@ from sail_jax.language.model import architecture as architectures
 from sail_jax.language.model import weights
 from sail_jax.language.model.architecture import Architecture
 from sail_jax.language.model.attention import lane_positions
+from sail_jax.language.model.families import FAMILIES
 from sail_jax.language.model.layers import Linear
 from sail_jax.language.model.logprobs import Prompts, last_of_lanes
 from sail_jax.language.model.sampler import pad_prompts
@@ -45,9 +46,8 @@ class RewardModel(Decoder):
     def own_keys(self) -> dict[str, Any]:
         """As of `Decoder`; the labels are named, so that who reads them knows what they are."""
         labels = [f'reward_{head}' for head in range(self.heads)]
-        [name] = super().own_keys()['architectures']
         return {
-            'architectures': [name.replace('ForCausalLM', 'ForSequenceClassification')],
+            'architectures': [FAMILIES[self.architecture.family].classifier_class],
             'id2label': {str(head): label for head, label in enumerate(labels)},
             'label2id': {label: head for head, label in enumerate(labels)},
         }

@@ -16,6 +16,7 @@ from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.language.data import tokens
 from sail_jax.language.data.rows import Message
 from sail_jax.language.model import architecture, weights
+from sail_jax.language.model import families as model_families
 from sail_jax.language.model.sampler import pad_prompts
 from sail_jax.language.reward import labels, reward_model, rewards
 from tests.support import small, tiny
@@ -261,7 +262,17 @@ def test_judge_is_asked_each_pair_once_and_turned_round():
 
 
 @pytest.mark.parametrize(
-    ('name', 'pad'), [('llama3', None), ('qwen2', IM_END), ('qwen3', END), ('llama3', 289)]
+    ('name', 'pad'),
+    [
+        ('llama3', None),
+        ('qwen2', IM_END),
+        ('qwen3', END),
+        ('llama3', 289),
+        ('gemma3', None),
+        pytest.param('phi3', END, marks=pytest.mark.slow),
+        pytest.param('olmo2', END, marks=pytest.mark.slow),
+        pytest.param('smollm3', None, marks=pytest.mark.slow),
+    ],
 )
 def test_parity_with_transformers(tmp_path, name, pad):
     """Where the padding is the end of sequence, the score is read before it."""
@@ -276,6 +287,8 @@ def test_parity_with_transformers(tmp_path, name, pad):
         for key, parameter in theirs.named_parameters():
             parameter.normal_(float('norm' in key), 0.3)
     theirs.eval().save_pretrained(tmp_path)
+    named = model_families.FAMILIES[FAMILIES[name].family].classifier_class
+    assert type(theirs).__name__ == named
 
     prompts = [(Message('user', 'what a cat'),), (Message('user', 'no'),), 'the cat']
     responses = [['hello', 'no no no no'], ['yes', 'sat'], [' sat', ' said hello']]
