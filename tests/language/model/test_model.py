@@ -1,12 +1,17 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from sail_jax.language.model import attention, rotary, transformer
+from sail_jax.errors import UserError
+from sail_jax.language.config import StartModel, check_lengths
+from sail_jax.language.model import architecture, attention, policy, rotary, transformer
+from sail_jax.language.model.rope import Rope
 from sail_jax.language.model.transformer import Tokens
-from tests.support import tiny
+from tests.support import small, tiny
 from tests.support.tiny import FAMILIES, whole
 
 
@@ -81,13 +86,40 @@ def test_remat_changes_neither_values_nor_gradients():
 
 def test_program_does_not_grow_with_depth():
     def lines(layers):
-        architecture = FAMILIES['llama2'].model_copy(update={'layers': layers})
-        build = lambda: transformer.Decoder(architecture, rngs=nnx.Rngs(0))
+        sizes = FAMILIES['llama2'].model_copy(update={'layers': layers})
+        build = lambda: transformer.Decoder(sizes, rngs=nnx.Rngs(0))
         graphdef, params = nnx.split(nnx.eval_shape(build))
         forward = lambda params, tokens: whole(nnx.merge(graphdef, params), tokens)[0]
         return jax.jit(forward).lower(params, tiny.tokens(1, 4)).as_text().count('\n')
 
     assert lines(2) == lines(40)
+
+
+@pytest.mark.parametrize(
+    ('rope', 'longest'),
+    [
+        (Rope(kind='longrope', short_factor=(1.0, 1.0), long_factor=(2.0, 3.0)), 64),
+        (Rope(kind='dynamic', factor=3.0, original_max_position_embeddings=64), 192),
+        (Rope(kind='yarn', factor=4.0, original_max_position_embeddings=32), 128),
+        (Rope(kind='linear', factor=4.0), 64),
+    ],
+)
+def test_the_longest_sequence_of_a_run_chooses_frequencies_where_they_depend_on_it(
+    tmp_path, rope, longest
+):
+    if rope.kind == 'longrope':
+        rope = rope.model_copy(update={'original_max_position_embeddings': 32})
+    sizes = FAMILIES['qwen2'].model_copy(update={'rope': rope, 'max_positions': 64})
+    assert sizes.longest == longest
+    (tmp_path / 'config.json').write_text(json.dumps(architecture.to_hf(sizes)))
+    depends = rope.kind in ('longrope', 'dynamic')
+    for length, other in ((None, False), (32, False), (65, depends)):
+        made = policy.read(StartModel(path=tmp_path), length=length)
+        for decoder in (made.policy, made.reference):
+            model = decoder(made.abstract, made.abstract_shared)
+            assert model.length == (length if other else None)
+    with pytest.raises(UserError, match=f'has {longest} positions'):
+        check_lengths(small.run('m', 'd', sampling={'max_tokens': longest}), sizes.longest)
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_logits():
