@@ -104,7 +104,12 @@ def fields(data: dict[str, Any], where: str) -> dict[str, Any]:
     """
     name = data.get('model_type')
     if not isinstance(name, str) or name not in FAMILIES:
-        raise UserError(f'{where}: model_type: {name!r:.80}; supported: {", ".join(FAMILIES)}')
+        alone = f'{name}_text' if f'{name}_text' in FAMILIES else None
+        hint = f'; its text part saved by itself is a {alone} (docs/guides/language.md)'
+        raise UserError(
+            f'{where}: model_type: {name!r:.80}; supported: {", ".join(FAMILIES)}'
+            + (hint if alone else '')
+        )
     family = FAMILIES[name]
     if (activation := data.get('hidden_act', family.activation)) != family.activation:
         raise UserError(f'{where}: hidden_act: {activation!r:.80}; supported: {family.activation}')

@@ -97,6 +97,10 @@ def test_qwen_window_starts_at_max_window_layers_and_only_if_used():
     ('change', 'message'),
     [
         ({'model_type': 'gpt2'}, "config.json: model_type: 'gpt2'; supported: llama, mistral"),
+        (
+            {'model_type': 'gemma3'},
+            r"model_type: 'gemma3'; .*; its text part saved by itself is a gemma3_text \(docs/",
+        ),
         ({'model_type': None}, 'config.json: model_type: None'),
         ({'hidden_act': 'gelu'}, "config.json: hidden_act: 'gelu'; supported: silu"),
         ({'hidden_size': None}, 'config.json: hidden_size: Field required'),
