@@ -20,6 +20,8 @@ from sail_jax.language.config import check as check_language
 from sail_jax.language.data import rows, sources
 from sail_jax.language.quickstart.config import QuickstartRun
 from sail_jax.language.quickstart.config import check as check_quickstart
+from sail_jax.language.reward.stage.config import RewardRun
+from sail_jax.language.reward.stage.config import check as check_reward
 from sail_jax.language.sft.config import SftRun
 from sail_jax.language.sft.config import check as check_sft
 from tests.support.mutation import mutate
@@ -38,6 +40,8 @@ def plan(text: str, path: Path) -> None:
             check_language(run)
         case SftRun():
             check_sft(run)
+        case RewardRun():
+            check_reward(run)
         case QuickstartRun():
             check_quickstart(run)
     assert (
