@@ -26,8 +26,7 @@ def with_lanes(decoder, prompt, lanes):
     [
         'mistral',
         'gemma3',
-        'smollm3',
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ('phi3', 'olmo2')),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ('smollm3', 'phi3', 'olmo2')),
     ],
 )
 def test_decoding_token_by_token_gives_the_hidden_states_of_whole_sequences(name):

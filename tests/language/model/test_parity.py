@@ -127,7 +127,14 @@ def test_phi_has_longrope_of_a_part_of_each_head(tmp_path):
     np.testing.assert_allclose(logits, torch_logits(theirs, tokens_BxT), atol=2e-4, rtol=0)
 
 
-@pytest.mark.parametrize('name', ['qwen2', 'gemma3', 'phi3', 'olmo2', 'smollm3'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'gemma3',
+        'phi3',
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ('qwen2', 'olmo2', 'smollm3')),
+    ],
+)
 def test_gradients_are_those_of_transformers(name, tmp_path):
     """Of the mean log-probability of the tokens that follow, by every tensor of the checkpoint."""
     theirs = random_checkpoint(name, tmp_path)
