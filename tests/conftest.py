@@ -1,5 +1,6 @@
 """Settings of all tests."""
 
+import gc
 import importlib
 import os
 from pathlib import Path
@@ -13,6 +14,9 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+gc.set_threshold(
+    100_000, 20, 50
+)  # Of millions of objects most are kept: looking at them costs 6 %.
 jax.devices()  # Begun: a test of the command line cannot change how many there are.
 # New examples are for who looks: a change must not fail for what it has not touched.
 derandomize = 'CI' in os.environ

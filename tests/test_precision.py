@@ -60,8 +60,8 @@ def test_a_simulator_and_its_policy_multiply_as_the_setting_says(setting, expect
     [
         ('float32', 'auto', 'HIGHEST'),
         ('bfloat16', 'auto', 'DEFAULT'),
-        ('float32', 'high', 'HIGH'),
-        ('bfloat16', 'highest', 'HIGHEST'),
+        pytest.param('float32', 'high', 'HIGH', marks=pytest.mark.slow),
+        pytest.param('bfloat16', 'highest', 'HIGHEST', marks=pytest.mark.slow),
     ],
 )
 def test_language_models_multiply_as_their_type_or_the_setting_says(

@@ -43,9 +43,13 @@ def test_all_names_are_there():
     assert set(sail_jax.__all__) <= set(dir(sail_jax))
 
 
-def test_render_gives_the_page_that_the_command_writes(trained, tmp_path, capsys):
-    episode = sail_jax.render(trained, seed=3)
-    assert not list(tmp_path.iterdir())
+@pytest.fixture(scope='module')
+def episode(trained):
+    """Of seed 3."""
+    return sail_jax.render(trained, seed=3)
+
+
+def test_render_gives_the_page_that_the_command_writes(trained, episode, tmp_path, capsys):
     out = tmp_path / 'new' / 'episode.html'
     assert main(['render', str(trained), '--seed', '3', '--out', str(out)]) == 0
     assert out.read_text() == episode.page
@@ -55,28 +59,27 @@ def test_render_gives_the_page_that_the_command_writes(trained, tmp_path, capsys
     )
 
 
-def test_a_cell_shows_the_episode_in_a_frame(trained):
-    episode = sail_jax.render(trained)
+def test_a_cell_shows_the_episode_in_a_frame(episode):
     (within,) = re.findall(r'srcdoc="([^"]*)"', episode._repr_html_())
     assert html.unescape(within) == episode.page
     assert 'allow-same-origin' not in episode._repr_html_()
 
 
-def test_the_loaded_policy_acts_as_the_rendered_one(trained):
+def test_the_loaded_policy_acts_as_the_rendered_one(trained, episode):
     policy, env = sail_jax.load_policy(trained), envs.make(PENDULUM.env)
 
     @jax.jit
-    def episode(key):
+    def acted(key):
         def step(state, _):
             state = env.step(state, policy(state.obs))
             return state, (state.reward, state.done)
 
         return jax.lax.scan(step, env.reset(jax.random.key_data(key)), length=30)[1]
 
-    reset_key, _ = jax.random.split(jax.random.key(0))
-    reward, done = episode(reset_key)
+    reset_key, _ = jax.random.split(jax.random.key(3))
+    reward, done = acted(reset_key)
     alive = np.cumsum(done) - done == 0
-    assert float((reward * alive).sum()) == pytest.approx(sail_jax.render(trained).episode_return)
+    assert float((reward * alive).sum()) == pytest.approx(episode.episode_return)
 
 
 def test_the_loaded_policy_is_the_exported_one(trained, tmp_path):

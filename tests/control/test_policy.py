@@ -148,6 +148,7 @@ def test_every_environment_is_there_by_name(name):
     assert env.backend == backend
 
 
+@pytest.mark.slow
 def test_swimmer_steps_despite_braxs_clip():
     env = envs.make(Environment(name='swimmer', backend='generalized'))
     shape = jax.eval_shape(

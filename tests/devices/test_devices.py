@@ -11,8 +11,13 @@ import pytest
 from tests.support import spread
 from tests.support.spread import SHAPES
 
-WORKLOADS = ('control', 'bandit', pytest.param('language', marks=pytest.mark.slow))
-OTHERS = (pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow), 8)
+SLOW = pytest.mark.slow
+WORKLOADS = (
+    pytest.param('control', marks=SLOW),
+    'bandit',
+    pytest.param('language', marks=SLOW),
+)
+OTHERS = (pytest.param(2, marks=SLOW), pytest.param(4, marks=SLOW), 8)
 UNFUSED = '--xla_cpu_max_isa=AVX'
 """Programs for one device and for several fuse multiply-adds in other places; so they fuse none."""
 TOLERANCE = 1e-5
@@ -71,14 +76,16 @@ def test_any_devices_draw_the_same_samples(run, name, count):
         assert_same(alone / 'first.npz', several / 'first.npz')
 
 
-@pytest.mark.parametrize('count', OTHERS)
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [2, 4, 8])
 @pytest.mark.parametrize(('contexts', 'lanes'), SHAPES)
 def test_batches_of_any_shape_are_the_same(run, count, contexts, lanes):
     ours, theirs = (run('control', n) / f'{contexts}x{lanes}.npz' for n in (1, count))
     assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize('count', OTHERS)
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [2, 4, 8])
 def test_batches_simulated_at_once_agree_to_rounding(run, count):
     ours, theirs = (np.load(run('control', n) / 'at_once.npz') for n in (1, count))
     for key in ours:
@@ -123,6 +130,7 @@ def test_other_devices_go_on_with_the_same_samples(run, name, count, theirs):
     assert_close(here / 'parts.npz', there / 'parts.npz')
 
 
+@pytest.mark.slow
 def test_devices_tell_each_other_gradients_and_no_samples(run):
     alone, eight = (np.load(run('control', count) / 'communication.npz') for count in (1, 8))
     assert (alone['devices'], eight['devices']) == (1, 8)
@@ -134,6 +142,7 @@ def test_devices_tell_each_other_gradients_and_no_samples(run):
     assert eight['other_bytes'] <= 256
 
 
+@pytest.mark.slow
 def test_shares_of_eight_devices_add_up_to_the_gradient(run):
     found = dict(np.load(run('control', 8) / 'gradients.npz'))
     assert len(set(found.pop('labels_of_a_device'))) > 1

@@ -77,7 +77,7 @@ def exhaust(task, at, donated):
     return task._replace(dispatch=dispatch)
 
 
-@pytest.mark.parametrize('donated', [False, True])
+@pytest.mark.parametrize('donated', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_batch_that_memory_does_not_hold_is_one_line_and_the_run_goes_on(
     trained, tmp_path, donated
 ):

@@ -33,7 +33,10 @@ def gone(directory):
     return back
 
 
-@pytest.mark.parametrize('close', [immutable, gone])
+CLOSED = [immutable, pytest.param(gone, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize('close', CLOSED)
 def test_a_directory_that_takes_no_more_costs_checkpoints_not_the_run(
     refreshed, tmp_path, monkeypatch, close
 ):
@@ -84,7 +87,7 @@ def test_a_save_that_fails_costs_only_its_own_checkpoint(tmp_path, monkeypatch):
     assert rows[-1]['time/saves_failed'] == 1
 
 
-@pytest.mark.parametrize('close', [immutable, gone])
+@pytest.mark.parametrize('close', CLOSED)
 def test_a_run_that_saved_nothing_ends_with_an_error(tmp_path, monkeypatch, close):
     undo, position = [], Recorder.position
 

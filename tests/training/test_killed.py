@@ -62,6 +62,7 @@ def same_ends(path, other):
     assert [json.loads(line)['step'] for line in lines] == list(range(killed.UPDATES + 1))
 
 
+@pytest.mark.slow
 def test_sigkill_and_resume_end_with_the_same_parameters(undisturbed, tmp_path):
     """Killed just before a checkpoint gets its name, just after, and without warning."""
     path = tmp_path / 'killed'

@@ -49,7 +49,9 @@ def test_a_refreshed_run_resumes_bit_for_bit(refreshed, tmp_path, first):
     assert [row.get('train/kl') for row in rows] == [row.get('train/kl') for row in whole]
 
 
-@pytest.mark.parametrize('harm', [damage, flip_bits, shutil.rmtree])
+@pytest.mark.parametrize(
+    'harm', [damage, flip_bits, pytest.param(shutil.rmtree, marks=pytest.mark.slow)]
+)
 def test_without_its_reference_a_checkpoint_is_damaged(refreshed, tmp_path, caplog, harm):
     path = tmp_path / 'run'
     shutil.copytree(refreshed[1], path)
@@ -85,6 +87,7 @@ def test_another_start_policy_is_seen_where_it_is_the_reference(falling, tmp_pat
         train(tmp_path / 'run', make_run({'metric': f'-{KL}'}), resume=True)
 
 
+@pytest.mark.slow
 def test_a_sweep_with_references_resumes_bit_for_bit(tmp_path):
     # The members' label budgets end at different updates, and with them their refreshes.
     run = make_run(

@@ -133,7 +133,12 @@ else:
 """
 
 
-@pytest.mark.parametrize('what', ['save', 'start', 'doctor'])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    'what', ['save', pytest.param('start', marks=SLOW), pytest.param('doctor', marks=SLOW)]
+)
 def test_a_process_whose_save_failed_ends(tmp_path, what):
     """Before its directory was made, which others of its threads wait for."""
     command = [sys.executable, '-c', FAILING, what, str(tmp_path)]

@@ -189,7 +189,9 @@ def test_too_many_skipped_steps_stop_the_run(tmp_path):
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves((kept.params, kept.statistics)))
 
 
-@pytest.mark.parametrize('what', ['obs', 'reward', 'reset'])
+@pytest.mark.parametrize(
+    'what', ['obs', *(pytest.param(what, marks=pytest.mark.slow) for what in ('reward', 'reset'))]
+)
 def test_what_a_simulator_breaks_is_counted_and_nothing_else_suffers(tmp_path, what):
     env = Poisoned(what, jnp.inf, drift=0.05)
     task = runs.make_task(make_run(), env=env)
@@ -322,7 +324,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(
     assert steps == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize('seeds', [None, [0, 1]])
+@pytest.mark.parametrize('seeds', [None, pytest.param([0, 1], marks=pytest.mark.slow)])
 def test_a_run_none_of_whose_checkpoints_was_written_begins_again(tmp_path, monkeypatch, seeds):
     """Killed while its first one is written, or on a full disk; its rows are kept."""
     path = tmp_path / 'run'

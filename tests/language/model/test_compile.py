@@ -65,13 +65,20 @@ def ideal_bytes(name: str) -> float:
     return (2 * WEIGHTS[model] + 4 * 4 * ADAPTER[model]) * 1e9 / parts
 
 
-def test_traced_for_8_devices_the_states_are_split_as_they_should_be():
-    for name, found in ask(list(CONFIGS), compiled=False).items():
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    'names',
+    [
+        pytest.param(list(CONFIGS)[:3], marks=SLOW),
+        list(CONFIGS)[3:],
+    ],
+)
+def test_traced_for_8_devices_the_states_are_split_as_they_should_be(names):
+    for name, found in ask(names, compiled=False).items():
         assert found['text'] > 10_000, name
         assert found['state_bytes'] == pytest.approx(ideal_bytes(name), rel=0.1), name
-
-
-SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
