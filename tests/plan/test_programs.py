@@ -10,6 +10,7 @@ from sail_jax.bandit import programs as bandit_programs
 from sail_jax.errors import UserError
 from sail_jax.language import abstract, programs
 from sail_jax.language.model import architecture, published, weights
+from sail_jax.language.reward.stage.config import RewardRun
 from sail_jax.sweep import Members
 from sail_jax.training import devices
 from sail_jax.training.setup import Layout
@@ -57,6 +58,29 @@ def test_the_programs_trace(train, model, prompts):
     for program in plan.programs:
         jax.eval_shape(program.function, *program.arguments)
     assert plan.per_update == {'prompts': 4, 'pairs': 4, 'tokens': 4 * 2 * 6}
+
+
+@pytest.mark.parametrize('train', ['full', 'lora', 'head'])
+def test_a_reward_models_state_and_programs_are_those_of_its_run(train, model, tmp_path):
+    pairs = small.data(tmp_path / 'pairs.jsonl', rows=16, pairs=True)
+    run = RewardRun.model_validate(
+        {
+            'workload': 'reward',
+            'prompts_per_update': 4,
+            'model': {'path': str(model), 'train': train, 'heads': 2},
+            'data': {'path': str(pairs), 'max_prompt_tokens': 24, 'max_response_tokens': 8},
+            'evaluation': {'prompts': 6},
+        }
+    )
+    plan = workloads.of(run).programs(run, jax.devices())
+    learn, evaluate = plan.programs
+    trained = Layout.of(Members.of(run), runs.make_task(run, None)).state
+    assert shapes(learn.arguments[0]._replace(shared=())) == shapes(trained)
+    _, metrics = jax.eval_shape(learn.function, *learn.arguments)
+    assert metrics['loss'].shape == ()
+    rewards = jax.eval_shape(evaluate.function, *evaluate.arguments)
+    assert rewards.shape == (4, 2, 2)
+    assert plan.per_update == {'prompts': 4, 'tokens': 4 * 2 * 32}
 
 
 @pytest.mark.parametrize(
