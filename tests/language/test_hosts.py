@@ -14,6 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 import sail_jax
+from sail_jax import configfile
 from sail_jax.language.data import tokens
 from sail_jax.language.model import weights
 from sail_jax.language.reward import reward_model
@@ -31,6 +32,14 @@ RUNS = {
     },
     # Weights over all devices.
     'lora': {'devices': {'fsdp': 'auto', 'data': 1}, 'model': {'train': 'lora'}, 'group_size': 3},
+    'methods': {
+        'devices': {'data': 1, 'fsdp': 4, 'tensor': 2},
+        'model': {'train': 'lora', 'lora': {'targets': 'all-linear', 'dropout': 0.1}},
+        'reference': {'refresh_prompts': 16, 'ema': 0.5},
+        'objective': {'loss': 'rebel', 'exploration': 'xpo', 'alpha': 0.01},
+        'optimizer': {'accumulation': 2},
+        'reward': {'missing_eos_penalty': 0.5},
+    },
 }
 SFT = {
     'workload': 'sft',
@@ -69,6 +78,10 @@ def directory(tmp_path_factory):
                 **settings,
             },
         )
+        if name == 'methods':
+            model = {'source': 'model', 'path': str(path / 'reward'), 'weight': 2.0}
+            several = {'model': model, 'mood': {'source': 'positivity'}}
+            run = configfile.update(run, {'rewards': several})
         (path / f'{name}.yaml').write_text(yaml.safe_dump(json.loads(run.model_dump_json())))
     model = {'path': str(path / 'model'), 'train': 'lora'}
     pairs = {'path': str(path / 'pairs.jsonl'), 'max_prompt_tokens': 32, 'max_response_tokens': 8}
