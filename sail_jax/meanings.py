@@ -21,6 +21,12 @@ MEANINGS = (
         'What you are after. A win rate of 0.5 is no better than the start.',
     ),
     Meaning(
+        ('eval/chosen_win_rate',),
+        'high',
+        "Of a language run, against the data's chosen responses: 0.5 is as good as those. Ties, "
+        'eval/chosen_ties, count one half; without them it is lower by half their share.',
+    ),
+    Meaning(
         ('eval/label_accuracy', 'eval/pair_accuracy', 'train/label_accuracy'),
         'above 0.5',
         'The share of compared pairs whose margin has the sign of their label: whether the policy, '

@@ -201,6 +201,9 @@ class ResponseEvaluation(Section):
     """How many prompts are held out."""
     samples: int = Field(default=1, ge=1, le=64)
     """Responses to each prompt, of the policy and of the start policy."""
+    against_chosen: bool = True
+    """Where held-out rows have pairs and something scores responses: also the win rate against the
+    data's chosen ones. They are scored once; a judge is asked twice more for each response."""
     path: str | None = None
     """Where they come from, as `data.path`; none is `data.path`."""
     split: str | None = None

@@ -1,7 +1,8 @@
 """Evaluation on held-out prompts and pairs, on keys of its own, against the start policy."""
 
+import itertools
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,6 +123,7 @@ def make(
         )
 
     answer_of_start = _once(answer)
+    chosen = cache(lambda: _chosen(rater, prompts, held_out))
 
     def evaluate(
         policy: Policy, start: Policy, shared: Any, seed: jax.Array, hyper: Hyper
@@ -134,10 +136,10 @@ def make(
         numbers = _lengths(ours) | _divergences(
             weigh(ours.tokens, ours.lengths), ours, weigh(starts.tokens, starts.lengths), starts
         )
-        rewards, wins = reward_numbers(ours, starts), win_numbers(rater, prompts, ours, starts)
-        numbers |= rewards | wins
-        if 'not_finite' in rewards and 'not_finite' in wins:
-            numbers['not_finite'] = rewards['not_finite'] + wins['not_finite']
+        scored = [reward_numbers(ours, starts), win_numbers(rater, prompts, ours, starts)]
+        if paired and settings.against_chosen:
+            scored.append(chosen_numbers(rater, prompts, ours, chosen()))
+        numbers |= _joined(scored)
         if paired:
             pairs = reader.batch(held_out, run.data.max_response_tokens).pairs
             assert pairs is not None
@@ -148,6 +150,26 @@ def make(
         return numbers
 
     return evaluate
+
+
+def _joined(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """All numbers; what is no finite number is counted over all parts."""
+    joined = {name: value for part in parts for name, value in part.items()}
+    broken = [part['not_finite'] for part in parts if 'not_finite' in part]
+    return joined | ({'not_finite': sum(broken)} if broken else {})
+
+
+def _chosen(rater: Rater, prompts: Sequence, held_out: Sequence[Example]) -> Answers:
+    """The data's chosen response to each prompt, scored."""
+    texts = [[str(example.row.chosen)] for example in held_out]
+    lengths = np.asarray([[len(example.chosen or ())] for example in held_out])
+    return Answers(
+        tokens=np.zeros((*lengths.shape, 0), np.int32),
+        lengths=lengths,
+        ended=np.ones(lengths.shape, bool),
+        texts=texts,
+        **rater.rated(prompts, texts),
+    )
 
 
 def _once(answer: Callable[[Policy, Any, jax.Array], Answers]) -> Callable[..., Answers]:
@@ -248,42 +270,81 @@ def win_numbers(
     first for every other prompt, and second for the rest, so that one who favours a position
     favours neither policy.
     """
-    if rater.compare is not None:
-        samples = zip(_columns(ours.texts), _columns(starts.texts), strict=True)
-        row_N = np.arange(len(prompts))
-        won_NxS = np.stack(
-            [
-                _probabilities(rater, prompts, a, b, (row_N + sample) % 2)
-                for sample, (a, b) in enumerate(samples)
-            ],
-            axis=1,
-        )
-    elif ours.rewards is not None and starts.rewards is not None:
-        a, b = (np.where(np.isfinite(x), x, -np.inf) for x in (ours.rewards, starts.rewards))
-        won_NxS = (a > b) + 0.5 * (a == b)
-    else:
+    row_N = np.arange(len(prompts))
+    won = _won(rater, prompts, ours, starts, lambda sample: [(row_N + sample) % 2])
+    return {} if won is None else _rates('win_rate', won) | _unsaid(rater, won)
+
+
+def chosen_numbers(
+    rater: Rater, prompts: Sequence, ours: Answers, chosen: Answers
+) -> dict[str, float]:
+    """The same against the data's chosen responses, one for each prompt; and the share of ties,
+    which count one half in the rate.
+
+    A judge is asked about every pair in both orders, and what it says is averaged: a judge who goes
+    by the position alone says a tie.
+    """
+    orders = [np.zeros(len(prompts), int), np.ones(len(prompts), int)]
+    won = _won(rater, prompts, ours, chosen, lambda sample: orders)
+    if won is None:
         return {}
+    said = won[np.isfinite(won)]
+    ties = np.isclose(said, 0.5, rtol=0, atol=1e-6).mean() if said.size else np.nan
+    return _rates('chosen_win_rate', won) | {'chosen_ties': ties} | _unsaid(rater, won)
+
+
+def _won(
+    rater: Rater,
+    prompts: Sequence,
+    ours: Answers,
+    theirs: Answers,
+    orders: Callable[[int], Sequence[np.ndarray]],
+) -> np.ndarray | None:
+    """How far each of ours is preferred, 0 to 1, [N, S]; NaN where a judge says nothing; None where
+    nobody compares or scores.
+
+    Args:
+      theirs: as many samples, or one that all are compared with.
+      orders: `sample -> places`, 0 or 1 for each prompt, where ours stand; a judge is asked once
+        for each.
+    """
+    if rater.compare is not None:
+        samples = zip(_columns(ours.texts), itertools.cycle(_columns(theirs.texts)), strict=False)
+        columns = [
+            np.mean([_probabilities(rater, prompts, a, b, place) for place in orders(sample)], 0)
+            for sample, (a, b) in enumerate(samples)
+        ]
+        return np.stack(columns, axis=1)
+    if ours.rewards is None or theirs.rewards is None:
+        return None
+    a, b = (np.where(np.isfinite(x), x, -np.inf) for x in (ours.rewards, theirs.rewards))
+    return (a > b) + 0.5 * (a == b)
+
+
+def _unsaid(rater: Rater, won_NxS: np.ndarray) -> dict[str, Any]:
+    """How often a judge says nothing; rewards that are no number are counted by themselves."""
+    return {} if rater.compare is None else {'not_finite': (~np.isfinite(won_NxS)).sum()}
+
+
+def _rates(name: str, won_NxS: np.ndarray) -> dict[str, float]:
+    """The mean, by that name, with Wilson's 95 % interval over prompts."""
     said_NxS = np.isfinite(won_NxS)
-    counts = {} if rater.compare is None else {'not_finite': (~said_NxS).sum()}
+    names = (name, f'{name}_low', f'{name}_high')
     if not said_NxS.any():
-        return dict.fromkeys(('win_rate', 'win_rate_low', 'win_rate_high'), np.nan) | counts
+        return dict.fromkeys(names, np.nan)
     n, rate = said_NxS.any(1).sum(), won_NxS[said_NxS].mean()
     centre = (rate + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * (rate * (1 - rate) / n + Z95**2 / (4 * n**2)) ** 0.5
-    return {
-        'win_rate': rate,
-        'win_rate_low': centre - half,
-        'win_rate_high': centre + half,
-    } | counts
+    return dict(zip(names, (rate, centre - half, centre + half), strict=True))
 
 
 def _probabilities(
-    rater: Rater, prompts: Sequence, ours_N: tuple, starts_N: tuple, place_N: np.ndarray
+    rater: Rater, prompts: Sequence, ours_N: tuple, theirs_N: tuple, place_N: np.ndarray
 ) -> np.ndarray:
     """Probabilities that ours are preferred, [N]; `place`, 0 or 1, is where ours stand."""
     assert rater.compare is not None
-    both = zip(ours_N, starts_N, place_N, strict=True)
-    pairs = [(starts, ours) if place else (ours, starts) for ours, starts, place in both]
+    both = zip(ours_N, theirs_N, place_N, strict=True)
+    pairs = [(theirs, ours) if place else (ours, theirs) for ours, theirs, place in both]
     prob_NxKxK = np.asarray(rater.compare(prompts, pairs).prob_BxKxK)
     return prob_NxKxK[np.arange(len(pairs)), place_N, 1 - place_N]
 

@@ -24,6 +24,8 @@ TABLE = (
     ),
     Line('spread of the reward models', 'reward_spread', good='small'),
     Line('win rate against the start policy', 'win_rate', good='above 0.5'),
+    Line("win rate against the data's chosen", 'chosen_win_rate', good='high'),
+    Line("ties with the data's chosen", 'chosen_ties'),
     Line('KL(policy || start) per response', 'response_kl_policy_to_ref', good='small'),
     Line('KL(start || policy) per response', 'response_kl_ref_to_policy', good='small'),
     Line('accuracy on held-out pairs', 'pair_accuracy', good='above 0.5'),

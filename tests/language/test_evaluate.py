@@ -5,7 +5,7 @@ import pytest
 
 from sail_jax import reports
 from sail_jax.core.types import Preferences
-from sail_jax.language.evaluate import reward_numbers, win_numbers
+from sail_jax.language.evaluate import chosen_numbers, reward_numbers, win_numbers
 from sail_jax.language.kind import TABLE
 from sail_jax.language.reward import rewards
 from sail_jax.language.reward.labels import Rater
@@ -101,3 +101,33 @@ def test_a_judge_who_favours_a_position_favours_no_policy(favoured):
     assert got(of('a', 'a')) == 0.5
     # What it does know counts wherever it stands.
     assert got(of('better', 'a')) == (1 + 0.5) / 2
+
+
+CHOSEN = answers([[1.0], [4.0], [np.nan]])._replace(texts=[['good']] * 3)
+
+
+def test_rewards_are_held_against_the_one_of_the_chosen():
+    got = chosen_numbers(REWARDED, PROMPTS, answers([[1.0, 2.0], [0.0, 4.0], [3, np.nan]]), CHOSEN)
+    assert got['chosen_win_rate'] == pytest.approx((0.5 + 1 + 0 + 0.5 + 1 + 0.5) / 6)
+    assert got['chosen_ties'] == pytest.approx(3 / 6)
+    assert got['chosen_win_rate_low'] < got['chosen_win_rate'] < got['chosen_win_rate_high']
+    assert chosen_numbers(Rater(), PROMPTS, answers(), CHOSEN._replace(rewards=None)) == {}
+
+
+def test_a_judge_is_asked_in_both_orders_and_its_ties_are_told():
+    asked = []
+
+    def prefers(prompts, pairs):  # By content, by position, and once not at all.
+        asked.extend(pairs)
+        say = {('best', 'good'): 1.0, ('good', 'best'): 0.25, ('none', 'good'): np.nan}
+        return [say.get(pair, 0.75) for pair in pairs]
+
+    judge = Rater(compare=lambda prompts, groups: rewards.compare(prefers, prompts, groups))
+    ours = answers()._replace(texts=[['best', 'same'], ['same', 'best'], ['none', 'best']])
+    got = chosen_numbers(judge, PROMPTS, ours, CHOSEN)
+    # Best wins by the mean of 1 and 1 - 0.25; by position alone it is a tie.
+    assert got['chosen_win_rate'] == pytest.approx((3 * 0.875 + 2 * 0.5) / 5)
+    assert got['chosen_ties'] == pytest.approx(2 / 5)
+    assert got['not_finite'] == 1
+    assert len(asked) == 12
+    assert asked.count(('best', 'good')) == asked.count(('good', 'best')) == 3
