@@ -1,6 +1,5 @@
 """Evaluation on held-out prompts and pairs, on keys of its own, against the start policy."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from sail_jax.core import pair_losses, precision
 from sail_jax.core.keys import EVALUATE, stream
 from sail_jax.core.types import Hyper, Policies, Policy
-from sail_jax.language import workload
+from sail_jax.language import scored, workload
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import reader
 from sail_jax.language.data.dataset import Example
@@ -27,9 +26,6 @@ from sail_jax.language.reward.labels import Rater
 from sail_jax.language.samples import Answers, write_table
 from sail_jax.training import hosts
 from sail_jax.training.task import Evaluate
-
-Z95 = 1.959964
-"""Of the normal distribution: 95 % lie within."""
 
 
 class Weighed(NamedTuple):
@@ -136,10 +132,8 @@ def make(
         numbers = _lengths(ours) | _divergences(
             weigh(ours.tokens, ours.lengths), ours, weigh(starts.tokens, starts.lengths), starts
         )
-        scored = [reward_numbers(ours, starts), win_numbers(rater, prompts, ours, starts)]
-        if paired and settings.against_chosen:
-            scored.append(chosen_numbers(rater, prompts, ours, chosen()))
-        numbers |= _joined(scored)
+        theirs = chosen() if paired and settings.against_chosen else None
+        numbers |= scored.numbers(rater, prompts, ours, starts, theirs)
         if paired:
             pairs = reader.batch(held_out, run.data.max_response_tokens).pairs
             assert pairs is not None
@@ -150,13 +144,6 @@ def make(
         return numbers
 
     return evaluate
-
-
-def _joined(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-    """All numbers; what is no finite number is counted over all parts."""
-    joined = {name: value for part in parts for name, value in part.items()}
-    broken = [part['not_finite'] for part in parts if 'not_finite' in part]
-    return joined | ({'not_finite': sum(broken)} if broken else {})
 
 
 def _chosen(rater: Rater, prompts: Sequence, held_out: Sequence[Example]) -> Answers:
@@ -217,140 +204,6 @@ def _divergences(
         'response_kl_policy_to_ref': forward.mean(),
         'response_kl_ref_to_policy': backward.mean(),
     }
-
-
-def reward_numbers(ours: Answers, starts: Answers) -> dict[str, float]:
-    """Mean over prompts, whose samples are averaged first.
-
-    A reward that is not a finite number is none: counted, `not_finite`, and in means the worst one
-    that either policy got, so that no response is better for it. NaN where there is none at all.
-    """
-    if ours.rewards is None or starts.rewards is None:
-        return {}
-    n = len(ours.rewards)
-    counted_NxS = _counted(ours.rewards, starts.rewards)
-    mean_N = counted_NxS.mean(1)
-    spread = {}
-    if ours.spread is not None:
-        spread = {'reward_spread': finite_mean(ours.spread)}
-    gain_N = (counted_NxS - _counted(starts.rewards, ours.rewards)).mean(1)
-    return {
-        'reward': mean_N.mean(),
-        'reward_se': mean_N.std(ddof=1) / n**0.5,
-        'reward_gain': gain_N.mean(),
-        'reward_gain_se': gain_N.std(ddof=1) / n**0.5,
-        'not_finite': (~np.isfinite(ours.rewards)).sum(),
-        **spread,
-        **{f'reward/{name}': finite_mean(values) for name, values in ours.parts.items()},
-    }
-
-
-def finite_mean(values: np.ndarray) -> np.floating:
-    """Of the numbers that are finite; NaN where none is."""
-    finite = values[np.isfinite(values)]
-    return finite.mean() if finite.size else np.float32(np.nan)
-
-
-def _counted(rewards_NxS: np.ndarray, others_NxS: np.ndarray) -> np.ndarray:
-    finite = np.isfinite(rewards_NxS)
-    if not finite.any():
-        return np.full(rewards_NxS.shape, np.nan)
-    worst = min(rewards_NxS[finite].min(), others_NxS[np.isfinite(others_NxS)].min(initial=np.inf))
-    return np.where(finite, rewards_NxS, worst)
-
-
-def win_numbers(
-    rater: Rater, prompts: Sequence, ours: Answers, starts: Answers
-) -> dict[str, float]:
-    """Share of prompts on which the policy's response is preferred to the start policy's; equal
-    ones count one half. With Wilson's 95 % interval over prompts.
-
-    A response whose reward is not a finite number loses to one that has one. Pairs of which a judge
-    says nothing (NaN) are left out, and counted, `not_finite`. A judge sees the policy's response
-    first for every other prompt, and second for the rest, so that one who favours a position
-    favours neither policy.
-    """
-    row_N = np.arange(len(prompts))
-    won = _won(rater, prompts, ours, starts, lambda sample: [(row_N + sample) % 2])
-    return {} if won is None else _rates('win_rate', won) | _unsaid(rater, won)
-
-
-def chosen_numbers(
-    rater: Rater, prompts: Sequence, ours: Answers, chosen: Answers
-) -> dict[str, float]:
-    """The same against the data's chosen responses, one for each prompt; and the share of ties,
-    which count one half in the rate.
-
-    A judge is asked about every pair in both orders, and what it says is averaged: a judge who goes
-    by the position alone says a tie.
-    """
-    orders = [np.zeros(len(prompts), int), np.ones(len(prompts), int)]
-    won = _won(rater, prompts, ours, chosen, lambda sample: orders)
-    if won is None:
-        return {}
-    said = won[np.isfinite(won)]
-    ties = np.isclose(said, 0.5, rtol=0, atol=1e-6).mean() if said.size else np.nan
-    return _rates('chosen_win_rate', won) | {'chosen_ties': ties} | _unsaid(rater, won)
-
-
-def _won(
-    rater: Rater,
-    prompts: Sequence,
-    ours: Answers,
-    theirs: Answers,
-    orders: Callable[[int], Sequence[np.ndarray]],
-) -> np.ndarray | None:
-    """How far each of ours is preferred, 0 to 1, [N, S]; NaN where a judge says nothing; None where
-    nobody compares or scores.
-
-    Args:
-      theirs: as many samples, or one that all are compared with.
-      orders: `sample -> places`, 0 or 1 for each prompt, where ours stand; a judge is asked once
-        for each.
-    """
-    if rater.compare is not None:
-        samples = zip(_columns(ours.texts), itertools.cycle(_columns(theirs.texts)), strict=False)
-        columns = [
-            np.mean([_probabilities(rater, prompts, a, b, place) for place in orders(sample)], 0)
-            for sample, (a, b) in enumerate(samples)
-        ]
-        return np.stack(columns, axis=1)
-    if ours.rewards is None or theirs.rewards is None:
-        return None
-    a, b = (np.where(np.isfinite(x), x, -np.inf) for x in (ours.rewards, theirs.rewards))
-    return (a > b) + 0.5 * (a == b)
-
-
-def _unsaid(rater: Rater, won_NxS: np.ndarray) -> dict[str, Any]:
-    """How often a judge says nothing; rewards that are no number are counted by themselves."""
-    return {} if rater.compare is None else {'not_finite': (~np.isfinite(won_NxS)).sum()}
-
-
-def _rates(name: str, won_NxS: np.ndarray) -> dict[str, float]:
-    """The mean, by that name, with Wilson's 95 % interval over prompts."""
-    said_NxS = np.isfinite(won_NxS)
-    names = (name, f'{name}_low', f'{name}_high')
-    if not said_NxS.any():
-        return dict.fromkeys(names, np.nan)
-    n, rate = said_NxS.any(1).sum(), won_NxS[said_NxS].mean()
-    centre = (rate + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 / (1 + Z95**2 / n) * (rate * (1 - rate) / n + Z95**2 / (4 * n**2)) ** 0.5
-    return dict(zip(names, (rate, centre - half, centre + half), strict=True))
-
-
-def _probabilities(
-    rater: Rater, prompts: Sequence, ours_N: tuple, theirs_N: tuple, place_N: np.ndarray
-) -> np.ndarray:
-    """Probabilities that ours are preferred, [N]; `place`, 0 or 1, is where ours stand."""
-    assert rater.compare is not None
-    both = zip(ours_N, theirs_N, place_N, strict=True)
-    pairs = [(theirs, ours) if place else (ours, theirs) for ours, theirs, place in both]
-    prob_NxKxK = np.asarray(rater.compare(prompts, pairs).prob_BxKxK)
-    return prob_NxKxK[np.arange(len(pairs)), place_N, 1 - place_N]
-
-
-def _columns(texts: list[list[str]]) -> list[tuple[str, ...]]:
-    return list(zip(*texts, strict=True))
 
 
 def _pairs(weighed: Weighed, pairs: workload.Pairs, loss: str, beta: float) -> dict[str, Any]:

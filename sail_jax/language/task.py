@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from sail_jax.core import precision, update
 from sail_jax.core.types import Metrics, Route, Sampled, State, Workload
 from sail_jax.errors import UserError
-from sail_jax.language import evaluate, workload
+from sail_jax.language import evaluate, scored, workload
 from sail_jax.language.config import LanguageRun, check, check_lengths
 from sail_jax.language.data import digests, reader, tokens
 from sail_jax.language.data.dataset import Example
@@ -218,7 +218,7 @@ def make_dispatch(
                 scores = scores - penalty_BxK
                 metrics = reward_metrics(scores, spread_BxK, asked_B)
                 for name, values in parts.items():
-                    metrics[f'reward/{name}'] = evaluate.finite_mean(values[asked_B])[None]
+                    metrics[f'reward/{name}'] = scored.finite_mean(values[asked_B])[None]
         size = reader.places(int(drawn.lengths_BxL.max()), run.max_response_tokens)
         state, learned = programs.learn(state, workload.trimmed(sampled, size), scores)
         with contextlib.suppress(UserError):  # The update that needs them says it.

@@ -5,11 +5,11 @@ import pytest
 
 from sail_jax import reports
 from sail_jax.core.types import Preferences
-from sail_jax.language.evaluate import chosen_numbers, reward_numbers, win_numbers
 from sail_jax.language.kind import TABLE
 from sail_jax.language.reward import rewards
 from sail_jax.language.reward.labels import Rater
 from sail_jax.language.samples import Answers
+from sail_jax.language.scored import chosen_numbers, reward_numbers, win_numbers
 
 NOTHING = [np.nan, np.inf, -np.inf]
 PROMPTS = ['a', 'b', 'c']

@@ -10,7 +10,7 @@ import pytest
 import sail_jax
 from sail_jax import runs
 from sail_jax.errors import TrainingFailed, UserError
-from sail_jax.language import export, workload
+from sail_jax.language import export
 from sail_jax.language.data import tokens
 from sail_jax.language.data.rows import Message
 from sail_jax.language.model import policy
@@ -373,41 +373,3 @@ def test_label_budget_ends_the_run_and_nobody_is_asked_more(model, prompts, tmp_
     # 48 comparisons, and 12: those of two prompts. Evaluations are of 64 responses.
     assert [count for count in calls if count != 64] == [32, 8]
     assert result.length < 48
-
-
-def test_offline_dpo_learns_its_pairs_and_draws_nothing(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(workload, 'sampler', None)
-    pairs = small.data(tmp_path / 'pairs.jsonl', rows=24, pairs=True)
-    run = small.run(
-        model,
-        pairs,
-        total_prompts=8 * 12,
-        prompts_per_update=8,
-        objective={'mixture': {'dpr': 0}},
-        divergence={'states': 'data'},
-        optimizer={'learning_rate': 3e-3, 'warmup_updates': 2, 'decay': 'cosine'},
-        evaluation={'every_updates': 100, 'prompts': 8},
-    )
-    scored = []
-
-    def reward(prompts, responses):  # Of evaluations alone.
-        scored.append(responses)
-        return small.letters(prompts, responses)
-
-    result = train(run, tmp_path / 'run', reward)
-    assert result.before['eval/pair_accuracy'] == 0.5
-    assert result.after['eval/pair_accuracy'] == 1
-    assert result.after['eval/pair_margin'] > 3 * result.after['eval/pair_margin_se'] > 0
-    # The data's chosen are scored once, the start's responses too.
-    chosen = [' yes' * (1 + i % 2) for i in np.arange(8) * 24 // 8]
-    assert scored.count(chosen) == 1
-    assert len(scored) == 4
-    theirs = np.asarray(small.letters([], chosen))
-    got = np.asarray(small.letters([], scored[-1]))
-    assert result.after['eval/chosen_win_rate'] == np.mean((got > theirs) + (got == theirs) / 2)
-    assert result.after['eval/chosen_ties'] == np.mean(got == theirs)
-    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')[1:]
-    assert 'train/reward' not in rows[-1]
-    rates = np.asarray([row['train/learning_rate'] for row in rows]) / 3e-3
-    expected = [0.5, 1, *((1 + np.cos(np.pi * np.arange(10) / 10)) / 2)]
-    np.testing.assert_allclose(rates, expected, rtol=1e-5)

@@ -6,10 +6,10 @@ import pytest
 from sail_jax.errors import UserError
 from sail_jax.language import task
 from sail_jax.language.config import RewardSource, check
-from sail_jax.language.evaluate import reward_numbers
 from sail_jax.language.reward import ensemble, labels, rewards
 from sail_jax.language.reward.labels import Rater
 from sail_jax.language.samples import Answers
+from sail_jax.language.scored import reward_numbers
 from tests.support import small
 
 MEMBERS = np.asarray([[[1.0, 3.0], [2.0, 2.0]], [[0.0, -4.0], [np.nan, 1.0]]])  # [B, K, members]

@@ -8,7 +8,7 @@ import pytest
 import sail_jax
 from sail_jax import configfile, runs
 from sail_jax.errors import UserError
-from sail_jax.language import evaluate
+from sail_jax.language import scored
 from sail_jax.language.config import check
 from sail_jax.language.reward import labels
 from sail_jax.language.reward.labels import Rater
@@ -47,7 +47,7 @@ def test_the_reward_is_the_weighted_sum_and_each_is_a_metric():
     zero = np.zeros((2, 2))
     rated = rater.rated(PROMPTS, GROUPS)
     answers = Answers(tokens=zero, lengths=zero, ended=zero, texts=[], **rated)
-    numbers = evaluate.reward_numbers(answers, answers)
+    numbers = scored.reward_numbers(answers, answers)
     assert numbers['reward'] == 3 - 1.5 / 2
     assert (numbers['reward/length'], numbers['reward/one']) == (1.5, 1)
 
