@@ -3,28 +3,18 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from sail_jax import config, hub, sweep
 from sail_jax.config import Devices, Section, Teacher
 from sail_jax.errors import UserError
 from sail_jax.language import optimizer
+from sail_jax.language.adapter import Lora
 from sail_jax.language.data.variables import DAY, Day, Variables
 from sail_jax.language.optimizer import LanguageOptimizer
 from sail_jax.scalars import INT_MAX
 
 DType = Literal['float32', 'bfloat16']
-Projection = Literal[
-    'q_proj',
-    'k_proj',
-    'v_proj',
-    'o_proj',
-    'gate_proj',
-    'up_proj',
-    'down_proj',
-    'qkv_proj',
-    'gate_up_proj',
-]
 
 
 class Data(Section):
@@ -48,34 +38,6 @@ class Data(Section):
     """The same for a response, its end of sequence included."""
 
 
-ALL_LINEAR = 'all-linear'
-
-
-def _listed(value: Any) -> Any:
-    return (value,) if value == ALL_LINEAR else value
-
-
-class Lora(Section):
-    """Which maps get an adapter, and how large it is."""
-
-    rank: int = Field(default=64, ge=1, le=2**12)
-    """Of each adapter."""
-    alpha: float = Field(default=16.0, gt=0, le=2**20)
-    """The adapter's output is scaled by `alpha / rank`."""
-    targets: Annotated[tuple[Literal[Projection, 'all-linear'], ...], BeforeValidator(_listed)] = (
-        Field(default=('q_proj', 'k_proj', 'v_proj', 'o_proj'), min_length=1)
-    )
-    """The linear maps of every layer that get one; `all-linear`, as in PEFT, all that there are,
-    attention's and the MLP's. `phi3` has the last two, and no others but `o_proj`, `down_proj`."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """The share of an adapter's inputs that are zero in a gradient step, drawn for each row of an
-    update; what samples, evaluates or is the reference has none."""
-
-    def wants(self, name: str) -> bool:
-        """Whether the linear map of that dotted name gets one."""
-        return ALL_LINEAR in self.targets or name.rpartition('.')[2] in self.targets
-
-
 class Sampling(Section):
     """How responses are drawn. Anything but temperature 1 without truncation samples from another
     distribution than the policy, and is off-policy to that extent."""
@@ -93,6 +55,11 @@ class Sampling(Section):
     def on_policy(self) -> bool:
         """Whether samples are the policy's own."""
         return self.temperature == 1 and self.top_k is None and self.top_p == 1
+
+    @property
+    def greedy(self) -> 'Sampling':
+        """The most probable token at each place instead."""
+        return self.model_copy(update={'temperature': 1.0, 'top_k': 1, 'top_p': 1.0})
 
 
 class StartModel(Section):
@@ -201,6 +168,10 @@ class ResponseEvaluation(Section):
     """How many prompts are held out."""
     samples: int = Field(default=1, ge=1, le=64)
     """Responses to each prompt, of the policy and of the start policy."""
+    decoding: Literal['sample', 'greedy', 'contrastive'] = 'sample'
+    """Responses as `sampling` draws them; the most probable token at each place; or contrastive
+    search with its authors' values, alpha 0.6 among 4 candidates (arXiv 2202.06417). The last two
+    leave temperature, top_k and top_p out."""
     against_chosen: bool = True
     """Where held-out rows have pairs and something scores responses: also the win rate against the
     data's chosen ones. They are scored once; a judge is asked twice more for each response."""
@@ -328,6 +299,11 @@ def check(run: LanguageRun) -> None:
         raise UserError(
             'reference.ema: in bfloat16 a moving average stands still; use model.param_dtype: '
             'float32, model.train: lora, or reference.refresh_prompts alone'
+        )
+    if run.evaluation.decoding != 'sample' and run.evaluation.samples > 1:
+        raise UserError(
+            f'evaluation.samples: {run.evaluation.samples}; evaluation.decoding: '
+            f'{run.evaluation.decoding} has one response to a prompt'
         )
     if run.labeller.discount < 1:
         raise UserError('labeller.discount: a response has one reward, at its end; use 1')

@@ -17,7 +17,7 @@ from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import reader
 from sail_jax.language.data.dataset import Example
 from sail_jax.language.data.tokens import Tokenizer
-from sail_jax.language.model import logprobs, sampler
+from sail_jax.language.model import contrastive, logprobs, sampler
 from sail_jax.language.model.logprobs import Prompts
 from sail_jax.language.model.policy import Decoders
 from sail_jax.language.model.sampler import Responses
@@ -52,19 +52,26 @@ def make_programs(
     """Compiled at their first call."""
     eos_E = jnp.asarray(eos_ids, jnp.int32)
     at_precision = precision.traced_at(precision.resolved(run))
+    greedy = run.evaluation.decoding == 'greedy'
+    sampling = run.sampling.greedy if greedy else run.sampling
 
     @jax.jit
     @at_precision
     def generate(
         policy: Policy, shared: Any, seed: jax.Array, prompts: Prompts, number_B: jax.Array
     ) -> Responses:
+        decoder = decoders.policy(policy, shared)
+        if run.evaluation.decoding == 'contrastive':
+            return contrastive.generate(
+                decoder, prompts, max_tokens=run.sampling.max_tokens, eos_E=eos_E
+            )
         key_B = jax.vmap(jax.random.fold_in, (None, 0))(stream(seed, EVALUATE), number_B)
         return sampler.generate(
-            decoders.policy(policy, shared),
+            decoder,
             prompts,
             key_B,
             group_size=run.evaluation.samples,
-            settings=run.sampling,
+            settings=sampling,
             eos_E=eos_E,
         )
 

@@ -242,7 +242,7 @@ def responder(path: Path, best: bool = False, deterministic: bool = True) -> Res
     """
     decoder, tokenizer, sampling = load(path, best)
     if deterministic:
-        sampling = sampling.model_copy(update={'top_k': 1})
+        sampling = sampling.greedy
 
     def respond(prompts: Sequence[str], seed: int = 0, *, chat: bool = False) -> list[str]:
         _require_texts(prompts)

@@ -21,7 +21,7 @@ from sail_jax.language.data import digests, reader, tokens
 from sail_jax.language.data.dataset import Example
 from sail_jax.language.data.reader import Reader
 from sail_jax.language.data.tokens import Tokenizer
-from sail_jax.language.model import policy, sharding
+from sail_jax.language.model import contrastive, policy, sharding
 from sail_jax.language.reward import labels
 from sail_jax.language.reward.labels import Rater
 from sail_jax.language.reward.protocols import Judge, Reward
@@ -109,9 +109,11 @@ def make(
 
 def batch_bytes(run: LanguageRun, decoders: policy.Decoders) -> int:
     """Keys and values of the responses that are drawn at once."""
-    a, rows = decoders.architecture, run.prompts_per_update * run.group_size
-    if not run.samples_policy:
-        rows = min(run.prompts_per_update, run.evaluation.prompts) * run.evaluation.samples
+    a, contrasted = decoders.architecture, run.evaluation.decoding == 'contrastive'
+    lanes = contrastive.CANDIDATES if contrasted else run.evaluation.samples
+    rows = min(run.prompts_per_update, run.evaluation.prompts) * lanes
+    if run.samples_policy:
+        rows = max(rows, run.prompts_per_update * run.group_size)
     token = 2 * a.layers * a.kv_heads * a.head_dim * jnp.dtype(run.model.dtype).itemsize
     return rows * run.sampling.max_tokens * token
 

@@ -144,6 +144,10 @@ def test_what_a_chat_template_cannot_be_told(tmp_path, told, message):
         ({'reward': {'source': 'model'}}, 'reward.path: needed for reward.source: model'),
         ({'reward': {'path': 'x'}}, 'reward.path: not used by reward.source: none'),
         ({'reward': {'chat_template_kwargs': {'a': 1}}}, 'reward.chat_template_kwargs: not used'),
+        (
+            {'evaluation': {'decoding': 'greedy', 'samples': 2}},
+            'evaluation.samples: 2; evaluation.decoding: greedy has one response to a prompt',
+        ),
         ({'labeller': {'discount': 0.9}}, 'labeller.discount: a response has one reward'),
         ({'labeller': {'skip': 0.1}, 'objective': {'mixture': {'dpr': 0.5}}}, 'labeller.skip'),
         ({'optimizer': {'decay': 'linear', 'warmup_updates': 4}}, 'warmup_updates: 4; the run has'),

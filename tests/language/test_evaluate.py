@@ -1,15 +1,18 @@
-"""Numbers of an evaluation where a reward or a judge gives none."""
+"""How evaluations decode, and their numbers where a reward or a judge gives none."""
 
 import numpy as np
 import pytest
 
 from sail_jax import reports
 from sail_jax.core.types import Preferences
+from sail_jax.language import evaluate
 from sail_jax.language.kind import TABLE
+from sail_jax.language.model import contrastive, policy, sampler
 from sail_jax.language.reward import rewards
 from sail_jax.language.reward.labels import Rater
 from sail_jax.language.samples import Answers
 from sail_jax.language.scored import chosen_numbers, reward_numbers, win_numbers
+from tests.support import small
 
 NOTHING = [np.nan, np.inf, -np.inf]
 PROMPTS = ['a', 'b', 'c']
@@ -131,3 +134,38 @@ def test_a_judge_is_asked_in_both_orders_and_its_ties_are_told():
     assert got['not_finite'] == 1
     assert len(asked) == 12
     assert asked.count(('best', 'good')) == asked.count(('good', 'best')) == 3
+
+
+@pytest.mark.parametrize(
+    'decoding', ['greedy', pytest.param('contrastive', marks=pytest.mark.slow)]
+)
+def test_evaluations_decode_as_they_are_told(tmp_path, decoding):
+    path = small.checkpoint(tmp_path / 'm')
+    run = small.run(
+        path,
+        tmp_path / 'none',
+        sampling={'max_tokens': 6, 'temperature': 0.9, 'top_p': 0.8},
+        evaluation={'decoding': decoding},
+    )
+    decoders = policy.read(run.model, length=run.longest)
+    start, eos = decoders.start(0), (3,)
+    programs = evaluate.make_programs(run, decoders, eos)
+    prompts, number_B = sampler.pad_prompts([[5, 6, 7], [8, 9]], 8), np.arange(2, dtype=np.uint32)
+    drawn, again = (
+        programs.generate(start, (), np.uint32(seed), prompts, number_B) for seed in (0, 1)
+    )
+    tokens = np.asarray(drawn.tokens_BxKxR)
+    assert (tokens == again.tokens_BxKxR).all()
+    decoder = decoders.policy(start, ())
+    if decoding == 'contrastive':
+        expected = contrastive.generate(decoder, prompts, max_tokens=6, eos_E=np.asarray(eos))
+        assert (tokens == expected.tokens_BxKxR).all()
+        return
+    texts = np.zeros((2, 9), int)
+    for row, length in enumerate(prompts.lengths_B):
+        texts[row, :length] = prompts.tokens_BxP[row, :length]
+        texts[row, length : length + 6] = tokens[row, 0]
+    best = small.logits(decoder, texts).argmax(-1)
+    for row, start in enumerate(prompts.lengths_B):
+        end = start + int(drawn.lengths_BxK[row, 0])
+        assert (best[row, start - 1 : end - 1] == texts[row, start:end]).all()

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from sail_jax import files, hub
 from sail_jax.errors import UserError
-from sail_jax.language.config import ALL_LINEAR, Lora
+from sail_jax.language.adapter import ALL_LINEAR, Lora
 from sail_jax.language.model import hf_config
 from sail_jax.language.model.families import FAMILIES
 from sail_jax.language.model.layers import Linear

@@ -160,7 +160,7 @@ def generate(
     first_BxD = last_hidden(hidden, prompts.lengths_B)
     first_BxKxD = jnp.broadcast_to(first_BxD[:, None], (B, K, first_BxD.shape[-1]))
     record = partial(_record, settings, eos_E)
-    responses = record(_none(B, K, R), key_BxK, decoder.last_logits(weights, first_BxKxD))
+    responses = record(no_tokens(B, K, R), key_BxK, decoder.last_logits(weights, first_BxKxD))
     positions_BxKxR = response_positions(prompts.lengths_B, K, R)
     lanes = _Lanes(
         responses=responses,
@@ -172,7 +172,8 @@ def generate(
     def step(lanes: _Lanes) -> _Lanes:
         responses, last = lanes.responses, lanes.responses.steps - 1
         token_BxK = jax.lax.dynamic_index_in_dim(responses.tokens_BxKxR, last, -1, keepdims=False)
-        logits_BxKxV, cache = decoder.decode(weights, token_BxK, last, lanes.cache, lanes.prefix)
+        hidden_BxKxD, cache = decoder.decode(weights, token_BxK, last, lanes.cache, lanes.prefix)
+        logits_BxKxV = decoder.last_logits(weights, hidden_BxKxD)
         responses = record(responses, lanes.key_BxK, logits_BxKxV)
         return lanes._replace(responses=responses, cache=cache)
 
@@ -189,7 +190,7 @@ class _Lanes(NamedTuple):
     prefix: Memory
 
 
-def _none(B: int, K: int, R: int) -> Responses:
+def no_tokens(B: int, K: int, R: int) -> Responses:
     """Responses without a token."""
     zeros = jnp.zeros((B, K, R))
     return Responses(
@@ -281,17 +282,29 @@ def _record(
     fold_in = jax.vmap(jax.vmap(jax.random.fold_in))
     pick = jax.vmap(jax.vmap(lambda key, logits_V: draw(key, logits_V, settings)))
     token, logp, sampling_logp = pick(fold_in(key_BxK, jnp.broadcast_to(t, (B, K))), logits_BxKxV)
+    return append(responses, eos_E, token, logp, sampling_logp)
+
+
+def append(
+    responses: Responses,
+    eos_E: jax.Array,
+    token_BxK: jax.Array,
+    logp_BxK: jax.Array,
+    sampling_logp_BxK: jax.Array,
+) -> Responses:
+    """The responses with another token, where they have not ended."""
+    (B, K), t = token_BxK.shape, responses.steps
     going_BxK = ~responses.ended_BxK
 
     def write(to_BxKxR: jax.Array, value_BxK: jax.Array) -> jax.Array:
         return to_BxKxR.at[..., t].set(jnp.where(going_BxK, value_BxK, 0))
 
     return Responses(
-        tokens_BxKxR=write(responses.tokens_BxKxR, token),
+        tokens_BxKxR=write(responses.tokens_BxKxR, token_BxK),
         lengths_BxK=responses.lengths_BxK + going_BxK,
-        ended_BxK=responses.ended_BxK | (token[..., None] == eos_E).any(-1),
-        logp_BxKxR=write(responses.logp_BxKxR, logp),
-        sampling_logp_BxKxR=write(responses.sampling_logp_BxKxR, sampling_logp),
+        ended_BxK=responses.ended_BxK | (token_BxK[..., None] == eos_E).any(-1),
+        logp_BxKxR=write(responses.logp_BxKxR, logp_BxK),
+        sampling_logp_BxKxR=write(responses.sampling_logp_BxKxR, sampling_logp_BxK),
         steps=t + 1,
         decoded=responses.decoded + B * K,
     )

@@ -307,7 +307,8 @@ class Decoder(nnx.Module):
           prefix: what every lane of a row continues.
 
         Returns:
-          Float32 logits [B, L, V] of what follows, and the memory with the token.
+          Hidden states [B, L, D] behind the final norm, of which `last_logits` makes those of what
+          follows, and the memory with the token.
         """
         a, rows = self.architecture, 'data'
         at = jax.lax.dynamic_slice_in_dim(memory.positions, index, 1, axis=-1)
@@ -325,7 +326,7 @@ class Decoder(nnx.Module):
             keys=tuple(layer.keys for layer in layers),
             values=tuple(layer.values for layer in layers),
         )
-        return self.last_logits(weights, self.norm(x)[:, :, 0]), memory
+        return self.norm(x)[:, :, 0], memory
 
     def last_logits(self, weights: Decoding, hidden_BxLxD: jax.Array) -> jax.Array:
         """Float32 logits [B, L, V] of a token of each lane: all words of each device's rows."""

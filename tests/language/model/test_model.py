@@ -41,7 +41,9 @@ def test_decoding_token_by_token_gives_the_hidden_states_of_whole_sequences(name
     @jax.jit
     def decode(state, token, t, cache):
         decoder = nnx.merge(graphdef, state)
-        return decoder.decode(decoder.decoding(), token, t, cache, prefix.apart())
+        weights = decoder.decoding()
+        hidden, cache = decoder.decode(weights, token, t, cache, prefix.apart())
+        return decoder.last_logits(weights, hidden), cache
 
     graphdef, state = nnx.split(decoder)
     cache = attention.empty_memory(decoder.architecture, positions, jnp.float32)
