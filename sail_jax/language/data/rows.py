@@ -336,7 +336,8 @@ def _conversation(
                 f'{name}: expected one message of the assistant after the prompt, '
                 f'got {roles}{again}'
             )
-    return DataRow(prompt, *(messages[-1].content for messages in dialogues))
+    chosen, *others = (messages[-1].content for messages in dialogues)
+    return DataRow(prompt, chosen=chosen, rejected=others[0] if others else None)
 
 
 def _split_text(chosen: str, rejected: str) -> DataRow:

@@ -223,7 +223,7 @@ FAMILIES = {
             },
             extras={
                 'query_pre_attn_scalar': (Annotated[int, Field(ge=1)], 256),
-                'final_logit_softcapping': (Annotated[float, Field(gt=0)] | None, None),
+                'final_logit_softcapping': (Annotated[float | None, Field(gt=0)], None),
             },
             switches={'qk_norm': True},
             looks_back_on_all=_every_last,

@@ -52,12 +52,13 @@ def gelu(x: jax.Array) -> jax.Array:
 def gemma3(a: Architecture) -> Parts:
     """The parts of Gemma 3; those of Gemma 2 are these with a cap of the scores."""
     cap = a.extras.get('final_logit_softcapping')
+    capped = None if cap is None else lambda x: float(cap) * jnp.tanh(x / float(cap))
     return Parts(
         norm=UnitOffsetNorm,
         activation=gelu,
-        attention_scale=a.extras['query_pre_attn_scalar'] ** -0.5,
+        attention_scale=float(a.extras['query_pre_attn_scalar']) ** -0.5,
         block=SandwichBlock,
         # Rounded as the embeddings are.
         embedding=lambda x: x * jnp.asarray(a.hidden_size**0.5, x.dtype),
-        logits=unchanged if cap is None else lambda x: cap * jnp.tanh(x / cap),
+        logits=capped or unchanged,
     )

@@ -19,7 +19,7 @@ from sail_jax.language.supervised.config import SupervisedOptimizer
 class LossSums(NamedTuple):
     """What a loss is a mean over, and numbers that are reported as such means."""
 
-    count: jax.Array
+    terms: jax.Array
     sums: Metrics
 
 
@@ -119,7 +119,7 @@ def make_learn(
         shapes = jax.eval_shape(graded, state.policy.params, whole)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         ((total, counted), grads), _ = jax.lax.scan(add, zeros, split)
-        count = jnp.maximum(counted.count, 1)
+        count = jnp.maximum(counted.terms, 1)
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(total)
@@ -138,7 +138,7 @@ def make_learn(
         )
         return state, {
             'loss': total / count,
-            loss.counts: counted.count,
+            loss.counts: counted.terms,
             **{name: value / count for name, value in counted.sums.items()},
             'grad_norm': norm,
             'skipped': state.skipped,
