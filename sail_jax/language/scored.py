@@ -19,7 +19,7 @@ def numbers(
     ours: Answers,
     starts: Answers,
     chosen: Answers | None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """All of them; rewards and judgements that are no finite number are counted together.
 
     Args:
@@ -33,7 +33,7 @@ def numbers(
     return joined | ({'not_finite': sum(broken)} if broken else {})
 
 
-def reward_numbers(ours: Answers, starts: Answers) -> dict[str, float]:
+def reward_numbers(ours: Answers, starts: Answers) -> dict[str, Any]:
     """Mean over prompts, whose samples are averaged first.
 
     A reward that is not a finite number is none: counted, `not_finite`, and in means the worst one

@@ -220,7 +220,7 @@ def make_dispatch(
                 scores = scores - penalty_BxK
                 metrics = reward_metrics(scores, spread_BxK, asked_B)
                 for name, values in parts.items():
-                    metrics[f'reward/{name}'] = scored.finite_mean(values[asked_B])[None]
+                    metrics[f'reward/{name}'] = np.atleast_1d(scored.finite_mean(values[asked_B]))
         size = reader.places(int(drawn.lengths_BxL.max()), run.max_response_tokens)
         state, learned = programs.learn(state, workload.trimmed(sampled, size), scores)
         with contextlib.suppress(UserError):  # The update that needs them says it.
