@@ -41,6 +41,10 @@ class Lora(Section):
     """The share of an adapter's inputs that are zero in a gradient step, drawn for each row of an
     update; what samples, evaluates or is the reference has none."""
 
+    layers: int | None = Field(default=None, ge=1)
+    """Only so many layers get one, the last of the model; none is all. The layers before them keep
+    an adapter of zeros, which has no gradient: memory and time are those of all."""
+
     def wants(self, name: str) -> bool:
         """Whether the linear map of that dotted name gets one."""
         return ALL_LINEAR in self.targets or name.rpartition('.')[2] in self.targets

@@ -81,8 +81,8 @@ class StartModel(Section):
     lora: Lora = Lora()
     """For `train: lora`."""
     adapter: hub.ModelPath | None = None
-    """A directory of PEFT's with the adapter to start from, for `train: lora`; rank, alpha and
-    targets are then the adapter's. The reference begins with it too."""
+    """A directory of PEFT's with the adapter to start from, for `train: lora`; rank, alpha,
+    targets and layers are then the adapter's. The reference begins with it too."""
     chat_template_kwargs: Variables = Field(default_factory=dict)
     """Variables for the chat template, `{enable_thinking: false}` for example; `tools` and
     `documents` are lists of objects, or JSON of such."""

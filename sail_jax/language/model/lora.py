@@ -10,7 +10,7 @@ The reference is the model with the adapter off: both are bound to one copy of t
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,6 @@ PLAIN = {
     'use_rslora': False,
     'rank_pattern': {},
     'alpha_pattern': {},
-    'layers_to_transform': None,
     'layer_replication': None,
     'modules_to_save': None,
     'lora_bias': False,
@@ -48,7 +47,14 @@ PLAIN = {
 # version knows it, and refused unless it is off.
 INERT = {
     *('peft_version', 'task_type', 'base_model_name_or_path', 'revision', 'auto_mapping'),
-    *('inference_mode', 'lora_dropout', 'megatron_core', 'qalora_group_size', 'runtime_config'),
+    *(
+        'layers_pattern',
+        'inference_mode',
+        'lora_dropout',
+        'megatron_core',
+        'qalora_group_size',
+        'runtime_config',
+    ),
     *('loftq_config', 'eva_config', 'corda_config', 'lora_ga_config'),  # Of `init_lora_weights`.
 }
 # Beginnings that leave the base model's weights alone; pissa, olora and others take their part out
@@ -77,7 +83,7 @@ def add(decoder: Decoder, settings: Lora, key: jax.Array) -> Decoder:
     Initialised as by PEFT: `a` uniform within `1 / sqrt(in)`, `b` zero.
 
     Raises:
-      UserError: there are no such maps.
+      UserError: there are no such maps, or not so many layers.
     """
     decoder = off(decoder)
     maps = {name.rpartition('.')[2] for name, _ in _linears(decoder)}
@@ -86,11 +92,15 @@ def add(decoder: Decoder, settings: Lora, key: jax.Array) -> Decoder:
             f'model.lora.targets: {", ".join(missing)}: the layers of '
             f'{decoder.architecture.family} have {", ".join(sorted(maps))}'
         )
-    layers = decoder.architecture.layers
+    layers, first = decoder.architecture.layers, _layers(decoder, settings).start
+    if first < 0:
+        raise UserError(f'model.lora.layers: {settings.layers}; the model has {layers}')
     for number, (_, linear) in enumerate(_targets(decoder, settings)):
         bound = linear.in_features**-0.5
         shape = (layers, linear.in_features, settings.rank)
         a = jax.random.uniform(jax.random.fold_in(key, number), shape, minval=-bound, maxval=bound)
+        if first:
+            a = a.at[:first].set(0)  # With `b` zero too, neither has a gradient.
         _attach(linear, settings, a, jnp.zeros((layers, settings.rank, linear.out_features)))
     return decoder
 
@@ -157,8 +167,10 @@ def save(
     for name, linear in _targets(decoder, settings):
         for part, variable in (('lora_A', linear.lora_a), ('lora_B', linear.lora_b)):
             assert variable is not None  # Targets have both.
-            for layer, value in enumerate(np.asarray(variable[...])):
-                tensors[_tensor_name(decoder, layer, name, part)] = np.ascontiguousarray(value.T)
+            values = np.asarray(variable[...])
+            for layer in _layers(decoder, settings):
+                tensor = np.ascontiguousarray(values[layer].T)
+                tensors[_tensor_name(decoder, layer, name, part)] = tensor
     names = sorted({name.rpartition('.')[2] for name, _ in _targets(decoder, settings)})
     config = PLAIN | {
         'task_type': 'CAUSAL_LM',
@@ -167,6 +179,7 @@ def save(
         'lora_alpha': settings.alpha,
         'lora_dropout': settings.dropout,
         'target_modules': names if ALL_LINEAR in settings.targets else list(settings.targets),
+        'layers_to_transform': settings.layers and [*_layers(decoder, settings)],
         'inference_mode': True,
     }
     with files.new_directory(path) as partial:
@@ -185,7 +198,12 @@ def load(decoder: Decoder, path: str | Path) -> tuple[Decoder, Lora]:
     path = hub.local(path, hub.MODEL)
     settings = read_settings(path)
     decoder = off(decoder)
-    layers = range(decoder.architecture.layers)
+    layers = _layers(decoder, settings)
+    if layers.start < 0:
+        raise UserError(
+            f'{path / CONFIG}: layers_to_transform: {settings.layers} layers; the model has '
+            f'{layers.stop}'
+        )
     with ExitStack() as stack:
         sources = open_safetensors(path / WEIGHTS, stack)
         linears = dict(_targets(decoder, settings))
@@ -206,7 +224,9 @@ def load(decoder: Decoder, path: str | Path) -> tuple[Decoder, Lora]:
                 )
                 for part in ('lora_A', 'lora_B')
             ]
-            _attach(linear, settings, *(jnp.asarray(x, jnp.float32) for x in stacks))
+            # Zeros for the layers before.
+            whole = (np.pad(x, ((layers.start, 0), (0, 0), (0, 0))) for x in stacks)
+            _attach(linear, settings, *(jnp.asarray(x, jnp.float32) for x in whole))
     return decoder, settings
 
 
@@ -222,6 +242,12 @@ def _linears(decoder: Decoder) -> Iterator[tuple[str, Linear]]:
 
 def _targets(decoder: Decoder, settings: Lora) -> Iterator[tuple[str, Linear]]:
     return (item for item in _linears(decoder) if settings.wants(item[0]))
+
+
+def _layers(decoder: Decoder, settings: Lora) -> range:
+    """The layers that get one."""
+    layers = decoder.architecture.layers
+    return range(layers - (settings.layers or layers), layers)
 
 
 def _attach(linear: Linear, settings: Lora, a: jax.Array, b: jax.Array) -> None:
@@ -257,6 +283,7 @@ def read_settings(path: Path) -> Lora:
             'path_initial_model_for_weight_conversion)'
         )
     read = {'peft_type', 'init_lora_weights', 'r', 'lora_alpha', 'target_modules'}
+    read |= {'layers_to_transform'}
     for key in sorted(data.keys() - read - INERT):
         value = data[key]
         off = value is None or value is False or value in ({}, [], '')
@@ -274,5 +301,22 @@ def read_settings(path: Path) -> Lora:
         last = (name.rpartition('.')[2] if isinstance(name, str) else str(name) for name in targets)
         targets = tuple(dict.fromkeys(last))
     fields = {'rank': data.get('r'), 'alpha': data.get('lora_alpha'), 'targets': targets}
+    fields['layers'] = _last(data.get('layers_to_transform'), file)
     names = {'rank': 'r', 'alpha': 'lora_alpha', 'targets': 'target_modules'}
     return Lora(**hf_config.validated(_Written, fields, str(file), names).model_dump())
+
+
+def _last(layers: Any, file: Path) -> int | None:
+    """How many layers PEFT's `layers_to_transform` names. That they are the model's last, the
+    tensors tell."""
+    if layers is None or layers == []:
+        return None
+    numbers = layers if isinstance(layers, list) else [layers]
+    if not all(type(number) is int for number in numbers) or sorted(numbers) != [
+        *range(min(numbers), min(numbers) + len(numbers))
+    ]:
+        raise UserError(
+            f'{file}: layers_to_transform: {layers!r:.80}; only the last layers of a model, one '
+            'after the other, are supported'
+        )
+    return len(numbers)

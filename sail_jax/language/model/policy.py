@@ -166,11 +166,11 @@ def _build(
 
 
 def _with_adapter(settings: StartModel) -> StartModel:
-    """The settings with rank, alpha and targets of the adapter that training starts from."""
+    """The settings with what the adapter that training starts from says."""
     if settings.adapter is None:
         return settings
     read, default, given = lora.read_settings(settings.adapter), Lora(), settings.lora
-    for key in ('rank', 'alpha', 'targets'):
+    for key in ('rank', 'alpha', 'targets', 'layers'):
         value, its = getattr(given, key), getattr(read, key)
         if value not in (getattr(default, key), its):
             raise UserError(

@@ -3,6 +3,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
@@ -84,6 +85,39 @@ def test_merged_model_computes_what_the_adapted_one_does(targets):
     np.testing.assert_allclose(logits(merged), logits(decoder), atol=1e-5)
 
 
+def test_an_adapter_of_the_last_layers_leaves_the_others_as_they_are(tmp_path):
+    base, settings = tiny.decoder('qwen2'), lora.Lora(rank=3, layers=2)
+    adapted = lora.split(lora.add(base, settings, jax.random.key(0)))
+    rule = optax.adamw(0.1, weight_decay=0.1)
+
+    @jax.jit
+    def step(adapter, moments, frozen):
+        def loss(adapter):
+            decoder = nnx.merge(adapted.on, adapter, frozen)
+            return (whole(decoder, tiny.tokens(2, 9))[0] ** 3).sum()
+
+        change, moments = rule.update(jax.grad(loss)(adapter), moments, adapter)
+        return optax.apply_updates(adapter, change), moments
+
+    adapter, moments = adapted.trained, rule.init(adapted.trained)
+    for _ in range(2):
+        adapter, moments = step(adapter, moments, adapted.frozen)
+    for x in jax.tree.leaves(adapter):
+        assert not x[0].any()
+        assert all(np.abs(layer).max() > 0 for layer in x[1:])
+
+    decoder = nnx.merge(adapted.on, adapter, adapted.frozen)
+    path = lora.save(decoder, settings, tmp_path / 'a')
+    written = json.loads((path / 'adapter_config.json').read_text())
+    assert written['layers_to_transform'] == [1, 2]
+    assert not any('layers.0' in name for name in load_file(path / 'adapter_model.safetensors'))
+    loaded, read = lora.load(base, path)
+    assert read == settings
+    np.testing.assert_array_equal(logits(loaded), logits(decoder))
+    with pytest.raises(UserError, match=r'^model.lora.layers: 4; the model has 3$'):
+        lora.add(base, lora.Lora(layers=4), jax.random.key(0))
+
+
 def test_adapter_is_not_exported_unmerged(tmp_path):
     with pytest.raises(ValueError, match=r'lora\.merge'):
         weights.save(trained()[0], tmp_path / 'a')
@@ -108,7 +142,10 @@ Q0 = 'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
     [
         ({'peft_type': 'IA3'}, None, "peft_type: 'IA3'; only 'LORA'"),
         ({'bias': 'all'}, None, "bias: 'all'; only 'none' is supported"),
-        ({'layers_to_transform': 0}, None, 'layers_to_transform: 0; only None'),
+        ({'layers_to_transform': 0}, None, 'does not have: .*layers.1.*|missing: .*layers.2'),
+        ({'layers_to_transform': [0, 2]}, None, r'transform: \[0, 2\]; only the last layers of a'),
+        ({'layers_to_transform': ['2']}, None, r"layers_to_transform: \['2'\]; only the last"),
+        ({'layers_to_transform': [1, 2, 3, 4]}, None, '4 layers; the model has 3'),
         ({'init_lora_weights': 'pissa'}, None, "init_lora_weights: 'pissa': such an adapter"),
         ({'init_lora_weights': 'pissa_niter_4'}, None, "init_lora_weights: 'pissa_niter_4'"),
         ({'init_lora_weights': 'olora'}, None, "init_lora_weights: 'olora'"),
@@ -175,6 +212,8 @@ def test_settings_that_are_off_or_inert_are_read(tmp_path):
         ({'rank_pattern': {'q_proj': 2}}, False),
         ({'alpha_pattern': {'q_proj': 2}}, False),
         ({'layers_to_transform': 1}, False),
+        ({'layers_to_transform': 2}, True),
+        ({'layers_to_transform': [2, 1], 'layers_pattern': 'layers'}, True),
         ({'bias': 'all'}, False),
         ({'lora_bias': True}, False),
         ({'modules_to_save': ['lm_head']}, False),
