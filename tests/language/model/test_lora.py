@@ -142,7 +142,7 @@ Q0 = 'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
     [
         ({'peft_type': 'IA3'}, None, "peft_type: 'IA3'; only 'LORA'"),
         ({'bias': 'all'}, None, "bias: 'all'; only 'none' is supported"),
-        ({'layers_to_transform': 0}, None, 'does not have: .*layers.1.*|missing: .*layers.2'),
+        ({'layers_to_transform': 0}, None, 'does not have: .*layers.0'),
         ({'layers_to_transform': [0, 2]}, None, r'transform: \[0, 2\]; only the last layers of a'),
         ({'layers_to_transform': ['2']}, None, r"layers_to_transform: \['2'\]; only the last"),
         ({'layers_to_transform': [1, 2, 3, 4]}, None, '4 layers; the model has 3'),
