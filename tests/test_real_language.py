@@ -1,0 +1,64 @@
+"""The study on a real model: its data, its settings, and what it reports."""
+
+import numpy as np
+import pytest
+
+import sail_jax
+from benchmarks import real_data, real_language, real_report
+from sail_jax.language.data import rows as data_rows
+from sail_jax.language.data import sources
+from sail_jax.language.data.rows import DataRow, Message
+
+
+def _rows(count):
+    prompts = [(Message('user', f'question {i}'),) for i in range(count)]
+    return [DataRow(prompt, chosen='yes', rejected='no') for prompt in prompts]
+
+
+def test_no_prompt_is_in_two_parts():
+    parts = real_data.split(_rows(real_data.HELD_OUT + 21))
+    assert {name: len(part) for name, part in parts.items()} == {
+        'held_out': real_data.HELD_OUT,
+        'proxy': 10,
+        'gold': 10,
+    }
+    prompts = [row.prompt for part in parts.values() for row in part]
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_parts_are_read_as_they_were(tmp_path):
+    parts = real_data.split(_rows(real_data.HELD_OUT + 4))
+    real_data.write(parts, tmp_path)
+    read = [data_rows.trl(row.load()) for row in sources.read(tmp_path / 'gold.jsonl')]
+    assert read == parts['gold']
+
+
+@pytest.mark.parametrize('method', real_language.METHODS)
+def test_every_method_is_a_configuration(method, tmp_path):
+    changes = real_language.settings(method, 1, tmp_path)
+    run = sail_jax.load(real_language.ALIGN, **changes)
+    assert run.seed == 1
+    assert {name: source.weight for name, source in run.rewards.items()} == {'proxy': 1, 'gold': 0}
+    assert run.samples_policy == (method != 'offline DPO')
+    assert (run.divergence.coefficient > 0) == ('RevKL' in method)
+    assert (run.objective.response_grad > 0) == ('SAIL' in method)
+
+
+def test_shares():
+    assert real_report.distinct(['a b a b', 'a b'], 2) == 2 / 4
+    assert real_report.distinct(['', 'a'], 2) == 0
+    assert real_report.wins([1, 2, 0], [0, 2, 1]) == pytest.approx(0.5)
+    assert real_report.wins([1, 2], [0, 2]) == 0.75
+
+
+def test_the_table_has_ends_and_ranges():
+    end = {'proxy': 0.5, 'gold': -0.25, 'win_rate_chosen': 0.5, 'win_rate_start': 0.5}
+    plain = end | {'words': 9.0, 'distinct_2': 0.5}
+    seeds = {seed: plain | {'curves': {'kl': [0, seed + 1.0], 'gold': [9]}} for seed in range(2)}
+    results = dict.fromkeys(('chosen', 'rejected', 'start'), plain)
+    table = real_report.table(results | {'methods': {'online DPO': seeds}}).splitlines()
+    assert len(table) == 6
+    assert '| start | 0.50 | -0.25 |' in table[4]
+    assert '-0.25 (-0.25 to -0.25)' in table[5]
+    assert '1.50 (1.00 to 2.00)' in table[5]
+    assert np.all([line.count('|') == table[0].count('|') for line in table])
