@@ -167,7 +167,12 @@ def test_a_config_json_at_hand_is_read(tmp_path):
 
 @pytest.mark.parametrize(
     ('name', 'parameters'),
-    [('llama-3-8b', 8_030_261_248), ('qwen2.5-0.5b', 494_032_768), ('qwen3-0.6b', 596_049_920)],
+    [
+        ('llama-3-8b', 8_030_261_248),
+        ('qwen2.5-0.5b', 494_032_768),
+        ('qwen3-0.6b', 596_049_920),
+        ('qwen1.5-0.5b', 463_987_712),
+    ],
 )
 def test_published_sizes_have_the_published_number_of_parameters(name, parameters):
     from flax import nnx

@@ -55,6 +55,7 @@ PUBLISHED = {
     'llama-3.2-1b': _sizes('llama', 128_256, 2048, 8192, 16, 32, 8, **LONG, **TIED),
     'llama-3.2-3b': _sizes('llama', 128_256, 3072, 8192, 28, 24, 8, **LONG, **TIED, **WIDE),
     'mistral-7b': _sizes('mistral', 32_768, 4096, 14_336, 32, 32, 8, sliding_window=None),
+    'qwen1.5-0.5b': _sizes('qwen2', 151_936, 1024, 2816, 24, 16, 16, **TIED),
     'qwen2.5-0.5b': _sizes('qwen2', 151_936, 896, 4864, 24, 14, 2, **TIED),
     'qwen2.5-1.5b': _sizes('qwen2', 151_936, 1536, 8960, 28, 12, 2, **TIED),
     'qwen2.5-3b': _sizes('qwen2', 151_936, 2048, 11_008, 36, 16, 2, **TIED),
