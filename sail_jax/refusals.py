@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import typing
 from typing import Any
 
 import pydantic
@@ -99,6 +100,17 @@ def line_of(node: yaml.Node | None, loc: tuple[int | str, ...]) -> int | None:
     return line
 
 
+def _named_values(model: type[BaseModel], key: str) -> str | None:
+    """How values with names of the user's own are given, where a key is or lies in such a field."""
+    for name, field in fields(model).items():
+        if typing.get_origin(field.annotation) is dict and f'{key}.'.startswith(f'{name}.'):
+            value = typing.get_args(field.annotation)[1]
+            if isinstance(value, type) and issubclass(value, BaseModel):
+                return f'{name}: write it into the file, {name}: {{NAME: {{KEY: VALUE}}}}'
+            return f'{name}: names and values in turn, e.g. --{name} NAME VALUE'
+    return None
+
+
 def values(model: type[BaseModel], stop: SystemExit) -> str | None:
     """What pydantic said of the values that tyro read, in one line."""
     error, section = stop.__context__, ''
@@ -114,6 +126,8 @@ def arguments(model: type[BaseModel], printed: str) -> str:
     text = ' '.join(re.sub(r'[│╭╮╰╯]|[─-]{3,}', ' ', printed).split())
     if unknown := re.search(r'Unrecognized options: --([\w.-]+)', text):
         key = unknown[1].replace('-', '_')
+        if named := _named_values(model, key):
+            return named
         if key in fields(model):
             return f'{key}: a section; set one of its keys, e.g. --{key}.KEY VALUE'
         return f'unknown key {key}{_nearest(model, key)}'
@@ -122,6 +136,8 @@ def arguments(model: type[BaseModel], printed: str) -> str:
         text,
     ):
         return f'{wrong[1].replace("-", "_")}: should be {wrong[2]}, got {wrong[3]:.80}'
+    if pairs := re.search(r'Error parsing --(\S+): Failed to parse key-value pairs', text):
+        return _named_values(model, setting(pairs[1])) or text
     if wrong := re.search(r'Error parsing --(\S+): Could not find .*?: (\[.*?\]) Argument', text):
         return f'{wrong[1].replace("-", "_")}: cannot be {wrong[2]:.80}'
     if wrong := re.search(

@@ -192,6 +192,10 @@ def files(tmp_path_factory):
         (['--sampling.temprature', '1'], 'did you mean sampling.temperature'),
         (['--model.train', 'half'], 'model.train'),
         (['--devices.fsdp', '7'], 'devices: data: auto, fsdp: 7'),
+        (['--rewards.short.weight', '1'], 'rewards: write it into the file, rewards: {NAME: {KEY'),
+        (['--rewards', '{}'], 'rewards: write it into the file, rewards: {NAME: {KEY: VALUE}}'),
+        (['--optimizer.arguments', '{b1: 0.5}'], 'arguments: names and values in turn, e.g. --opt'),
+        (['--optimizer.arguments.b1', '0.5'], 'arguments: names and values in turn, e.g. --opt'),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(files, tmp_path, capsys, arguments, message):
