@@ -1,11 +1,13 @@
 """The data of the paper's language runs: which pair of four completions, which part."""
 
+import argparse
 import json
 
 import numpy as np
 import pytest
 
-from benchmarks import paper_data
+from benchmarks import paper_data, paper_language
+from sail_jax import configfile, runs
 from sail_jax.errors import UserError
 
 
@@ -38,7 +40,7 @@ def test_a_safe_rlhf_pair_is_by_the_more_helpful_response():
     raw = {'prompt': 'Q', 'response_0': 'a', 'response_1': 'b', 'better_response_id': 1}
     row = paper_data.pp10({**raw, 'safer_response_id': 0})
     assert row is not None
-    assert tuple(row) == ('Human: Q Assistant:', 'b', 'a')
+    assert row[:3] == ('Human: Q Assistant:', 'b', 'a')
     assert paper_data.pp10({**raw, 'response_1': 'a'}) is None
 
 
@@ -65,3 +67,32 @@ def test_files_are_converted(tmp_path):
     assert [json.loads(line)['prompt'] for line in lines] == [row.prompt for row in parts['test']]
     # A third of the rows has twice the same score.
     assert sum(map(len, parts.values())) == len([i for i in range(20) if i % 3 != 1])
+
+
+@pytest.mark.parametrize('name', ['u10', 'pp10'])
+@pytest.mark.parametrize('stage', list(paper_language.SMALL))
+def test_what_the_protocol_tells_a_stage_are_its_settings(name, stage, tmp_path):
+    options = argparse.Namespace(
+        scale='small', data=tmp_path, runs=tmp_path / 'runs', model=tmp_path, reward=None
+    )
+    told = paper_language.settings(stage, options)
+    run = runs.load(paper_language.CONFIGS / f'{name}-{stage}.yaml')
+    assert told.keys() <= configfile.flatten(run).keys()
+    assert (told['model.path'] == tmp_path) is (stage == paper_language.SFT)
+    assert run.updates == (1250 if stage == paper_language.SFT else 100)
+
+
+def test_the_protocols_table_has_the_start_and_the_end_of_each_method():
+    ends = [{'reward': 0.25, 'pair_margin': 1.0}, {'reward': 0.5}]
+    methods = {
+        name: {'start': {'reward': 0.125}, 'end': end}
+        for name, end in zip(('dpo', 'dpr'), ends, strict=True)
+    }
+    lines = paper_language.table(methods).splitlines()
+    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+    assert [row[:2] for row in cells[2:]] == [
+        ['start', '0.125'],
+        ['offline DPO', '0.250'],
+        ['SAIL-DPR', '0.500'],
+    ]
+    assert len({len(row) for row in cells}) == 1
