@@ -22,7 +22,8 @@ READS = """
 import json, sys
 from sail_jax import hub
 from sail_jax.errors import UserError
-from sail_jax.language.data import sources, tokens
+from pathlib import Path
+from sail_jax.language.data import digests, sources, tokens
 from sail_jax.language.model import architecture
 
 def tried(call):
@@ -43,6 +44,7 @@ READERS = {
     'ids': lambda path: tokens.load(path).prompt_ids('the cat'),
     'rows': rows,
     'names': names,
+    'adapter': lambda path: sorted(digests.of_adapter('adapter', Path(path))),
 }
 print(json.dumps([tried(lambda: READERS[what](path)) for what, path in json.loads(sys.argv[1])]))
 """
@@ -80,6 +82,8 @@ def server(tmp_path):
     with stand_in.running() as server:
         server.repositories['models/me/base'] = files
         server.repositories['models/me/secret'] = files
+        adapter = {'adapter_config.json': b'{}', 'adapter_model.safetensors': b'weights'}
+        server.repositories['models/me/adapter'] = adapter
         server.private.add('models/me/secret')
         server.repositories['datasets/me/pairs'] = {'data/train.jsonl': lines, 'README.md': b'# x'}
         yield server
@@ -106,10 +110,12 @@ def test_what_is_read_comes_from_the_hub_and_then_from_its_cache(server, tmp_pat
         ('rows', 'hf://me/pairs'),
         ('rows', 'hf://datasets/me/pairs/data/train.jsonl'),
         ('names', 'hf://me/base'),
+        ('adapter', 'hf://me/adapter'),
     ]
     found = read(wanted)
     ids = read([('ids', str(tmp_path / 'tokenizer'))])
     assert found[:4] == [4, *ids, ROWS, ROWS]
+    assert found[5] == ['adapter: adapter_config.json', 'adapter: adapter_model.safetensors']
     weights = [name for name in found[4] if not name.endswith(('.json', '.jinja'))]
     assert weights == ['model.safetensors']
     before = len(server.requests)

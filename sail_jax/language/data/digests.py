@@ -29,8 +29,7 @@ def of_run(run: LanguageRun | SupervisedRun) -> dict[str, str]:
     if run.model.path is not None:
         digests |= of_model('model.path', run.model.path)
     if run.model.adapter is not None:
-        for name in (lora.CONFIG, lora.WEIGHTS):
-            digests[f'model.adapter: {name}'] = files.digest(run.model.adapter / name)
+        digests |= of_adapter('model.adapter', run.model.adapter)
     if isinstance(run, SftRun) and run.model.tokenizer is not None:
         digests |= of_model('model.tokenizer', run.model.tokenizer)
     if isinstance(run, LanguageRun):
@@ -60,6 +59,12 @@ def of_model(key: str, path: Path) -> dict[str, str]:
     for file in sorted(path.glob('*.safetensors')):
         digests[f'{key}: {file.name}'] = files.digest(file)
     return digests
+
+
+def of_adapter(key: str, path: Path) -> dict[str, str]:
+    """Of the two files of an adapter of PEFT's."""
+    path = hub.local(path, hub.MODEL)
+    return {f'{key}: {name}': files.digest(path / name) for name in (lora.CONFIG, lora.WEIGHTS)}
 
 
 def of_data(path: str, split: str) -> str:
