@@ -295,6 +295,11 @@ def check(run: LanguageRun) -> None:
         raise UserError(
             'objective.loss: rebel: every response needs a reward; use objective.mixture.dpr: 1'
         )
+    for name in ('rationality', 'soft', 'mistake', 'equal'):
+        if run.objective.loss == 'rebel' and getattr(run.labeller, name):
+            raise UserError(
+                f'labeller.{name}: of labels, and objective.loss: rebel goes by the rewards'
+            )
     if run.reference.ema > 0 and (run.model.train, run.model.param_dtype) == ('full', 'bfloat16'):
         raise UserError(
             'reference.ema: in bfloat16 a moving average stands still; use model.param_dtype: '
@@ -338,6 +343,11 @@ def _check_rewards(run: LanguageRun) -> None:
             )
     if run.rewards and run.reward.source != 'none':
         raise UserError(f'rewards: in the place of reward.source: {run.reward.source}; use one')
+    default = RewardSource()
+    # The others are of the sum, and of a judge from Python.
+    for name in ('path', 'aggregate', 'spread_penalty', 'chat_template_kwargs', 'max_tokens'):
+        if run.rewards and getattr(run.reward, name) != getattr(default, name):
+            raise UserError(f'reward.{name}: not used beside rewards, each of which has its own')
 
 
 def check_adapter(model: StartModel) -> None:

@@ -218,9 +218,7 @@ def make_dispatch(
                 parts = rater.parts_of(scores)
                 scores, spread_BxK = rater.combined(scores)
                 scores = scores - penalty_BxK
-                metrics = reward_metrics(scores, spread_BxK, asked_B)
-                for name, values in parts.items():
-                    metrics[f'reward/{name}'] = np.atleast_1d(scored.finite_mean(values[asked_B]))
+                metrics = reward_metrics(scores, spread_BxK, asked_B, parts)
         size = reader.places(int(drawn.lengths_BxL.max()), run.max_response_tokens)
         state, learned = programs.learn(state, workload.trimmed(sampled, size), scores)
         with contextlib.suppress(UserError):  # The update that needs them says it.
@@ -256,12 +254,16 @@ def affordable(run: LanguageRun, asks_B: np.ndarray, state: State) -> np.ndarray
 
 
 def reward_metrics(
-    rewards_BxK: np.ndarray, spread_BxK: np.ndarray | None, asked_B: np.ndarray
+    rewards_BxK: np.ndarray,
+    spread_BxK: np.ndarray | None,
+    asked_B: np.ndarray,
+    parts: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
-    """Of the responses that were scored.
+    """Of the responses that were scored; none where there are no such.
 
     Args:
       spread_BxK: of an ensemble.
+      parts: several weighted rewards by their names, [B, K] each.
     """
     if not asked_B.any():
         return {}
@@ -272,4 +274,6 @@ def reward_metrics(
         return values[finite].mean()[None] if finite.any() else np.full(1, np.nan)
 
     metrics = {'reward': mean(rewards), 'not_finite': np.asarray([(~finite).sum()])}
+    for name, values in parts.items():
+        metrics[f'reward/{name}'] = np.atleast_1d(scored.finite_mean(values[asked_B]))
     return metrics if spread_BxK is None else metrics | {'reward_spread': mean(spread_BxK[asked_B])}

@@ -106,7 +106,12 @@ def _weighted(run: LanguageRun, mesh: Mesh, functions: Mapping[str, Reward]) -> 
     missing."""
     if run.rewards and (others := sorted(functions.keys() - run.rewards.keys())):
         raise UserError(f'reward: {others[0]!r:.80} is none of rewards: {", ".join(run.rewards)}')
-    settings = run.rewards or dict.fromkeys(functions, WeightedReward())
+    if not run.rewards and run.reward.source != 'none':
+        raise UserError(
+            f'reward.source: {run.reward.source}, and rewards from Python; leave reward.source out'
+        )
+    limits = WeightedReward(**_limits(run.reward))
+    settings = run.rewards or dict.fromkeys(functions, limits)
     run = run.model_copy(update={'rewards': settings})
     scorers = {
         name: _scorer(run, f'rewards.{name}', mesh, functions.get(name)) for name in settings

@@ -68,10 +68,10 @@ def test_the_spread_is_a_metric():
     got, spread = rater().combined(
         labels.scores(rater(), ['a', 'b'], [['1', '22'], ['3', '4']], asked_B, 2)
     )
-    numbers = task.reward_metrics(got, spread, asked_B)
+    numbers = task.reward_metrics(got, spread, asked_B, {})
     assert numbers['reward'].tolist() == [1.5]
     assert numbers['reward_spread'] == pytest.approx(np.std([0, 1, 2]) * 1.5, rel=1e-6)
-    assert 'reward_spread' not in task.reward_metrics(got, None, asked_B)
+    assert 'reward_spread' not in task.reward_metrics(got, None, asked_B, {})
     rated = rater().rated(['a', 'b'], [['1', '22'], ['3', '4']])
     zero = np.zeros((2, 2))
     answers = Answers(tokens=zero, lengths=zero, ended=zero, texts=[], **rated)

@@ -8,7 +8,7 @@ import pytest
 import sail_jax
 from sail_jax import configfile, runs
 from sail_jax.errors import UserError
-from sail_jax.language import scored
+from sail_jax.language import scored, task
 from sail_jax.language.config import check
 from sail_jax.language.reward import labels
 from sail_jax.language.reward.labels import Rater
@@ -57,6 +57,28 @@ def test_without_weights_in_a_file_each_counts_once():
     scores = labels.scores(rater, PROMPTS, GROUPS, np.asarray([True, True]), 2)
     np.testing.assert_array_equal(rater.combined(scores)[0], LENGTHS)
     assert rater.names == ('alone',)
+
+
+def test_functions_without_names_in_a_file_have_its_limits():
+    sizes = []
+
+    def counted(prompts, responses):
+        sizes.append(len(responses))
+        return [0.0] * len(responses)
+
+    run = small.run('m', 'd', reward={'batch_size': 3})
+    labels.make(run, None, {'alone': counted}).score(PROMPTS, GROUPS)
+    assert sizes == [3, 1]
+    run = small.run('m', 'd', reward={'source': 'positivity'})
+    with pytest.raises(UserError, match=r'^reward.source: positivity, and rewards from Python'):
+        labels.make(run, None, {'alone': counted})
+
+
+def test_an_update_that_scores_nothing_says_nothing_of_rewards():
+    nobody, parts = np.asarray([False, False]), {'length': LENGTHS}
+    assert task.reward_metrics(LENGTHS, None, nobody, parts) == {}
+    numbers = task.reward_metrics(LENGTHS, None, np.asarray([True, False]), parts)
+    assert numbers['reward/length'].tolist() == [1.5]
 
 
 def test_all_that_have_to_be_awaited_are_awaited_together():
@@ -115,6 +137,11 @@ def test_settings_that_do_not_go_together_are_refused(rewards, message):
         check(make(**rewards))
     with pytest.raises(UserError, match=r'rewards: in the place of reward\.source: positivity'):
         check(small.run('m', 'd', reward={'source': 'positivity'}, rewards={'a': {}}))
+    of_all = {'missing_eos_penalty': 1.0, 'batch_size': 8, 'timeout_s': 9.0}
+    check(small.run('m', 'd', reward=of_all, rewards={'a': {}}))
+    for name, value in {'max_tokens': 8, 'aggregate': 'minimum', 'path': 'p'}.items():
+        with pytest.raises(UserError, match=f'^reward.{name}: not used beside rewards'):
+            check(small.run('m', 'd', reward={name: value}, rewards={'a': {}}))
 
 
 def test_names_and_weights_are_kept_and_told_apart(tmp_path):
