@@ -322,6 +322,10 @@ def check(run: Run) -> None:
             'objective.target_margin: not used by objective.loss: rebel, whose margins are to equal'
             ' differences of rewards'
         )
+    if run.objective.loss == 'rebel' and run.objective.label_smoothing > 0:
+        raise UserError(
+            'objective.label_smoothing: of labels, and objective.loss: rebel goes by the rewards'
+        )
     from_policy = mixture.dpr + mixture.dpp
     if divergence.coefficient > 0:
         if divergence.states == 'policy' and from_policy == 0:

@@ -18,11 +18,19 @@ from tests.support import small
         ({'alpha': 1e-4}, 'objective.alpha: not used by objective.exploration: none'),
         ({'loss': 'rebel', 'mixture': {'dpr': 0.5}}, 'rebel: every response needs a reward'),
         ({'loss': 'rebel', 'target_margin': 0.5}, 'objective.target_margin: not used by .* rebel'),
+        ({'loss': 'rebel', 'label_smoothing': 0.1}, 'objective.label_smoothing: .* rebel goes by'),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(objective, message):
     with pytest.raises(UserError, match=message):
         check(small.run('model', 'data.jsonl', objective=objective))
+
+
+@pytest.mark.parametrize(('name', 'value'), [('rationality', 1.0), ('soft', True), ('equal', 0.1)])
+def test_regression_takes_no_labels(name, value):
+    run = small.run('m', 'd', objective={'loss': 'rebel'}, labeller={name: value})
+    with pytest.raises(UserError, match=f'^labeller.{name}: of labels, and .* rebel'):
+        check(run)
 
 
 def test_regression_is_on_the_rewards_of_language():
