@@ -151,11 +151,12 @@ def _train_in_turn(members: Members, run_dir: Path, options: dict[str, Any]) -> 
     directories = members.directories(run_dir)
     with rundir.claimed(members.run, run_dir, resume, in_turn=True):
         for member, directory in zip(members.each, directories, strict=True):
-            begun = resume and files.exists(directory / CONFIG)
+            # The first process says it for all: it may be writing the file before others look.
+            begun = hosts.any_process(hosts.is_main() and files.exists(directory / CONFIG))
             if not options['quiet']:
                 hosts.say(f'{directory}: {len(results) + 1} of {len(directories)} runs')
             try:
-                result = train(member.run, directory, resume=begun, **options)
+                result = train(member.run, directory, resume=resume and begun, **options)
             except UserError:
                 if not any(map(files.exists, directories)) and hosts.is_main():
                     (run_dir / CONFIG).unlink()  # The directory is free for the corrected run.
