@@ -126,7 +126,8 @@ def _download(address: Address, patterns: tuple[str, ...]) -> Path:
 
 @contextlib.contextmanager
 def new_version(path: str | Path, near: Path, private: bool = False) -> Iterator[Path]:
-    """A directory to write into that is uploaded at the end, as one commit. The repository is made
+    """A directory to write into that is uploaded at the end, as one commit, in the place of the
+    model that is there, with its configuration and tokeniser. The repository is made
     before, if it is not there: whoever may not write learns it before the work.
 
     Args:
@@ -149,7 +150,11 @@ def new_version(path: str | Path, near: Path, private: bool = False) -> Iterator
         yield directory
         with _named(address):
             huggingface_hub.upload_folder(
-                repo_id=address.id, folder_path=directory, commit_message='Upload by sail-jax'
+                repo_id=address.id,
+                folder_path=directory,
+                commit_message='Upload by sail-jax',
+                # Weights of an earlier version by other names would be read instead of these.
+                delete_patterns=[*MODEL],
             )
 
 

@@ -167,6 +167,10 @@ def test_a_model_is_uploaded_whole_by_whoever_may(server, tmp_path):
     assert server.repositories['models/me/new'] == {'config.json': b'{}'}
     assert 'models/me/new' in server.private
     assert '.upload-' not in left
+    before = {'config.json': b'', 'model.safetensors': b'', 'tokenizer.json': b'', 'LICENSE': b''}
+    server.repositories['models/me/new'] = before
+    write('hf://me/new', HF_TOKEN=stand_in.TOKEN)
+    assert server.repositories['models/me/new'] == {'config.json': b'{}', 'LICENSE': b''}
     for token, message in (
         ('hf_wrong', 'does not know you: HF_TOKEN'),
         (stand_in.READ_ONLY, 'your token may not do that'),

@@ -144,6 +144,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if entry['key'] == 'file':
                     value = entry['value']
                     files[value['path']] = base64.b64decode(value['content'])
+                if entry['key'] == 'deletedFile':
+                    del files[entry['value']['path']]
             url = f'{self.server.environment["HF_ENDPOINT"]}/{found[1]}/commit/{revision(files)}'
             return self.answer(200, {'commitUrl': url, 'commitOid': revision(files)})
         return self.answer(404, {'error': f'no {path}'})
