@@ -95,7 +95,8 @@ def write(parts: Mapping[str, Sequence[DataRow]], out: Path) -> None:
     """`train.jsonl` and `test.jsonl`, in TRL's form."""
     out.mkdir(parents=True, exist_ok=True)
     for part, rows in parts.items():
-        lines = [json.dumps(row._asdict(), ensure_ascii=False) + '\n' for row in rows]
+        texts = [{'prompt': r.prompt, 'chosen': r.chosen, 'rejected': r.rejected} for r in rows]
+        lines = [json.dumps(text, ensure_ascii=False) + '\n' for text in texts]
         (out / f'{part}.jsonl').write_text(''.join(lines), encoding='utf-8')
 
 

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import paper_data, paper_language
 from sail_jax import configfile, runs
 from sail_jax.errors import UserError
+from sail_jax.language.data.rows import FORMATS, unread
 
 
 def _completions(*scores):
@@ -65,6 +66,8 @@ def test_files_are_converted(tmp_path):
     paper_data.write(parts, tmp_path / 'u10')
     lines = (tmp_path / 'u10' / 'test.jsonl').read_text().splitlines()
     assert [json.loads(line)['prompt'] for line in lines] == [row.prompt for row in parts['test']]
+    columns = FORMATS['trl'].columns
+    assert not any(unread(json.loads(line), columns) for line in lines)
     # A third of the rows has twice the same score.
     assert sum(map(len, parts.values())) == len([i for i in range(20) if i % 3 != 1])
 
