@@ -344,8 +344,8 @@ def _check_rewards(run: LanguageRun) -> None:
     if run.rewards and run.reward.source != 'none':
         raise UserError(f'rewards: in the place of reward.source: {run.reward.source}; use one')
     default = RewardSource()
-    # The others are of the sum, and of a judge from Python.
-    for name in ('path', 'aggregate', 'spread_penalty', 'chat_template_kwargs', 'max_tokens'):
+    # The others are limits, a judge's from Python too, and the penalty of the sum.
+    for name in ('path', 'aggregate', 'spread_penalty', 'chat_template_kwargs'):
         if run.rewards and getattr(run.reward, name) != getattr(default, name):
             raise UserError(f'reward.{name}: not used beside rewards, each of which has its own')
 

@@ -137,9 +137,9 @@ def test_settings_that_do_not_go_together_are_refused(rewards, message):
         check(make(**rewards))
     with pytest.raises(UserError, match=r'rewards: in the place of reward\.source: positivity'):
         check(small.run('m', 'd', reward={'source': 'positivity'}, rewards={'a': {}}))
-    of_all = {'missing_eos_penalty': 1.0, 'batch_size': 8, 'timeout_s': 9.0}
+    of_all = {'missing_eos_penalty': 1.0, 'batch_size': 8, 'timeout_s': 9.0, 'max_tokens': 8}
     check(small.run('m', 'd', reward=of_all, rewards={'a': {}}))
-    for name, value in {'max_tokens': 8, 'aggregate': 'minimum', 'path': 'p'}.items():
+    for name, value in {'spread_penalty': 1.0, 'aggregate': 'minimum', 'path': 'p'}.items():
         with pytest.raises(UserError, match=f'^reward.{name}: not used beside rewards'):
             check(small.run('m', 'd', reward={name: value}, rewards={'a': {}}))
 
