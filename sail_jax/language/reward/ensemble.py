@@ -37,10 +37,14 @@ def combine(rewards: np.ndarray, source: RewardSource) -> Combined:
 def weighted(rewards: np.ndarray, weights: Sequence[float]) -> Combined:
     """The sum of several rewards of a response, each times its weight.
 
+    One of weight 0 is only looked at: without an answer of it (NaN) the sum is what it is.
+
     Args:
       rewards: [..., rewards].
     """
-    return Combined((rewards * np.asarray(weights, rewards.dtype)).sum(-1), None)
+    weight = np.asarray(weights, rewards.dtype)
+    parts = np.where(weight == 0, 0, rewards * weight)
+    return Combined(parts.sum(-1), None)
 
 
 def together(functions: Sequence[Callable[..., np.ndarray]]) -> Callable[..., np.ndarray]:

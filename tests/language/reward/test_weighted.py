@@ -10,7 +10,7 @@ from sail_jax import configfile, runs
 from sail_jax.errors import UserError
 from sail_jax.language import scored, task
 from sail_jax.language.config import check
-from sail_jax.language.reward import labels
+from sail_jax.language.reward import ensemble, labels
 from sail_jax.language.reward.labels import Rater
 from sail_jax.language.samples import Answers
 from sail_jax.training import metrics
@@ -30,6 +30,13 @@ def one(prompts, responses):
 
 def make(**rewards):
     return small.run('m', 'd', rewards=rewards)
+
+
+def test_one_that_is_only_looked_at_need_not_answer():
+    rewards = np.asarray([[2.0, np.nan], [np.nan, 1.0]], np.float32)
+    reward, spread = ensemble.weighted(rewards, (0.5, 0))
+    np.testing.assert_array_equal(reward, [1, np.nan])
+    assert spread is None
 
 
 def test_the_reward_is_the_weighted_sum_and_each_is_a_metric():
