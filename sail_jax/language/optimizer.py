@@ -25,7 +25,7 @@ class LanguageOptimizer(config.Optimizer):
     example."""
     accumulation: int = Field(default=1, ge=1, le=2**20)
     """Parts that the rows of a gradient step are computed in, one after the other: less memory, the
-    same gradient, and a forward pass more."""
+    same gradient but for rounding in `model.param_dtype`, and a forward pass more."""
 
 
 def check(settings: LanguageOptimizer, rows: int, updates: int) -> None:

@@ -26,7 +26,8 @@ class SupervisedOptimizer(Section):
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Clips the global norm of the gradient; none leaves it."""
     accumulation: int = Field(default=1, ge=1)
-    """Parts that a batch is computed in, one after the other: less memory, the same gradient."""
+    """Parts that a batch is computed in, one after the other: less memory, the same gradient but
+    for rounding in `model.param_dtype`."""
     max_skipped: int = Field(default=10, ge=1)
     """The run stops after this many updates in a row were skipped as not finite."""
 
