@@ -70,9 +70,16 @@ MEANINGS = (
         'reward model on held-out pairs, nats a pair, where 0.693 knows nothing.',
     ),
     Meaning(
-        ('eval/calibration_error',),
+        ('eval/calibration_error', 'eval/confidence'),
+        'near 0; the accuracy',
+        'Of a reward model: how far its probabilities are from how often they are right, and the '
+        'mean probability of what it takes to be better.',
+    ),
+    Meaning(
+        ('eval/mean_reward',),
         'near 0',
-        'Of a reward model: how far its probabilities are from how often they are right.',
+        'Of a reward model, over held-out responses. Only differences mean something; members of '
+        'an ensemble should have the same mean (loss.centering).',
     ),
     Meaning(
         ('eval/reward_spread', 'train/reward_spread'),

@@ -37,13 +37,19 @@ def test_no_setting_takes_what_it_is_not(kind, values):
     assert not accepted
 
 
-def test_no_integer_is_out_of_int32_but_for_counts_of_env_steps():
+def test_no_integer_is_out_of_int32_but_for_lengths_in_steps_and_prompts():
     longer = {
         setting.key
         for setting in ALL
         if int in setting.kinds and not setting.problems([2**31] if setting.many else 2**31)
     }
-    assert longer == {'total_env_steps', 'reference.ppo_env_steps', 'reference.refresh_env_steps'}
+    assert longer == {
+        'total_env_steps',
+        'reference.ppo_env_steps',
+        'reference.refresh_env_steps',
+        'reference.refresh_prompts',
+        'alignment.reference.refresh_prompts',
+    }
 
 
 def test_a_bound_holds_after_rounding_to_float32():

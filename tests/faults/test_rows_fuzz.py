@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sail_jax.errors import UserError
-from sail_jax.language.data import rows, sources
+from sail_jax.language.data import rows, sources, turns
 
 USER = {'role': 'user', 'content': 'Which?'}
 THIS, THAT = ({'role': 'assistant', 'content': text} for text in ('this', 'that'))
@@ -66,9 +66,9 @@ def test_rows_are_usable_or_one_line(seed):
 
     def read():
         row = rows.check(form.convert(raw), kind)
-        assert row.prompt
+        assert row.prompt or row.is_text
         assert isinstance(row.prompt, str) or row.prompt[-1].role != 'assistant'
-        if rows._says(raw.get('system')) and 'system' in form.columns:
+        if turns.says(raw.get('system')) and 'system' in form.columns:
             assert row.prompt[0] == rows.Message('system', raw['system'])
 
     assert all(isinstance(name, str) for name in rows.unread(raw, form.columns))

@@ -5,12 +5,10 @@ import json
 import pytest
 import yaml
 
-from sail_jax import cli, runs
+from sail_jax import cli, runs, workloads
 from sail_jax.configfile import read_yaml
 from sail_jax.errors import UserError
-from sail_jax.language import config as language_config
 from sail_jax.language.quickstart import config, study
-from sail_jax.language.sft import config as sft_config
 from tests.support.paths import ROOT
 
 CONFIGS = ROOT / 'configs' / 'language'
@@ -94,9 +92,7 @@ def test_methods_that_would_be_the_same_are_refused(tmp_path, key):
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.yaml')), ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', sorted(CONFIGS.rglob('*.yaml')), ids=lambda path: path.stem)
 def test_settings_go_together(path):
     run = runs.load(path)
-    checks = {'sft': sft_config.check, 'language': language_config.check}
-    checks['language-quickstart'] = config.check
-    checks[run.workload](run)
+    workloads.of(run).check(run)
