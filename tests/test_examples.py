@@ -75,7 +75,7 @@ def test_an_objective_of_ones_own_is_trained_by_its_name(tmp_path):
     assert rows[1]['train/preference'] == pytest.approx(-1, abs=0.05)
     assert 'loss: exponential' in (tmp_path / 'run' / 'config.yaml').read_text()
     unknown = {'objective.loss': 'exponentiel'}
-    with pytest.raises(sail_jax.UserError, match=r'exponentiel.*hinge, simpo, exponential'):
+    with pytest.raises(sail_jax.UserError, match=r'exponentiel.*hinge, simpo, .*exponential'):
         sail_jax.train(tmp_path / 'run' / 'config.yaml', overrides=unknown, env=Point())
 
 
