@@ -11,7 +11,7 @@ from sail_jax.language.config import Sampling
 from sail_jax.language.data import rows, sources, tokens
 from sail_jax.language.data.rows import DataRow, Prompt
 from sail_jax.language.reward import reward_model, rewards
-from sail_jax.language.samples import prompt_text
+from sail_jax.language.samples import cell, prompt_text
 from sail_jax.plots import Picture
 from sail_jax.training import metrics
 
@@ -188,7 +188,7 @@ def samples(results: Mapping[str, Any], prompts: Sequence[Prompt]) -> str:
     }
     lines = []
     for i, prompt in enumerate(prompts[:SAMPLES]):
-        lines += [f'**{" ".join(prompt_text(prompt).split())}**', '', '| | |', '|---|---|']
-        lines += [f'| {name} | {" ".join(one["samples"][i].split())} |' for name, one in of.items()]
+        lines += [f'| prompt | {cell(prompt_text(prompt))} |', '|---|---|']
+        lines += [f'| {name} | {cell(one["samples"][i])} |' for name, one in of.items()]
         lines.append('')
     return '\n'.join(lines)

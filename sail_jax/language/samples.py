@@ -49,7 +49,7 @@ def write_table(path: Path, prompts: Sequence[Prompt], start: Answers, policy: A
     for row, prompt in enumerate(prompts):
         cells = [prompt_text(prompt), start.texts[row][0], policy.texts[row][0]]
         cells += [f'{values[row, 0]:.3f}' for values in rewards]
-        lines.append([_cell(cell) for cell in cells])
+        lines.append([cell(text) for text in cells])
     try:
         path.parent.mkdir(exist_ok=True)
         path.write_text(''.join(f'| {" | ".join(line)} |\n' for line in lines))
@@ -61,7 +61,7 @@ MARKUP = re.compile(r'[\\`*_~\[|$]|:(?=//)|(?<=www)\.')
 """What Markdown would read, and what it would make a link of."""
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """On one line, and as it is: no markup, no link or image, nothing that ends a cell."""
     lines = (terminal.escaped(line) for line in text.splitlines())
     return '<br>'.join(MARKUP.sub(r'\\\g<0>', html.escape(line, quote=False)) for line in lines)
