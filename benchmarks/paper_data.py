@@ -13,7 +13,6 @@ of several files are the first rows is said by their order on the command line.
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import preference_files
 from sail_jax.errors import UserError
 from sail_jax.language.data import sources
 from sail_jax.language.data.rows import DataRow, pku_safe_rlhf
@@ -91,15 +91,6 @@ def read(paths: Sequence[Path]) -> list[Mapping[str, Any]]:
     return [row.load() for row in itertools.islice(located, ROWS)]
 
 
-def write(parts: Mapping[str, Sequence[DataRow]], out: Path) -> None:
-    """`train.jsonl` and `test.jsonl`, in TRL's form."""
-    out.mkdir(parents=True, exist_ok=True)
-    for part, rows in parts.items():
-        texts = [{'prompt': r.prompt, 'chosen': r.chosen, 'rejected': r.rejected} for r in rows]
-        lines = [json.dumps(text, ensure_ascii=False) + '\n' for text in texts]
-        (out / f'{part}.jsonl').write_text(''.join(lines), encoding='utf-8')
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -112,9 +103,7 @@ def main() -> None:
         parts = convert(options.data, read(options.files))
     except UserError as error:
         sys.exit(str(error))
-    write(parts, options.out)
-    for part, rows in parts.items():
-        print(f'{options.out / part}.jsonl: {len(rows)} rows')
+    preference_files.write(parts, options.out)
 
 
 if __name__ == '__main__':

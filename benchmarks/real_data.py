@@ -8,12 +8,12 @@ an order of their own: `held_out.jsonl`, then `proxy.jsonl` and `gold.jsonl`, as
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks import preference_files
 from sail_jax.errors import UserError
 from sail_jax.language.config import Data
 from sail_jax.language.data import dataset, rows, sources, tokens
@@ -53,20 +53,6 @@ def split(kept: list[DataRow]) -> dict[str, list[DataRow]]:
     return {name: [kept[i] for i in indices] for name, indices in parts.items()}
 
 
-def write(parts: dict[str, list[DataRow]], out: Path) -> None:
-    """In TRL's conversational form."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name, part in parts.items():
-        with (out / f'{name}.jsonl').open('w', encoding='utf-8') as file:
-            for row in part:
-                messages = [message._asdict() for message in row.prompt]
-                answers = {
-                    key: [{'role': 'assistant', 'content': getattr(row, key)}]
-                    for key in ('chosen', 'rejected')
-                }
-                file.write(json.dumps({'prompt': messages, **answers}, ensure_ascii=False) + '\n')
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -79,9 +65,7 @@ def main() -> None:
         parts = split(usable(options.data, tokens.load(options.model)))
     except UserError as error:
         sys.exit(str(error))
-    write(parts, options.out)
-    for name, part in parts.items():
-        print(f'{options.out / name}.jsonl: {len(part)} rows')
+    preference_files.write(parts, options.out)
 
 
 if __name__ == '__main__':

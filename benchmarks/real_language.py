@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import sail_jax
-from benchmarks import real_data, real_model, real_report
+from benchmarks import preference_files, real_data, real_model, real_report
 from benchmarks.machine import machine, make_parser, write
 from sail_jax.errors import Interrupted, UserError
 from sail_jax.language.data import tokens
@@ -130,7 +130,7 @@ def prepare(data: Path, runs: Path) -> None:
     real_model.fetch(runs / 'model')
     if not (runs / 'data' / 'gold.jsonl').exists():
         rows = real_data.usable(data, tokens.load(runs / 'model'))
-        real_data.write(real_data.split(rows), runs / 'data')
+        preference_files.write(real_data.split(rows), runs / 'data')
 
 
 def study(runs: Path, seeds: list[int], methods: list[str], out: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from sail_jax.training import metrics
 
 BATCH = 32
 MAX_TOKENS = 256
+TIMEOUT_S = 600.0
 CURVES = {
     'prompts': 'prompts',
     'proxy': 'eval/reward/proxy',
@@ -70,11 +71,9 @@ def rater(path: Path) -> Rater:
     )
 
     def rate(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        scores = []
-        for i in range(0, len(prompts), BATCH):
-            messages = [rewards.trl_prompt(prompt) for prompt in prompts[i : i + BATCH]]
-            scores += np.ravel(function(messages, list(responses[i : i + BATCH]))).tolist()
-        return scores
+        groups = [[response] for response in responses]
+        scores_Nx1 = rewards.score(function, prompts, groups, batch_size=BATCH, timeout_s=TIMEOUT_S)
+        return scores_Nx1[:, 0].tolist()
 
     return rate
 

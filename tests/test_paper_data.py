@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import paper_data, paper_language
+from benchmarks import paper_data, paper_language, preference_files
 from sail_jax import configfile, runs
 from sail_jax.errors import UserError
 from sail_jax.language.data.rows import FORMATS, unread
@@ -63,7 +63,7 @@ def test_files_are_converted(tmp_path):
     raws = [{'instruction': str(i), 'completions': _completions(i % 3, 1)} for i in range(20)]
     (tmp_path / 'raw.jsonl').write_text('\n'.join(map(json.dumps, raws)))
     parts = paper_data.convert('u10', paper_data.read([tmp_path / 'raw.jsonl']))
-    paper_data.write(parts, tmp_path / 'u10')
+    preference_files.write(parts, tmp_path / 'u10')
     lines = (tmp_path / 'u10' / 'test.jsonl').read_text().splitlines()
     assert [json.loads(line)['prompt'] for line in lines] == [row.prompt for row in parts['test']]
     columns = FORMATS['trl'].columns

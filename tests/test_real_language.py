@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import sail_jax
-from benchmarks import real_data, real_language, real_report
+from benchmarks import preference_files, real_data, real_language, real_report
 from sail_jax.language.data import rows as data_rows
 from sail_jax.language.data import sources
 from sail_jax.language.data.rows import DataRow, Message
@@ -28,7 +28,7 @@ def test_no_prompt_is_in_two_parts():
 
 def test_parts_are_read_as_they_were(tmp_path):
     parts = real_data.split(_rows(real_data.HELD_OUT + 4))
-    real_data.write(parts, tmp_path)
+    preference_files.write(parts, tmp_path)
     read = [data_rows.trl(row.load()) for row in sources.read(tmp_path / 'gold.jsonl')]
     assert read == parts['gold']
 
