@@ -19,6 +19,7 @@ step dead lanes, are of live steps. Ratios are medians over rounds of the ratio 
 Of environments that --envs leaves out, --out keeps what it has.
 """
 
+import argparse
 import json
 import sys
 from importlib.util import find_spec
@@ -57,6 +58,7 @@ LABELS = {
     'gymnasium': 'PyTorch + Gymnasium MuJoCo',
 }
 MARKERS = 'osD^v<>PX'
+CONTEXTS = 32
 
 # Of ours, of what, goal.
 RATIOS = (
@@ -70,16 +72,20 @@ RATIOS = (
 )
 
 
-def measure(env: str, rounds: int, updates: int, logs: Path) -> dict[str, Any]:
+def measure(env: str, options: argparse.Namespace) -> dict[str, Any]:
     """All contenders on one environment."""
-    options = ['--env', env, '--updates', str(updates)]
+    arguments = ['--env', env, '--updates', str(options.updates)]
+    ours = ['--contexts', str(options.contexts)]
     commands = {
-        name: [sys.executable, '-m', *module.split(), *options]
-        for name, module in CONTENDERS.items()
-        if (name != 'gymnasium' or find_spec('gymnasium'))
+        name: [
+            *[sys.executable, '-m', *CONTENDERS[name].split(), *arguments],
+            *(ours if name != 'gymnasium' else ()),
+        ]
+        for name in options.contenders
+        if (name != 'gymnasium' or (find_spec('gymnasium') and options.contexts == CONTEXTS))
         and (name != 'brax-ppo-published' or env in PUBLISHED)
     }
-    outcome = take_turns(commands, rounds, logs / env)
+    outcome = take_turns(commands, options.rounds, options.out.parent / 'logs' / env)
     for result in outcome.values():
         for counted in ('env_steps', 'live_steps'):
             if counted in result['calls'][0]:
@@ -136,15 +142,18 @@ def main() -> None:
     parser = make_parser(__doc__, needs_out=True)
     parser.add_argument('--envs', nargs='+', choices=ENVS, default=ENVS)
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--updates', type=int, default=4, help='in a timed call, 8192 steps each')
+    parser.add_argument('--updates', type=int, default=4, help='in a timed call')
+    parser.add_argument('--contexts', type=int, default=CONTEXTS, help='8 environments each')
+    parser.add_argument(
+        '--contenders', nargs='+', choices=list(CONTENDERS), default=list(CONTENDERS)
+    )
     options = parser.parse_args()
     results: dict[str, Any] = {'machines': {}, 'envs': {}}
     if options.out.exists():
         results = json.loads(options.out.read_text())
     for env in options.envs:
         results['machines'][env] = machine('benchmarks.control_peers')
-        logs = options.out.parent / 'logs'
-        results['envs'][env] = measure(env, options.rounds, options.updates, logs)
+        results['envs'][env] = measure(env, options)
         results['rows'] = rows(results['envs'])
         write(results, options.out)
         draw(results['envs'], options.out.with_suffix('.png'))

@@ -10,6 +10,7 @@ an order of their own: `held_out.jsonl`, then `proxy.jsonl` and `gold.jsonl`, as
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,16 +21,24 @@ from sail_jax.language.data import dataset, rows, sources, tokens
 from sail_jax.language.data.rows import DataRow
 from sail_jax.language.data.tokens import Tokenizer
 
-PROMPT_TOKENS, RESPONSE_TOKENS = 128, 96
-HELD_OUT = 96
 SEED = 0
 
 
-def usable(path: Path, tokenizer: Tokenizer) -> list[DataRow]:
+class Sizes(NamedTuple):
+    """Tokens of the longest rows, and how many rows are held out."""
+
+    prompt_tokens: int = 128
+    response_tokens: int = 96
+    held_out: int = 96
+
+
+def usable(path: Path, tokenizer: Tokenizer, sizes: Sizes) -> list[DataRow]:
     """The rows that are short enough; a prompt that comes again is left out, so that none is in
     two parts."""
     limits = Data(
-        path=str(path), max_prompt_tokens=PROMPT_TOKENS, max_response_tokens=RESPONSE_TOKENS
+        path=str(path),
+        max_prompt_tokens=sizes.prompt_tokens,
+        max_response_tokens=sizes.response_tokens,
     )
     kept: dict[rows.Prompt, DataRow] = {}
     for file in sources.find(path, 'train'):
@@ -43,12 +52,12 @@ def usable(path: Path, tokenizer: Tokenizer) -> list[DataRow]:
     return list(kept.values())
 
 
-def split(kept: list[DataRow]) -> dict[str, list[DataRow]]:
+def split(kept: list[DataRow], held_out_rows: int) -> dict[str, list[DataRow]]:
     """The rows of each part."""
     order = np.random.default_rng(SEED).permutation(len(kept))
-    half = (len(kept) - HELD_OUT) // 2
-    ends = np.cumsum([HELD_OUT, half, half])[:-1]
-    held_out, proxy, gold = np.split(order[: HELD_OUT + 2 * half], ends)
+    half = (len(kept) - held_out_rows) // 2
+    ends = np.cumsum([held_out_rows, half, half])[:-1]
+    held_out, proxy, gold = np.split(order[: held_out_rows + 2 * half], ends)
     parts = {'held_out': held_out, 'proxy': proxy, 'gold': gold}
     return {name: [kept[i] for i in indices] for name, indices in parts.items()}
 
@@ -62,7 +71,8 @@ def main() -> None:
     parser.add_argument('--out', type=Path, required=True, help='directory for the three parts')
     options = parser.parse_args()
     try:
-        parts = split(usable(options.data, tokens.load(options.model)))
+        sizes = Sizes()
+        parts = split(usable(options.data, tokens.load(options.model), sizes), sizes.held_out)
     except UserError as error:
         sys.exit(str(error))
     preference_files.write(parts, options.out)

@@ -9,14 +9,16 @@ and gold falls a method has over-optimised.
     python -m benchmarks.real_language data/hh-rlhf/harmless-base/test.jsonl.gz --runs runs/real \\
         --out benchmarks/results/real_language_cpu.json
 
-Hours on two cores. What is done is kept in --runs: the same command goes on.
+Hours on two cores. `--scale gpu` is more of everything: longer prompts and responses, five times
+the prompts. What is done is kept in --runs: the same command goes on, and parts of it (`--methods`,
+`--seeds`) may run side by side once one has trained the rewards (`--methods` alone).
 """
 
 import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sail_jax
 from benchmarks import preference_files, real_data, real_model, real_report
@@ -29,7 +31,6 @@ ALIGN, REWARD = 'configs/language/smollm2/align.yaml', 'configs/language/smollm2
 REWARDS = ('proxy', 'gold')
 ASSESSED = 'assessed.json'
 NO_PENALTY = {'divergence.coefficient': 0.0}
-REFRESHED = {'reference.refresh_prompts': 80}
 METHODS: dict[str, dict[str, Any]] = {
     'offline DPO': {
         'objective.mixture.dpr': 0.0,
@@ -42,13 +43,44 @@ METHODS: dict[str, dict[str, Any]] = {
     'SAIL': NO_PENALTY,
     'SAIL-RevKL': {},
     'SAIL-RevKL, policy_to_ref': {'divergence.direction': 'policy_to_ref'},
-    'SAIL-RevKL, refreshed': REFRESHED,
-    'SAIL-RevKL, policy_to_ref, refreshed': {
-        'divergence.direction': 'policy_to_ref',
-        **REFRESHED,
-    },
+    'SAIL-RevKL, refreshed': {},
+    'SAIL-RevKL, policy_to_ref, refreshed': {'divergence.direction': 'policy_to_ref'},
 }
 """What each changes in the configuration."""
+REFRESHED = ('SAIL-RevKL, refreshed', 'SAIL-RevKL, policy_to_ref, refreshed')
+
+
+class Scale(NamedTuple):
+    """How much of everything; the rest is in the two files."""
+
+    data: real_data.Sizes
+    new_tokens: int
+    refresh_prompts: int
+    reward: dict[str, Any]
+    align: dict[str, Any]
+
+
+SCALES = {
+    'cores': Scale(real_data.Sizes(), 48, 80, {}, {}),
+    'gpu': Scale(
+        real_data.Sizes(prompt_tokens=256, response_tokens=128, held_out=192),
+        new_tokens=64,
+        refresh_prompts=400,
+        reward={
+            'total_prompts': 1536,
+            'prompts_per_update': 32,
+            'optimizer.accumulation': 1,
+            'matmul_precision': 'default',
+        },
+        align={
+            'total_prompts': 1600,
+            'prompts_per_update': 32,
+            'evaluation.every_updates': 10,
+            'checkpoints.every_updates': 25,
+            'matmul_precision': 'default',
+        },
+    ),
+}
 
 
 def slug(method: str) -> str:
@@ -61,42 +93,53 @@ def train(config: str, run_dir: Path, overrides: Mapping[str, Any]) -> None:
     sail_jax.train(run, run_dir, resume=(run_dir / 'config.yaml').exists())
 
 
-def train_reward(name: str, runs: Path) -> Path:
+def of_data(name: str, runs: Path, sizes: real_data.Sizes) -> dict[str, Any]:
+    """Where a run's model and rows are, and how long these may be."""
+    return {
+        'model.path': str(runs / 'model'),
+        'data.path': str(runs / 'data' / f'{name}.jsonl'),
+        'data.max_prompt_tokens': sizes.prompt_tokens,
+        'data.max_response_tokens': sizes.response_tokens,
+        'evaluation.path': str(runs / 'data' / 'held_out.jsonl'),
+        'evaluation.prompts': sizes.held_out,
+    }
+
+
+def train_reward(name: str, runs: Path, scale: Scale) -> Path:
     """The reward model that learns from one half; its directory."""
     run_dir = runs / f'reward-{name}'
     if not (run_dir / 'model' / 'config.json').exists():
-        paths = {
-            'model.path': str(runs / 'model'),
-            'data.path': str(runs / 'data' / f'{name}.jsonl'),
-            'evaluation.path': str(runs / 'data' / 'held_out.jsonl'),
-        }
-        train(REWARD, run_dir, paths | {'seed': REWARDS.index(name)})
+        changes = of_data(name, runs, scale.data) | scale.reward
+        train(REWARD, run_dir, changes | {'seed': REWARDS.index(name)})
     return run_dir / 'model'
 
 
-def settings(method: str, seed: int, runs: Path) -> dict[str, Any]:
+def settings(method: str, seed: int, runs: Path, scale: Scale) -> dict[str, Any]:
     """What a method's run changes in the configuration."""
     models = {name: str(runs / f'reward-{name}' / 'model') for name in REWARDS}
-    return METHODS[method] | {
+    refresh = scale.refresh_prompts if method in REFRESHED else None
+    return {
+        **of_data('proxy', runs, scale.data),
+        **METHODS[method],
+        **scale.align,
         'seed': seed,
-        'model.path': str(runs / 'model'),
-        'data.path': str(runs / 'data' / 'proxy.jsonl'),
-        'evaluation.path': str(runs / 'data' / 'held_out.jsonl'),
+        'sampling.max_tokens': scale.new_tokens,
+        'reference.refresh_prompts': refresh,
         'reward.source': 'none',
         'reward.path': None,
         # Gold weighs nothing: it is only looked at.
         **{f'rewards.{name}.source': 'model' for name in REWARDS},
-        **{f'rewards.{name}.max_tokens': 256 for name in REWARDS},
+        **{f'rewards.{name}.max_tokens': real_report.MAX_TOKENS for name in REWARDS},
         **{f'rewards.{name}.path': path for name, path in models.items()},
         'rewards.gold.weight': 0.0,
     }
 
 
-def align(method: str, seed: int, runs: Path) -> Path:
+def align(method: str, seed: int, runs: Path, scale: Scale) -> Path:
     """A method's run; its directory."""
     run_dir = runs / slug(method) / f'seed-{seed}'
     if not (run_dir / ASSESSED).exists():
-        train(ALIGN, run_dir, settings(method, seed, runs))
+        train(ALIGN, run_dir, settings(method, seed, runs, scale))
     return run_dir
 
 
@@ -116,11 +159,11 @@ def assess(
     return json.loads(out.read_text())
 
 
-def sampled(model: Path) -> Callable[[list[DataRow]], list[str]]:
-    return lambda data: real_report.respond(model, [row.prompt for row in data])
+def sampled(model: Path, scale: Scale) -> Callable[[list[DataRow]], list[str]]:
+    return lambda data: real_report.respond(model, [row.prompt for row in data], scale.new_tokens)
 
 
-def prepare(data: Path, runs: Path) -> None:
+def prepare(data: Path, runs: Path, sizes: real_data.Sizes) -> None:
     """Model and data.
 
     Raises:
@@ -129,18 +172,20 @@ def prepare(data: Path, runs: Path) -> None:
     """
     real_model.fetch(runs / 'model')
     if not (runs / 'data' / 'gold.jsonl').exists():
-        rows = real_data.usable(data, tokens.load(runs / 'model'))
-        preference_files.write(real_data.split(rows), runs / 'data')
+        rows = real_data.usable(data, tokens.load(runs / 'model'), sizes)
+        preference_files.write(real_data.split(rows, sizes.held_out), runs / 'data')
 
 
-def study(runs: Path, seeds: list[int], methods: list[str], out: Path) -> dict[str, Any]:
+def study(
+    runs: Path, seeds: list[int], methods: list[str], scale: Scale, out: Path
+) -> dict[str, Any]:
     """Trains what is not trained yet; after each run all results so far are in `out`."""
-    raters = {name: real_report.rater(train_reward(name, runs)) for name in REWARDS}
+    raters = {name: real_report.rater(train_reward(name, runs, scale)) for name in REWARDS}
     data = real_report.held_out(runs)
     answers = {
         'chosen': lambda rows: [row.chosen for row in rows],
         'rejected': lambda rows: [row.rejected for row in rows],
-        'start': sampled(runs / 'model'),
+        'start': sampled(runs / 'model', scale),
     }
     of = {
         name: assess(texts, raters, data, runs / f'{name}.json') for name, texts in answers.items()
@@ -152,10 +197,11 @@ def study(runs: Path, seeds: list[int], methods: list[str], out: Path) -> dict[s
         **{name: row(ours) for name, ours in of.items()},
         'methods': {method: {} for method in methods},
     }
+    write(results, out)
     for seed in seeds:
         for method in methods:
-            run_dir = align(method, seed, runs)
-            ours = assess(sampled(run_dir), raters, data, run_dir / ASSESSED)
+            run_dir = align(method, seed, runs, scale)
+            ours = assess(sampled(run_dir, scale), raters, data, run_dir / ASSESSED)
             curves = real_report.curves(run_dir)
             results['methods'][method][seed] = row(ours) | {'curves': curves}
             write(results, out)
@@ -167,12 +213,14 @@ def main() -> None:
     parser.add_argument('data', type=Path, help="HH-RLHF's file of rows")
     parser.add_argument('--runs', type=Path, required=True, help='directory of all runs')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1])
-    parser.add_argument('--methods', nargs='+', choices=list(METHODS), default=list(METHODS))
+    parser.add_argument('--methods', nargs='*', choices=list(METHODS), default=list(METHODS))
+    parser.add_argument('--scale', choices=list(SCALES), default='cores')
     parser.add_argument('--figure', type=Path, help='rewards against KL')
     options = parser.parse_args()
     try:
-        prepare(options.data, options.runs)
-        results = study(options.runs, options.seeds, options.methods, options.out)
+        scale = SCALES[options.scale]
+        prepare(options.data, options.runs, scale.data)
+        results = study(options.runs, options.seeds, options.methods, scale, options.out)
     except (ImportError, UserError, Interrupted) as error:
         sys.exit(str(error))
     print(real_report.table(results))

@@ -48,13 +48,17 @@ def held_out(runs: Path) -> list[DataRow]:
     return [rows.trl(located.load()) for located in sources.read(file)]
 
 
-def respond(model: Path, prompts: Sequence[Prompt], seed: int = 0) -> list[str]:
+def respond(model: Path, prompts: Sequence[Prompt], new_tokens: int, seed: int = 0) -> list[str]:
     """A response to each prompt, sampled as the study's runs sample."""
     decoder, tokenizer, _ = export.load(model)
     texts = []
     for i in range(0, len(prompts), BATCH):
         drawn = export.generate(
-            decoder, tokenizer, prompts[i : i + BATCH], Sampling(max_tokens=48), seed=seed + i
+            decoder,
+            tokenizer,
+            prompts[i : i + BATCH],
+            Sampling(max_tokens=new_tokens),
+            seed=seed + i,
         )
         texts += [text for (text,) in drawn]
     return texts

@@ -16,9 +16,9 @@ def _rows(count):
 
 
 def test_no_prompt_is_in_two_parts():
-    parts = real_data.split(_rows(real_data.HELD_OUT + 21))
+    parts = real_data.split(_rows(9 + 21), 9)
     assert {name: len(part) for name, part in parts.items()} == {
-        'held_out': real_data.HELD_OUT,
+        'held_out': 9,
         'proxy': 10,
         'gold': 10,
     }
@@ -27,21 +27,23 @@ def test_no_prompt_is_in_two_parts():
 
 
 def test_parts_are_read_as_they_were(tmp_path):
-    parts = real_data.split(_rows(real_data.HELD_OUT + 4))
+    parts = real_data.split(_rows(9 + 4), 9)
     preference_files.write(parts, tmp_path)
     read = [data_rows.trl(row.load()) for row in sources.read(tmp_path / 'gold.jsonl')]
     assert read == parts['gold']
 
 
+@pytest.mark.parametrize('scale', real_language.SCALES)
 @pytest.mark.parametrize('method', real_language.METHODS)
-def test_every_method_is_a_configuration(method, tmp_path):
-    changes = real_language.settings(method, 1, tmp_path)
+def test_every_method_is_a_configuration(method, scale, tmp_path):
+    changes = real_language.settings(method, 1, tmp_path, real_language.SCALES[scale])
     run = sail_jax.load(real_language.ALIGN, **changes)
     assert run.seed == 1
     assert {name: source.weight for name, source in run.rewards.items()} == {'proxy': 1, 'gold': 0}
     assert run.samples_policy == (method != 'offline DPO')
     assert (run.divergence.coefficient > 0) == ('RevKL' in method)
     assert (run.objective.response_grad > 0) == ('SAIL' in method)
+    assert (run.reference.refresh_prompts is not None) == ('refreshed' in method)
 
 
 def test_shares():
