@@ -99,6 +99,11 @@ MEANINGS = (
         'that reason.',
     ),
     Meaning(
+        ('eval/no_verdict', 'train/no_verdict'),
+        '0',
+        'Answers of a judge behind an API that name no better response, and count as ties.',
+    ),
+    Meaning(
         ('train/grad_norm',),
         'steady',
         'Above optimizer.max_grad_norm the gradient is clipped.',

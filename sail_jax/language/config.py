@@ -1,7 +1,6 @@
 """Configuration of a language run."""
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -12,6 +11,13 @@ from sail_jax.language import optimizer
 from sail_jax.language.adapter import Lora
 from sail_jax.language.data.variables import DAY, Day, Variables
 from sail_jax.language.optimizer import LanguageOptimizer
+from sail_jax.language.reward import config as rewarding
+from sail_jax.language.reward.config import (
+    JudgeEndpoint,
+    RewardName,
+    RewardSource,
+    WeightedReward,
+)
 from sail_jax.scalars import INT_MAX
 
 DType = Literal['float32', 'bfloat16']
@@ -108,57 +114,6 @@ class LanguageReference(Section):
     an adapter's two factors each. TR-DPO's alpha (arXiv 2404.09656) is 1 less this."""
 
 
-class RewardSource(Section):
-    """What the labeller goes by. From Python, `sail_jax.train(..., reward=f)` or `judge=f` stand
-    in for it."""
-
-    source: Literal['none', 'positivity', 'model'] = 'none'
-    """`positivity`: the sentiment of the response by a lexicon. `model`: the sequence
-    classification checkpoint at `path`."""
-    path: hub.ModelPath | Annotated[tuple[hub.ModelPath, ...], Field(min_length=1)] | None = None
-    """A Hugging Face directory with one label, and with its own tokeniser and chat template; or
-    several, an ensemble. A model that `workload: reward` trained with several heads is one too."""
-    aggregate: Literal['mean', 'minimum'] = 'mean'
-    """Of an ensemble: what of its rewards is the reward of a response."""
-    spread_penalty: float = Field(default=0.0, ge=0)
-    """Of an ensemble: so many times the standard deviation of its rewards is taken from their
-    mean."""
-    chat_template_kwargs: Variables = Field(default_factory=dict)
-    """Variables for the reward model's chat template."""
-    max_tokens: int = Field(default=1024, ge=1)
-    """The reward model's limit for prompt and response together, in its own tokens; of what is
-    longer the first tokens are scored, and the run says so once."""
-    batch_size: int = Field(default=64, ge=1, le=2**20)
-    """Responses that are scored at once."""
-    timeout_s: float = Field(default=600.0, gt=0, le=1e9)
-    """Seconds after which a call that has not answered ends the run."""
-    missing_eos_penalty: float | None = Field(default=None, gt=0)
-    """Subtracted in training from the reward of a response that was cut off before its end of
-    sequence; in evaluations the reward is as it is."""
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """Of all reward models."""
-        if self.path is None:
-            return ()
-        return self.path if isinstance(self.path, tuple) else (self.path,)
-
-    @property
-    def combines(self) -> bool:
-        """Whether something is asked for that only an ensemble has."""
-        return self.aggregate != 'mean' or self.spread_penalty > 0
-
-
-class WeightedReward(RewardSource):
-    """One of several rewards."""
-
-    weight: float = 1.0
-    """The reward that labels are made of is the sum of all, each times its weight."""
-
-
-RewardName = Annotated[str, Field(pattern=r'^[A-Za-z]\w{0,63}$')]
-
-
 class ResponseEvaluation(Section):
     """Responses to held-out prompts, and held-out pairs where the data have them."""
 
@@ -205,6 +160,7 @@ class LanguageRun(config.Run):
     """Several rewards in the place of `reward.source`, each by a name of yours with the keys that
     `reward` has, and a `weight`. `source: none` is a function from Python,
     `sail_jax.train(..., reward={'NAME': f})`. The mean of each is a metric."""
+    judge: JudgeEndpoint = JudgeEndpoint()
     labeller: Teacher = Teacher()
     reference: LanguageReference = LanguageReference()
     optimizer: LanguageOptimizer = LanguageOptimizer()  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -224,12 +180,12 @@ class LanguageRun(config.Run):
     def needs_function(self) -> bool:
         """Whether its labels come from a function that only Python can give."""
         missing = any(source.source == 'none' for source in self.sources.values())
-        return self.objective.mixture.dpr > 0 and missing
+        return self.objective.mixture.dpr > 0 and missing and not self.judge.labels
 
     @property
     def sources(self) -> dict[str, RewardSource]:
         """Of the reward, or of all of them, by their keys."""
-        return {f'rewards.{name}': x for name, x in self.rewards.items()} or {'reward': self.reward}
+        return rewarding.by_key(self.reward, self.rewards)
 
     @property
     def max_response_tokens(self) -> int:
@@ -285,7 +241,8 @@ def check(run: LanguageRun) -> None:
             f'group_size: {run.group_size}; rows with responses from the data (ddp and offline '
             'DPO, what is left of 1 in objective.mixture) have 2'
         )
-    _check_rewards(run)
+    rewarding.check_rewards(run.reward, run.rewards)
+    _check_judge(run)
     if reward.missing_eos_penalty is not None and mixture.dpr == 0:
         raise UserError(
             'reward.missing_eos_penalty: of responses that the labeller compares, and '
@@ -319,35 +276,17 @@ def check(run: LanguageRun) -> None:
         )
 
 
-def _check_rewards(run: LanguageRun) -> None:
-    for key, reward in run.sources.items():
-        if (reward.source == 'model') != (reward.path is not None):
-            needed = 'needed for' if reward.path is None else 'not used by'
-            raise UserError(f'{key}.path: {needed} {key}.source: {reward.source}')
-        if reward.chat_template_kwargs and reward.source != 'model':
-            raise UserError(
-                f'{key}.chat_template_kwargs: not used by {key}.source: {reward.source}'
-            )
-        if reward.combines and reward.source != 'model':
-            raise UserError(
-                f'{key}.aggregate, {key}.spread_penalty: of an ensemble of models; not used by '
-                f'{key}.source: {reward.source}'
-            )
-        if reward.aggregate == 'minimum' and reward.spread_penalty > 0:
-            raise UserError(
-                f'{key}.spread_penalty: of the mean; not used by {key}.aggregate: minimum'
-            )
-        if run.rewards and reward.missing_eos_penalty is not None:
-            raise UserError(
-                f'{key}.missing_eos_penalty: of the sum; use reward.missing_eos_penalty'
-            )
-    if run.rewards and run.reward.source != 'none':
-        raise UserError(f'rewards: in the place of reward.source: {run.reward.source}; use one')
-    default = RewardSource()
-    # The others are limits, a judge's from Python too, and the penalty of the sum.
-    for name in ('path', 'aggregate', 'spread_penalty', 'chat_template_kwargs'):
-        if run.rewards and getattr(run.reward, name) != getattr(default, name):
-            raise UserError(f'reward.{name}: not used beside rewards, each of which has its own')
+def _check_judge(run: LanguageRun) -> None:
+    rewarding.check_judge(run.judge)
+    if run.judge.labels and run.objective.mixture.dpr == 0:
+        raise UserError(
+            'judge.labels: of the rows of objective.mixture.dpr, which is 0; without it the judge '
+            'is for evaluations'
+        )
+    if run.judge.labels and run.objective.loss == 'rebel':
+        raise UserError('judge.labels: objective.loss: rebel needs rewards, and a judge gives none')
+    if run.judge.labels and run.reward.missing_eos_penalty is not None:
+        raise UserError('judge.labels: reward.missing_eos_penalty is of rewards, not of judges')
 
 
 def check_adapter(model: StartModel) -> None:

@@ -32,6 +32,7 @@ TABLE = (
     Line('margin on held-out pairs', 'pair_margin', 'pair_margin_se', good='above 0'),
     Line('response length, tokens', 'response_length'),
     Line('responses that ended', 'ended', good='near 1'),
+    Line('answers of the judge without a verdict', 'no_verdict', good='0'),
     Line('rewards and judgements that are no finite number', 'not_finite', good='0'),
     Line('loss on held-out responses, nats per token', 'loss', good='low'),
     Line('perplexity on held-out responses', 'perplexity', good='low'),

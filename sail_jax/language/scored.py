@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,8 @@ def numbers(
     starts: Answers,
     chosen: Answers | None,
 ) -> dict[str, Any]:
-    """All of them; rewards and judgements that are no finite number are counted together.
+    """All of them; rewards and judgements that are no finite number are counted together, and so
+    are answers of a judge without a verdict.
 
     Args:
       chosen: of the data, where ours are compared with them.
@@ -29,8 +30,9 @@ def numbers(
     if chosen is not None:
         parts.append(chosen_numbers(rater, prompts, ours, chosen))
     joined = {name: value for part in parts for name, value in part.items()}
-    broken = [part['not_finite'] for part in parts if 'not_finite' in part]
-    return joined | ({'not_finite': sum(broken)} if broken else {})
+    for name in {'not_finite', 'no_verdict'} & joined.keys():
+        joined[name] = sum(part.get(name, 0) for part in parts)
+    return joined
 
 
 def reward_numbers(ours: Answers, starts: Answers) -> dict[str, Any]:
@@ -86,7 +88,7 @@ def win_numbers(
     """
     row_N = np.arange(len(prompts))
     won = _won(rater, prompts, ours, starts, lambda sample: [(row_N + sample) % 2])
-    return {} if won is None else _rates('win_rate', won) | _unsaid(rater, won)
+    return {} if won is None else _rates('win_rate', won.share) | won.unsaid
 
 
 def chosen_numbers(
@@ -102,9 +104,19 @@ def chosen_numbers(
     won = _won(rater, prompts, ours, chosen, lambda sample: orders)
     if won is None:
         return {}
-    said = won[np.isfinite(won)]
+    said = won.share[np.isfinite(won.share)]
     ties = np.isclose(said, 0.5, rtol=0, atol=1e-6).mean() if said.size else np.nan
-    return _rates('chosen_win_rate', won) | {'chosen_ties': ties} | _unsaid(rater, won)
+    return _rates('chosen_win_rate', won.share) | {'chosen_ties': ties} | won.unsaid
+
+
+class _Won(NamedTuple):
+    """A comparison of two policies' responses."""
+
+    share: np.ndarray
+    """How far each of ours is preferred, 0 to 1, [N, S]; NaN where a judge says nothing."""
+    unsaid: dict[str, Any]
+    """How often a judge says nothing, by the name of the metric; rewards that are no number are
+    counted by themselves."""
 
 
 def _won(
@@ -113,9 +125,8 @@ def _won(
     ours: Answers,
     theirs: Answers,
     orders: Callable[[int], Sequence[np.ndarray]],
-) -> np.ndarray | None:
-    """How far each of ours is preferred, 0 to 1, [N, S]; NaN where a judge says nothing; None where
-    nobody compares or scores.
+) -> _Won | None:
+    """None where nobody compares or scores.
 
     Args:
       theirs: as many samples, or one that all are compared with.
@@ -124,20 +135,21 @@ def _won(
     """
     if rater.compare is not None:
         samples = zip(_columns(ours.texts), itertools.cycle(_columns(theirs.texts)), strict=False)
-        columns = [
-            np.mean([_probabilities(rater, prompts, a, b, place) for place in orders(sample)], 0)
-            for sample, (a, b) in enumerate(samples)
-        ]
-        return np.stack(columns, axis=1)
+        said_SxOxN = np.asarray(
+            [
+                [_probabilities(rater, prompts, a, b, place) for place in orders(sample)]
+                for sample, (a, b) in enumerate(samples)
+            ]
+        )
+        if rater.unsaid_is_tie:
+            unsaid = {'no_verdict': np.isnan(said_SxOxN).sum()}
+            return _Won(np.where(np.isnan(said_SxOxN), 0.5, said_SxOxN).mean(1).T, unsaid)
+        share = said_SxOxN.mean(1).T
+        return _Won(share, {'not_finite': (~np.isfinite(share)).sum()})
     if ours.rewards is None or theirs.rewards is None:
         return None
     a, b = (np.where(np.isfinite(x), x, -np.inf) for x in (ours.rewards, theirs.rewards))
-    return (a > b) + 0.5 * (a == b)
-
-
-def _unsaid(rater: Rater, won_NxS: np.ndarray) -> dict[str, Any]:
-    """How often a judge says nothing; rewards that are no number are counted by themselves."""
-    return {} if rater.compare is None else {'not_finite': (~np.isfinite(won_NxS)).sum()}
+    return _Won((a > b) + 0.5 * (a == b), {})
 
 
 def _rates(name: str, won_NxS: np.ndarray) -> dict[str, float]:

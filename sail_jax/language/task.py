@@ -74,8 +74,9 @@ def make(
     tokenizer = tokens.load(run.model.path, **run.model.template)
     data = reader.prepare(run, tokenizer)
     rater = labels.make(run, mesh, reward, judge)
+    rater_of_training = labels.of_training(run, rater)
     if run_dir is not None:
-        labels.check(run, rater)
+        labels.check(run, rater_of_training)
     if run_dir is not None and run.samples_policy and not run.sampling.on_policy:
         log.warning(
             'sampling: temperature, top_k or top_p draw from another distribution than the policy, '
@@ -103,7 +104,7 @@ def make(
         digests=lambda: digests.of_run(run),
         broken='rewards or judgements that are not a finite number; a response with such a reward '
         'counts as the worst, such a judgement not at all',
-        dispatch=make_dispatch(run, functions, data, tokenizer, rater, mesh),
+        dispatch=make_dispatch(run, functions, data, tokenizer, rater_of_training, mesh),
     )
 
 
@@ -219,6 +220,8 @@ def make_dispatch(
                 scores, spread_BxK = rater.combined(scores)
                 scores = scores - penalty_BxK
                 metrics = reward_metrics(scores, spread_BxK, asked_B, parts)
+            else:
+                scores, metrics = labels.with_ties(rater, scores)
         size = reader.places(int(drawn.lengths_BxL.max()), run.max_response_tokens)
         state, learned = programs.learn(state, workload.trimmed(sampled, size), scores)
         with contextlib.suppress(UserError):  # The update that needs them says it.

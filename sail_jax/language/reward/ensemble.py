@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sail_jax.language.config import RewardSource
+from sail_jax.language.reward.config import RewardSource
 
 
 class Combined(NamedTuple):

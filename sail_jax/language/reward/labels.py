@@ -13,11 +13,12 @@ from numpy.typing import ArrayLike
 
 from sail_jax.core.types import Preferences
 from sail_jax.errors import UserError
-from sail_jax.language.config import LanguageRun, RewardSource, StartModel, WeightedReward
+from sail_jax.language.config import LanguageRun, StartModel
 from sail_jax.language.data import tokens
 from sail_jax.language.data.rows import Prompt
 from sail_jax.language.model import sharding
-from sail_jax.language.reward import awaited, ensemble, reward_model, rewards
+from sail_jax.language.reward import awaited, endpoint, ensemble, reward_model, rewards
+from sail_jax.language.reward.config import RewardSource, WeightedReward
 from sail_jax.language.reward.ensemble import Combined
 from sail_jax.language.reward.protocols import Judge, Reward
 from sail_jax.training import devices, hosts
@@ -36,6 +37,9 @@ class Rater(NamedTuple):
     ones, [B, K, members]."""
     compare: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Preferences] | None = None
     """`(prompts, groups of responses) -> preferences`."""
+    unsaid_is_tie: bool = False
+    """Whether a pair of which `compare` says nothing (NaN) is a tie, and counted as `no_verdict`;
+    else its update is skipped, and evaluations leave it out."""
     members: int = 1
     """Of the ensemble that `score` is."""
     combine: Callable[[np.ndarray], Combined] | None = None
@@ -79,22 +83,42 @@ def make(
         are needed; a reward model that cannot be read.
     """
     if judge is not None:
+        if run.judge.model is not None:
+            raise UserError(f'judge.model: {run.judge.model}, and a judge from Python; use one')
         if run.objective.loss == 'rebel':
             raise UserError('objective.loss: rebel: needs rewards, and a judge gives none')
         if run.reward.missing_eos_penalty is not None:
             raise UserError('reward.missing_eos_penalty: of rewards, and a judge gives none')
         _check_function('judge', judge)
-    # One may be an object that is empty, and so false.
-    compare = None if judge is None else partial(rewards.compare, judge, **_limits(run.reward))
+    compares = _comparer(run, judge)
     several = isinstance(reward, Mapping)
     if not several and not run.rewards:
-        return _scorer(run, 'reward', mesh, reward)._replace(compare=compare)
+        return _scorer(run, 'reward', mesh, reward)._replace(**compares)
     if reward is not None and not several:
         raise UserError(
             f'reward: there are several, {", ".join(run.rewards)}; give functions by their names, '
             'reward={name: f}'
         )
-    return _weighted(run, mesh, reward or {})._replace(compare=compare)
+    return _weighted(run, mesh, reward or {})._replace(**compares)
+
+
+def _comparer(run: LanguageRun, judge: Judge | None) -> dict[str, Any]:
+    """What a `Rater` has of its judge: Python's, or the configuration's."""
+    if judge is not None:  # One may be an object that is empty, and so false.
+        return {'compare': partial(rewards.compare, judge, **_limits(run.reward))}
+    if run.judge.model is None:
+        return {}
+    # It bounds its requests by itself, how many there are at a time and what each may take.
+    limits = {'batch_size': 2**31, 'timeout_s': 1e9}
+    compare = partial(rewards.compare, endpoint.make(run.judge), **limits)
+    return {'compare': compare, 'unsaid_is_tie': True}
+
+
+def of_training(run: LanguageRun, rater: Rater) -> Rater:
+    """Without a judge that is for evaluations alone."""
+    if run.judge.model is None or run.judge.labels:
+        return rater
+    return rater._replace(compare=None, unsaid_is_tie=False)
 
 
 def _limits(source: RewardSource) -> dict[str, Any]:
@@ -241,11 +265,15 @@ def _check_function(name: str, function: Any) -> None:
 
 
 def check(run: LanguageRun, rater: Rater) -> None:
-    """Refuses to train without the labeller that the mixture asks for.
+    """Refuses to train without the labeller that the mixture asks for, or without a judge's key.
+
+    Args:
+      rater: that of training.
 
     Raises:
       UserError: naming the keys.
     """
+    endpoint.check(run.judge)
     if run.needs_function and rater == Rater():
         if missing := [name for name, x in run.rewards.items() if x.source == 'none']:
             raise UserError(
@@ -254,7 +282,7 @@ def check(run: LanguageRun, rater: Rater) -> None:
             )
         raise UserError(
             "reward.source: none, but the rows of objective.mixture's dpr need a labeller: "
-            'positivity, model, or a function from Python'
+            'positivity, model, or a function from Python; or a judge, with judge.labels'
         )
 
 
@@ -288,6 +316,17 @@ def scores(
         return spread(0, *shape)
     assert rater.score is not None  # See `check`.
     return spread(rater.score(asked_prompts, asked_groups), *shape)
+
+
+def with_ties(rater: Rater, judged: Preferences) -> tuple[Preferences, dict[str, Any]]:
+    """What a judge says of the pairs of an update, with a tie where it says nothing, if that is
+    one; and metrics."""
+    if not rater.unsaid_is_tie:
+        return judged, {}
+    unsaid = np.isnan(judged.prob_BxKxK)
+    # A pair stands twice in the matrices.
+    metrics = {'no_verdict': np.asarray([unsaid.sum() // 2])}
+    return judged._replace(prob_BxKxK=np.where(unsaid, 0.5, judged.prob_BxKxK)), metrics
 
 
 def divided(rater: Rater) -> Rater:

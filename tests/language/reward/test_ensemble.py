@@ -5,8 +5,9 @@ import pytest
 
 from sail_jax.errors import UserError
 from sail_jax.language import task
-from sail_jax.language.config import RewardSource, check
+from sail_jax.language.config import check
 from sail_jax.language.reward import ensemble, labels, rewards
+from sail_jax.language.reward.config import RewardSource
 from sail_jax.language.reward.labels import Rater
 from sail_jax.language.samples import Answers
 from sail_jax.language.scored import reward_numbers

@@ -1,5 +1,7 @@
 """Whole runs labelled by a reward model's checkpoint, and by a judge."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from sail_jax.language.data import tokens
 from sail_jax.language.model import weights
 from sail_jax.language.reward import reward_model
 from sail_jax.training import metrics
-from tests.support import small, tiny, tiny_tokenizer
+from tests.support import api, small, tiny, tiny_tokenizer
 
 
 @pytest.fixture(scope='module')
@@ -90,6 +92,29 @@ def test_judge_labels_as_the_reward_that_it_goes_by(train):
     assert by_judge.labels == by_reward.labels == 16
     assert 'train/reward' not in rows[-1]
     assert by_judge.before['eval/win_rate'] == 0.5
+
+
+@pytest.mark.slow
+def test_a_judge_behind_an_api_labels_as_a_reward_does(train, monkeypatch, tmp_path_factory):
+    """And leaves its key nowhere in the run's directory."""
+
+    def say(question):
+        a, b = re.findall(r'\[Answer [AB]\]\n(.*?)\n\[End of answer', question, re.DOTALL)
+        ours, theirs = small.letters([], [a, b])
+        return f'[[{"C" if ours == theirs else "A" if ours > theirs else "B"}]]'
+
+    monkeypatch.setenv('OPENAI_API_KEY', api.KEY)
+    monkeypatch.setenv('NO_PROXY', '*')
+    with api.running(say) as server:
+        judge = {'model': 'tiny', 'base_url': server.url, 'labels': True}
+        by_api, rows = train('api', {'judge': judge})
+    by_reward, _ = train('same', {}, reward=small.letters)
+    assert equal(by_api, by_reward)
+    assert rows[-1]['train/no_verdict'] == by_api.after['eval/no_verdict'] == 0
+    [run_dir] = tmp_path_factory.getbasetemp().glob('labelled[0-9]*/api')
+    for file in run_dir.rglob('*'):
+        assert file.is_dir() or api.KEY.encode() not in file.read_bytes()
+    assert 'OPENAI_API_KEY' in (run_dir / 'config.yaml').read_text()
 
 
 def test_a_judge_that_fails_within_a_run_saves_the_state(train):
