@@ -8,15 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sail_jax.core import bradley_terry
 from sail_jax.core.types import Policy
 from sail_jax.language.data.dataset import Example
 from sail_jax.language.model.sampler import bucket, pad_prompts
 from sail_jax.language.reward.reward_model import RewardModel, without_padding
 from sail_jax.language.reward.stage.config import BradleyTerry
 from sail_jax.language.supervised.learn import Drop, LossSums, StageLoss
-
-BINS = 10
-"""Of the calibration error."""
 
 
 class ComparedRows(NamedTuple):
@@ -119,16 +117,12 @@ def numbers(rewards_Nx2xH: np.ndarray) -> dict[str, Any]:
     """
     rewards_Nx2 = np.asarray(rewards_Nx2xH, np.float64).mean(-1)
     margin = rewards_Nx2[:, 0] - rewards_Nx2[:, 1]
-    right = (1 + np.sign(margin)) / 2  # Equal ones count one half.
-    confidence = 1 / (1 + np.exp(-np.abs(margin)))
-    bins = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
-    apart = np.abs(np.bincount(bins, right - confidence, minlength=BINS))
+    first_is_better, counts = np.ones_like(margin), np.ones_like(margin)
     means = {
         'loss': np.logaddexp(0, -margin).mean(),
-        'pair_accuracy': right.mean(),
+        'pair_accuracy': bradley_terry.right(margin, first_is_better).mean(),
         'pair_margin': margin.mean(),
-        'confidence': confidence.mean(),
-        'calibration_error': apart.sum() / len(margin),
+        **bradley_terry.calibration(margin, first_is_better, counts),
         'mean_reward': rewards_Nx2.mean(),
     }
     if len(margin) > 1:
