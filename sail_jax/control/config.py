@@ -1,18 +1,18 @@
 """Configuration of a control run."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from sail_jax import config, sweep
 from sail_jax.config import Section, Teacher
+from sail_jax.control.reward.config import Width
 from sail_jax.errors import UserError
 from sail_jax.scalars import INT_MAX
 
 PYTHON = 'python'
 """`env.backend` of a run whose environment was given from Python."""
-Width = Annotated[int, Field(ge=1, le=2**16)]
 
 MAX_ENV_STEPS = 2**40
 """More than a run will see."""

@@ -1,0 +1,1 @@
+"""A reward that is learned from answers about pairs of segments."""

@@ -1,0 +1,48 @@
+"""Settings of a learned reward, and of the questions that it is learned from."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sail_jax.config import Section
+
+Width = Annotated[int, Field(ge=1, le=2**16)]
+
+
+class Questions(Section):
+    """Which pairs of segments the teacher is asked about."""
+
+    choice: Literal['disagreement', 'entropy', 'uniform'] = 'disagreement'
+    """Of a round's candidates: those where the members disagree most (the standard deviation of
+    their probabilities), those where they are least sure (the mean entropy), or any. The first
+    round, of which no member knows anything, takes any."""
+    candidates: int = Field(default=100, ge=1, le=2**20)
+    """Pairs of a round that are looked at: two segments from one state each."""
+    per_round: int = Field(default=10, ge=1, le=2**16)
+    """Questions of a round."""
+    budget: int = Field(default=250, ge=0, le=2**20)
+    """Questions of the whole run, those that the teacher skips included. Once it is spent, training
+    goes on with the reward as it is."""
+    every_env_steps: int = Field(default=2000, ge=1, le=2**40)
+    """Env steps between rounds, rounded up to whole updates; the first comes with the first
+    update."""
+
+
+class RewardEnsemble(Section):
+    """Networks from an observation and an action to a reward between -1 and 1, fitted on answers by
+    Bradley-Terry; the reward is their mean."""
+
+    members: int = Field(default=3, ge=1, le=64)
+    """Networks; they differ by their start and by the order of their minibatches."""
+    hidden: tuple[Width, ...] = Field(default=(256, 256, 256), min_length=1, max_length=64)
+    """Sizes of the hidden layers."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """Adam's."""
+    minibatch: int = Field(default=128, ge=1, le=2**20)
+    """Pairs of a gradient step."""
+    passes: int = Field(default=50, ge=1, le=2**20)
+    """Over all answers so far, at the most, in each round."""
+    stop_accuracy: float = Field(default=0.97, gt=0, le=1)
+    """A round's fit ends after a pass in which the members had more than this share of the answers
+    right."""
+    questions: Questions = Questions()
