@@ -159,7 +159,8 @@ class LanguageRun(config.Run):
     rewards: dict[RewardName, WeightedReward] = Field(default_factory=dict)
     """Several rewards in the place of `reward.source`, each by a name of yours with the keys that
     `reward` has, and a `weight`. `source: none` is a function from Python,
-    `sail_jax.train(..., reward={'NAME': f})`. The mean of each is a metric."""
+    `sail_jax.train(..., reward={'NAME': f})`. The mean of each is a metric, and of an
+    ensemble its spread."""
     judge: JudgeEndpoint = JudgeEndpoint()
     labeller: Teacher = Teacher()
     reference: LanguageReference = LanguageReference()

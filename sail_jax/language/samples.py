@@ -11,6 +11,7 @@ import numpy as np
 
 from sail_jax import terminal
 from sail_jax.language.data.rows import Prompt
+from sail_jax.language.reward.ensemble import Combined
 
 
 class Answers(NamedTuple):
@@ -25,8 +26,8 @@ class Answers(NamedTuple):
     """[N, S]; None where nobody gives any."""
     spread: np.ndarray | None = None
     """[N, S]; of an ensemble of reward models."""
-    parts: Mapping[str, np.ndarray] = MappingProxyType({})
-    """Of several weighted rewards each one's, by its name."""
+    parts: Mapping[str, Combined] = MappingProxyType({})
+    """Each of several weighted rewards by its name, [N, S]."""
 
 
 def prompt_text(prompt: Prompt) -> str:

@@ -1,11 +1,12 @@
 """What a reward or a judge says of an evaluation's responses, as numbers."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sail_jax.language.reward.ensemble import Combined
 from sail_jax.language.reward.labels import Rater
 from sail_jax.language.samples import Answers
 
@@ -57,8 +58,22 @@ def reward_numbers(ours: Answers, starts: Answers) -> dict[str, Any]:
         'reward_gain_se': gain_N.std(ddof=1) / n**0.5,
         'not_finite': (~np.isfinite(ours.rewards)).sum(),
         **spread,
-        **{f'reward/{name}': finite_mean(values) for name, values in ours.parts.items()},
+        **part_numbers(ours.parts),
     }
+
+
+def part_numbers(parts: Mapping[str, Combined], rows: Any = ...) -> dict[str, Any]:
+    """Of each of several weighted rewards the mean and, of an ensemble, its spread.
+
+    Args:
+      rows: that count; all by default.
+    """
+    numbers = {}
+    for name, part in parts.items():
+        numbers[f'reward/{name}'] = finite_mean(part.reward[rows])
+        if part.spread is not None:
+            numbers[f'reward_spread/{name}'] = finite_mean(part.spread[rows])
+    return numbers
 
 
 def finite_mean(values: np.ndarray) -> np.floating:

@@ -23,6 +23,7 @@ from sail_jax.language.data.reader import Reader
 from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.model import contrastive, policy, sharding
 from sail_jax.language.reward import labels
+from sail_jax.language.reward.ensemble import Combined
 from sail_jax.language.reward.labels import Rater
 from sail_jax.language.reward.protocols import Judge, Reward
 from sail_jax.language.schedule import step_size
@@ -260,13 +261,13 @@ def reward_metrics(
     rewards_BxK: np.ndarray,
     spread_BxK: np.ndarray | None,
     asked_B: np.ndarray,
-    parts: Mapping[str, np.ndarray],
+    parts: Mapping[str, Combined],
 ) -> dict[str, Any]:
     """Of the responses that were scored; none where there are no such.
 
     Args:
       spread_BxK: of an ensemble.
-      parts: several weighted rewards by their names, [B, K] each.
+      parts: several weighted rewards by their names.
     """
     if not asked_B.any():
         return {}
@@ -277,6 +278,6 @@ def reward_metrics(
         return values[finite].mean()[None] if finite.any() else np.full(1, np.nan)
 
     metrics = {'reward': mean(rewards), 'not_finite': np.asarray([(~finite).sum()])}
-    for name, values in parts.items():
-        metrics[f'reward/{name}'] = np.atleast_1d(scored.finite_mean(values[asked_B]))
+    for key, value in scored.part_numbers(parts, asked_B).items():
+        metrics[key] = np.atleast_1d(value)
     return metrics if spread_BxK is None else metrics | {'reward_spread': mean(spread_BxK[asked_B])}

@@ -34,17 +34,42 @@ def combine(rewards: np.ndarray, source: RewardSource) -> Combined:
     return Combined(rewards.mean(-1) - source.spread_penalty * spread, spread)
 
 
-def weighted(rewards: np.ndarray, weights: Sequence[float]) -> Combined:
+class Part(NamedTuple):
+    """One of several weighted rewards."""
+
+    name: str
+    weight: float
+    members: int
+    """Of the ensemble that it is."""
+    combine: Callable[[np.ndarray], Combined] | None
+    """Makes one reward of the members'; None of one alone."""
+
+
+def parts_of(rewards: np.ndarray, parts: Sequence[Part]) -> dict[str, Combined]:
+    """Each of several rewards by its name.
+
+    Args:
+      rewards: [..., members of all parts].
+    """
+    ends = np.cumsum([part.members for part in parts])
+    members = np.split(rewards, ends[:-1], axis=-1)
+    return {
+        part.name: Combined(each[..., 0], None) if part.combine is None else part.combine(each)
+        for part, each in zip(parts, members, strict=True)
+    }
+
+
+def weighted(rewards: np.ndarray, parts: Sequence[Part]) -> Combined:
     """The sum of several rewards of a response, each times its weight.
 
     One of weight 0 is only looked at: without an answer of it (NaN) the sum is what it is.
 
     Args:
-      rewards: [..., rewards].
+      rewards: as of `parts_of`.
     """
-    weight = np.asarray(weights, rewards.dtype)
-    parts = np.where(weight == 0, 0, rewards * weight)
-    return Combined(parts.sum(-1), None)
+    each = np.stack([part.reward for part in parts_of(rewards, parts).values()], -1)
+    weight = np.asarray([part.weight for part in parts], rewards.dtype)
+    return Combined(np.where(weight == 0, 0, each * weight).sum(-1), None)
 
 
 def together(functions: Sequence[Callable[..., np.ndarray]]) -> Callable[..., np.ndarray]:

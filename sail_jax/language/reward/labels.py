@@ -19,7 +19,7 @@ from sail_jax.language.data.rows import Prompt
 from sail_jax.language.model import sharding
 from sail_jax.language.reward import awaited, endpoint, ensemble, reward_model, rewards
 from sail_jax.language.reward.config import RewardSource, WeightedReward
-from sail_jax.language.reward.ensemble import Combined
+from sail_jax.language.reward.ensemble import Combined, Part
 from sail_jax.language.reward.protocols import Judge, Reward
 from sail_jax.training import devices, hosts
 from sail_jax.training.shares import evenly
@@ -34,22 +34,22 @@ class Rater(NamedTuple):
 
     score: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], np.ndarray] | None = None
     """`(prompts, groups of responses) -> rewards [B, K]`, of an ensemble, or of several weighted
-    ones, [B, K, members]."""
+    ones with the members of each, [B, K, members]."""
     compare: Callable[[Sequence[Prompt], Sequence[Sequence[str]]], Preferences] | None = None
     """`(prompts, groups of responses) -> preferences`."""
     unsaid_is_tie: bool = False
     """Whether a pair of which `compare` says nothing (NaN) is a tie, and counted as `no_verdict`;
     else its update is skipped, and evaluations leave it out."""
     members: int = 1
-    """Of the ensemble that `score` is."""
+    """Of the ensemble that `score` is, or of all weighted rewards."""
     combine: Callable[[np.ndarray], Combined] | None = None
     """Makes one reward of the members'."""
-    names: tuple[str, ...] = ()
-    """Of several weighted rewards."""
+    parts: tuple[Part, ...] = ()
+    """Several weighted rewards."""
 
-    def parts_of(self, rewards: np.ndarray) -> dict[str, np.ndarray]:
+    def parts_of(self, rewards: np.ndarray) -> dict[str, Combined]:
         """Each of several weighted rewards by its name; of others none."""
-        return {name: rewards[..., number] for number, name in enumerate(self.names)}
+        return ensemble.parts_of(rewards, self.parts) if self.parts else {}
 
     def combined(self, rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """One reward of each response; and, of an ensemble, the spread of its members'."""
@@ -147,21 +147,25 @@ def _weighted(run: LanguageRun, mesh: Mesh, functions: Mapping[str, Reward]) -> 
     def one(name: str, prompts: Sequence[Prompt], groups: Sequence[Sequence[str]]) -> np.ndarray:
         scorer = scorers[name]
         assert scorer.score is not None  # See above.
-        return scorer.combined(scorer.score(prompts, groups))[0]
+        scores = scorer.score(prompts, groups)
+        return scores[..., None] if scorer.combine is None else scores
 
     def score(prompts: Sequence[Prompt], groups: Sequence[Sequence[str]]) -> np.ndarray:
         with ThreadPoolExecutor(max(len(later), 1)) as pool:
             waited = {name: pool.submit(one, name, prompts, groups) for name in later}
             now = {name: one(name, prompts, groups) for name in scorers if name not in waited}
             each = now | {name: future.result() for name, future in waited.items()}
-        return np.stack([each[name] for name in scorers], -1)
+        return np.concatenate([each[name] for name in scorers], -1)
 
-    weights = [source.weight for source in settings.values()]
+    parts = tuple(
+        Part(name, weight=settings[name].weight, members=one.members, combine=one.combine)
+        for name, one in scorers.items()
+    )
     return Rater(
         score=score,
-        members=len(scorers),
-        combine=partial(ensemble.weighted, weights=weights),
-        names=tuple(scorers),
+        members=sum(part.members for part in parts),
+        combine=partial(ensemble.weighted, parts=parts),
+        parts=parts,
     )
 
 

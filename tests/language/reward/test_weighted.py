@@ -11,6 +11,8 @@ from sail_jax.errors import UserError
 from sail_jax.language import scored, task
 from sail_jax.language.config import check
 from sail_jax.language.reward import ensemble, labels
+from sail_jax.language.reward.config import RewardSource
+from sail_jax.language.reward.ensemble import Combined, Part
 from sail_jax.language.reward.labels import Rater
 from sail_jax.language.samples import Answers
 from sail_jax.training import metrics
@@ -34,7 +36,8 @@ def make(**rewards):
 
 def test_one_that_is_only_looked_at_need_not_answer():
     rewards = np.asarray([[2.0, np.nan], [np.nan, 1.0]], np.float32)
-    reward, spread = ensemble.weighted(rewards, (0.5, 0))
+    parts = [Part(name, weight, 1, None) for name, weight in (('a', 0.5), ('b', 0.0))]
+    reward, spread = ensemble.weighted(rewards, parts)
     np.testing.assert_array_equal(reward, [1, np.nan])
     assert spread is None
 
@@ -47,8 +50,8 @@ def test_the_reward_is_the_weighted_sum_and_each_is_a_metric():
     np.testing.assert_array_equal(reward, 3 - LENGTHS / 2)
     assert spread is None
     parts = rater.parts_of(scores)
-    np.testing.assert_array_equal(parts['length'], LENGTHS)
-    np.testing.assert_array_equal(parts['one'], np.ones((2, 2)))
+    np.testing.assert_array_equal(parts['length'].reward, LENGTHS)
+    np.testing.assert_array_equal(parts['one'].reward, np.ones((2, 2)))
     nothing = labels.scores(rater, PROMPTS, GROUPS, np.asarray([False, False]), 2)
     assert nothing.shape == (2, 2, 2)
     zero = np.zeros((2, 2))
@@ -63,7 +66,7 @@ def test_without_weights_in_a_file_each_counts_once():
     rater = labels.make(small.run('m', 'd'), None, {'alone': length})
     scores = labels.scores(rater, PROMPTS, GROUPS, np.asarray([True, True]), 2)
     np.testing.assert_array_equal(rater.combined(scores)[0], LENGTHS)
-    assert rater.names == ('alone',)
+    assert [part.name for part in rater.parts] == ['alone']
 
 
 def test_functions_without_names_in_a_file_have_its_limits():
@@ -82,10 +85,39 @@ def test_functions_without_names_in_a_file_have_its_limits():
 
 
 def test_an_update_that_scores_nothing_says_nothing_of_rewards():
-    nobody, parts = np.asarray([False, False]), {'length': LENGTHS}
+    nobody, parts = np.asarray([False, False]), {'length': Combined(LENGTHS, None)}
     assert task.reward_metrics(LENGTHS, None, nobody, parts) == {}
     numbers = task.reward_metrics(LENGTHS, None, np.asarray([True, False]), parts)
     assert numbers['reward/length'].tolist() == [1.5]
+    assert 'reward_spread/length' not in numbers
+
+
+def test_each_that_is_an_ensemble_has_a_spread_of_its_own():
+    """Two models and one with weight -1, between them a function: 4 numbers a response."""
+    lower = lambda values: ensemble.combine(values, RewardSource(aggregate='minimum'))
+    mean = lambda values: ensemble.combine(values, RewardSource(spread_penalty=1.0))
+    parts = (
+        Part('low', 1.0, 2, lower),
+        Part('one', 2.0, 1, None),
+        Part('mean', -1.0, 3, mean),
+    )
+    rewards = np.asarray([[[0, 4, 1, 3, 3, 6], [2, 2, 5, 1, 1, 1]], [[9] * 6, [np.nan] * 6]], float)
+    each = ensemble.parts_of(rewards, parts)
+    spread = np.std([3, 3, 6])
+    np.testing.assert_allclose(each['mean'].reward[0], [4 - spread, 1])
+    got, none = ensemble.weighted(rewards, parts)
+    np.testing.assert_allclose(got[0], [0 + 2 * 1 - (4 - spread), 2 + 2 * 5 - 1])
+    assert none is None
+    numbers = task.reward_metrics(got, None, np.asarray([True, False]), each)
+    assert numbers['reward_spread/low'] == pytest.approx((2 + 0) / 2)
+    assert numbers['reward_spread/mean'] == pytest.approx(spread / 2)
+    assert 'reward_spread/one' not in numbers
+    zero = np.zeros((2, 2))
+    answers = Answers(zero, zero, zero, [], got, parts=each)
+    told = scored.reward_numbers(answers, answers)
+    # Of what is no number there is no spread.
+    assert told['reward_spread/low'] == pytest.approx((2 + 0 + 0) / 3)
+    assert 'reward_spread/one' not in told
 
 
 def test_all_that_have_to_be_awaited_are_awaited_together():
