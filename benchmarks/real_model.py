@@ -37,7 +37,11 @@ def fetch(directory: Path) -> Path:
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
         model.save_pretrained(scratch)
-        transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(scratch)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+        # Some versions of transformers take the start of a sequence for its end.
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(settings['eos_token_id'])
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(settings['pad_token_id'])
+        tokenizer.save_pretrained(scratch)
         Path(scratch, 'config.json').rename(Path(scratch, 'config.last'))
         directory.mkdir(exist_ok=True)
         for path in Path(scratch).iterdir():
