@@ -162,8 +162,8 @@ Argument = bool | int | float | str | None
 """What a function that a file names can be given."""
 
 
-class Optimizer(Section):
-    """An optimizer of Optax on the surrogate."""
+class OptaxRule(Section):
+    """An optimizer of Optax."""
 
     rule: str = 'adam'
     """What it is called in `optax` or `optax.contrib`: `adam`, `adamw`, `rmsprop`, `sgd`, `lion`,
@@ -175,6 +175,11 @@ class Optimizer(Section):
     """Its step size."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Clips the global norm of the gradient, a value function's included; none leaves it."""
+
+
+class Optimizer(OptaxRule):
+    """An optimizer of Optax on the surrogate."""
+
     epochs: int = Field(default=1, ge=1, le=2**10)
     """Passes over a batch."""
     minibatches: int = Field(default=1, ge=1, le=2**20)

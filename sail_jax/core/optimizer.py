@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Collection
 from types import FunctionType
 from typing import Any
 
@@ -17,9 +18,14 @@ from sail_jax.errors import UserError
 
 
 def make(
-    settings: config.Optimizer, learning_rate: jax.typing.ArrayLike
+    settings: config.OptaxRule,
+    learning_rate: jax.typing.ArrayLike | optax.Schedule,
+    **arguments: Any,
 ) -> optax.GradientTransformation:
     """The optimizer behind a clip of the global norm.
+
+    Args:
+      **arguments: of the optimizer, besides those of the settings.
 
     Raises:
       UserError: Optax has none of that name, or it does not take these arguments.
@@ -27,18 +33,21 @@ def make(
     clip = optax.clip_by_global_norm(settings.max_grad_norm or jnp.inf)
     build = _named(settings.rule)
     try:
-        return optax.chain(clip, build(learning_rate, **settings.arguments))
+        return optax.chain(clip, build(learning_rate, **settings.arguments, **arguments))
     except TypeError as error:
         raise UserError(f'optimizer.arguments: {settings.rule}: {error}') from error
 
 
-def check(settings: config.Optimizer) -> None:
+def check(settings: config.OptaxRule, rule: optax.GradientTransformation | None = None) -> None:
     """Tries the optimizer on a gradient.
+
+    Args:
+      rule: what was made of the settings, where that is more than `make` makes of them alone.
 
     Raises:
       UserError: as of `make`; it needs more than gradients and parameters; its step is not finite.
     """
-    rule = make(settings, settings.learning_rate)
+    rule = rule or make(settings, settings.learning_rate)
     params = {'kernel': jnp.zeros((4, 4)), 'bias': jnp.zeros(4)}
 
     def step(params: Any) -> Any:
@@ -49,6 +58,15 @@ def check(settings: config.Optimizer) -> None:
     for leaf in jax.tree.leaves(step(jax.tree.map(jnp.ones_like, params))):
         if not jnp.isfinite(leaf).all():
             raise UserError(f'{what}, optimizer.arguments: {settings.arguments}: no finite step')
+
+
+def parameters(rule: str) -> Collection[str]:
+    """What an optimizer takes, by the names of its arguments.
+
+    Raises:
+      UserError: Optax has none of that name.
+    """
+    return inspect.signature(_named(rule)).parameters.keys()
 
 
 def _named(rule: str) -> Any:

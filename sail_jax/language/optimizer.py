@@ -1,18 +1,29 @@
-"""What a language run says of its optimizer."""
+"""What language runs and supervised stages say of their optimizers."""
 
-from typing import Literal
+import json
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from sail_jax import config
+from sail_jax.config import Argument, Section
 from sail_jax.errors import UserError
 
 
-class LanguageOptimizer(config.Optimizer):
-    """An optimizer of Optax on the surrogate, its step size over the run included."""
+def _as_json(value: Any) -> Any:
+    """Lists and mappings among arguments as JSON: the command line has no other form."""
+    if not isinstance(value, dict):
+        return value
+    inner = dict, list, tuple
+    return {k: json.dumps(v) if isinstance(v, inner) else v for k, v in value.items()}
 
-    learning_rate: float = Field(default=1e-6, gt=0)
-    """Its step size, for all parameters; adapters take about ten times as much."""
+
+ScheduleArguments = Annotated[dict[str, Argument], BeforeValidator(_as_json)]
+
+
+class StepSize(Section):
+    """How the step size goes over a run."""
+
     warmup_updates: int = Field(default=0, ge=0)
     """Updates over which the step size rises to its full value."""
     decay: Literal['none', 'linear', 'cosine'] = 'none'
@@ -20,9 +31,18 @@ class LanguageOptimizer(config.Optimizer):
     schedule: str | None = None
     """A schedule of Optax instead of warm-up and decay, `warmup_cosine_decay_schedule` for example:
     what it gives for an update, counted from 0, is a multiple of the learning rate."""
-    schedule_arguments: dict[str, config.Argument] = Field(default_factory=dict)
+    schedule_arguments: ScheduleArguments = Field(default_factory=dict)
     """Its arguments, `{init_value: 0, peak_value: 1, warmup_steps: 10, decay_steps: 100}` for
-    example."""
+    example. Lists and mappings, as of `piecewise_constant_schedule: {init_value: 1,
+    boundaries_and_scales: {100: 0.1}}`, may be JSON; `join_schedules` has `schedules: [{schedule:
+    linear_schedule, init_value: 0, ...}, ...]`."""
+
+
+class LanguageOptimizer(StepSize, config.Optimizer):
+    """An optimizer of Optax on the surrogate, its step size over the run included."""
+
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Its step size, for all parameters; adapters take about ten times as much."""
     accumulation: int = Field(default=1, ge=1, le=2**20)
     """Parts that the rows of a gradient step are computed in, one after the other: less memory, the
     same gradient but for rounding in `model.param_dtype`, and a forward pass more."""
@@ -48,13 +68,26 @@ def check(settings: LanguageOptimizer, rows: int, updates: int) -> None:
             f'optimizer.accumulation: {parts} does not divide the {rows // minibatches} prompts of '
             'a gradient step (prompts_per_update / optimizer.minibatches)'
         )
-    if settings.decay != 'none' and settings.warmup_updates >= updates:
-        raise UserError(
-            f'optimizer.warmup_updates: {settings.warmup_updates}; the run has {updates}'
-        )
+    check_step_size(settings, updates)
+
+
+def check_step_size(settings: StepSize, updates: int) -> None:
+    """The same of the step size alone.
+
+    Raises:
+      UserError: naming the keys.
+    """
     if settings.schedule is None and settings.schedule_arguments:
         raise UserError('optimizer.schedule_arguments: not used without optimizer.schedule')
-    if settings.schedule is not None and (settings.decay != 'none' or settings.warmup_updates):
+    if settings.schedule is None:
+        if settings.decay != 'none' and settings.warmup_updates >= updates:
+            raise UserError(
+                f'optimizer.warmup_updates: {settings.warmup_updates}; the run has {updates}'
+            )
+        return
+    # A decay that nobody chose steps back.
+    chosen = settings.decay not in ('none', type(settings).model_fields['decay'].default)
+    if chosen or settings.warmup_updates:
         raise UserError(
             'optimizer.schedule: stands in for optimizer.warmup_updates and optimizer.decay; leave '
             'them out'

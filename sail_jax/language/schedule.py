@@ -1,6 +1,7 @@
 """How the step size rises and falls over a run, of alignment and of supervised learning."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,19 +12,16 @@ import optax
 from sail_jax.core import registry
 from sail_jax.core.trial import explain
 from sail_jax.errors import UserError
-from sail_jax.language.optimizer import LanguageOptimizer
-from sail_jax.language.supervised.config import SupervisedOptimizer
+from sail_jax.language.optimizer import StepSize
 
 
-def step_size(
-    settings: LanguageOptimizer | SupervisedOptimizer, updates: int
-) -> Callable[[jax.Array], jax.Array]:
+def step_size(settings: StepSize, updates: int) -> Callable[[jax.Array], jax.Array]:
     """The share of the learning rate that update `step` (from 0) has.
 
     Raises:
       UserError: Optax has no such schedule, or it does not take these arguments.
     """
-    if isinstance(settings, LanguageOptimizer) and settings.schedule is not None:
+    if settings.schedule is not None:
         return _of_optax(settings.schedule, settings.schedule_arguments)
 
     def share(step: jax.Array) -> jax.Array:
@@ -41,28 +39,40 @@ def step_size(
     return share
 
 
-STRUCTURED = ('boundaries_and_scales', 'cosine_kwargs', 'schedules')
-"""Arguments that are no scalars, which a setting cannot give."""
+STRUCTURED: dict[str, Callable[[Any], Any]] = {
+    'boundaries_and_scales': lambda value: {int(k): float(v) for k, v in value.items()},
+    'cosine_kwargs': list,
+    'schedules': lambda value: [_of_optax(one.pop('schedule', None), one) for one in value],
+    'boundaries': list,
+}
+"""Arguments that are lists and mappings, which may be JSON: how each is made."""
 
 
-def _of_optax(name: str, arguments: Mapping[str, Any]) -> Callable[[jax.Array], jax.Array]:
+def _of_optax(name: Any, arguments: Mapping[str, Any]) -> Callable[[jax.Array], jax.Array]:
     """A schedule by its name in `optax.schedules`."""
     schedules = {
         key: value
         for key, value in vars(optax.schedules).items()
-        if inspect.isfunction(value)
-        and key.endswith(('_schedule', '_decay'))
-        and not set(STRUCTURED) & inspect.signature(value).parameters.keys()
+        if inspect.isfunction(value) and key.endswith(('_schedule', '_decay', 'join_schedules'))
     }
     if name not in schedules:
-        known = registry.there_are(sorted(schedules), name)
+        known = registry.there_are(sorted(schedules), str(name))
         raise UserError(f'optimizer.schedule: {name!r:.80}; {known} in Optax')
     what = f'optimizer.schedule_arguments: {name}'
     try:
-        schedule = schedules[name](**arguments)
+        schedule = schedules[name](**{key: _read(key, x) for key, x in arguments.items()})
         first = jnp.asarray(schedule(jnp.zeros((), jnp.int32)))
+    except UserError:  # Of one of several that are joined.
+        raise
     except Exception as error:  # Optax checks some arguments, others fail where they are used.
         raise UserError(f'{what}: {explain(error)}') from error
     if first.shape != () or not jnp.isfinite(first):
         raise UserError(f'{what}: its first value is no finite number, {first}')
     return lambda step: jnp.asarray(schedule(step))
+
+
+def _read(name: str, value: Any) -> Any:
+    """An argument as Optax takes it."""
+    if name not in STRUCTURED:
+        return value
+    return STRUCTURED[name](json.loads(value) if isinstance(value, str) else value)

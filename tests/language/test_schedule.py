@@ -1,10 +1,13 @@
 """The share of the learning rate that an update has."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from sail_jax import configfile, runs
 from sail_jax.errors import UserError
 from sail_jax.language.config import check
 from sail_jax.language.optimizer import LanguageOptimizer
@@ -52,11 +55,82 @@ def test_schedules_are_optaxs_by_their_names(schedule, arguments):
     assert len(set(got.tolist())) > 4
 
 
+SCALES = {2: 0.5, 5: 0.1}
+HALVES = [
+    {'schedule': 'linear_schedule', 'init_value': 0.0, 'end_value': 1.0, 'transition_steps': 3},
+    {'schedule': 'piecewise_constant_schedule', 'init_value': 1.0, 'boundaries_and_scales': SCALES},
+]
+CYCLES = [
+    {'init_value': 0.0, 'peak_value': 1.0, 'decay_steps': 4, 'warmup_steps': 1, 'end_value': 0.0},
+    {'init_value': 0.0, 'peak_value': 0.5, 'decay_steps': 4, 'warmup_steps': 2, 'end_value': 0.0},
+]
+
+
+@pytest.mark.parametrize(
+    ('schedule', 'arguments', 'wanted'),
+    [
+        (
+            'piecewise_constant_schedule',
+            {'init_value': 1.0, 'boundaries_and_scales': SCALES},
+            optax.piecewise_constant_schedule(1.0, SCALES),
+        ),
+        (
+            'piecewise_interpolate_schedule',
+            {'interpolate_type': 'linear', 'init_value': 1.0, 'boundaries_and_scales': SCALES},
+            optax.piecewise_interpolate_schedule('linear', 1.0, SCALES),
+        ),
+        ('sgdr_schedule', {'cosine_kwargs': CYCLES}, optax.sgdr_schedule(CYCLES)),
+        (
+            'join_schedules',
+            {'schedules': HALVES, 'boundaries': [3]},
+            optax.join_schedules(
+                [
+                    optax.linear_schedule(0.0, 1.0, 3),
+                    optax.piecewise_constant_schedule(1.0, SCALES),
+                ],
+                [3],
+            ),
+        ),
+    ],
+)
+def test_schedules_take_lists_and_mappings(schedule, arguments, wanted, tmp_path):
+    """From a file, from what a run leaves, and as JSON from the command line."""
+    got = shares(9, schedule=schedule, schedule_arguments=arguments)
+    expected = np.asarray([wanted(jnp.int32(step)) for step in range(9)])
+    np.testing.assert_array_equal(got, expected)
+    assert len(set(got.tolist())) > 2
+    settings = {'schedule': schedule, 'schedule_arguments': arguments}
+    run = small.run('m', 'd', optimizer=settings)
+    check(run)
+    configfile.write(run, tmp_path / 'config.yaml')
+    assert runs.load(tmp_path / 'config.yaml') == run
+    words = [
+        word
+        for key, value in arguments.items()
+        for word in (key, value if isinstance(value, str) else json.dumps(value))
+    ]
+    options = ['--optimizer.schedule', schedule, '--optimizer.schedule-arguments', *words]
+    told = configfile.override(small.run('m', 'd'), options, 'sail-jax', '')
+    assert told.optimizer == run.optimizer
+
+
 @pytest.mark.parametrize(
     ('schedule', 'arguments', 'message'),
     [
+        ('piecewise_constant_schedule', {'init_value': 1, 'boundaries_and_scales': '{'}, 'JSON'),
+        (
+            'piecewise_constant_schedule',
+            {'init_value': 1, 'boundaries_and_scales': {'a': 1}},
+            'invalid literal',
+        ),
+        (
+            'join_schedules',
+            {'schedules': [{'init_value': 1}], 'boundaries': []},
+            'optimizer.schedule: None; there are',
+        ),
+        ('join_schedules', {'schedules': [3], 'boundaries': []}, 'join_schedules: AttributeError'),
         ('linear_shedule', {}, "optimizer.schedule: 'linear_shedule'; did you mean linear_sched"),
-        ('join_schedules', {}, "optimizer.schedule: 'join_schedules'; "),
+        ('inject_hyperparams', {}, "optimizer.schedule: 'inject_hyperparams'; "),
         ('linear_schedule', {'init': 1}, 'arguments: linear_schedule: .*unexpected keyword'),
         ('constant_schedule', {'value': 'x'}, 'arguments: constant_schedule: .*'),
         ('cosine_decay_schedule', {'init_value': 1, 'decay_steps': 0}, 'positive decay_steps'),

@@ -163,6 +163,81 @@ def test_matrices_decay_and_norms_do_not():
         assert bool((change[...] != 0).any()) == (path[-1] in ('kernel', 'embedding')), path
 
 
+WEIGHTS = {'score': {'kernel': jnp.asarray([0.3, -0.7]), 'bias': jnp.asarray([0.5])}}
+
+
+def three_steps(rule) -> dict:
+    """Where parameters are after gradients of 1, -2 and 0.5 times themselves, by name."""
+    params, state = WEIGHTS, rule.init(WEIGHTS)
+    for slope in (1.0, -2.0, 0.5):
+        grads = jax.tree.map(lambda x, slope=slope: slope * x, WEIGHTS)
+        updates, state = rule.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params['score']
+
+
+@pytest.mark.parametrize(
+    ('settings', 'of_matrices', 'of_others'),
+    [
+        (
+            {'rule': 'rmsprop', 'arguments': {'decay': 0.5}, 'decay': 'none'},
+            optax.rmsprop(0.1, decay=0.5),
+            optax.rmsprop(0.1, decay=0.5),
+        ),
+        (
+            {'rule': 'lion', 'weight_decay': 0.3, 'arguments': {'b1': 0.5}, 'decay': 'none'},
+            optax.lion(0.1, b1=0.5, weight_decay=0.3),
+            optax.lion(0.1, b1=0.5, weight_decay=0.0),
+        ),
+        (
+            {
+                'schedule': 'exponential_decay',
+                'schedule_arguments': {'init_value': 1.0, 'transition_steps': 1, 'decay_rate': 0.5},
+            },
+            optax.adamw(optax.exponential_decay(0.1, 1, 0.5), weight_decay=0.0),
+            optax.adamw(optax.exponential_decay(0.1, 1, 0.5), weight_decay=0.0),
+        ),
+    ],
+)
+def test_the_optimizer_is_optaxs_by_its_name(settings, of_matrices, of_others):
+    chosen = SupervisedOptimizer(learning_rate=0.1, max_grad_norm=None, **settings)
+    got = three_steps(learn.make_optimizer(chosen, 8))
+    np.testing.assert_allclose(got['kernel'], three_steps(of_matrices)['kernel'], rtol=1e-6)
+    np.testing.assert_allclose(got['bias'], three_steps(of_others)['bias'], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'rule': 'rmsprob'}, r"optimizer\.rule: 'rmsprob'; did you mean rmsprop\?"),
+        ({'rule': 'lbfgs'}, r'optimizer\.rule: lbfgs: raised'),
+        ({'arguments': {'beta': 1}}, r'optimizer\.arguments: adamw: .*beta'),
+        (
+            {'arguments': {'weight_decay': 1}},
+            r'arguments: weight_decay: use optimizer\.weight_decay',
+        ),
+        ({'rule': 'rmsprop', 'weight_decay': 1}, r'optimizer\.weight_decay: of matrices alone'),
+        ({'schedule': 'linear'}, r"optimizer\.schedule: 'linear'; did you mean"),
+        (
+            {'schedule': 'constant_schedule', 'warmup_updates': 2},
+            'optimizer.schedule: stands in for',
+        ),
+        ({'schedule': 'constant_schedule', 'decay': 'linear'}, 'optimizer.schedule: stands in for'),
+        ({'schedule_arguments': {'value': 1}}, 'schedule_arguments: not used without'),
+    ],
+)
+def test_an_optimizer_that_cannot_be_used_is_one_line(settings, message, tmp_path):
+    run = {
+        'workload': 'sft',
+        'model': {'path': 'm'},
+        'data': {'path': 'd'},
+        'optimizer': settings,
+    }
+    with pytest.raises(UserError, match=message) as caught:
+        runs.train(SftRun.model_validate(run), tmp_path / 'run')
+    assert '\n' not in str(caught.value)
+
+
 def test_learns_the_distribution_and_leaves_a_checkpoint(text, tmp_path):
     """The loss comes down to the entropy: log 4 nats for the word, 0 for what follows it."""
     held_out = {'every_updates': 1000, 'prompts': 80}

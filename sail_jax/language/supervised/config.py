@@ -4,27 +4,26 @@ from typing import Literal
 
 from pydantic import Field
 
-from sail_jax.config import Devices, Section, Trained
+from sail_jax.config import Devices, OptaxRule, Section, Trained
 from sail_jax.errors import UserError
 from sail_jax.language.config import Data, StartModel, check_adapter
+from sail_jax.language.optimizer import StepSize, check_step_size
 
 MODEL = 'model'
 """Of the run directory: the trained model as a Hugging Face directory."""
 
 
-class SupervisedOptimizer(Section):
-    """AdamW on the mean loss of a batch."""
+class SupervisedOptimizer(StepSize, OptaxRule):
+    """An optimizer of Optax on the mean loss of a batch, its step size over the run included."""
 
+    rule: str = 'adamw'
+    """What it is called in `optax` or `optax.contrib`: `adamw`, `rmsprop`, `lion`, `muon`, ..."""
     learning_rate: float = Field(default=2e-5, gt=0)
-    """AdamW's step size, for all parameters; adapters take about ten times as much."""
-    warmup_updates: int = Field(default=0, ge=0)
-    """Updates over which the step size rises to its full value."""
+    """Its step size, for all parameters; adapters take about ten times as much."""
     decay: Literal['none', 'linear', 'cosine'] = 'cosine'
     """How the step size falls to 0 from there to the end of the run."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Of matrices."""
-    max_grad_norm: float | None = Field(default=1.0, gt=0)
-    """Clips the global norm of the gradient; none leaves it."""
+    """Of matrices; norms and biases do not decay."""
     accumulation: int = Field(default=1, ge=1)
     """Parts that a batch is computed in, one after the other: less memory, the same gradient but
     for rounding in `model.param_dtype`."""
@@ -94,10 +93,7 @@ def check(run: SupervisedRun) -> None:
             f'optimizer.accumulation: {optimizer.accumulation} does not divide '
             f'prompts_per_update: {run.prompts_per_update}'
         )
-    if optimizer.decay != 'none' and optimizer.warmup_updates >= run.updates:
-        raise UserError(
-            f'optimizer.warmup_updates: {optimizer.warmup_updates}; the run has {run.updates}'
-        )
+    check_step_size(optimizer, run.updates)
     if run.evaluation.patience is not None and run.checkpoints.keep_best == 0:
         raise UserError(
             'evaluation.patience: leaves the best model, and checkpoints.keep_best: 0 keeps none'

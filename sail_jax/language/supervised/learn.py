@@ -1,4 +1,4 @@
-"""One update of a supervised stage, pure: a loss, its gradient in parts, AdamW."""
+"""One update of a supervised stage, pure: a loss, its gradient in parts, an optimizer's step."""
 
 import re
 from collections.abc import Callable
@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sail_jax.core import keys, update
+from sail_jax.core import keys, optimizer, update
 from sail_jax.core.types import Metrics, Policy, State
+from sail_jax.errors import UserError
 from sail_jax.language.model import lora
 from sail_jax.language.schedule import step_size
 from sail_jax.language.supervised.config import SupervisedOptimizer
@@ -37,24 +38,50 @@ class StageLoss(NamedTuple):
 
 
 def make_optimizer(settings: SupervisedOptimizer, updates: int) -> optax.GradientTransformation:
-    """AdamW behind a clip of the global norm; matrices decay, norms and biases do not.
+    """The optimizer behind a clip of the global norm; matrices decay, norms and biases do not.
 
     Args:
       updates: length of the run, over which the step size rises and falls.
+
+    Raises:
+      UserError: as of `core.optimizer.make` and `schedule.step_size`; a decay of matrices that the
+        optimizer does not have.
     """
     share = step_size(settings, updates)
 
     def rate(step: Any) -> Any:
         return settings.learning_rate * share(step)
 
-    return optax.chain(
-        optax.clip_by_global_norm(settings.max_grad_norm or jnp.inf),
-        optax.adamw(
-            rate,
-            weight_decay=settings.weight_decay,
-            mask=_matrices,
-        ),
-    )
+    return optimizer.make(settings, rate, **_decay(settings))
+
+
+def check_optimizer(settings: SupervisedOptimizer, updates: int) -> None:
+    """Tries the optimizer on a gradient.
+
+    Raises:
+      UserError: as of `make_optimizer` and `core.optimizer.check`.
+    """
+    optimizer.check(settings, make_optimizer(settings, updates))
+
+
+MASKS = ('mask', 'weight_decay_mask')
+"""What Optax calls the argument that says which parameters decay."""
+
+
+def _decay(settings: SupervisedOptimizer) -> dict[str, Any]:
+    """The arguments of an optimizer that lets some parameters decay."""
+    taken = optimizer.parameters(settings.rule)
+    masks = [name for name in MASKS if name in taken and 'weight_decay' in taken]
+    if masks:
+        for name in settings.arguments.keys() & {'weight_decay', *masks}:
+            raise UserError(f'optimizer.arguments: {name}: use optimizer.weight_decay, of matrices')
+        return {'weight_decay': settings.weight_decay, masks[0]: _matrices}
+    if settings.weight_decay > 0:
+        raise UserError(
+            f'optimizer.weight_decay: of matrices alone, which optimizer.rule: {settings.rule} '
+            'does not tell apart'
+        )
+    return {}
 
 
 def _matrices(params: Any) -> Any:
@@ -67,7 +94,7 @@ def _matrices(params: Any) -> Any:
     return jax.tree.map_with_path(is_matrix, params)
 
 
-def init(policy: Policy, seed: jax.Array, optimizer: optax.GradientTransformation) -> State:
+def init(policy: Policy, seed: jax.Array, rule: optax.GradientTransformation) -> State:
     """The state before the first update. There is no reference, and the cursor is the step."""
 
     def zero() -> jax.Array:  # Donated: no two may share a buffer.
@@ -79,7 +106,7 @@ def init(policy: Policy, seed: jax.Array, optimizer: optax.GradientTransformatio
         reference=Policy((), ()),
         reference_step=zero(),
         shared=(),
-        optimizer=optimizer.init(policy.params),
+        optimizer=rule.init(policy.params),
         sampler=(),
         seed=seed,
         hyper=nothing,
@@ -91,7 +118,7 @@ def init(policy: Policy, seed: jax.Array, optimizer: optax.GradientTransformatio
 
 
 def make_learn(
-    loss: StageLoss, parts: int, optimizer: optax.GradientTransformation, dropout: float = 0.0
+    loss: StageLoss, parts: int, rule: optax.GradientTransformation, dropout: float = 0.0
 ) -> Callable[[State, Any], tuple[State, Metrics]]:
     """The pure function from a state and a batch to the next state.
 
@@ -123,7 +150,7 @@ def make_learn(
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(total)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.policy.params)
+        updates, optimizer_state = rule.update(grads, state.optimizer, state.policy.params)
         params = optax.apply_updates(state.policy.params, updates)
         keep = lambda new, old: jnp.where(finite, new, old)
         state = state._replace(

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sail_jax.kind import Figure, Kind, Line, late
 from sail_jax.language.kind import export
 from sail_jax.language.reward.stage.config import RewardRun, check
-
-if TYPE_CHECKING:
-    from sail_jax.training.task import Task
+from sail_jax.language.supervised.kind import task_of
 
 TABLE = (
     Line('accuracy on held-out pairs', 'pair_accuracy', good='above 0.5'),
@@ -32,19 +29,12 @@ FIGURE = Figure(
 )
 
 
-def make_task(run: RewardRun, *, run_dir: Path | None = None) -> Task:
-    """As of `task.make`; no task of a supervised stage writes into the run directory."""
-    from sail_jax.language.reward.stage import task
-
-    return task.make(run)
-
-
 REWARD = Kind(
     name='reward',
     trains='a reward model, on compared responses',
     settings=RewardRun,
     check=check,
-    task=make_task,
+    task=task_of('sail_jax.language.reward.stage.task'),
     programs=late('sail_jax.language.reward.stage.programs:programs'),
     processes=True,
     finish=late('sail_jax.language.supervised.task:leave_model'),
