@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sail_jax import config
+from sail_jax.core import pair_losses
 from sail_jax.training.metrics import MetricsRow
 
 PATIENCE = 10
@@ -40,17 +41,28 @@ def explain(reason: str, run: config.Trained) -> str:
         if teacher.equal > 0:
             why = f'labeller.equal: {teacher.equal:g} calls all of them equal, or {why}'
         return f'all pairs are ties, and nothing says which response is better: {why}'
-    if _always_refreshed(run):
+    if _never_apart(run):
+        key = next(key for key in type(run.reference).model_fields if key.startswith('refresh_'))
         return (
-            'the margin is 0: reference.refresh_env_steps makes every policy the next reference, '
-            'so that objective.response_grad and the KL penalty have no effect, and only the '
-            'labels themselves are learned from'
+            f'the margin is 0: reference.{key} makes every policy the next reference, so that '
+            'objective.response_grad and the KL penalty have no effect, and only the labels '
+            'themselves are learned from'
         )
     return 'the margin is 0: the policy does not move away from its reference'
 
 
-def _always_refreshed(run: config.Trained) -> bool:
-    return getattr(run, 'refresh_updates', None) == 1
+def _always_refreshed(run: Any) -> bool:
+    """Whether every update begins with a reference that is the policy."""
+    return getattr(run, 'refresh_updates', None) == 1 and getattr(run.reference, 'ema', 0) == 0
+
+
+def _never_apart(run: Any) -> bool:
+    """Whether all margins are then 0 and all pairs worth the same: with one gradient step an
+    update, and a loss that is of the reference and not of the labeller's rewards."""
+    if not _always_refreshed(run) or run.optimizer.epochs * run.optimizer.minibatches > 1:
+        return False
+    loss = pair_losses.PAIR_LOSSES.get(run.objective.loss)
+    return not isinstance(loss, pair_losses.OfReward | pair_losses.ToRewards)
 
 
 class Notices:
@@ -62,10 +74,8 @@ class Notices:
         self._streaks: list[tuple[str | None, int]] = [(None, 0) for _ in members]
         # With one gradient step an update the margin is then 0, whatever rounding leaves of it.
         # With several it is 0 before the first, which metrics are of, and not afterwards.
-        self._always_new = self._new_at_first = False
-        if _always_refreshed(run):
-            self._always_new = run.optimizer.epochs * run.optimizer.minibatches == 1
-            self._new_at_first = not self._always_new
+        self._always_new = _never_apart(run)
+        self._new_at_first = _always_refreshed(run) and not self._always_new
         self._updates = 0
         self._said: set[tuple[int, str]] = set()
 

@@ -6,6 +6,7 @@ import sail_jax
 from sail_jax.control.config import ControlRun
 from sail_jax.training import metrics
 from sail_jax.training.notices import PATIENCE, Notices
+from tests.support import small
 from tests.support.toy import SETTINGS, Point
 
 LEARNS = {'train/labelled': 1.0, 'train/label_accuracy': 0.5, 'train/margin': -0.01}
@@ -86,6 +87,25 @@ def test_a_fresh_reference_has_margins_from_the_second_gradient_step_on():
     assert said([STILL] * 50, run) == []
     (line,) = said([TIED] * 50, run)
     assert 'ties' in line
+
+
+@pytest.mark.parametrize('row', [LEARNS, STILL], ids=['margin', 'none'])
+@pytest.mark.parametrize(
+    'settings',
+    [{'objective': {'loss': loss}} for loss in ('rebel', 'simpo')] + [{'reference': {'ema': 0.9}}],
+    ids=['rebel', 'simpo', 'ema'],
+)
+def test_a_fresh_reference_is_no_loss_to_who_learns_without_it(settings, row):
+    """REBEL regresses on rewards, SimPO has no reference, and an average lags behind."""
+    run = small.run('m', 'd', **{'reference': {'refresh_prompts': 1}, **settings})
+    assert run.refresh_updates == 1
+    expected = settings.keys() == {'reference'} and row is STILL
+    assert len(said([row] * 50, run)) == expected
+
+
+def test_the_key_is_the_workloads_own():
+    (line,) = said([LEARNS] * 50, small.run('m', 'd', reference={'refresh_prompts': 1}))
+    assert 'reference.refresh_prompts makes every policy' in line
 
 
 def test_updates_after_the_budget_are_its_own():
