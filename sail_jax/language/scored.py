@@ -110,7 +110,8 @@ def chosen_numbers(
     rater: Rater, prompts: Sequence, ours: Answers, chosen: Answers
 ) -> dict[str, float]:
     """The same against the data's chosen responses, one for each prompt; and the share of ties,
-    which count one half in the rate.
+    which count one half in the rate. Prompts whose chosen one has no reward are left out, and
+    counted, `not_finite`.
 
     A judge is asked about every pair in both orders, and what it says is averaged: a judge who goes
     by the position alone says a tie.
@@ -119,6 +120,10 @@ def chosen_numbers(
     won = _won(rater, prompts, ours, chosen, lambda sample: orders)
     if won is None:
         return {}
+    if rater.compare is None and chosen.rewards is not None:
+        unscored_Nx1 = ~np.isfinite(chosen.rewards)
+        share = np.where(unscored_Nx1, np.nan, won.share)
+        won = _Won(share, {'not_finite': unscored_Nx1.sum()})
     said = won.share[np.isfinite(won.share)]
     ties = np.isclose(said, 0.5, rtol=0, atol=1e-6).mean() if said.size else np.nan
     return _rates('chosen_win_rate', won.share) | {'chosen_ties': ties} | won.unsaid

@@ -110,9 +110,11 @@ CHOSEN = answers([[1.0], [4.0], [np.nan]])._replace(texts=[['good']] * 3)
 
 
 def test_rewards_are_held_against_the_one_of_the_chosen():
-    got = chosen_numbers(REWARDED, PROMPTS, answers([[1.0, 2.0], [0.0, 4.0], [3, np.nan]]), CHOSEN)
-    assert got['chosen_win_rate'] == pytest.approx((0.5 + 1 + 0 + 0.5 + 1 + 0.5) / 6)
-    assert got['chosen_ties'] == pytest.approx(3 / 6)
+    got = chosen_numbers(REWARDED, PROMPTS, answers([[1.0, 2.0], [np.nan, 4.0], [3, 0]]), CHOSEN)
+    # Of the third prompt's chosen response nothing is known: it is not beaten either.
+    assert got['chosen_win_rate'] == pytest.approx((0.5 + 1 + 0 + 0.5) / 4)
+    assert got['chosen_ties'] == pytest.approx(2 / 4)
+    assert got['not_finite'] == 1
     assert got['chosen_win_rate_low'] < got['chosen_win_rate'] < got['chosen_win_rate_high']
     assert chosen_numbers(Rater(), PROMPTS, answers(), CHOSEN._replace(rewards=None)) == {}
 
