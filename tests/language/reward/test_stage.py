@@ -97,6 +97,13 @@ def test_held_out_numbers_by_hand():
     assert twice['reward_spread'] == pytest.approx(np.abs(margins).mean() / 2)
 
 
+@pytest.mark.parametrize('broken', [np.nan, np.inf, -np.inf])
+def test_a_reward_that_is_no_number_is_no_error(broken):
+    rewards = np.zeros((3, 2, 2))
+    rewards[1, 0, 0] = broken
+    assert not np.isfinite(learn.numbers(rewards)['pair_margin'])
+
+
 def test_calibration_is_within_bins():
     """Ten pairs of probability 0.75 of which eight are right: apart by 0.05."""
     margins = np.log(3) * np.asarray([1] * 8 + [-1] * 2)

@@ -107,13 +107,15 @@ def rewards_of(model: RewardModel, rows: ComparedRows) -> jax.Array:
     return model.rewards_of_lanes(rows.tokens_Bx2xS, rows.lengths_Bx2)
 
 
+@np.errstate(invalid='ignore')
 def numbers(rewards_Nx2xH: np.ndarray) -> dict[str, Any]:
     """Of held-out pairs: of the heads' mean, which takes the first of each pair to be better with
     probability sigmoid(margin).
 
     `loss` is minus that probability's log; `confidence` the mean probability of the response that
     the model takes to be better, and `calibration_error` how far it is from how often that one is
-    the chosen one: the mean distance within bins of `confidence` (arXiv 1706.04599).
+    the chosen one: the mean distance within bins of `confidence` (arXiv 1706.04599). NaN where a
+    reward is.
     """
     rewards_Nx2 = np.asarray(rewards_Nx2xH, np.float64).mean(-1)
     margin = rewards_Nx2[:, 0] - rewards_Nx2[:, 1]
