@@ -4,7 +4,7 @@ import asyncio
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Set
 from typing import Any
 
 from sail_jax.errors import UserError
@@ -25,14 +25,21 @@ def together(
       batch_size: places of a call, at most.
 
     Raises (the function returned):
-      UserError: a call gave another number of answers than it was asked for.
+      UserError: a call gave another number of answers than it was asked for, or nothing that has
+        an order; it would end the process.
     """
 
     async def ask(prompts: list, items: list) -> list:
-        answer = list(await function(prompts, items))
+        try:
+            answer = await function(prompts, items)
+        except (SystemExit, KeyboardInterrupt) as error:  # They would end the loop, not the call.
+            raise UserError(f'raised {type(error).__name__}: {error}') from error
+        # Sets and mappings have no order, or are gone through by their keys.
+        if not hasattr(answer, '__len__') or isinstance(answer, Set | Mapping):
+            raise UserError(f'expected {len(items)} numbers, got {type(answer).__name__}')
         if len(answer) != len(items):
             raise UserError(f'expected {len(items)} numbers, got {len(answer)}')
-        return answer
+        return list(answer)
 
     async def ask_all(prompts: list, items: list) -> list:
         cut = range(0, len(items), batch_size)

@@ -58,9 +58,29 @@ async def hanging(prompts, items):
     await asyncio.Event().wait()
 
 
+async def leaving(prompts, items):
+    raise SystemExit(3)
+
+
+async def numbered(prompts, items):
+    return dict.fromkeys(range(len(items)), 1.0)
+
+
+async def unordered(prompts, items):
+    return {1.0 + i for i in range(len(items))}
+
+
+async def silent(prompts, items):
+    return None
+
+
 @pytest.mark.parametrize(
     ('function', 'error', 'message'),
     [
+        (leaving, UserError, r'leaving: raised SystemExit: 3'),
+        (numbered, UserError, r'numbered: expected 2 numbers, got dict'),
+        (unordered, UserError, r'unordered: expected 2 numbers, got set'),
+        (silent, UserError, r'silent: expected 2 numbers, got NoneType'),
         (short, UserError, r'short: expected 2 numbers, got 1'),
         (broken, UserError, r'broken: raised ConnectionError: no answer'),
         (hanging, TrainingFailed, r'hanging: no answer for 6 responses in 0.05 s'),
