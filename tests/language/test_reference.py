@@ -123,6 +123,13 @@ def test_an_adapter_to_start_from_brings_its_settings(path, adapter, model, mess
     assert '\n' not in str(caught.value)
 
 
+def test_targets_of_an_adapter_have_no_order(path, adapter):
+    lora_ = {'targets': ['down_proj', 'q_proj'], 'rank': 3}
+    model = {'train': 'lora', 'adapter': str(adapter[1]), 'lora': lora_}
+    decoders = policy.read(small.run(path / 'm', 'd', model=model).model)
+    assert decoders.settings.lora.targets == ('q_proj', 'down_proj')
+
+
 @pytest.mark.slow
 def test_a_run_from_an_adapter_with_dropout_resumes_bit_for_bit(path, adapter):
     model = {'train': 'lora', 'adapter': str(adapter[1]), 'lora': {'dropout': 0.3}}

@@ -172,7 +172,9 @@ def _with_adapter(settings: StartModel) -> StartModel:
     read, default, given = lora.read_settings(settings.adapter), Lora(), settings.lora
     for key in ('rank', 'alpha', 'targets', 'layers'):
         value, its = getattr(given, key), getattr(read, key)
-        if value not in (getattr(default, key), its):
+        # PEFT writes targets in any order.
+        same = set(value) == set(its) if key == 'targets' else value == its
+        if not same and value != getattr(default, key):
             raise UserError(
                 f'model.lora.{key}: {value}; the adapter in {settings.adapter} has {its}; leave it '
                 'out'
