@@ -120,7 +120,8 @@ def _download(address: Address, patterns: tuple[str, ...]) -> Path:
         )
     place = Path(snapshot, address.inside)
     if not place.exists():
-        raise UserError(f'{address}: no such file there')
+        what = 'no such file there' if address.inside else f'none of {", ".join(patterns)} there'
+        raise UserError(f'{address}: {what}')
     return place
 
 
@@ -187,7 +188,7 @@ def _reason(error: Any, address: Address) -> str:
     from huggingface_hub import constants, errors
 
     sign_in = 'HF_TOKEN, or `hf auth login`'
-    status = getattr(getattr(error, 'response', None), 'status_code', None)
+    status = _status(error)
     match error:
         case errors.GatedRepoError():
             return f'access is granted on its page; then {sign_in} says who you are'
@@ -196,10 +197,17 @@ def _reason(error: Any, address: Address) -> str:
         case errors.RevisionNotFoundError():
             return 'no such revision'
         case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled():
-            why = 'HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else 'no connection'
+            answered = _status(error.__cause__)
+            why = f'it answers with status {answered}' if answered else 'no connection'
+            why = 'HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else why
             return f'not in the cache, and {why} ({constants.ENDPOINT})'
     if status == 401:
         return f'{constants.ENDPOINT} does not know you: {sign_in}'
     if status == 403:
         return f'your token may not do that ({one_line(error)})'
     return f'{constants.ENDPOINT}: {one_line(error)}'
+
+
+def _status(error: Any) -> int | None:
+    """Of HTTP, where a server answered."""
+    return getattr(getattr(error, 'response', None), 'status_code', None)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import errors
 
 from sail_jax import hub
 from sail_jax.errors import UserError
@@ -85,6 +86,7 @@ def server(tmp_path):
         adapter = {'adapter_config.json': b'{}', 'adapter_model.safetensors': b'weights'}
         server.repositories['models/me/adapter'] = adapter
         server.private.add('models/me/secret')
+        server.repositories['models/me/gguf'] = {'model.gguf': b'weights'}
         server.repositories['datasets/me/pairs'] = {'data/train.jsonl': lines, 'README.md': b'# x'}
         yield server
 
@@ -134,6 +136,7 @@ def test_what_cannot_be_had_is_one_line(server, tmp_path):
         'hf://me/secret': 'no such model at .*, or a private one',
         'hf://me/base@v2': 'no such revision',
         'hf://me/base/inside': 'no such file there',
+        'hf://me/gguf': r'none of \*.json, \*.jinja, \*.txt, \*.model there',
     }
     ask = json.dumps([('heads', address) for address in wanted])
     for address, (said, message) in zip(
@@ -158,6 +161,17 @@ def test_what_cannot_be_had_is_one_line(server, tmp_path):
         [said] = json.loads(run(server, READS, ask, cwd=tmp_path, **environment))
         assert '\n' not in said
         assert re.search(f'^hf://me/other: .*{message}', said), said
+
+
+@pytest.mark.parametrize('status', [429, 500])
+def test_a_hub_that_answers_is_not_called_unreachable(status):
+    """The library says the same of both, and tries again for half a minute before."""
+    httpx = pytest.importorskip('httpx')  # What the library's newer versions speak HTTP with.
+    response = httpx.Response(status, request=httpx.Request('HEAD', 'https://hub'))
+    error = errors.LocalEntryNotFoundError('not there')
+    error.__cause__ = errors.HfHubHTTPError('broken', response=response)
+    reason = hub._reason(error, hub.parse('hf://me/it'))
+    assert reason.startswith(f'not in the cache, and it answers with status {status} (')
 
 
 def test_a_model_is_uploaded_whole_by_whoever_may(server, tmp_path):
