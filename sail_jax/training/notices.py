@@ -26,7 +26,7 @@ def nothing_to_learn(row: MetricsRow) -> str | None:
     return 'no margin' if abs(row['train/margin']) <= NO_MARGIN else None
 
 
-def explain(reason: str, run: config.Trained) -> str:
+def explain(reason: str, run: Any) -> str:
     """What a reason means, and the settings that it may come from."""
     teacher = getattr(run, 'labeller', config.Teacher())
     if reason == 'unlabelled':

@@ -5,31 +5,24 @@ and a cursor, one integer, says how far a run has come through them.
 """
 
 import contextlib
-import fcntl
 import functools
 import hashlib
-import io
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-import tensorflow_datasets as tfds
 
 from sail_jax.errors import UserError
 from sail_jax.language.config import Data
-from sail_jax.language.data import rows, sources
-from sail_jax.language.data.rows import DataRow, Message, RowType
+from sail_jax.language.data import records, rows, sources
+from sail_jax.language.data.records import PreferenceRecords
+from sail_jax.language.data.rows import DataRow, RowType
 from sail_jax.language.data.tokens import Tokenizer
-
-KEPT_MESSAGES = 10
-"""Of skipped rows; all are counted."""
-KEPT_NAMES = 40
-"""Of columns that are not read."""
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +49,16 @@ class Dataset:
     """What was wrong with the first of them."""
     unread: tuple[str, ...]
     """What rows say that nothing here reads, see `rows.unread`; the first few names."""
+    directory: Path
+    """Of the stored rows."""
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
-        return self.encode(_from_stored(self.source[int(index)]))
+        with records.damage_named(self.directory):
+            stored = self.source[int(index)]
+        return self.encode(records.from_stored(stored))
 
 
 def has_pairs(data: Data) -> bool:
@@ -165,22 +162,17 @@ def prepare(data: Data, row_type: RowType, tokenizer: Tokenizer, cache: str | Pa
             skip=data.on_bad_row == 'skip',
         )
 
-    try:
-        with _one_at_a_time(directory), _quiet():
-            builder().download_and_prepare()
-    except OSError as error:
-        # Another process may have been faster.
-        if not builder().is_prepared():
-            raise UserError(f'{directory}: {error.strerror or error}') from None
-    records: Any = builder()
-    metadata = records.info.metadata or {}
+    stored, metadata = records.made(builder, directory)
     dataset = Dataset(
-        source=records.as_data_source('train'),
+        source=stored.as_data_source('train'),
         encode=encode_row,
         skipped=metadata.get('skipped', 0),
         skipped_messages=tuple(metadata.get('messages', ())),
         unread=tuple(metadata.get('unread', ())),
+        directory=directory,
     )
+    with records.damage_named(directory):
+        len(dataset)  # The first time that the records are opened.
     _warn(data.path, dataset, sources.missing_shards(files))
     return dataset
 
@@ -236,111 +228,6 @@ def indices(seed: int, cursor: int, count: int, size: int) -> np.ndarray:
     return np.asarray([order[i] for i in range(cursor, cursor + count)], np.int64)
 
 
-class PreferenceRecords(tfds.core.GeneratorBasedBuilder):
-    """Rows with prompt, chosen and rejected, in the order of the files.
-
-    A prompt is its messages; plain text is one message without a role. A response that a row does
-    not have is empty.
-
-    Args:
-      files: of `sources.find`.
-      checked: from a file's row to a usable one; raises `UserError`.
-      unread: names of what such a row says that `checked` does not read.
-      skip: leave bad rows out instead of raising.
-    """
-
-    name = 'preferences'  # Of the directory in the cache.
-    # To be raised when the same files give other rows.
-    VERSION = tfds.core.Version('1.2.0')
-
-    def __init__(
-        self,
-        *,
-        files: list[Path],
-        checked: Callable[[dict], DataRow],
-        unread: Callable[[dict], set[str]],
-        skip: bool,
-        **kwargs: Any,
-    ):
-        self._files, self._checked, self._unread, self._skip = files, checked, unread, skip
-        super().__init__(**kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text()
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description='Preference data: a prompt and two responses.',
-            features=tfds.features.FeaturesDict(
-                {
-                    'prompt': tfds.features.Sequence({'role': text, 'content': text}),
-                    'chosen': text,
-                    'rejected': text,
-                    'margin': np.float64,
-                }
-            ),
-            metadata=tfds.core.MetadataDict(),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        return {'train': self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        kept, skipped, messages, unread = 0, 0, [], set()
-        for file in self._files:
-            for located in sources.read(file):
-                raw = {}
-                try:
-                    raw = located.load()
-                    row = self._checked(raw)
-                except UserError as error:
-                    message = f'{located.where}: {error}'
-                    if not self._skip:
-                        names = ', '.join(_names(self._unread(raw)))
-                        beside = f'; not read of this row: {names}' if names else ''
-                        raise UserError(f'{message}{beside}') from None
-                    skipped += 1
-                    messages += [message] if len(messages) < KEPT_MESSAGES else []
-                    continue
-                if len(unread) < KEPT_NAMES:
-                    unread |= self._unread(raw)
-                yield kept, _to_stored(row)
-                kept += 1
-        if not kept:
-            first = f'; the first bad one: {messages[0]}' if messages else ''
-            raise UserError(f'{self._files[0]}: no usable row, {skipped} skipped{first}')
-        metadata: Any = self.info.metadata
-        metadata.update(skipped=skipped, messages=messages, unread=_names(unread))
-
-
-def _names(unread: set[str]) -> list[str]:
-    return [name[:80] for name in sorted(unread)[:KEPT_NAMES]]
-
-
-def _to_stored(row: DataRow) -> dict[str, Any]:
-    prompt = (Message('', row.prompt),) if isinstance(row.prompt, str) else row.prompt
-    return {
-        'prompt': [message._asdict() for message in prompt],
-        'chosen': row.chosen or '',
-        'rejected': row.rejected or '',
-        'margin': row.margin,
-    }
-
-
-def _from_stored(stored: dict[str, Any]) -> DataRow:
-    roles, contents = (
-        [text.decode() for text in stored['prompt'][key]] for key in ('role', 'content')
-    )
-    messages = tuple(map(Message, roles, contents))
-    prompt = messages if messages[0].role else messages[0].content
-    return DataRow(
-        prompt,
-        chosen=stored['chosen'].decode() or None,
-        rejected=stored['rejected'].decode() or None,
-        margin=float(stored['margin']),
-    )
-
-
 def _check_length(name: str, ids: list[int], most: int) -> None:
     if len(ids) > most:
         raise UserError(f'{name}: {len(ids)} tokens; at most {most}')
@@ -362,23 +249,3 @@ def _digest(data: Data, row_type: RowType, tokenizer: Tokenizer, files: list[Pat
 @functools.lru_cache(8)
 def _order(seed: int, size: int) -> grain.MapDataset:
     return grain.MapDataset.range(size).seed(seed).shuffle().repeat()
-
-
-@contextlib.contextmanager
-def _one_at_a_time(directory: Path) -> Iterator[None]:
-    """Of several processes that want the same records the first makes them, and the others, who
-    wait, find them made. Where there can be no lock each makes its own, and the last ones stay."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            directory.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((directory / '.lock').open('a'))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's bars and lines on where it stores what."""
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sail_jax.errors import UserError
-from sail_jax.language.data import dataset, reader, rows, tokens
+from sail_jax.language.data import dataset, reader, records, rows, tokens
 from sail_jax.language.data.dataset import Data
 from sail_jax.language.data.rows import DataRow, Message
 from tests.support import small
@@ -129,12 +129,35 @@ def test_bad_rows_are_skipped_and_counted(tmp_path, tokenizer, caplog):
         assert [prepared[i].row.chosen for i in range(len(prepared))] == [r['chosen'] for r in good]
         assert prepared.skipped == len(BAD)
         messages = [f'{file}:{2 * i + 1}: {m}' for i, m in enumerate(BAD.values())]
-        assert prepared.skipped_messages == tuple(messages[: dataset.KEPT_MESSAGES])
+        assert prepared.skipped_messages == tuple(messages[: records.KEPT_MESSAGES])
     assert f'{len(BAD)} bad rows skipped, {len(good)} kept' in caplog.text
     file.write_bytes(b'\n'.join(BAD))
     first = re.escape(f'{file}: no usable row, {len(BAD)} skipped; the first bad one: {file}:1: ')
     with pytest.raises(UserError, match=first):
         dataset.prepare(skipping, 'preference', tokenizer, tmp_path / 'cache')
+
+
+@pytest.mark.parametrize('damage', [lambda old: b'', lambda old: old[: len(old) // 2]])
+@pytest.mark.parametrize('name', ['dataset_info.json', 'metadata.json', '*array_record*'])
+def test_damaged_rows_of_the_cache_are_one_line(tokenizer, tmp_path, name, damage):
+    file = small.data(tmp_path / 'train.jsonl', pairs=True)
+    cache = tmp_path / 'cache'
+    dataset.prepare(settings(file), 'preference', tokenizer, cache)
+    (stored,) = cache.rglob(name)
+    stored.write_bytes(damage(stored.read_bytes()))
+    with pytest.raises(UserError, match='delete this directory, and they are prepared again') as e:
+        dataset.prepare(settings(file), 'preference', tokenizer, cache)[0]
+    assert str(e.value).startswith(f'{tmp_path}/cache/')
+    assert '\n' not in str(e.value)
+
+
+def test_rows_that_are_gone_while_they_are_read_are_one_line(tokenizer, tmp_path):
+    file = small.data(tmp_path / 'train.jsonl', pairs=True)
+    prepared = dataset.prepare(settings(file), 'preference', tokenizer, tmp_path / 'cache')
+    (stored,) = (tmp_path / 'cache').rglob('*array_record*')
+    stored.write_bytes(bytes(stored.stat().st_size))
+    with pytest.raises(UserError, match='prepared before cannot be read'):
+        [prepared[i] for i in range(len(prepared))]
 
 
 def test_changed_data_or_settings_are_prepared_anew(tmp_path, tokenizer):
