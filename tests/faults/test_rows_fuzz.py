@@ -69,7 +69,8 @@ def test_rows_are_usable_or_one_line(seed):
         assert row.prompt or row.is_text
         assert isinstance(row.prompt, str) or row.prompt[-1].role != 'assistant'
         if turns.says(raw.get('system')) and 'system' in form.columns:
-            assert row.prompt[0] == rows.Message('system', raw['system'])
+            conversation = row.prompt if isinstance(row.prompt, str) else turns.told(row.prompt)[1]
+            assert conversation[0] == rows.Message('system', raw['system'])
 
     assert all(isinstance(name, str) for name in rows.unread(raw, form.columns))
     one_line_or(read)

@@ -66,7 +66,7 @@ class PreferenceRecords(tfds.core.GeneratorBasedBuilder):
 
     name = 'preferences'  # Of the directory in the cache.
     # To be raised when the same files give other rows.
-    VERSION = tfds.core.Version('1.2.0')
+    VERSION = tfds.core.Version('1.3.0')
 
     def __init__(
         self,

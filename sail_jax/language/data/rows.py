@@ -20,7 +20,8 @@ MAX_CHARACTERS = 2**22
 
 
 Prompt = str | tuple[Message, ...]
-"""Plain text, or a conversation that awaits the assistant's turn."""
+"""Plain text, or a conversation that awaits the assistant's turn, with its own tools before it
+(`turns.TOOLS`)."""
 
 RowType = Literal['prompt', 'completion', 'preference', 'comparison']
 """What is needed of a row: the prompt, the chosen response too, or both responses; of a comparison,
@@ -65,8 +66,18 @@ def trl(raw: Raw) -> DataRow:
 
     Without a prompt, it is what chosen and rejected begin with in common: whole messages, or
     characters (less a final space), which is TRL's rule. A `system` text is the conversation's
-    first turn; with it a prompt of plain text is the user's.
+    first turn; with it a prompt of plain text is the user's. `tools` are for the chat template.
     """
+    row = _trl(raw)
+    tools = turns.tools(raw.get('tools'))
+    if tools is None or not row.prompt:
+        return row
+    if isinstance(row.prompt, str):
+        raise UserError('tools: for a chat template, and prompt is no conversation')
+    return row._replace(prompt=(tools, *row.prompt))
+
+
+def _trl(raw: Raw) -> DataRow:
     if raw.get('prompt') is None:
         for name in raw:
             if str(name).strip().lower() in PROMPT_LIKE and turns.says(raw[name]):
@@ -75,8 +86,6 @@ def trl(raw: Raw) -> DataRow:
         if isinstance(raw.get(name), str) and _WRITTEN_OUT.fullmatch(raw[name]):
             raise UserError(f'{name}: messages written out as text; expected a list of messages')
     raw = _with_system(raw)
-    if raw.get('tools'):
-        raise UserError('tools: tool calls are not supported')
     if is_whole(raw):
         return _whole(raw)
     if raw.get('completion') is not None and raw.get('label') is not None:
@@ -212,7 +221,7 @@ def unread(raw: Raw, columns: frozenset[str]) -> set[str]:
     """
     columns = columns if is_whole(raw) else columns - {*WHOLE}
     names = {str(name) for name, value in raw.items() if name not in columns and turns.says(value)}
-    for name in columns & raw.keys():
+    for name in columns & raw.keys() - {'tools'}:
         for message in raw[name] if turns.is_list(raw[name]) else ():
             if isinstance(message, Mapping):
                 keys = message.keys() - {'role', 'content'}
@@ -237,7 +246,8 @@ def check(row: DataRow, row_type: RowType) -> DataRow:
     else:
         if not row.prompt:
             raise UserError('prompt: empty')
-        for i, message in enumerate(row.prompt):
+        # Its own tools, which stand before them, are none of its messages.
+        for i, message in enumerate(row.prompt, -(row.prompt[0].role == turns.TOOLS)):
             _check_text(message.role, f'prompt[{i}].role')
             # An empty system turn is a way to say that there is none.
             _check_text(message.content, f'prompt[{i}].content', message.role != 'system')

@@ -158,7 +158,8 @@ def render(subject: Subject, calls: list[dict[str, Any]]) -> list[str]:
     texts = []
     assert subject.template is not None  # Who has none asks for nothing.
     for call in calls:
-        variables = {'tools': None, 'documents': None, **call, **subject.variables}
+        # Of a conversation's own tools and the settings' the former.
+        variables = {'tools': None, 'documents': None, **subject.variables, **call}
         texts.append(subject.template.render(**variables))
         try:
             texts[-1].encode()

@@ -16,7 +16,7 @@ import numpy as np
 
 from sail_jax import files, hub
 from sail_jax.errors import UserError
-from sail_jax.language.data import sandbox, special, template
+from sail_jax.language.data import sandbox, special, template, turns
 from sail_jax.language.data.rows import Message, Prompt
 from sail_jax.language.data.sandbox import Definition
 from sail_jax.language.data.variables import DAY
@@ -52,6 +52,8 @@ class Tokenizer:
     """Of the tokeniser and the template, which run in the process of `sandbox`."""
     no_template: str | None
     """Why there is no chat template; None, if there is one."""
+    takes_tools: bool
+    """Whether the chat template reads tools."""
     special: Mapping[str, str]
     """What templates know as `bos_token` and so on."""
     eos_ids: tuple[int, ...]
@@ -198,17 +200,18 @@ class Tokenizer:
         """Conversations, each with the beginning of another turn of the assistant or without."""
         if self.no_template is not None:
             raise UserError(f'{self.path}: {self.no_template}')
-        # What a message does not have, templates must not find.
-        conversations = [
-            {
-                'messages': [
-                    {k: v for k, v in message._asdict().items() if v is not None}
-                    for message in messages
-                ],
-                'add_generation_prompt': generate,
-            }
-            for messages, generate in calls
-        ]
+        conversations = []
+        for messages, generate in calls:
+            tools, messages = turns.told(messages)
+            if tools and not self.takes_tools:
+                raise UserError(f'{self.path}: chat template: takes no tools')
+            # What a message does not have, templates must not find.
+            listed = [
+                {k: v for k, v in message._asdict().items() if v is not None}
+                for message in messages
+            ]
+            one = {'messages': listed, 'add_generation_prompt': generate}
+            conversations.append(one | ({'tools': tools} if tools else {}))
         try:
             return sandbox.ask(self.definition, 'render', calls=conversations)
         except sandbox.Failed as error:
@@ -264,6 +267,7 @@ def load(
         path=path,
         definition=definition,
         no_template=no_template,
+        takes_tools=turns.TOOLS in (defined['names'] or ()),
         special=named,
         vocab_size=vocab_size,
     )

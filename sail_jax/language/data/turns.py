@@ -1,16 +1,21 @@
 """Conversations as rows have them: lists of messages, and transcripts."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
-from sail_jax.errors import UserError
+from sail_jax.errors import UserError, one_line
 
 Raw = Mapping[str, Any]
 
 
+TOOLS = 'tools'
+"""The role of a turn before a conversation which holds the tools that its chat template is told."""
+
+
 class Message(NamedTuple):
-    """A turn of a conversation."""
+    """A turn of a conversation; or before its first, of role `TOOLS`, a row's own tools as JSON."""
 
     role: str
     content: str
@@ -62,11 +67,51 @@ def messages(value: Any, name: str) -> tuple[Message, ...]:
             raise UserError(f'{name}[{i}]: tool calls are not supported')
         if 'role' not in message and 'from' in message:
             raise UserError(f'{name}[{i}]: from and value; call them role and content')
+        if message.get('role') == TOOLS:
+            raise UserError(f'{name}[{i}].role: {TOOLS}; they are a column of the row')
         try:
             messages.append(Message(text(message, 'role'), _content(message)))
         except UserError as error:
             raise UserError(f'{name}[{i}].{error}') from None
     return tuple(messages)
+
+
+def tools(value: Any) -> Message | None:
+    """A row's own tools, a list of objects or JSON of one; None of an empty one, or of null. Of a
+    list what is null is left out: Arrow gives every object the keys of all.
+
+    Raises:
+      UserError: they are something else.
+    """
+    listed = _without_null(value)
+    if isinstance(value, str):
+        try:
+            listed = json.loads(value)
+        except (ValueError, RecursionError):
+            listed = value
+    if not says(listed):
+        return None
+    if not is_list(listed) or not all(isinstance(tool, Mapping) for tool in listed):
+        raise UserError(f'{TOOLS}: expected a list of objects, or JSON of one, got {value!r:.80}')
+    try:
+        return Message(TOOLS, json.dumps(listed, ensure_ascii=False, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f'{TOOLS}: {one_line(error)}') from None
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_null(inner) for key, inner in value.items() if inner is not None}
+    return [*map(_without_null, value)] if is_list(value) else value
+
+
+def told(
+    messages: tuple[Message, ...],
+) -> tuple[list[dict[str, Any]] | None, tuple[Message, ...]]:
+    """A row's own tools, if it has any, and the conversation itself."""
+    if messages and messages[0].role == TOOLS:
+        return json.loads(messages[0].content), messages[1:]
+    return None, messages
 
 
 def _content(message: Raw) -> str:

@@ -6,8 +6,9 @@ from numpy.typing import ArrayLike
 
 TrlPrompt = str | list[dict[str, str]]
 """A prompt as TRL's reward functions get it: text, or a conversation of
-`{'role': 'user', 'content': '...'}` that awaits the assistant's turn. A copy, which the function
-may change."""
+`{'role': 'user', 'content': '...'}` that awaits the assistant's turn; before it, where a row has
+tools of its own, these as JSON in a turn of the role `tools`. A copy, which the function may
+change."""
 
 
 class Reward(Protocol):

@@ -13,6 +13,7 @@ from flax import nnx
 from sail_jax import files, hub
 from sail_jax.core import precision
 from sail_jax.errors import UserError
+from sail_jax.language.data import turns
 from sail_jax.language.data.rows import Message, Prompt
 from sail_jax.language.data.tokens import Tokenizer
 from sail_jax.language.model import architecture as architectures
@@ -142,7 +143,8 @@ def from_model(
         return nnx.merge(graphdef, state).rewards(sequences)
 
     def reward(prompts: list[TrlPrompt], responses: list[str]) -> np.ndarray:
-        sequences = list(map(tokenizer.scored_ids, map(_row, prompts), responses))
+        rows = [row_of(prompt, tokenizer) for prompt in prompts]
+        sequences = list(map(tokenizer.scored_ids, rows, responses))
         if any(len(ids) > max_tokens for ids in sequences):
             warn_once(
                 '%s: prompts with responses of more than reward.max_tokens (%d) tokens: the reward '
@@ -166,6 +168,10 @@ def without_padding(ids: list[int], pad_id: int | None) -> list[int]:
     return ids[:end]
 
 
-def _row(prompt: TrlPrompt) -> Prompt:
-    """The prompt as rows have it."""
-    return prompt if isinstance(prompt, str) else tuple(Message(**turn) for turn in prompt)
+def row_of(prompt: TrlPrompt, tokenizer: Tokenizer) -> Prompt:
+    """The prompt as rows have it; without tools where the chat template takes none."""
+    if isinstance(prompt, str):
+        return prompt
+    messages = tuple(Message(**turn) for turn in prompt)
+    tools, conversation = turns.told(messages)
+    return conversation if tools and not tokenizer.takes_tools else messages

@@ -30,6 +30,9 @@ PKU = {
 
 BE = {'role': 'system', 'content': 'Be.'}
 TOLD = PAIR._replace(prompt=(Message('system', 'Be.'), *PROMPT))
+MEW = {'type': 'function', 'function': {'name': 'mew', 'parameters': {'é': 1}}}
+WITH_NULL = MEW | {'bark': None, 'function': MEW['function'] | {'loud': None}}
+HAS_TOOLS = Message('tools', json.dumps([MEW], ensure_ascii=False)), *PROMPT
 PLAIN = DataRow('It is', 'a', 'b')
 ANSWERS = {'chosen': 'Blue.', 'rejected': 'Red.'}
 PARTS = [{'type': 'text', 'text': 'Which '}, {'type': 'text', 'text': 'sky?'}]
@@ -54,6 +57,16 @@ def safer(raw):
         ),
         (rows.trl, {'chosen': 'It is a', 'rejected': 'It is b'}, DataRow('It is', ' a', ' b')),
         (rows.trl, {'prompt': [USER], 'chosen': [BLUE], 'rejected': [RED]}, PAIR),
+        (rows.trl, {'prompt': [USER], 'tools': [WITH_NULL]}, DataRow(HAS_TOOLS)),
+        (rows.trl, {'prompt': [USER], 'tools': json.dumps([MEW])}, DataRow(HAS_TOOLS)),
+        (rows.trl, {'prompt': [USER], 'tools': 'null'}, DataRow(PROMPT)),
+        (rows.trl, {'prompt': 'It is', 'tools': []}, DataRow('It is')),
+        (
+            rows.trl,
+            {'chosen': [USER, BLUE], 'rejected': [USER, RED], 'tools': [MEW]},
+            PAIR._replace(prompt=HAS_TOOLS),
+        ),
+        (rows.trl, {'messages': [USER, BLUE], 'tools': [MEW]}, DataRow(HAS_TOOLS, 'Blue.')),
         (rows.trl, {'chosen': [USER, BLUE], 'rejected': [USER, RED]}, PAIR),
         (rows.trl, {'prompt': 'Which sky?', 'chosen': [BLUE], 'rejected': [RED]}, PAIR),
         (
@@ -187,7 +200,16 @@ def test_converter(convert, raw, row):
         (rows.trl, {'prompt': [{'role': 'user'}]}, r'prompt\[0\].content: missing'),
         (rows.trl, {'prompt': [{'role': '', 'content': 'a'}]}, r'prompt\[0\].role: empty'),
         (rows.trl, {'prompt': [USER | {'tool_calls': [1]}]}, r'prompt\[0\]: tool calls'),
-        (rows.trl, {'prompt': 'a', 'tools': [1]}, 'tools: tool calls are not supported'),
+        (rows.trl, {'prompt': 'a', 'tools': [1]}, r'tools: expected a list of objects, .* \[1\]'),
+        (rows.trl, {'prompt': [USER], 'tools': '[{'}, 'tools: expected a list of objects'),
+        (rows.trl, {'prompt': [USER], 'tools': 3}, 'tools: expected a list of objects'),
+        (rows.trl, {'prompt': 'a', 'tools': [MEW]}, 'tools: for a chat template, and prompt is no'),
+        (rows.trl, {'prompt': [{'role': 'tools', 'content': '[]'}]}, r'prompt\[0\].role: tools'),
+        (
+            rows.trl,
+            {'prompt': [USER, {'role': '', 'content': 'a'}], 'tools': [MEW]},
+            r'prompt\[1\].role: empty',
+        ),
         (rows.trl, {'prompt': 'a', 'completion': 'b', 'label': False}, 'label: unpaired'),
         (rows.trl, {'prompt': 'a', 'completion': 'b', **ANSWERS}, 'completion: beside chosen'),
         (

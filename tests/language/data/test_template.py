@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sail_jax.language.data import template, tokens
+from sail_jax.errors import UserError
+from sail_jax.language.config import Data
+from sail_jax.language.data import dataset, template, tokens, turns
 from sail_jax.language.data.rows import Message
+from sail_jax.language.reward import reward_model, rewards
 from tests.support.tiny_tokenizer import CHATML, write
 
 TURN = (Message('user', 'hello'),)
@@ -68,6 +71,52 @@ def test_tools_and_documents_are_variables_and_an_export_has_them(tmp_path):
     exported = write(tmp_path / 'b', template=template.with_defaults(WITH_TOOLS, variables))
     assert render(exported) == rendered
     assert render(exported, tools=[{'function': {'name': 'x'}}]).startswith('<x ')
+
+
+MEW, MOO = ([{'type': 'function', 'function': {'name': name}}] for name in ('mew', 'moo'))
+
+
+def with_tools(messages, tools=MEW):
+    return (turns.tools(tools), *messages)
+
+
+def test_a_conversation_is_rendered_with_tools_of_its_own(tmp_path):
+    """In the place of the settings', which the others have; as transformers renders it."""
+    transformers = pytest.importorskip('transformers')
+    path = write(tmp_path / 'a', template=WITH_TOOLS)
+    calls = [(with_tools(TURN), True), (TURN, True)]
+    own, none = tokens.load(path)._render(calls)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(path)
+    messages = [turn._asdict() for turn in TURN]
+    assert own == theirs.apply_chat_template(messages, tokenize=False, tools=MEW)
+    assert none == 'hello'
+    own_too, of_settings = tokens.load(path, variables={'tools': MOO})._render(calls)
+    assert own_too == own
+    assert of_settings.startswith('<moo ')
+    with pytest.raises(UserError, match='chat template: takes no tools'):
+        tokens.load(write(tmp_path / 'b'))._render(calls)
+
+
+def test_rows_are_kept_scored_and_shown_with_their_tools(tmp_path):
+    """Their token ids, what a function of rewards gets, and what a reward model reads."""
+    path = write(tmp_path / 'a', template=WITH_TOOLS)
+    tokenizer, plain = tokens.load(path), tokens.load(write(tmp_path / 'b'))
+    file = tmp_path / 'rows.jsonl'
+    turn = {'role': 'user', 'content': 'hello'}
+    file.write_text(json.dumps({'prompt': [turn], 'tools': MEW}) + '\n')
+    data = Data(path=str(file))
+    prepared = dataset.prepare(data, 'prompt', tokenizer, tmp_path / 'cache')
+    assert prepared.unread == ()
+    example = prepared[0]
+    assert example.row.prompt == with_tools(TURN)
+    assert tokenizer.text(example.prompt) == tokenizer._render([(with_tools(TURN), True)])[0]
+    told = rewards.trl_prompt(example.row.prompt)
+    assert told == [{'role': 'tools', 'content': json.dumps(MEW)}, turn]
+
+    assert reward_model.row_of(told, tokenizer) == with_tools(TURN)
+    assert reward_model.row_of(told, plain) == TURN
+    with pytest.raises(UserError, match='takes no tools'):
+        dataset.prepare(data, 'prompt', plain, tmp_path / 'cache')
 
 
 def test_transformers_renders_it_alike(tmp_path):
