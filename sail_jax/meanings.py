@@ -88,6 +88,18 @@ MEANINGS = (
         'policy has gone where they have learned nothing.',
     ),
     Meaning(
+        ('train/answer_accuracy', 'train/answer_calibration_error'),
+        'above 0.5; near 0',
+        "Of a reward that is learned from a teacher's answers: the share that it had right before "
+        'it learned from them, and how far its probabilities were from that. Questions are chosen '
+        'to be hard.',
+    ),
+    Meaning(
+        ('train/reward_correlation',),
+        'near 1',
+        'Of the learned and the true returns of an update. Nothing is learned from it.',
+    ),
+    Meaning(
         ('eval/ended',),
         'near 1',
         'The share of responses that came to an end of sequence.',

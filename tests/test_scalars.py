@@ -47,6 +47,7 @@ def test_no_integer_is_out_of_int32_but_for_lengths_in_steps_and_prompts():
         'total_env_steps',
         'reference.ppo_env_steps',
         'reference.refresh_env_steps',
+        'reward.questions.every_env_steps',
         'reference.refresh_prompts',
         'alignment.reference.refresh_prompts',
     }

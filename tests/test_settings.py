@@ -62,6 +62,7 @@ def test_settings_that_do_not_go_together(data, key):
         {'rollout': {'segment_length': 100}, 'env': {'episode_length': 100}},
         {'reference': {'source': 'run', 'path': 'runs/a'}},
         {'value': {'terminal': 'learned'}},
+        {'labeller': {'source': 'reward'}, 'reward': {'questions': {'every_env_steps': 2**40}}},
     ],
 )
 def test_settings_that_do(data):

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from sail_jax import config, sweep
 from sail_jax.config import Section, Teacher
-from sail_jax.control.reward.config import Width
+from sail_jax.control.reward.config import RewardEnsemble, Width
 from sail_jax.errors import UserError
 from sail_jax.scalars import INT_MAX
 
@@ -74,6 +74,16 @@ class Value(Section):
     """Sizes of the hidden layers of the value network."""
 
 
+class SegmentTeacher(Teacher):
+    """Who labels the policy's pairs. The other settings are those of the scripted teacher; its
+    defaults are B-Pref's oracle, and `sail_jax.core.labellers` has the table of its six kinds."""
+
+    source: Literal['teacher', 'reward'] = 'teacher'
+    """`teacher`: the teacher labels every pair, by the true reward. `reward`: it answers the few
+    questions of `reward.questions`, a reward is fitted on its answers, and that labels every pair,
+    with Bradley-Terry's probability; nothing else that is learned depends on the true reward."""
+
+
 class Reference(Section):
     """The policy that training starts from and is held to."""
 
@@ -113,7 +123,8 @@ class ControlRun(config.Run):
     policy: Network = Network()
     rollout: Rollout = Rollout()
     value: Value = Value()
-    labeller: Teacher = Teacher()
+    labeller: SegmentTeacher = SegmentTeacher()
+    reward: RewardEnsemble = RewardEnsemble()
     reference: Reference = Reference()
     evaluation: EpisodeEvaluation = EpisodeEvaluation()
     segment_reward: str | None = None
@@ -130,6 +141,11 @@ class ControlRun(config.Run):
     def extra_lanes(self) -> int:
         """1 where each context also gets a segment of the reference."""
         return int(self.draws_reference)
+
+    @property
+    def learns_reward(self) -> bool:
+        """Whether pairs are labelled by a reward that is learned from answers."""
+        return self.labeller.source == 'reward'
 
     @property
     def refresh_updates(self) -> int | None:
@@ -195,5 +211,33 @@ def check(run: ControlRun) -> None:
         )
     if run.reference.best and run.reference.source != 'run':
         raise UserError(f'reference.best: not used by reference.source: {run.reference.source}')
-    if run.value.terminal == 'learned' and run.labeller.discount < 1:
+    _check_reward(run)
+    if run.value.terminal == 'learned' and run.labeller.discount < 1 and not run.learns_reward:
         raise UserError('labeller.discount: a myopic teacher has no terminal value; use 1')
+
+
+def _check_reward(run: ControlRun) -> None:
+    questions, rollout = run.reward.questions, run.rollout
+    if not run.learns_reward:
+        if run.reward != RewardEnsemble():
+            raise UserError(
+                f'reward: not used by labeller.source: {run.labeller.source}; did you mean '
+                'labeller.source: reward?'
+            )
+        return
+    if run.labeller.max_labels is not None:
+        raise UserError(
+            'labeller.max_labels: of comparisons that the teacher labels; with labeller.source: '
+            'reward it is asked questions, of which there are reward.questions.budget'
+        )
+    pairs = rollout.contexts * rollout.group_size * (rollout.group_size - 1) // 2
+    if questions.candidates > pairs:
+        raise UserError(
+            f'reward.questions.candidates: {questions.candidates}, and an update has {pairs} pairs '
+            'of segments from one state (rollout)'
+        )
+    if questions.per_round > questions.candidates:
+        raise UserError(
+            f'reward.questions.per_round: {questions.per_round} is more than '
+            f'reward.questions.candidates: {questions.candidates}'
+        )

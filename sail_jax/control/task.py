@@ -1,6 +1,7 @@
 """A control run as the trainer takes it."""
 
 from functools import partial
+from typing import Any
 
 import sail_jax.control.compat  # noqa: F401
 
@@ -12,6 +13,7 @@ from sail_jax.control import contract, envs, evaluate, reference, workload
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun, check
 from sail_jax.control.judgement import SegmentReward
+from sail_jax.control.reward import rounds
 from sail_jax.sweep import Members
 from sail_jax.training import devices, program
 from sail_jax.training.program import Programs
@@ -50,6 +52,15 @@ def make_mesh(run: ControlRun, chips: devices.Chips = None) -> Mesh:
     apart = '' if run.rollout.contexts_at_once is None else ' / rollout.contexts_at_once'
     rows_key = f'rollout.contexts{apart}'
     return devices.make_mesh(run.rollout.parts, rows_key=rows_key, devices=chips)
+
+
+def shardings(mesh: Mesh, state: Any) -> Any:
+    """The contexts lie split over the devices; a learned reward is on all of them."""
+    layout = devices.state_sharding(mesh, state)
+    if isinstance(state.sampler, rounds.ContextsAndReward) and 'seed' not in mesh.axis_names:
+        everywhere = jax.tree.map(lambda _: devices.replicated(mesh), state.sampler.reward)
+        layout = layout._replace(sampler=layout.sampler._replace(reward=everywhere))
+    return layout
 
 
 def programs(run: ControlRun, chips: devices.Chips = None) -> Programs:
@@ -94,7 +105,7 @@ def make(
     networks = control_policy.make_networks(env, run)
     return Task(
         workload=workload.make(env, networks, run, mesh, segment_reward),
-        shardings=partial(devices.state_sharding, mesh),
+        shardings=partial(shardings, mesh),
         start=partial(reference.load, env, networks, run),
         abstract_policy=jax.eval_shape(
             lambda key: control_policy.init(key, env, networks, run), jax.random.key(0)

@@ -15,9 +15,10 @@ from jax.sharding import Mesh, PartitionSpec
 
 from sail_jax.control import judgement, rollout
 from sail_jax.control import policy as control_policy
-from sail_jax.control.config import ControlRun
+from sail_jax.control.config import ControlRun, SegmentTeacher
 from sail_jax.control.judgement import SegmentReward
 from sail_jax.control.lanes import World
+from sail_jax.control.reward import rounds
 from sail_jax.control.rollout import Contexts, Segments
 from sail_jax.core import labellers, objective
 from sail_jax.core.divergence import Gaussian, gaussian_kl
@@ -28,6 +29,7 @@ from sail_jax.core.types import (
     DrawSample,
     Metrics,
     Policies,
+    Preferences,
     Route,
     Sampled,
     Workload,
@@ -42,6 +44,10 @@ class ControlInputs(NamedTuple):
     raw_action: jax.Array
     value_target: jax.Array | None
     mask: jax.Array
+
+
+BY_LEARNED_REWARD = SegmentTeacher(rationality=1.0, soft=True)
+"""Bradley-Terry's probability, as the reward was fitted."""
 
 
 def make(
@@ -64,10 +70,15 @@ def make(
     if segment_reward is not None:
         judgement.check_segment_reward(segment_reward, env, run)
     world, labeller = World(env, networks, run.env.episode_length), run.labeller
+    learning = rounds.make(world, run, mesh, segment_reward) if run.learns_reward else None
 
-    def init(key: jax.Array) -> Contexts:
-        key_B = row_keys(key, run.rollout.contexts)
-        return rollout.init_contexts(env, key_B, run.env.episode_length, run.rollout.segment_length)
+    def init(key: jax.Array) -> Contexts | rounds.ContextsAndReward:
+        B, T = run.rollout.contexts, run.rollout.segment_length
+        contexts = rollout.init_contexts(env, row_keys(key, B), run.env.episode_length, T)
+        if learning is None:
+            return contexts
+        # The number after those of the rows.
+        return rounds.ContextsAndReward(contexts, learning.init(jax.random.fold_in(key, B)))
 
     def predict_reference(policies: Policies, inputs: ControlInputs) -> Gaussian:
         return control_policy.actions(networks, policies.reference, inputs.obs)
@@ -83,7 +94,7 @@ def make(
 
     learned = run.value.terminal == 'learned'
     return Workload(
-        sample=make_sample(world, run, mesh, segment_reward),
+        sample=make_sample(world, run, mesh, segment_reward, learning),
         predict_reference=predict_reference,
         compare=compare,
         group_size=run.rollout.group_size,
@@ -98,9 +109,20 @@ def make(
 
 
 def make_sample(
-    world: World, run: ControlRun, mesh: Mesh, segment_reward: SegmentReward | None
+    world: World,
+    run: ControlRun,
+    mesh: Mesh,
+    segment_reward: SegmentReward | None,
+    learning: rounds.Learning | None,
 ) -> DrawSample:
-    """`Workload.sample`: segments from the contexts, and their labels."""
+    """`Workload.sample`: segments from the contexts, and their labels.
+
+    Args:
+      learning: where the labels are those of a reward that is learned.
+    """
+    judge, judge_reward = run, segment_reward
+    if learning is not None:
+        judge, judge_reward = run.model_copy(update={'labeller': BY_LEARNED_REWARD}), None
     B, K, rows = run.rollout.contexts, run.rollout.group_size, PartitionSpec('data')
     draw_rows = jax.shard_map(
         partial(in_parts, partial(sample_rows, world, run), run.rollout.contexts_at_once),
@@ -110,42 +132,54 @@ def make_sample(
         check_vma=False,
     )
 
-    def sample(
-        policies: Policies, contexts: Contexts, key: jax.Array, labels: jax.Array
-    ) -> Sampled:
+    def sample(policies: Policies, sampler: Any, key: jax.Array, labels: jax.Array) -> Sampled:
         policy = policies.policy
         row_key, label_key = jax.random.split(key)
+        contexts = sampler if learning is None else sampler.contexts
         segments, route, contexts = draw_rows(policies, contexts, row_keys(row_key, B))
-        judged = judgement.judged(world.networks, run, segment_reward, policy, segments)
-        preferences = labellers.label(row_keys(label_key, B), judged.returns, run.labeller)
+        metrics, after = _of_segments(segments, K), contexts
+        if learning is not None:
+            rewarded = learning.learn(sampler.reward, segments, jax.random.fold_in(label_key, B))
+            segments, after = rewarded.segments, rounds.ContextsAndReward(contexts, rewarded.reward)
+            metrics |= rewarded.metrics
+        judged = judgement.judged(world.networks, judge, judge_reward, policy, segments)
+        preferences = labellers.label(row_keys(label_key, B), judged.returns, judge.labeller)
         preferences, asked = labellers.within_budget(
             labellers.broken_loses(preferences, segments.not_finite[:, :K]),
             ~route.policy_label_B,
             labels,
-            run.labeller.max_labels,
+            judge.labeller.max_labels,
         )
+        if learning is not None:
+            asked = after.reward.asked - sampler.reward.asked
         return Sampled(
-            batch=Batch(
-                inputs=ControlInputs(
-                    obs=segments.obs,
-                    raw_action=segments.raw_action,
-                    value_target=judged.value_target,
-                    mask=segments.mask,
-                ),
-                behaviour_logp_BxLxT=segments.logp,
-                mask_BxLxT=segments.mask,
-                route=route,
-                labels=preferences,
-            ),
-            sampler=contexts,
+            batch=_batch(segments, route, judged.value_target, preferences),
+            sampler=after,
             statistics=running_statistics.update(
                 policy.statistics, segments.obs, weights=segments.mask
             ),
             labels_asked=asked,
-            metrics=_of_segments(segments, K),
+            metrics=metrics,
         )
 
     return sample
+
+
+def _batch(
+    segments: Segments, route: Route, value_target: jax.Array | None, labels: Preferences
+) -> Batch:
+    return Batch(
+        inputs=ControlInputs(
+            obs=segments.obs,
+            raw_action=segments.raw_action,
+            value_target=value_target,
+            mask=segments.mask,
+        ),
+        behaviour_logp_BxLxT=segments.logp,
+        mask_BxLxT=segments.mask,
+        route=route,
+        labels=labels,
+    )
 
 
 def sample_rows(

@@ -77,6 +77,19 @@ def test_any_devices_draw_the_same_samples(run, name, count):
 
 
 @pytest.mark.slow
+def test_a_reward_that_is_learned_hears_the_same_answers_on_any_devices(run):
+    alone, several = (np.load(run('reward', n) / 'whole.npz') for n in (1, 8))
+    told = '.sampler.reward'
+    assert alone[f'{told}.asked'] == several[f'{told}.asked'] == 18
+    # After the first round the policies that draw the pairs agree to rounding, and the fits make
+    # more of that.
+    np.testing.assert_array_equal(alone[f'{told}.update_N'], several[f'{told}.update_N'])
+    for key in ('obs', 'action', 'mask', 'prob', 'weight'):
+        ours, theirs = (each[f'{told}.answers.{key}'][:5] for each in (alone, several))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('count', [2, 4, 8])
 @pytest.mark.parametrize(('contexts', 'lanes'), SHAPES)
 def test_batches_of_any_shape_are_the_same(run, count, contexts, lanes):
@@ -106,7 +119,7 @@ def test_parameters_agree_to_the_order_of_sums(run, name, count):
 
 
 @pytest.mark.parametrize('count', [1, 8])
-@pytest.mark.parametrize('name', WORKLOADS)
+@pytest.mark.parametrize('name', [*WORKLOADS, pytest.param('reward', marks=SLOW)])
 def test_two_halves_are_the_whole_bit_for_bit(run, name, count):
     """Optimizer, simulator states, normaliser, data cursor, label budget, skip counters, rows."""
     whole, parts = (dict(np.load(run(name, count) / f'{x}.npz')) for x in ('whole', 'parts'))

@@ -1,4 +1,4 @@
-"""Three workloads trained on the devices of this process, for tests/devices/test_devices.py.
+"""Workloads trained on the devices of this process, for tests/devices/test_devices.py.
 
     python -m tests.support.spread hopper OUT
 
@@ -64,6 +64,30 @@ def control(out: Path, updates: int = 50) -> Plan:
     return Plan(run, lambda: runs.make_task(run, env=Point()))
 
 
+def reward(out: Path, updates: int = 12) -> Plan:
+    """Control whose reward is learned, from rounds before and after the half of the run."""
+    settings = {
+        'total_env_steps': updates * CONTROL.env_steps_per_update,
+        'labeller': {'source': 'reward', 'mistake': 0.1},
+        'reward': {
+            'hidden': (8,),
+            'passes': 4,
+            'minibatch': 4,
+            'questions': {
+                'candidates': 12,
+                'per_round': 5,
+                'budget': 18,
+                'every_env_steps': 2 * CONTROL.env_steps_per_update,
+            },
+        },
+        'value': {'terminal': 'learned', 'hidden': (8,)},
+        'evaluation': {'episodes': 4, 'every_updates': 4},
+        'checkpoints': {'every_updates': 2},
+    }
+    run = ControlRun.model_validate(CONTROL.model_dump() | settings)
+    return Plan(run, lambda: runs.make_task(run, env=Point()))
+
+
 def bandit(out: Path, updates: int = 12) -> Plan:
     """The 4th and the 8th update are not finite; the labels do not last for all 12."""
     run = bandit_workload.run(
@@ -119,7 +143,7 @@ def language(out: Path, updates: int = 8, said: list | None = None) -> Plan:
     return Plan(run, lambda: runs.make_task(run, reward=reward))
 
 
-HALVES = {'control': 24, 'bandit': 6, 'language': 4}
+HALVES = {'control': 24, 'reward': 4, 'bandit': 6, 'language': 4}
 
 
 def named(tree: Any) -> dict[str, np.ndarray]:
@@ -225,7 +249,8 @@ def main(name: str, out: Path, theirs: Path | None = None) -> None:
         np.savez(out / 'first.npz', **draw(plan, start_state(plan)))
         return
     said: list[list[str]] = []
-    make = {'control': control, 'bandit': bandit, 'language': partial(language, said=said)}[name]
+    plans = {'control': control, 'reward': reward, 'bandit': bandit}
+    make = plans.get(name, partial(language, said=said))
     plan, part = make(out), make(out, HALVES[name])
     out.mkdir()
     if theirs is None:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sail_jax.control.reward.config import Questions
+from sail_jax.scalars import INT_MAX
 
 
 def disagreement(prob_MxC: jax.Array) -> jax.Array:
@@ -49,6 +50,7 @@ def due(
       updates: so far.
       asked: questions so far.
     """
-    every = -(-settings.every_env_steps // env_steps_per_update)
+    # Updates are counted in int32, which no run comes to the end of.
+    every = min(-(-settings.every_env_steps // env_steps_per_update), INT_MAX)
     left = jnp.minimum(settings.per_round, settings.budget - asked)
     return jnp.where(updates % every == 0, left, 0)
