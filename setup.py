@@ -33,7 +33,7 @@ setup(
     packages=find_packages(include=['sail_jax', 'sail_jax.*']),
     package_data={'sail_jax': ['py.typed'], 'sail_jax.control': ['viewer.html']},
     install_requires=[
-        'jax>=0.10,<0.13',
+        'jax>=0.10,<0.13,!=0.11.2',  # Whose jaxlib crashes where a shard_map closes over arrays.
         'flax>=0.12',
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',

@@ -122,6 +122,24 @@ def collected() -> Iterator[list[int]]:
         usual()
 
 
+@contextlib.contextmanager
+def ending_compilations(caught: list[int], run_dir: Path) -> Iterator[None]:
+    """Ctrl-C, or a signal to all of a job's processes, ends the assembler that CUDA's compiler
+    runs, and what fails then is the compilation: the run was stopped.
+
+    Args:
+      caught: of `collected`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        import jax
+
+        if not caught or not isinstance(error, jax.errors.JaxRuntimeError):
+            raise
+        raise Interrupted(f'stopped; {resume(run_dir)}', status(caught[0])) from None
+
+
 def interrupted(number: int, where_at: str, run_dir: Path) -> Interrupted:
     """What the run ends with after its save."""
     return Interrupted(f'stopped and saved at {where_at}; {resume(run_dir)}', status(number))

@@ -80,6 +80,7 @@ def _train(job: Job, began: float) -> Result | list[Result]:
         failed = FailedSaves()
         saver = exits.enter_context(opening.open_saver(job, failed))
         caught = exits.enter_context(signals.collected())
+        exits.enter_context(signals.ending_compilations(caught, job.run_dir))
         opened = opening.begin(job, weights, saver, bar)
         hosts.on_main(lambda: rundir.hold_members(job.members, job.run_dir, exits))
         recorder = Recorder(job, began - opened.wall_s, opened.written, failed, bar)

@@ -5,9 +5,11 @@ import subprocess
 import sys
 import threading
 
+import jax
 import pytest
 import yaml
 
+from sail_jax.errors import Interrupted
 from sail_jax.training import signals
 from tests.support.toy import SETTINGS
 
@@ -55,6 +57,29 @@ def test_before_anything_is_begun_and_while_the_reference_is_trained(tmp_path):
     again = f'go on with: sail-jax train {run}/config.yaml --run-dir {run} --resume'
     assert said.strip().splitlines()[-1] == f'sail-jax: stopped; {again}'
     assert 'Traceback' not in said
+
+
+@pytest.mark.parametrize('number', signals.SIGNALS)
+def test_a_compilation_that_a_signal_ended_is_a_run_that_was_stopped(number, tmp_path):
+    """CUDA's assembler is a process of the terminal's group, and gets Ctrl-C too."""
+
+    def compilation():
+        with signals.collected() as caught, signals.ending_compilations(caught, tmp_path):
+            signal.raise_signal(number)
+            raise jax.errors.JaxRuntimeError('INTERNAL: ptxas exited with non-zero error code 2')
+
+    with pytest.raises(Interrupted, match='stopped; go on with: ') as stopped:
+        compilation()
+    assert stopped.value.status == signals.status(number)
+
+
+@pytest.mark.parametrize(
+    ('error', 'caught'),
+    [(jax.errors.JaxRuntimeError('INTERNAL'), []), (ValueError('x'), [signal.SIGINT])],
+)
+def test_no_other_failure_is(error, caught, tmp_path):
+    with pytest.raises(type(error)), signals.ending_compilations(caught, tmp_path):
+        raise error
 
 
 @pytest.mark.slow
