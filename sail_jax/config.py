@@ -98,8 +98,7 @@ class Objective(Section):
     """The share of the labeller's (or the data's) labels that is taken to be wrong: P counts as
     (1 - s) P + s (1 - P)."""
     exploration: Literal['none', 'xpo', 'selm'] = 'none'
-    """A term that is added, of one more response y to each context, drawn from the reference (or
-    the group's, with `sampling.opponent`):
+    """A term that is added, of one more response y to each context, drawn from the reference:
     `xpo`, -alpha log pi(y) (arXiv 2405.21046); `selm`, -alpha beta log(pi(y) / pi_ref(y)) (arXiv
     2405.19332). Both push the policy away from what the reference would say, against the KL
     penalty, whose coefficient is better 0 beside it."""
@@ -286,12 +285,9 @@ class Trained(Settings):
         return 'highest'
 
 
-class Run(Trained):
-    """What every workload that is trained from preferences has."""
+class Seeded(Trained):
+    """What several seeds and values of settings can be trained of at once."""
 
-    objective: Objective = Objective()
-    divergence: Divergence = Divergence()
-    optimizer: Optimizer = Optimizer()
     seeds: (
         Annotated[int, Field(ge=1, le=MAX_MEMBERS)]
         | Annotated[tuple[Seed, ...], Field(min_length=1)]
@@ -300,6 +296,18 @@ class Run(Trained):
     """Train several seeds, each as if alone: a number (from `seed` on), or the seeds; in control
     side by side, in language in turn."""
     sweep: Sweep = Sweep()
+
+
+class Aligned(Trained):
+    """What learning from preferences takes."""
+
+    objective: Objective = Objective()
+    divergence: Divergence = Divergence()
+    optimizer: Optimizer = Optimizer()
+
+
+class Run(Seeded, Aligned):
+    """What every workload that is trained from preferences has."""
 
     @property
     def draws_reference(self) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sail_jax import scalars
-from sail_jax.config import MAX_MEMBERS, Run, Settings, Sweep
+from sail_jax.config import MAX_MEMBERS, Run, Section, Seeded, Settings
 from sail_jax.errors import UserError
 
 SECTIONS = {
@@ -27,7 +27,7 @@ class Member:
     name: str
     """Of its directory within the sweep's; empty for a run alone."""
     run: Any
-    """A `config.Trained`; of a sweep, a `config.Run` without seeds and swept values."""
+    """A `config.Trained`; of a sweep, a `config.Seeded` without seeds and swept values."""
 
     def directory(self, run_dir: Path) -> Path:
         """Where its rows go; for a run alone, the run directory itself."""
@@ -51,7 +51,7 @@ class Members:
         Raises:
           UserError: there are more than `MAX_MEMBERS`, or seeds beyond int32.
         """
-        if not isinstance(run, Run) or (run.seeds is None and not _values(run.sweep)):
+        if not isinstance(run, Seeded) or (run.seeds is None and not _values(run.sweep)):
             return cls(run, (Member('', run),), sweep=False)
         return cls(run, tuple(_combinations(run)), sweep=True)
 
@@ -78,9 +78,7 @@ def check(run: Run) -> None:
     Raises:
       UserError: naming the keys.
     """
-    members = Members.of(run).each
-    if len({member.name for member in members}) < len(members):
-        raise UserError('seeds, sweep: the same run twice')
+    members = check_names(run)
     penalised = {member.run.divergence.coefficient > 0 for member in members}
     if len(penalised) > 1 and run.divergence.states == 'reference':
         raise UserError(
@@ -89,11 +87,23 @@ def check(run: Run) -> None:
         )
 
 
-def _values(sweep: Sweep) -> dict[str, tuple[float, ...]]:
+def check_names(run: Seeded) -> tuple[Member, ...]:
+    """The members, each of which has a directory of its own.
+
+    Raises:
+      UserError: two of them are the same run.
+    """
+    members = Members.of(run).each
+    if len({member.name for member in members}) < len(members):
+        raise UserError('seeds, sweep: the same run twice')
+    return members
+
+
+def _values(sweep: Section) -> dict[str, tuple[float, ...]]:
     return {key: values for key, values in sweep.model_dump().items() if values}
 
 
-def _combinations(run: Run) -> list[Member]:
+def _combinations(run: Seeded) -> list[Member]:
     swept = _values(run.sweep)
     if isinstance(run.seeds, int):
         seeds, number = range(run.seed, run.seed + run.seeds), run.seeds
@@ -114,7 +124,7 @@ def _combinations(run: Run) -> list[Member]:
     ]
 
 
-def _member(run: Run, values: dict[str, float], seed: int) -> Member:
+def _member(run: Seeded, values: dict[str, float], seed: int) -> Member:
     data = run.model_dump() | {'seeds': None, 'sweep': {}, 'seed': seed}
     for key, value in values.items():
         section = SECTIONS[key]

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 
-from sail_jax.core import update
 from sail_jax.core.types import Metrics, State
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.training import checkpoint, devices, hosts, setup, signals
@@ -152,14 +151,7 @@ class Loop:
             return job.task.dispatch
         began = time.perf_counter()
         self.bar.stage('compiling the update')
-        assert job.task.workload is not None  # A task without one has its own dispatch.
-        program = update.make_dispatch(
-            job.task.workload,
-            job.members.shared,
-            job.task.updates_per_dispatch,
-            job.layout.shardings,
-            job.members.sweep,
-        )
+        program = setup.make_program(job.members, job.task, job.layout.shardings)
         program = compiled(program, self.state)
         self.recorder.compile_s = time.perf_counter() - began
         return program

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from sail_jax.core import update
 from sail_jax.sweep import Members
 from sail_jax.training import setup
 from sail_jax.training.task import Task
@@ -66,14 +65,7 @@ def of_task(run: Any, task: Task, mesh: Mesh, pairs: int, steps: int, episode: i
     members = Members.of(run)
     layout = setup.Layout.of(members, task)
     state = layout.state
-    assert task.workload is not None
-    program = update.make_dispatch(
-        task.workload,
-        members.shared,
-        task.updates_per_dispatch,
-        layout.shardings,
-        members.sweep,
-    )
+    program = setup.make_program(members, task, layout.shardings)
     seed, hyper = state.seed, state.hyper
     evaluate = Program(
         name='evaluate',

@@ -8,7 +8,6 @@ import numpy as np
 
 from sail_jax import configfile
 from sail_jax.core.types import Metrics
-from sail_jax.core.update import OF_PAIRS
 from sail_jax.errors import TrainingFailed
 from sail_jax.files import ROOM, writing
 from sail_jax.sweep import Member
@@ -116,7 +115,7 @@ class Recorder:
         times, compile_s = self._times(updates=steps.size * count)
         rows = [
             [
-                self.position(int(step), int(labels[m, i])) | _of_update(host, m, i) | times
+                self.position(int(step), int(labels[m, i])) | self._of_update(host, m, i) | times
                 for i, step in enumerate(steps)
             ]
             for m in range(count)
@@ -127,6 +126,14 @@ class Recorder:
         self._note_failures(rows, skipped_in_a_row, int(steps[-1]))
         self._notices.updates(rows)
         return rows
+
+    def _of_update(self, numbers: dict[str, np.ndarray], member: int, update: int) -> MetricsRow:
+        """What an update gave; NaN of what there was nothing for is left out."""
+        return {
+            f'train/{name}': float(value[member, update])
+            for name, value in numbers.items()
+            if not (name in self._task.absent and np.isnan(value[member, update]))
+        }
 
     def _times(self, updates: int) -> tuple[MetricsRow, float]:
         """The throughput since the last rows, and the seconds of compilation, which it is without.
@@ -184,12 +191,3 @@ class Recorder:
             for writer in writers:
                 if isinstance(writer, metrics.JsonLines):
                     writer.require_written()
-
-
-def _of_update(numbers: dict[str, np.ndarray], member: int, update: int) -> MetricsRow:
-    """What an update gave; NaN of what there were no pairs for is left out."""
-    return {
-        f'train/{name}': float(value[member, update])
-        for name, value in numbers.items()
-        if not (name in OF_PAIRS and np.isnan(value[member, update]))
-    }

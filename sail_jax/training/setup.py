@@ -97,13 +97,23 @@ def _init(members: Members, task: Task) -> Callable[[Policy, jax.Array, Hyper], 
 
     def init(start: Policy, seed: jax.Array, hyper: Hyper) -> State:
         if task.init is not None:
-            return task.init(start, seed)
+            return task.init(start, seed)._replace(hyper=hyper)
         assert task.workload is not None  # A task without one has its own `init`.
         return update.init(
             task.workload, members.shared, Policies(start, start), seed=seed, hyper=hyper
         )
 
     return jax.vmap(init) if members.sweep else init
+
+
+def make_program(members: Members, task: Task, shardings: State) -> Any:
+    """The jitted function of a dispatch, where the host has no part in it."""
+    if task.program is not None:
+        return task.program(shardings, members.sweep)
+    assert task.workload is not None  # A task without one has its own.
+    return update.make_dispatch(
+        task.workload, members.shared, task.updates_per_dispatch, shardings, members.sweep
+    )
 
 
 def identity(members: Members, task: Task) -> tuple[Any, Hyper]:

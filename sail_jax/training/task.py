@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from sail_jax.core.types import Hyper, Metrics, Policy, State, Workload
+from sail_jax.core.update import OF_PAIRS
 
 
 class Start(Protocol):
@@ -54,6 +55,19 @@ class Dispatch(Protocol):
         ...
 
 
+class MakeProgram(Protocol):
+    """Makes the compiled program of a dispatch, `update.make_dispatch` of another update."""
+
+    def __call__(self, shardings: State, sweep: bool, /) -> Any:
+        """A jitted function as of `Dispatch`.
+
+        Args:
+          shardings: of the state, before and after.
+          sweep: the state's leaves lead with the members of a sweep.
+        """
+        ...
+
+
 class InitState(Protocol):
     """Makes the first state; pure, so that it can be traced for its shapes."""
 
@@ -79,7 +93,7 @@ class Task(NamedTuple):
     """What the host needs of a workload."""
 
     workload: Workload | None
-    """None where `init` and `dispatch` do all of its work."""
+    """None where `init`, and `dispatch` or `program`, do all of its work."""
     shardings: Shardings
     start: Start
     abstract_policy: Policy
@@ -107,8 +121,13 @@ class Task(NamedTuple):
     """Makes or loads `State.shared`, which no checkpoint holds."""
     dispatch: Dispatch | None = None
     """Stands in for the compiled program where the host has a part in every update."""
+    program: MakeProgram | None = None
+    """Stands in for `update.make_dispatch` where an update is no step of the preference objective.
+    """
+    absent: tuple[str, ...] = OF_PAIRS
+    """Numbers of updates that are left out where they are NaN, since there was nothing for them."""
     init: InitState | None = None
-    """Stands in for `update.init` where there is no reference."""
+    """Stands in for `update.init`; `State.hyper` is set afterwards."""
     hyper: Callable[[Any], Any] = Hyper.of
     """`State.hyper` of a configuration."""
     digests: Callable[[], dict[str, str]] = dict
