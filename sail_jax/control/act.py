@@ -1,5 +1,6 @@
 """A trained policy as a function, for a loop of one's own."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import sail_jax.control.compat  # noqa: F401
@@ -10,7 +11,7 @@ from brax.envs.base import Env
 
 from sail_jax.control import contract, envs
 from sail_jax.control import policy as control_policy
-from sail_jax.control.config import ControlRun
+from sail_jax.control.policy import ActorNetworks
 from sail_jax.core import precision
 from sail_jax.core.types import Policy
 from sail_jax.errors import UserError
@@ -32,15 +33,23 @@ class Act(Protocol):
         ...
 
 
-def make(run: ControlRun, policy: Policy, deterministic: bool, env: Env | None = None) -> Act:
+def make(
+    run: Any,
+    policy: Policy,
+    deterministic: bool,
+    env: Env | None = None,
+    make_networks: Callable[[Env, Any], ActorNetworks] = control_policy.make_networks,
+) -> Act:
     """The policy as a function from observations to actions.
 
     Args:
+      run: says the environment and the networks.
       deterministic: the mode of the distribution, instead of a sample of it.
       env: the environment that `train` was given, if it was.
+      make_networks: of the environment and the run.
     """
     env = envs.make(run.env) if env is None else contract.sound(env)
-    networks = control_policy.make_networks(env, run)
+    networks = make_networks(env, run)
     shapes = control_policy.observation_shape(env)
 
     @jax.jit

@@ -85,11 +85,11 @@ def make_task(
     return task.make(run, env, segment_reward)
 
 
-def require(run: ControlRun, run_dir: Path, handed: Mapping[str, Any], doing: Doing) -> None:
+def require(run: Any, run_dir: Path, handed: Mapping[str, Any], doing: Doing) -> None:
     """Refuses a run to which Python handed what is missing now."""
     names = {'env': run.env.name if run.env.backend == PYTHON else None}
     if doing in ('train', 'resume'):
-        names['segment_reward'] = run.segment_reward
+        names['segment_reward'] = getattr(run, 'segment_reward', None)
     recorded = {key: name for key, name in names.items() if name is not None}
     if recorded.keys() - handed.keys():
         what = ' and '.join(f'{key} {name}' for key, name in recorded.items())
@@ -114,6 +114,7 @@ def render(
     stochastic: bool = False,
     start: bool = False,
     env: Env | None = None,
+    **networks: Any,
 ) -> Episode:
     """An episode; arguments and errors as of `sail_jax.control.render.render`."""
     from sail_jax.control import render
@@ -128,6 +129,7 @@ def render(
         name=saved.run_dir.resolve().name,
         whose='policy before training' if start else trained,
         env=env,
+        **networks,
     )
 
 
@@ -152,12 +154,14 @@ def export(
     return export.export_brax(saved.run, policy, out, env)
 
 
-def load_policy(saved: Saved, *, deterministic: bool = True, env: Env | None = None) -> Act:
+def load_policy(
+    saved: Saved, *, deterministic: bool = True, env: Env | None = None, **networks: Any
+) -> Act:
     """A function from observations to actions; see `sail_jax.control.act.make`."""
     from sail_jax.control import act
 
     policy, _ = saved.policies()
-    return act.make(saved.run, policy, deterministic, env)
+    return act.make(saved.run, policy, deterministic, env, **networks)
 
 
 CONTROL = Kind(

@@ -4,24 +4,24 @@ A lane ends at its first `done`, or where the simulator returns something that i
 comes after it is simulated all the same, and not looked at.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import sail_jax.control.compat  # noqa: F401
 
 import jax
 import jax.numpy as jnp
 from brax.envs.base import Env, State
-from brax.training.agents.ppo.networks import PPONetworks
 
+from sail_jax.control.policy import NetworksT
 from sail_jax.core.divergence import Gaussian
 
 
-class World(NamedTuple):
+class World(NamedTuple, Generic[NetworksT]):
     """Where policies act; the same for a whole run."""
 
     env: Env
     """Bare: without episode limit, batching or automatic reset."""
-    networks: PPONetworks
+    networks: NetworksT
     episode_length: int
     """Env steps after which an episode is cut off."""
 

@@ -4,7 +4,7 @@ Parameters are Brax's own, so that `(policy.statistics, policy.params['policy'])
 `brax.training.agents.ppo.networks.make_inference_fn` takes, and the other way round.
 """
 
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import sail_jax.control.compat  # noqa: F401
 
@@ -14,10 +14,24 @@ from brax.envs.base import Env
 from brax.training import networks as brax_networks
 from brax.training.acme import running_statistics, specs
 from brax.training.agents.ppo import networks as ppo_networks
+from brax.training.distribution import ParametricDistribution
 
 from sail_jax.control.config import ControlRun
 from sail_jax.core.divergence import Gaussian
 from sail_jax.core.types import Policy
+
+
+class ActorNetworks(Protocol):
+    """What acting takes of Brax's networks, PPO's or SAC's."""
+
+    @property
+    def policy_network(self) -> brax_networks.FeedForwardNetwork: ...
+
+    @property
+    def parametric_action_distribution(self) -> ParametricDistribution: ...
+
+
+NetworksT = TypeVar('NetworksT', bound=ActorNetworks)
 
 
 def observation_shape(env: Env) -> Any:
@@ -60,7 +74,7 @@ def init(key: jax.Array, env: Env, networks: ppo_networks.PPONetworks, run: Cont
     return Policy(params=params, statistics=running_statistics.init_state(spec))
 
 
-def actions(networks: ppo_networks.PPONetworks, policy: Policy, obs: Any) -> Gaussian:
+def actions(networks: ActorNetworks, policy: Policy, obs: Any) -> Gaussian:
     """The normal over actions before the squash, for observations of any batch shape."""
     logits = networks.policy_network.apply(policy.statistics, policy.params['policy'], obs)
     dist: Any = networks.parametric_action_distribution.create_dist(logits)

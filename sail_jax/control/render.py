@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Callable
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -12,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from brax.base import System
 from brax.envs.base import Env, PipelineEnv
-from brax.training.agents.ppo.networks import PPONetworks
 
 from sail_jax.control import envs
 from sail_jax.control import policy as control_policy
-from sail_jax.control.config import ControlRun
+from sail_jax.control.policy import ActorNetworks
 from sail_jax.core import precision
 from sail_jax.core.types import Policy
 from sail_jax.episode import Episode
@@ -45,7 +45,7 @@ class Drive(NamedTuple):
 
 # parameters: those of the command, and what the page says of the policy
 def render(
-    run: ControlRun,
+    run: Any,
     policy: Policy,
     seed: int,
     stochastic: bool,
@@ -53,14 +53,17 @@ def render(
     name: str = 'episode',
     whose: str = 'policy',
     env: Env | None = None,
+    make_networks: Callable[[Env, Any], ActorNetworks] = control_policy.make_networks,
 ) -> Episode:
     """An episode as a web page, and its return under the true reward.
 
     Args:
+      run: says the environment and the networks.
       seed: of the start state and the noise.
       name: of the run, for the page.
       whose: which policy that is, for the page.
       env: the environment that `train` was given, if it was.
+      make_networks: of the environment and the run.
 
     Raises:
       UserError: the environment is not one of Brax's.
@@ -68,7 +71,7 @@ def render(
     env = envs.make(run.env) if env is None else env
     if not isinstance(env, PipelineEnv):
         raise UserError(f'render: only Brax environments have this viewer, not {run.env.backend}')
-    networks = control_policy.make_networks(env, run)
+    networks = make_networks(env, run)
     record = precision.traced_at(precision.resolved(run))(_drive)
     drive = record(env, networks, run.env.episode_length, policy, seed, stochastic)
     shown = {
@@ -89,7 +92,7 @@ def render(
 
 def _drive(
     env: PipelineEnv,
-    networks: PPONetworks,
+    networks: ActorNetworks,
     episode_length: int,
     policy: Policy,
     seed: int,

@@ -13,10 +13,10 @@ import sail_jax.control.compat  # noqa: F401
 import jax
 import jax.numpy as jnp
 from brax.envs.base import Env, State
-from brax.training.agents.ppo.networks import PPONetworks
 
 from sail_jax.control import policy as control_policy
 from sail_jax.control.lanes import Lanes, World, advance, begin, grouped, sampled_action, select
+from sail_jax.control.policy import ActorNetworks
 from sail_jax.core.divergence import Gaussian, gaussian_kl
 from sail_jax.core.keys import split_rows
 from sail_jax.core.types import Policies, Policy
@@ -72,7 +72,7 @@ Actor = Callable[[Any], Gaussian]
 
 
 def make_actor(
-    networks: PPONetworks, policies: Policies, by_reference_BxL: jax.Array | None = None
+    networks: ActorNetworks, policies: Policies, by_reference_BxL: jax.Array | None = None
 ) -> Actor:
     """The reference in the lanes that are said, the policy in the others.
 

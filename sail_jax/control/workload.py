@@ -109,7 +109,7 @@ def make(
 
 
 def make_sample(
-    world: World,
+    world: World[PPONetworks],
     run: ControlRun,
     mesh: Mesh,
     segment_reward: SegmentReward | None,
