@@ -24,6 +24,7 @@ from sail_jax.meanings import MEANINGS
 ROOT = Path(__file__).parents[1]
 KINDS = {
     'control': ('Control', 'quickstart.yaml'),
+    'sac': ('Soft actor-critic', 'control/sac/cheetah_run.yaml'),
     'language': ('Language', 'language/qwen2.5-0.5b-ultrafeedback.yaml'),
     'sft': ('Supervised stage', 'language/sft.yaml'),
     'reward': ('Reward model', 'language/reward.yaml'),

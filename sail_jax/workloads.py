@@ -6,6 +6,7 @@ from typing import Any
 from sail_jax.bandit.kind import BANDIT
 from sail_jax.config import Settings
 from sail_jax.control.kind import CONTROL
+from sail_jax.control.sac.kind import SAC
 from sail_jax.errors import UserError
 from sail_jax.kind import Command, Kind
 from sail_jax.language.kind import LANGUAGE
@@ -13,7 +14,7 @@ from sail_jax.language.quickstart.kind import QUICKSTART
 from sail_jax.language.reward.stage.kind import REWARD
 from sail_jax.language.sft.kind import SFT
 
-KINDS = (CONTROL, BANDIT, SFT, REWARD, LANGUAGE, QUICKSTART)
+KINDS = (CONTROL, SAC, BANDIT, SFT, REWARD, LANGUAGE, QUICKSTART)
 """Those of this package; a file that names no workload is of the first."""
 
 _registered: dict[str, Kind] = {}

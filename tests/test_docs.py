@@ -13,7 +13,13 @@ PAGES = sorted(
     for path in (ROOT / 'docs').rglob('*.md')
     if not {'_build', 'generated'} & set(path.relative_to(ROOT).parts)
 )
-FILES = ('quickstart', 'language/qwen2.5-0.5b-ultrafeedback', 'language/sft', 'language/reward')
+FILES = (
+    'quickstart',
+    'control/sac/cheetah_run',
+    'language/qwen2.5-0.5b-ultrafeedback',
+    'language/sft',
+    'language/reward',
+)
 KEYS = {
     key
     for name in FILES

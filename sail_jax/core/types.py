@@ -228,8 +228,6 @@ class Workload(NamedTuple):
       predict_reference: the reference's distributions on it.
       compare: log-probabilities and KLs of policy and reference on it.
       group_size: K.
-      opponents: how many of a group's responses, the last ones, the reference draws where the
-        policy draws the others. Their distribution has no gradient.
       init: makes the sampler's first state.
       auxiliary_loss: what is learnt besides the policy.
       refresh_updates: updates after which the reference becomes the policy; None keeps it.
@@ -239,8 +237,6 @@ class Workload(NamedTuple):
         budget ends. Baselines are then over all rows, see `score.advantages`.
       bounded: the entry of the policy's parameters that `optimizer.param_bound` bounds; None is all
         of them.
-      stacked: the entry of the policy's parameters whose arrays are stacks of layers; see
-        `optimizer.make`.
       mesh: devices over whose `data` axis rows are split while each holds the whole policy. The
         gradient is then computed in parts, each device on its rows, and added up by one all-reduce;
         see `gradient.make`. None leaves the split to the compiler.
@@ -250,14 +246,12 @@ class Workload(NamedTuple):
     predict_reference: PredictReference
     compare: Compare
     group_size: int
-    opponents: int = 0
     init: InitSampler = no_sampler_state
     auxiliary_loss: AuxiliaryLoss = no_auxiliary_loss
     refresh_updates: int | None = None
     reference_kept: float = 0.0
     abstains: bool = False
     bounded: str | None = None
-    stacked: str | None = None
     mesh: Mesh | None = None
 
 

@@ -118,7 +118,7 @@ def test_control_has_what_its_loop_has():
 
 def test_workloads_that_train_nothing_by_updates_have_no_plan():
     with_plan = workloads.names('plan')
-    assert with_plan.split(', ')[:4] == ['control', 'bandit', 'sft', 'reward']
+    assert with_plan.split(', ')[:4] == ['control', 'sac', 'bandit', 'sft']
     assert 'language-quickstart' not in with_plan.split(', ')
     with pytest.raises(UserError, match='a landscape learns nothing'):
         bandit_programs.programs(runs.load(ROOT / 'configs' / 'bandit' / 'landscape.yaml'))

@@ -1,0 +1,1 @@
+"""Soft actor-critic: the off-policy learner of the paper's control experiments."""

@@ -1,0 +1,45 @@
+"""A soft actor-critic run that is as small as can be, and rows of a replay."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from sail_jax import configfile
+from sail_jax.control.sac.config import SacRun
+from sail_jax.control.sac.replay import Transition
+
+SETTINGS: dict[str, Any] = {
+    'workload': 'sac',
+    'total_env_steps': 160,
+    'updates_per_dispatch': 2,
+    'env': {'episode_length': 15},
+    'actor': {'hidden': [8]},
+    'critic': {'hidden': [8]},
+    'rollout': {'envs': 2, 'steps': 10, 'random_env_steps': 40, 'update_to_data': 0.5},
+    'replay': {'capacity': 100, 'batch': 16},
+    'reference': {'refresh_env_steps': 60},
+    'evaluation': {'every_updates': 4, 'episodes': 2},
+    'checkpoints': {'every_updates': 4},
+    'logging': {'tensorboard': False},
+}
+
+
+def run(**settings: Any) -> SacRun:
+    """The configuration with other settings, by dotted keys or as sections."""
+    return configfile.update(SacRun.model_validate(SETTINGS), settings)
+
+
+def row(t: int, envs: int = 2, ended: bool = False, sound: bool = True) -> Transition:
+    """Step t of every environment, whose numbers all say which: 3 of an observation, 1 of an
+    action."""
+    number = jnp.arange(envs) + 100.0 * t
+    return Transition(
+        obs=jnp.tile(number[:, None], (1, 3)),
+        action=-jnp.tile(number[:, None], (1, 1)),
+        reward=number,
+        true_reward=number,
+        next_obs=jnp.tile(number[:, None] + 100, (1, 3)),
+        terminated=jnp.zeros(envs, bool),
+        ended=jnp.full(envs, ended),
+        sound=jnp.full(envs, sound),
+    )
