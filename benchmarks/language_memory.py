@@ -66,25 +66,28 @@ def longest_rows(run: LanguageRun, mesh: Mesh) -> workload.PromptBatch:
     )
 
 
-def needs(compiled: jax.stages.Compiled, seconds: float, architecture: Architecture) -> Program:
+def needs(
+    compiled: jax.stages.Compiled, seconds: float, architecture: Architecture, mesh: Mesh
+) -> Program:
     memory = compiled.memory_analysis()
     return Program(
         memory.argument_size_in_bytes,
         memory.output_size_in_bytes - memory.alias_size_in_bytes,
         memory.temp_size_in_bytes,
         round(seconds, 1),
-        vocabulary_tokens(compiled.as_text(), architecture),
+        vocabulary_tokens(compiled.as_text(), architecture, mesh),
     )
 
 
-def vocabulary_tokens(hlo: str, architecture: Architecture) -> int:
+def vocabulary_tokens(hlo: str, architecture: Architecture, mesh: Mesh) -> int:
     """Tokens of the largest array [tokens..., vocabulary or a device's part of it] in a program.
 
     Arrays that are as wide as the model too are the embedding, the output matrix, their gradients.
     """
     V, D = architecture.vocab_size, architecture.hidden_size
-    parts = {V // n for n in (1, 2, 4, 8)}
-    widths = {D // n for n in (1, 2, 4, 8)}
+    fsdp, tensor = mesh.shape['fsdp'], mesh.shape['tensor']
+    splits = {1, fsdp, tensor, fsdp * tensor}
+    parts, widths = ({size // n for n in splits} for size in (V, D))
     shapes = {
         tuple(map(int, dims.split(','))) for dims in re.findall(r'(?:f32|bf16)\[([\d,]+)\]', hlo)
     }
@@ -137,7 +140,7 @@ def compile_update(run: LanguageRun, lowered: Lowered) -> dict[str, Any]:
     mesh, architecture = lowered.mesh, lowered.architecture
     taken = stopwatch()
     draw = lowered.draw.compile()
-    drawing = needs(draw, taken(), architecture)
+    drawing = needs(draw, taken(), architecture, mesh)
     sampled, _ = checkpoint.abstract_like(draw.out_info, draw.output_shardings)
     scores = jax.ShapeDtypeStruct((run.prompts_per_update, run.group_size), jnp.float32)
     taken = stopwatch()
@@ -148,7 +151,7 @@ def compile_update(run: LanguageRun, lowered: Lowered) -> dict[str, Any]:
         'mesh': dict(mesh.shape),
         'state_bytes': lowered.state_bytes,
         'draw': drawing._asdict(),
-        'learn': needs(learn, taken(), architecture)._asdict(),
+        'learn': needs(learn, taken(), architecture, mesh)._asdict(),
         'response_tokens': responses // rows,
         'logits_of_the_batch_bytes': 4 * responses * architecture.vocab_size // rows,
     }
