@@ -99,17 +99,23 @@ def export(opened: OpenedModel, out: Path, adapter: bool = False, dtype: str | N
         raise UserError('--adapter: the run trained all parameters (model.train: full)')
     if adapter:
         return lora.save(opened.decoder, opened.decoders.settings.lora, out, settings.path)
-    kept = jnp.dtype(dtype) if dtype else None
-    weights.save(opened.merged, out, source=settings.path, dtype=kept)
+    with files.new_directory(out) as directory:  # Whole, with what is added to its configuration.
+        weights.fill(opened.merged, directory, settings.path, jnp.dtype(dtype) if dtype else None)
+        _complete(opened.run, directory)
+    return out
+
+
+def _complete(run: LanguageRun | SupervisedRun, out: Path) -> None:
+    """What of an export is not its source's."""
+    settings = run.model
     if isinstance(settings, SupervisedModel) and settings.tokenizer is not None:
         companions.copy(settings.tokenizer, out)
     _write_defaults(out, settings.chat_template_kwargs)
     tokenizer = tokens.load(out, **settings.template)
-    if isinstance(opened.run, RewardRun):
+    if isinstance(run, RewardRun):
         _name_padding(out, tokenizer)
     else:
         _name_end(out, tokenizer)
-    return out
 
 
 def _write_defaults(out: Path, variables: Variables) -> None:

@@ -13,6 +13,7 @@ from flax import nnx
 from sail_jax import files, runs
 from sail_jax.core.types import Policy
 from sail_jax.errors import TrainingFailed, UserError
+from sail_jax.language import export
 from sail_jax.language.data import tokens
 from sail_jax.language.data.dataset import Example
 from sail_jax.language.data.rows import DataRow
@@ -277,9 +278,31 @@ def test_a_model_that_a_full_disk_does_not_take_is_left_by_a_resume(text, tmp_pa
         with pytest.raises(TrainingFailed, match=f'run/{MODEL}: cannot be written .*--resume'):
             runs.train(run, path, quiet=True)
     assert not (path / MODEL).exists()
+    # What processes leave that were killed while they wrote one, or put it in the other's place.
+    for name in (f'{MODEL}.abc.partial', f'{MODEL}.before', MODEL):
+        (path / name / 'half').mkdir(parents=True)
     result = runs.train(run, path, resume=True, quiet=True)
     decoder = weights.load(path / MODEL)
     jax.tree.map(np.testing.assert_array_equal, nnx.state(decoder), result.policy.params)
+    assert [each.name for each in path.glob(f'{MODEL}*')] == [MODEL]
+
+
+def test_an_export_is_there_whole_or_not_at_all(text, tmp_path, monkeypatch):
+    """Also where what fails is the last thing to be written, after the weights."""
+    run = settings(text)
+    decoders = export.decoders_of(run)
+    opened = export.OpenedModel(run, decoders, decoders.start(0), ())
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, '_name_end', killed)
+        with pytest.raises(KeyboardInterrupt):
+            export.export(opened, tmp_path / 'out')
+    assert list(tmp_path.iterdir()) == []
+    export.export(opened, tmp_path / 'out')
+    assert tokens.load(tmp_path / 'out').eos_ids == tokens.load(text).eos_ids
 
 
 def test_resumes_bit_for_bit(text, tmp_path):

@@ -32,6 +32,8 @@ SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 WEIGHTS: dict[str, str] = dict.fromkeys(('kernel', 'scale', 'embedding'), 'weight')
 """Parameters of another name than their tensors."""
 HEAD, SCORE = 'lm_head.weight', 'score.weight'
+SHARD = 5 * 10**9
+"""Bytes of the largest file that is written."""
 ROWS = 2**12
 """Of the output matrix that are compared at once."""
 
@@ -157,7 +159,7 @@ def save(
     *,
     source: str | Path | None = None,
     dtype: jnp.dtype | None = None,
-    shard_bytes: int = 5 * 10**9,
+    shard_bytes: int = SHARD,
 ) -> Path:
     """Writes a directory that `transformers` loads.
 
@@ -177,7 +179,7 @@ def save(
     if nnx.to_flat_state(nnx.state(decoder, nnx.LoRAParam)):
         raise ValueError('the model has an adapter; save lora.merge(model)')
     with files.new_directory(path) as partial:
-        _save(decoder, partial, source, dtype, shard_bytes)
+        fill(decoder, partial, source, dtype, shard_bytes)
     return path
 
 
@@ -189,14 +191,14 @@ def hand_over(decoder: Decoder) -> None:
         _whole(values[place.parameter], place)
 
 
-def _save(
+def fill(
     decoder: Decoder,
     to: Path,
-    source: str | Path | None,
-    dtype: jnp.dtype | None,
-    shard_bytes: int,
+    source: str | Path | None = None,
+    dtype: jnp.dtype | None = None,
+    shard_bytes: int = SHARD,
 ) -> None:
-    """Fills a directory; arguments as of `save`."""
+    """Writes into a directory that is there and empty; arguments and errors as of `save`."""
     config = _copy_companions(decoder, source, to)
     values = parameters(decoder)
     # A score is float32 beside weights of any type.

@@ -156,8 +156,11 @@ def leave_model(run: SupervisedRun, run_dir: Path, result: Result) -> None:
         weights.hand_over(opened.merged)
         return
     before = path.with_name(f'{MODEL}.before')  # Of a resumed run; kept until there is another.
+    for half in run_dir.glob(f'{MODEL}.*.partial'):  # Of a process that was killed.
+        shutil.rmtree(half, ignore_errors=True)
     with writing(path, ROOM):
         if path.exists():
+            shutil.rmtree(before, ignore_errors=True)
             path.rename(before)
         export.export(opened, path)
     shutil.rmtree(before, ignore_errors=True)
