@@ -30,7 +30,10 @@ def made(builder: Callable[[], Any], directory: Path) -> tuple[Any, dict[str, An
         except OSError as error:
             # Another process may have been faster.
             if not builder().is_prepared():
-                raise UserError(f'{directory}: {error.strerror or error}') from None
+                raise UserError(
+                    f'{directory}: {error.strerror or error}; data are prepared there, or where '
+                    'XDG_CACHE_HOME says'
+                ) from None
         records = builder()
         if not records.info.splits:
             raise ValueError('dataset_info.json is missing')

@@ -151,6 +151,12 @@ def test_damaged_rows_of_the_cache_are_one_line(tokenizer, tmp_path, name, damag
     assert '\n' not in str(e.value)
 
 
+def test_a_cache_that_takes_nothing_says_where_another_is_named(tokenizer, tmp_path):
+    file = small.data(tmp_path / 'train.jsonl', pairs=True)
+    with pytest.raises(UserError, match='^/dev/null/.*: Not a directory; .* XDG_CACHE_HOME says'):
+        dataset.prepare(settings(file), 'preference', tokenizer, '/dev/null/cache')
+
+
 def test_rows_that_are_gone_while_they_are_read_are_one_line(tokenizer, tmp_path):
     file = small.data(tmp_path / 'train.jsonl', pairs=True)
     prepared = dataset.prepare(settings(file), 'preference', tokenizer, tmp_path / 'cache')
