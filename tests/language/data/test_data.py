@@ -153,7 +153,7 @@ def test_damaged_rows_of_the_cache_are_one_line(tokenizer, tmp_path, name, damag
 
 def test_a_cache_that_takes_nothing_says_where_another_is_named(tokenizer, tmp_path):
     file = small.data(tmp_path / 'train.jsonl', pairs=True)
-    with pytest.raises(UserError, match='^/dev/null/.*: Not a directory; .* XDG_CACHE_HOME says'):
+    with pytest.raises(UserError, match=r'^/dev/null/.*: Not a directory; .* XDG_CACHE_HOME says'):
         dataset.prepare(settings(file), 'preference', tokenizer, '/dev/null/cache')
 
 
