@@ -39,7 +39,19 @@ EXTENSION = (
     'sail_jax.training.task',
     'sail_jax.language.model.families',
 )
-COMMANDS = ('plan', 'evaluate', 'plot', 'render', 'generate', 'export', 'metrics', 'doctor')
+COMMANDS = (
+    'plan',
+    'evaluate',
+    'plot',
+    'render',
+    'generate',
+    'export',
+    'labels export',
+    'reward export',
+    'reward evaluate',
+    'metrics',
+    'doctor',
+)
 INT_MAX = 2**31 - 1
 """The bound of every integer; not worth a word."""
 SECTIONS = ('Args', 'Returns', 'Raises', 'Attributes', 'Yields')
@@ -149,7 +161,7 @@ def _escaped(text: str) -> str:
 def commands() -> str:
     """What `--help` of every command prints."""
     lines = ['# What `--help` prints', '']
-    for name in ((), *((command,) for command in COMMANDS)):
+    for name in ((), *map(str.split, COMMANDS)):
         done = subprocess.run(
             [sys.executable, '-m', 'sail_jax.cli', *name, '--help'],
             capture_output=True,

@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from sail_jax.language.reward.protocols import Judge, Reward
     from sail_jax.plots import plot
     from sail_jax.runs import evaluate, load, open_run, train
-    from sail_jax.saved import export, generate, load_policy, render
+    from sail_jax.saved import (
+        evaluate_reward,
+        export,
+        export_labels,
+        export_reward,
+        generate,
+        load_policy,
+        render,
+    )
     from sail_jax.training.result import Result
     from sail_jax.workloads import register
 
@@ -29,7 +37,10 @@ __all__ = [
     'TrainingFailed',
     'UserError',
     'evaluate',
+    'evaluate_reward',
     'export',
+    'export_labels',
+    'export_reward',
     'generate',
     'load',
     'load_policy',
@@ -48,7 +59,10 @@ MODULES = {
     'Kind': 'sail_jax.kind',
     'Result': 'sail_jax.training.result',
     'Reward': 'sail_jax.language.reward.protocols',
+    'evaluate_reward': 'sail_jax.saved',
     'export': 'sail_jax.saved',
+    'export_labels': 'sail_jax.saved',
+    'export_reward': 'sail_jax.saved',
     'generate': 'sail_jax.saved',
     'load_policy': 'sail_jax.saved',
     'plot': 'sail_jax.plots',

@@ -14,6 +14,7 @@ from sail_jax import (
     meanings,
     option_types,
     reports,
+    reward_commands,
     runs,
     saved,
     terminal,
@@ -41,6 +42,8 @@ SAIL-RevKL: online alignment of policies from preferences.
   sail-jax export runs/aligned aligned-hf
   sail-jax export runs/aligned hf://me/aligned --private
   sail-jax generate runs/aligned "Tell me a story"
+  sail-jax labels export runs/learned answers.jsonl
+  sail-jax reward evaluate runs/learned
   sail-jax metrics
   sail-jax doctor
 """
@@ -76,6 +79,7 @@ def run(arguments: list[str]) -> int:
         _add_render,
         _add_export,
         _add_generate,
+        reward_commands.add,
         _add_metrics,
         _add_doctor,
     ):

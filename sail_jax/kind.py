@@ -30,7 +30,18 @@ if TYPE_CHECKING:
 
 Doing = Literal['train', 'resume', 'evaluate', 'open']
 """What somebody wants of a run."""
-Command = Literal['evaluate', 'plot', 'render', 'export', 'generate', 'load_policy', 'plan']
+Command = Literal[
+    'evaluate',
+    'plot',
+    'render',
+    'export',
+    'generate',
+    'load_policy',
+    'plan',
+    'export_labels',
+    'export_reward',
+    'evaluate_reward',
+]
 """The commands, and functions of Python, that not every workload knows."""
 
 
@@ -169,6 +180,14 @@ class Kind:
     generate: Callable[Concatenate[Path, Sequence[str], ...], list[list[str]]] | None = None
     """`(path, prompts, **options) -> responses`, [N][samples], as `sail_jax.generate`; the path is
     that of a run, or of a model that others have trained."""
+    export_labels: Callable[Concatenate[Saved, Path, ...], Path] | None = None
+    """`(saved, out, **handed)` writes the pairs that a run has asked about, with their answers, and
+    returns where."""
+    export_reward: Callable[Concatenate[Saved, Path, ...], Path] | None = None
+    """`(saved, out, **handed)` writes the reward that a run has learned, and returns where."""
+    evaluate_reward: Callable[Concatenate[Saved, ...], Any] | None = None
+    """`(saved, *, reward, episodes, **handed)` holds a learned reward against the true one; see
+    `sail_jax.saved.evaluate_reward`."""
     load_policy: Callable[Concatenate[Saved, ...], Callable[..., Any]] | None = None
     """`(saved, *, deterministic, **handed)` gives a policy as a function from what it sees to what
     it does."""

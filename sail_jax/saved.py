@@ -13,6 +13,7 @@ from sail_jax.errors import UserError
 from sail_jax.kind import Command, Saved
 
 if TYPE_CHECKING:
+    from sail_jax.control.reward.evaluate import RewardReport
     from sail_jax.episode import Episode
 
 
@@ -93,6 +94,60 @@ def load_policy(
     """
     load, saved, handed = _saved(Path(run_dir), best, 'load_policy', handed)
     return load(saved, deterministic=deterministic, **handed)
+
+
+def export_labels(run_dir: str | Path, out: str | Path, **handed: Any) -> Path:
+    """Writes the pairs of segments that a control run has asked its teacher about, with the
+    answers, for `reward.answers` of another run.
+
+    Args:
+      out: a file: JSON lines, or an ArrayRecord of the same rows if it ends in `.arrayrecord`; see
+        `sail_jax.control.reward.answers`.
+      **handed: the environment that `train` was called with.
+
+    Raises:
+      UserError: no such run, or one whose reward is not learned (`labeller.source`).
+      TrainingFailed: the file cannot be written.
+    """
+    write, saved, handed = _saved(Path(run_dir), False, 'export_labels', handed)
+    return write(saved, Path(out), **handed)
+
+
+def export_reward(run_dir: str | Path, out: str | Path, **handed: Any) -> Path:
+    """Writes the reward that a control run has learned, for `reward.path` of another run.
+
+    Args:
+      out: a file, safetensors.
+      **handed: the environment that `train` was called with.
+
+    Raises:
+      UserError, TrainingFailed: as of `export_labels`.
+    """
+    write, saved, handed = _saved(Path(run_dir), False, 'export_reward', handed)
+    return write(saved, Path(out), **handed)
+
+
+def evaluate_reward(
+    run_dir: str | Path, reward: str | Path | None = None, episodes: int = 32, **handed: Any
+) -> RewardReport:
+    """Holds a learned reward against the true one: on episodes of a control run's policy and of the
+    policy that it started from, and on their segments.
+
+    Args:
+      reward: a file of `export_reward`, or another run's directory; None is the run's own.
+      episodes: of each policy.
+      **handed: the environment that `train` was called with.
+
+    Returns:
+      Its `numbers` and a scatter plot, `picture`.
+
+    Raises:
+      UserError: as of `export_labels`; the reward is of another environment.
+    """
+    hold, saved, handed = _saved(Path(run_dir), False, 'evaluate_reward', handed)
+    episodes = _integer('episodes', episodes, at_least=2)
+    where = None if reward is None else Path(reward)
+    return hold(saved, reward=where, episodes=episodes, **handed)
 
 
 # parameters: those of the command, all but the first two by name

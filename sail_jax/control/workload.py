@@ -19,6 +19,7 @@ from sail_jax.control.config import ControlRun, SegmentTeacher
 from sail_jax.control.judgement import SegmentReward
 from sail_jax.control.lanes import World
 from sail_jax.control.reward import rounds
+from sail_jax.control.reward.state import ContextsAndReward
 from sail_jax.control.rollout import Contexts, Segments
 from sail_jax.core import labellers, objective
 from sail_jax.core.divergence import Gaussian, gaussian_kl
@@ -72,13 +73,13 @@ def make(
     world, labeller = World(env, networks, run.env.episode_length), run.labeller
     learning = rounds.make(world, run, mesh, segment_reward) if run.learns_reward else None
 
-    def init(key: jax.Array) -> Contexts | rounds.ContextsAndReward:
+    def init(key: jax.Array) -> Contexts | ContextsAndReward:
         B, T = run.rollout.contexts, run.rollout.segment_length
         contexts = rollout.init_contexts(env, row_keys(key, B), run.env.episode_length, T)
         if learning is None:
             return contexts
         # The number after those of the rows.
-        return rounds.ContextsAndReward(contexts, learning.init(jax.random.fold_in(key, B)))
+        return ContextsAndReward(contexts, learning.init(jax.random.fold_in(key, B)))
 
     def predict_reference(policies: Policies, inputs: ControlInputs) -> Gaussian:
         return control_policy.actions(networks, policies.reference, inputs.obs)
@@ -140,7 +141,7 @@ def make_sample(
         metrics, after = _of_segments(segments, K), contexts
         if learning is not None:
             rewarded = learning.learn(sampler.reward, segments, jax.random.fold_in(label_key, B))
-            segments, after = rewarded.segments, rounds.ContextsAndReward(contexts, rewarded.reward)
+            segments, after = rewarded.segments, ContextsAndReward(contexts, rewarded.reward)
             metrics |= rewarded.metrics
         judged = judgement.judged(world.networks, judge, judge_reward, policy, segments)
         preferences = labellers.label(row_keys(label_key, B), judged.returns, judge.labeller)

@@ -243,6 +243,24 @@ def restore_policy(directory: Path, abstract: Policy, best: bool = False) -> Pol
         return policy
 
 
+def restore_rest(directory: Path, abstract: State) -> dict[str, Any]:
+    """All of the newest readable checkpoint but its policies, by the fields of `State`; nothing is
+    set aside. Empty arrays are None.
+
+    Raises:
+      UserError: if there is none.
+    """
+
+    def read(step: int) -> dict[str, Any]:
+        args = ocp.args.Composite(
+            training=ocp.args.StandardRestore(_training(abstract)), meta=ocp.args.JsonRestore()
+        )
+        return _read(manager, step, args)['training']
+
+    with open_manager(directory) as manager:
+        return _first_readable(manager, _newest_first(manager), read)[1]
+
+
 def require_own(directory: Path, settings: dict[str, Any]) -> None:
     """Looks at the newest checkpoint's settings before anything is read that they decide the shape
     of; what is damaged is left to `restore`.

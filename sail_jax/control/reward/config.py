@@ -1,5 +1,6 @@
 """Settings of a learned reward, and of the questions that it is learned from."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -22,7 +23,7 @@ class Questions(Section):
     """Questions of a round."""
     budget: int = Field(default=250, ge=0, le=2**20)
     """Questions of the whole run, those that the teacher skips included. Once it is spent, training
-    goes on with the reward as it is."""
+    goes on with the reward as it is; 0 leaves what `reward.path` and `reward.answers` give."""
     every_env_steps: int = Field(default=2000, ge=1, le=2**40)
     """Env steps between rounds, rounded up to whole updates; the first comes with the first
     update."""
@@ -45,4 +46,9 @@ class RewardEnsemble(Section):
     stop_accuracy: float = Field(default=0.97, gt=0, le=1)
     """A round's fit ends after a pass in which the members had more than this share of the answers
     right."""
+    path: Path | None = None
+    """A file of `sail-jax reward export`: what the ensemble starts as; none is a new one."""
+    answers: Path | None = None
+    """Answered pairs, a file of `sail-jax labels export`: the first update fits the ensemble on
+    them, and later rounds on them and their own."""
     questions: Questions = Questions()

@@ -141,6 +141,8 @@ def fit(
         return Fit(fitted=fitted, accuracy=accuracy.mean(), passes=now.passes + 1)
 
     start = Fit(fitted=fitted, accuracy=jnp.zeros(()), passes=jnp.zeros((), jnp.int32))
+    if len(pairs.weight) == 0:
+        return start
     return jax.lax.while_loop(going_on, body, start)
 
 

@@ -6,6 +6,7 @@ Axes: B contexts, K segments from each, C candidates, Q questions of a round, N 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import sail_jax.control.compat  # noqa: F401
@@ -19,42 +20,17 @@ from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.control.judgement import SegmentReward
 from sail_jax.control.lanes import World
+from sail_jax.control.reward import answers, questions, state, weights
 from sail_jax.control.reward import ensemble as reward_ensemble
-from sail_jax.control.reward import questions
-from sail_jax.control.reward.ensemble import Comparisons, Ensemble, Fitted, margins, observed
-from sail_jax.control.rollout import Contexts, Segments
+from sail_jax.control.reward.answers import Widths
+from sail_jax.control.reward.ensemble import Comparisons, Ensemble, margins, observed
+from sail_jax.control.reward.state import LearnedReward
+from sail_jax.control.rollout import Segments
 from sail_jax.core import bradley_terry, labellers
 from sail_jax.core.keys import row_keys
 from sail_jax.core.types import Metrics
+from sail_jax.errors import UserError
 from sail_jax.training import devices
-
-
-class LearnedReward(NamedTuple):
-    """The ensemble, and all that it has been told."""
-
-    fitted: Fitted
-    answers: Comparisons
-    """Of all questions of the run, N places; those to come are empty."""
-    margin_N: jax.Array
-    """By how much the first's return was larger in the ensemble's eyes when the pair was asked
-    about, before it learned the answer."""
-    update_N: jax.Array
-    """The update that asked, from 1 on; 0 of an empty place."""
-    asked: jax.Array
-    """Questions so far, int32."""
-    updates: jax.Array
-    """So far, int32."""
-    accuracy: jax.Array
-    """`ensemble.Fit.accuracy` of the newest fit."""
-    passes: jax.Array
-    """Of the newest update's fit."""
-
-
-class ContextsAndReward(NamedTuple):
-    """What the next batch of a run with a learned reward depends on, besides its policies."""
-
-    contexts: Contexts
-    reward: LearnedReward
 
 
 class Shown(NamedTuple):
@@ -82,7 +58,7 @@ class Learning(NamedTuple):
     """The functions of a run whose reward is learned."""
 
     init: Callable[[jax.Array], LearnedReward]
-    """`key -> LearnedReward`: an ensemble that knows nothing."""
+    """`key -> LearnedReward`: before any question."""
     learn: Callable[[LearnedReward, Segments, jax.Array], Rewarded]
     """`(reward, segments, key) -> Rewarded`: asks and fits where a round is due, then rewards the
     segments."""
@@ -91,16 +67,35 @@ class Learning(NamedTuple):
 def make(
     world: World, run: ControlRun, mesh: Mesh, segment_reward: SegmentReward | None
 ) -> Learning:
-    """The functions of a run; arguments as of `workload.make`."""
-    env, K = world.env, run.rollout.group_size
+    """The functions of a run; arguments as of `workload.make`.
+
+    Raises:
+      UserError: a file that the reward begins with cannot be used; observations are no vectors.
+    """
+    env, K, settings = world.env, run.rollout.group_size, run.reward
     obs_shape = control_policy.observation_shape(env)
-    ensemble = reward_ensemble.make(run.reward, obs_shape, env.action_size)
-    ask = make_ask(run, ensemble, mesh)
+    if len(observed(obs_shape)) != 1:
+        raise UserError(
+            f'labeller.source: reward: observations of shape {observed(obs_shape)}; a learned '
+            'reward needs vectors'
+        )
+    widths = Widths(obs=observed(obs_shape)[0], action=env.action_size)
+    ensemble = reward_ensemble.make(settings, obs_shape, env.action_size)
+    start = None
+    if settings.path is not None:
+        abstract = jax.eval_shape(ensemble.init, jax.random.key(0)).params
+        start = weights.load(settings.path, abstract)
+    prior = state.nothing(*widths)
+    if settings.answers is not None:
+        prior = answers.read(settings.answers, widths)
+    ask = make_ask(run, ensemble, mesh, prior)
     postprocess = world.networks.parametric_action_distribution.postprocess
 
     def init(key: jax.Array) -> LearnedReward:
-        width = *observed(obs_shape), env.action_size
-        return _nothing(ensemble.init(key), run, width)
+        fitted = ensemble.init(key)
+        if start is not None:
+            fitted = fitted._replace(params=jax.tree.map(jnp.asarray, start))
+        return state.begun(fitted, prior, settings.questions.budget, run.rollout.segment_length)
 
     def learn(reward: LearnedReward, segments: Segments, key: jax.Array) -> Rewarded:
         obs, action = observed(segments.obs), postprocess(segments.raw_action)
@@ -124,33 +119,16 @@ def make(
     return Learning(init=init, learn=learn)
 
 
-def _nothing(fitted: Fitted, run: ControlRun, width: tuple[int, int]) -> LearnedReward:
-    """Before any question; `width` of observations and actions."""
-    N, T = run.reward.questions.budget, run.rollout.segment_length
-    number = lambda: jnp.zeros((), jnp.int32)  # The state is donated: each has its own.
-    return LearnedReward(
-        fitted=fitted,
-        answers=Comparisons(
-            obs=jnp.zeros((N, 2, T, width[0])),
-            action=jnp.zeros((N, 2, T, width[1])),
-            mask=jnp.zeros((N, 2, T)),
-            prob=jnp.zeros(N),
-            weight=jnp.zeros(N),
-        ),
-        margin_N=jnp.zeros(N),
-        update_N=jnp.zeros(N, jnp.int32),
-        asked=number(),
-        updates=number(),
-        accuracy=jnp.zeros(()),
-        passes=number(),
-    )
-
-
 def make_ask(
-    run: ControlRun, ensemble: Ensemble, mesh: Mesh
+    run: ControlRun, ensemble: Ensemble, mesh: Mesh, prior: Comparisons
 ) -> Callable[[LearnedReward, Shown, jax.Array], LearnedReward]:
-    """The function that an update begins with: a round where one is due, else nothing."""
-    settings, N = run.reward.questions, run.reward.questions.budget
+    """The function that an update begins with: a round where one is due, else nothing.
+
+    Args:
+      prior: answers that there are before the first update, which fits them.
+    """
+    settings, P = run.reward.questions, len(prior.weight)
+    N, told = P + settings.budget, P > 0 or run.reward.path is not None
 
     def answered(
         reward: LearnedReward, shown: Shown, key: jax.Array, number: jax.Array
@@ -167,18 +145,19 @@ def make_ask(
             weight=nothing,
         )
         margin_MxC = margins(ensemble, reward.fitted.params, pairs)
-        chosen_Q = questions.pick(settings, pick_key, margin_MxC, first=reward.asked == 0)
+        first = (reward.asked == 0) & (not told)
+        chosen_Q = questions.pick(settings, pick_key, margin_MxC, first)
         take = lambda tree: jax.tree.map(lambda x: x[chosen_Q], tree)
         prob, weight = teacher(run, answer_key, take(candidates))
         number_Q = jnp.arange(len(chosen_Q))
         # Those beyond the budget have no place.
-        place_Q = jnp.where(number_Q < number, reward.asked + number_Q, N)
-        put = lambda places, new: places.at[place_Q].set(new, mode='drop')
+        place_Q = jnp.where(number_Q < number, P + reward.asked + number_Q, N)
+        put = partial(_put, place_Q)
         new = take(pairs)._replace(prob=prob, weight=weight)
         return reward._replace(
             answers=jax.tree.map(put, reward.answers, new),
             margin_N=put(reward.margin_N, margin_MxC.mean(0)[chosen_Q]),
-            update_N=put(reward.update_N, reward.updates + 1),
+            update_N=put(reward.update_N, jnp.full(len(chosen_Q), reward.updates + 1)),
             asked=reward.asked + number,
         )
 
@@ -194,11 +173,19 @@ def make_ask(
 
         # A loop that goes round once or not at all: under `vmap`, as of seeds side by side, a
         # `cond` would fit in every update and throw the result away.
-        start = number > 0, reward._replace(passes=jnp.zeros_like(reward.passes))
+        due = (number > 0) | ((reward.updates == 0) & (P > 0))
+        start = due, reward._replace(passes=jnp.zeros_like(reward.passes))
         _, reward = jax.lax.while_loop(lambda now: now[0], once, start)
         return reward._replace(updates=reward.updates + 1)
 
     return ask
+
+
+def _put(place_Q: jax.Array, places: jax.Array, new: jax.Array) -> jax.Array:
+    """Puts answers in their places, whose segments may be longer, those of a file for example."""
+    sizes = (len(new), *places.shape[1:])
+    new = jnp.pad(new, [(0, size - now) for size, now in zip(sizes, new.shape, strict=True)])
+    return places.at[place_Q].set(new, mode='drop')
 
 
 def _candidates(shown: Shown, key: jax.Array, count: int, mesh: Mesh) -> Shown:
@@ -241,14 +228,14 @@ def metrics(reward: LearnedReward, reward_MxBxKxT: jax.Array, shown: Shown) -> M
     Args:
       reward_MxBxKxT: of each member, 0 where masked.
     """
-    answers = reward.answers
-    count = jnp.maximum(answers.weight.sum(), 1)
-    loss_N = bradley_terry.cross_entropy(reward.margin_N, answers.prob)
-    known = bradley_terry.calibration(reward.margin_N, answers.prob, answers.weight)
+    margin_N, prob_N = reward.margin_N, reward.answers.prob
+    own_N = reward.answers.weight * (reward.update_N > 0)
+    loss_N = bradley_terry.cross_entropy(margin_N, prob_N)
+    known = bradley_terry.calibration(margin_N, prob_N, own_N)
     predicted_BxK = reward_MxBxKxT.mean(0).sum(-1)
     return {
-        'answer_accuracy': bradley_terry.accuracy(reward.margin_N, answers.prob, answers.weight),
-        'answer_loss': (answers.weight * loss_N).sum() / count,
+        'answer_accuracy': bradley_terry.accuracy(margin_N, prob_N, own_N),
+        'answer_loss': (own_N * loss_N).sum() / jnp.maximum(own_N.sum(), 1),
         **{f'answer_{name}': value for name, value in known.items()},
         'fit_accuracy': reward.accuracy,
         'fit_passes': reward.passes,

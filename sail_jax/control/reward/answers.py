@@ -1,0 +1,154 @@
+"""Answered pairs as a file: a row a question, as JSON lines or as an ArrayRecord of the same rows.
+
+    {"obs": [[[...], ...], [[...], ...]], "action": [[[...], ...], [[...], ...]],
+     "choice": 1.0, "source": "teacher", "env_steps": 8192}
+
+`obs` and `action` have the two segments, each [T, O] and [T, A] with as many steps as happened;
+`choice` is the probability that the first is better (0, 1/2 for "the same", 1), null where nobody
+could tell; `source` says who answered, `env_steps` when it was asked.
+"""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from sail_jax import files
+from sail_jax.control.reward.ensemble import Comparisons
+from sail_jax.control.reward.state import LearnedReward
+from sail_jax.errors import UserError, one_line
+
+ARRAY_RECORD = '.arrayrecord'
+MAX_ROW = 2**24
+"""Bytes."""
+
+
+class Widths(NamedTuple):
+    """Entries of an observation and of an action."""
+
+    obs: int
+    action: int
+
+
+def rows(reward: LearnedReward, source: str, env_steps_per_update: int) -> Iterator[dict[str, Any]]:
+    """The questions that a run has asked, in their order.
+
+    Args:
+      reward: on the host.
+      source: who answered.
+    """
+    answers = reward.answers
+    for n in np.flatnonzero(np.asarray(reward.update_N)):
+        steps = np.asarray(answers.mask[n]).sum(-1).astype(int)
+        both = lambda x, n=n, steps=steps: [
+            np.asarray(x[n, i, : steps[i]]).tolist() for i in (0, 1)
+        ]
+        yield {
+            'obs': both(answers.obs),
+            'action': both(answers.action),
+            'choice': float(answers.prob[n]) if answers.weight[n] else None,
+            'source': source,
+            'env_steps': int(reward.update_N[n]) * env_steps_per_update,
+        }
+
+
+def write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    """Writes a file; an ArrayRecord where its name ends so, else JSON lines.
+
+    Raises:
+      TrainingFailed: it cannot be written.
+    """
+    lines = [json.dumps(row).encode() for row in rows]
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix != ARRAY_RECORD:
+            path.write_bytes(b''.join(line + b'\n' for line in lines))
+            return
+        # A row a group, so that any of them is read by itself.
+        writer = ArrayRecordWriter(str(path), 'group_size:1')
+        for line in lines:
+            writer.write(line)
+        writer.close()
+
+
+def read(path: Path, widths: Widths) -> Comparisons:
+    """Reads a file of `write`, or of anybody who writes such rows; padded to its longest segment.
+
+    Raises:
+      UserError: it cannot be read or has no row; a row is not one, or of another environment.
+    """
+    dataset = grain.MapDataset.source(_records(path)).map_with_index(
+        partial(_decoded, path, widths)
+    )
+    read_rows: list[dict[str, Any]] = [dataset[i] for i in range(len(dataset))]  # pyright: ignore[reportAssignmentType]
+    if not read_rows:
+        raise UserError(f'{path}: no answers')
+    N, T = len(read_rows), max(len(obs) for row in read_rows for obs in row['obs'])
+    obs = np.zeros((N, 2, T, widths.obs), np.float32)
+    action = np.zeros((N, 2, T, widths.action), np.float32)
+    mask = np.zeros((N, 2, T), np.float32)
+    for n, row in enumerate(read_rows):
+        for i in (0, 1):
+            steps = len(row['obs'][i])
+            obs[n, i, :steps], action[n, i, :steps] = row['obs'][i], row['action'][i]
+            mask[n, i, :steps] = 1
+    told = [row['choice'] for row in read_rows]
+    numbers: tuple[Any, ...] = obs, action, mask
+    prob: Any = np.asarray([0.5 if choice is None else choice for choice in told], np.float32)
+    weight: Any = np.asarray([choice is not None for choice in told], np.float32)
+    return Comparisons(*numbers, prob=prob, weight=weight)
+
+
+def _records(path: Path) -> Any:
+    """A sequence of bytes."""
+    if path.suffix != ARRAY_RECORD:
+        return [line for line in files.lines(path, MAX_ROW) if line.strip()]
+    files.check(path)
+    try:
+        return grain.sources.ArrayRecordDataSource(str(path))
+    except Exception as error:  # Of a library in C++, whatever the damage happens to hit.
+        raise UserError(f'{path}: cannot be read ({one_line(error)})') from None
+
+
+def _decoded(path: Path, widths: Widths, index: int, record: bytes) -> dict[str, Any]:
+    """A row with its arrays."""
+    where = f'{path}:{index + 1}'
+    try:
+        row = json.loads(record)
+    except (ValueError, RecursionError):
+        raise UserError(f'{where}: not JSON') from None
+    if not isinstance(row, dict):
+        raise UserError(f'{where}: expected an object, got {type(row).__name__}')
+    obs = _segments(where, row, 'obs', widths.obs)
+    action = _segments(where, row, 'action', widths.action)
+    if any(len(a) != len(b) for a, b in zip(obs, action, strict=True)):
+        raise UserError(f'{where}: action: as many steps as obs are needed')
+    choice = row.get('choice')
+    number = isinstance(choice, int | float) and not isinstance(choice, bool)
+    if choice is not None and not (number and 0 <= choice <= 1):
+        raise UserError(f'{where}: choice: should be null or from 0 to 1, got {choice!r:.40}')
+    return {'obs': obs, 'action': action, 'choice': choice}
+
+
+def _segments(where: str, row: dict[str, Any], key: str, width: int) -> list[np.ndarray]:
+    both = row.get(key)
+    if not isinstance(both, list) or len(both) != 2:
+        raise UserError(f'{where}: {key}: expected two segments')
+    try:
+        arrays = [np.asarray(segment, np.float32) for segment in both]
+    except (ValueError, TypeError):
+        raise UserError(f'{where}: {key}: expected rows of numbers, all of one length') from None
+    for array in arrays:
+        if array.ndim != 2 or not len(array) or array.shape[1] != width:
+            raise UserError(
+                f'{where}: {key}: a segment of shape {array.shape}; this environment needs '
+                f'(steps, {width})'
+            )
+        if not np.isfinite(array).all():
+            raise UserError(f'{where}: {key}: NaN or infinity')
+    return arrays

@@ -1,0 +1,135 @@
+"""How a learned reward ranks behaviour: against the true return, on segments and on episodes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import sail_jax.control.compat  # noqa: F401
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from brax.envs.base import Env
+
+from sail_jax.control import policy as control_policy
+from sail_jax.control import rollout
+from sail_jax.control.config import ControlRun
+from sail_jax.control.lanes import World
+from sail_jax.control.reward import ensemble as reward_ensemble
+from sail_jax.control.reward.ensemble import observed
+from sail_jax.control.rollout import Contexts
+from sail_jax.core import precision
+from sail_jax.core.keys import EVALUATE, row_keys, split_rows, stream
+from sail_jax.core.types import Policies, Policy
+from sail_jax.plots import COLORS, Picture
+
+
+class Played(NamedTuple):
+    """Stochastic episodes of one policy, [N, T]; 0 after their ends."""
+
+    true_NxT: np.ndarray
+    learned_NxT: np.ndarray
+    """The members' mean."""
+    spread_NxT: np.ndarray
+    """Their standard deviation."""
+    mask_NxT: np.ndarray
+
+
+class RewardReport(NamedTuple):
+    """What became of an evaluation of a reward."""
+
+    numbers: Mapping[str, float]
+    """`segments` and `episodes`, how many there were; of each `..._correlation`, Pearson's of true
+    and learned returns, and `..._rank_correlation`, Spearman's; `spread`, the mean over steps."""
+    picture: Picture
+    """Learned against true returns."""
+
+
+def evaluate(
+    run: ControlRun,
+    env: Env,
+    params: Any,
+    policies: Mapping[str, Policy],
+    episodes: int,
+) -> RewardReport:
+    """Runs episodes of each policy from the same start states, and compares returns.
+
+    Args:
+      params: of the reward ensemble.
+      policies: by what the picture calls them.
+      episodes: of each.
+    """
+    played = {name: play(run, env, params, policy, episodes) for name, policy in policies.items()}
+    length = run.rollout.segment_length
+    points = {
+        'segments': {name: in_segments(one, length) for name, one in played.items()},
+        'episodes': {
+            name: in_segments(one, run.env.episode_length) for name, one in played.items()
+        },
+    }
+    numbers: dict[str, float] = {}
+    for what, by_policy in points.items():
+        true, learned = np.concatenate(list(by_policy.values()), 1)
+        one = what.removesuffix('s')
+        numbers[what] = len(true)
+        ranks = [scipy.stats.rankdata(x) for x in (true, learned)]
+        numbers[f'{one}_correlation'] = float(np.corrcoef(true, learned)[0, 1])
+        numbers[f'{one}_rank_correlation'] = float(np.corrcoef(*ranks)[0, 1])
+    steps = sum(one.mask_NxT.sum() for one in played.values())
+    numbers['spread'] = float(sum(one.spread_NxT.sum() for one in played.values()) / steps)
+    return RewardReport(numbers, draw(points, numbers))
+
+
+def play(run: ControlRun, env: Env, params: Any, policy: Policy, episodes: int) -> Played:
+    """Whole episodes, and what the ensemble makes of them."""
+    networks = control_policy.make_networks(env, run)
+    world = World(env, networks, run.env.episode_length)
+    shape = control_policy.observation_shape(env)
+    ensemble = reward_ensemble.make(run.reward, shape, env.action_size)
+
+    @jax.jit
+    @precision.traced_at(precision.resolved(run))
+    def played(params: Any, policy: Policy) -> tuple[jax.Array, ...]:
+        reset_B, act_B = split_rows(row_keys(stream(run.seed, EVALUATE), episodes), 2)
+        contexts = Contexts(rollout.reset(env, reset_B), jnp.zeros(episodes, jnp.int32))
+        actor = rollout.make_actor(networks, Policies(policy, policy))
+        segments, _ = rollout.segments(
+            world, actor, contexts, act_B, lanes=1, segment_length=run.env.episode_length
+        )
+        action = networks.parametric_action_distribution.postprocess(segments.raw_action)
+        reward = ensemble.predict(params, observed(segments.obs), action) * segments.mask
+        each = segments.reward, reward.mean(0), reward.std(0), segments.mask
+        return jax.tree.map(lambda x: x[:, 0], each)
+
+    return Played(*jax.device_get(played(params, policy)))
+
+
+def in_segments(episodes: Played, length: int) -> np.ndarray:
+    """True and learned returns of the segments of so many steps that episodes are made of, [2, N];
+    the last of an episode may be shorter."""
+    steps = episodes.mask_NxT.shape[1]
+
+    def summed(x_NxT: np.ndarray) -> np.ndarray:
+        padded = np.pad(x_NxT, ((0, 0), (0, -steps % length)))
+        return padded.reshape(-1, length).sum(-1)
+
+    happened = summed(episodes.mask_NxT) > 0
+    return np.stack([summed(x)[happened] for x in (episodes.true_NxT, episodes.learned_NxT)])
+
+
+def draw(points: Mapping[str, Mapping[str, np.ndarray]], numbers: Mapping[str, float]) -> Picture:
+    """Learned against true returns, a panel for segments and one for episodes."""
+    picture = Picture(figsize=(9, 4.2), layout='constrained')
+    axes: Sequence[Any] = picture.subplots(1, len(points))
+    for axis, (what, by_policy) in zip(axes, points.items(), strict=True):
+        for color, (name, (true, learned)) in zip(COLORS, by_policy.items(), strict=False):
+            axis.scatter(true, learned, s=8, alpha=0.4, lw=0, color=color, label=name)
+        one = what.removesuffix('s')
+        pearson, rank = numbers[f'{one}_correlation'], numbers[f'{one}_rank_correlation']
+        axis.set_title(f'{what}: correlation {pearson:.2f}, of ranks {rank:.2f}', fontsize=10)
+        axis.set_xlabel('true return')
+        axis.grid(alpha=0.3)
+        axis.spines[['top', 'right']].set_visible(False)
+    axes[0].set_ylabel('learned return')
+    axes[0].legend(frameon=False, markerscale=2, fontsize=9)
+    return picture

@@ -1,0 +1,92 @@
+"""What can be made of the reward that a run has learned: files, an evaluation."""
+
+from pathlib import Path
+
+import sail_jax.control.compat  # noqa: F401
+
+import jax
+from brax.envs.base import Env
+
+from sail_jax import configfile
+from sail_jax.control import contract, envs, task
+from sail_jax.control import policy as control_policy
+from sail_jax.control.config import ControlRun
+from sail_jax.control.reward import answers, evaluate, weights
+from sail_jax.control.reward import ensemble as reward_ensemble
+from sail_jax.control.reward.evaluate import RewardReport
+from sail_jax.control.reward.state import LearnedReward
+from sail_jax.errors import UserError
+from sail_jax.kind import Saved
+from sail_jax.sweep import Members
+from sail_jax.training import checkpoint, setup
+
+
+def learned(run: ControlRun, run_dir: Path, env: Env | None) -> LearnedReward:
+    """Of a run's newest checkpoint.
+
+    Raises:
+      UserError: it has none; it is a sweep, or its reward is not learned.
+    """
+    members = Members.of(run)
+    if members.sweep:
+        one = members.each[0].directory(run_dir)
+        raise UserError(f'{run_dir}: a sweep; name one of its runs, e.g. {one}')
+    if not run.learns_reward:
+        raise UserError(
+            f'{run_dir}: labeller.source: {run.labeller.source}; a reward is learned from '
+            'answers with labeller.source: reward'
+        )
+    layout = setup.Layout.of(members, task.make(run, env))
+    rest = checkpoint.restore_rest(run_dir / 'checkpoints', layout.state)
+    return jax.device_get(rest['sampler'].reward)
+
+
+def export_answers(saved: Saved, out: Path, env: Env | None = None) -> Path:
+    """Writes the pairs that the run has asked about; see `answers.write`."""
+    labeller, reward = saved.run.labeller, learned(saved.run, saved.run_dir, env)
+    if not reward.asked:
+        raise UserError(f'{saved.run_dir}: its teacher was asked nothing yet')
+    rows = answers.rows(reward, labeller.kind, saved.run.env_steps_per_update)
+    answers.write(out, rows)
+    return out
+
+
+def export_reward(saved: Saved, out: Path, env: Env | None = None) -> Path:
+    """Writes the ensemble; see `weights.save`."""
+    name = f'{saved.run.env.name} ({saved.run.env.backend})'
+    weights.save(out, learned(saved.run, saved.run_dir, env).fitted.params, saved.run.reward, name)
+    return out
+
+
+def evaluate_reward(
+    saved: Saved, *, reward: Path | None, episodes: int, env: Env | None = None
+) -> RewardReport:
+    """Holds a reward against the true one on the behaviour of a run's policies.
+
+    Args:
+      reward: a file, or another run's directory; None is the run's own.
+      episodes: of the run's policy, and of the one that it started from.
+    """
+    run: ControlRun = saved.run
+    made = envs.make(run.env) if env is None else contract.sound(env)
+    if reward is None or reward.is_dir():
+        directory = reward or saved.run_dir
+        whose: ControlRun = runs_of(directory) if reward else run
+        settings, params = whose.reward, learned(whose, directory, env).fitted.params
+    else:
+        settings = weights.settings(reward)
+        shape = control_policy.observation_shape(made)
+        ensemble = reward_ensemble.make(settings, shape, made.action_size)
+        abstract = jax.eval_shape(ensemble.init, jax.random.key(0)).params
+        params = weights.load(reward, abstract)
+    trained, start = saved.policies()
+    policies = {'start policy': start, 'trained policy': trained}
+    run = run.model_copy(update={'reward': settings})
+    return evaluate.evaluate(run, made, params, policies, episodes)
+
+
+def runs_of(run_dir: Path) -> ControlRun:
+    """The configuration of a control run."""
+    path = run_dir / 'config.yaml'
+    data, node = configfile.read_yaml(path)
+    return configfile.validate(ControlRun, data, path, node)

@@ -1,0 +1,78 @@
+"""What a run with a learned reward carries from one update to the next."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sail_jax.control.reward.ensemble import Comparisons, Fitted
+from sail_jax.control.rollout import Contexts
+
+
+class LearnedReward(NamedTuple):
+    """The ensemble, and all that it has been told."""
+
+    fitted: Fitted
+    answers: Comparisons
+    """Those of `reward.answers`, then a place for each question of the run, N in all; those to come
+    are empty."""
+    margin_N: jax.Array
+    """By how much the first's return was larger in the ensemble's eyes when the pair was asked
+    about, before it learned the answer."""
+    update_N: jax.Array
+    """The update that asked, from 1 on; 0 of an empty place, and of a pair from a file."""
+    asked: jax.Array
+    """Questions so far, int32."""
+    updates: jax.Array
+    """So far, int32."""
+    accuracy: jax.Array
+    """`ensemble.Fit.accuracy` of the newest fit."""
+    passes: jax.Array
+    """Of the newest update's fit."""
+
+
+class ContextsAndReward(NamedTuple):
+    """What the next batch of a run with a learned reward depends on, besides its policies."""
+
+    contexts: Contexts
+    reward: LearnedReward
+
+
+def begun(fitted: Fitted, prior: Comparisons, budget: int, steps: int) -> LearnedReward:
+    """Before any question.
+
+    Args:
+      prior: answers that there are already, P of them.
+      budget: questions to come.
+      steps: of their segments.
+    """
+    P, T = len(prior.weight), max(prior.mask.shape[2], steps)
+    N = P + budget
+    number = lambda: jnp.zeros((), jnp.int32)  # The state is donated: each has its own.
+
+    def places(x: jax.Array) -> jax.Array:
+        after = (N, *x.shape[1:2], T, *x.shape[3:]) if x.ndim > 1 else (N,)
+        return jnp.pad(x, [(0, size - now) for size, now in zip(after, x.shape, strict=True)])
+
+    return LearnedReward(
+        fitted=fitted,
+        answers=jax.tree.map(places, prior),
+        margin_N=jnp.zeros(N),
+        update_N=jnp.zeros(N, jnp.int32),
+        asked=number(),
+        updates=number(),
+        accuracy=jnp.zeros(()),
+        passes=number(),
+    )
+
+
+def nothing(width_obs: int, width_action: int) -> Comparisons:
+    """No answers."""
+    empty = lambda *width: jnp.zeros((0, 2, 0, *width))
+    return Comparisons(
+        obs=empty(width_obs),
+        action=empty(width_action),
+        mask=empty(),
+        prob=jnp.zeros(0),
+        weight=jnp.zeros(0),
+    )

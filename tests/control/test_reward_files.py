@@ -1,0 +1,201 @@
+"""Answered pairs and rewards as files: what runs write, what others begin with, what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import sail_jax
+from sail_jax.control.reward import answers, evaluate, weights
+from sail_jax.control.reward import ensemble as reward_ensemble
+from sail_jax.control.reward.answers import Widths
+from sail_jax.control.reward.config import RewardEnsemble
+from sail_jax.control.reward.evaluate import Played
+from sail_jax.control.reward.state import begun, nothing
+from tests.support.checkpoints import same
+from tests.support.refused import message
+from tests.support.toy import Point, make_run, train
+
+WIDTHS = Widths(obs=2, action=1)
+SETTINGS = RewardEnsemble(hidden=(4,), members=2)
+
+
+def told():
+    """A reward after three of four questions: the first of unlike lengths, the last skipped."""
+    reward = begun((), nothing(*WIDTHS), budget=4, steps=3)
+    rng = np.random.default_rng(0)
+    steps = np.asarray([[3, 2], [3, 3], [1, 3], [0, 0]])
+    mask = (np.arange(3) < steps[..., None]).astype(np.float32)
+    shown = reward.answers._replace(
+        obs=rng.normal(size=(4, 2, 3, 2)).astype(np.float32) * mask[..., None],
+        action=rng.normal(size=(4, 2, 3, 1)).astype(np.float32) * mask[..., None],
+        mask=mask,
+        prob=np.asarray([1, 0.5, 0.5, 0], np.float32),
+        weight=np.asarray([1, 1, 0, 0], np.float32),
+    )
+    return reward._replace(answers=shown, update_N=np.asarray([1, 1, 3, 0]), asked=3)
+
+
+@pytest.mark.parametrize('name', ['answers.jsonl', 'answers.arrayrecord'])
+def test_answers_are_read_as_they_were_given(tmp_path, name):
+    path = tmp_path / 'deep' / name
+    answers.write(path, answers.rows(told(), 'teacher', env_steps_per_update=100))
+    same(answers.read(path, WIDTHS), jax.tree.map(lambda x: x[:3], told().answers))
+
+
+def test_a_row_says_who_answered_and_when(tmp_path):
+    rows = list(answers.rows(told(), 'teacher', env_steps_per_update=100))
+    assert [row['choice'] for row in rows] == [1.0, 0.5, None]
+    assert [row['env_steps'] for row in rows] == [100, 100, 300]
+    assert {row['source'] for row in rows} == {'teacher'}
+    assert [len(segment) for segment in rows[0]['obs']] == [3, 2]
+
+
+def test_a_run_goes_on_from_answers_with_places_for_its_own():
+    reward = begun((), told().answers, budget=2, steps=5)
+    assert reward.answers.obs.shape == (6, 2, 5, 2)
+    same(reward.answers.obs[:4, :, :3], told().answers.obs)
+    assert reward.answers.weight.tolist() == [1, 1, 0, 0, 0, 0]
+    assert not reward.answers.mask[:, :, 3:].any()
+    assert reward.update_N.tolist() == [0] * 6
+
+
+GOOD = {'obs': [[[0.0, 1.0]], [[1.0, 0.0]]], 'action': [[[0.5]], [[0.1]]], 'choice': 1}
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        ({'obs': [[[0.0, 1.0]]]}, ':2: obs: expected two segments'),
+        ({'obs': None}, ':2: obs: expected two segments'),
+        ({'obs': [[[0.0]], [[1.0]]]}, r':2: obs: a segment of shape (1, 1); this environment'),
+        ({'obs': [[], [[1.0, 0.0]]]}, r':2: obs: a segment of shape (0,); this environment needs'),
+        ({'obs': [[[0.0, 1.0], [2.0]], [[1.0, 0.0]]]}, ':2: obs: expected rows of numbers'),
+        ({'obs': [[['x', 'y']], [[1.0, 0.0]]]}, ':2: obs: expected rows of numbers'),
+        ({'action': [[[float('nan')]], [[0.1]]]}, ':2: action: NaN or infinity'),
+        ({'action': [[[0.1], [0.2]], [[0.1]]]}, ':2: action: as many steps as obs'),
+        ({'choice': 2}, ':2: choice: should be null or from 0 to 1, got 2'),
+        ({'choice': True}, ':2: choice: should be null or from 0 to 1, got True'),
+    ],
+)
+def test_a_row_that_is_none_is_one_line(tmp_path, change, said):
+    path = tmp_path / 'answers.jsonl'
+    path.write_text('\n'.join(map(json.dumps, (GOOD, GOOD | change))))
+    assert message(answers.read, path, WIDTHS).startswith(f'{path}{said}')
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'said'),
+    [
+        ('a.jsonl', b'', ': no answers'),
+        ('a.jsonl', b'{"obs"', ':1: not JSON'),
+        ('a.jsonl', b'[1]', ':1: expected an object, got list'),
+        ('a.arrayrecord', b'no such thing', ': cannot be read ('),
+        ('b.jsonl', None, ': No such file'),
+    ],
+)
+def test_a_file_that_is_none_is_one_line(tmp_path, name, content, said):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    assert message(answers.read, path, WIDTHS).startswith(f'{path}{said}')
+
+
+@pytest.fixture(scope='module')
+def params():
+    ours = reward_ensemble.make(SETTINGS, (2,), 1)
+    return jax.device_get(jax.jit(ours.init)(jax.random.key(0)).params)
+
+
+def test_a_reward_is_read_as_it_was_written(tmp_path, params):
+    path = tmp_path / 'reward.safetensors'
+    weights.save(path, params, SETTINGS, 'point (none)')
+    same(weights.load(path, params), params)
+    assert weights.settings(path) == SETTINGS
+
+
+def test_another_reward_is_refused(tmp_path, params):
+    path = tmp_path / 'reward.safetensors'
+    weights.save(path, params, SETTINGS, 'point (none)')
+    other = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), params)
+    said = message(weights.load, path, other)
+    assert said.startswith(
+        f'{path}: a reward of point (none): params.hidden_0.bias is (2, 4); this'
+    )
+    assert said.endswith('reward.members and reward.hidden need (3, 4)')
+    broken = jax.tree.map(lambda x: x * np.nan, params)
+    weights.save(path, broken, SETTINGS, 'point (none)')
+    assert message(weights.load, path, params).endswith('NaN or infinity')
+    path.write_bytes(b'junk')
+    for read in (weights.settings, lambda path: weights.load(path, params)):
+        assert 'cannot be read' in message(read, path)
+    np.savez(path.open('wb'), a=1)
+    assert message(weights.settings, path)
+
+
+def test_returns_of_segments_are_sums_of_what_happened():
+    mask = np.asarray([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], np.float32)
+    true = np.arange(10.0).reshape(2, 5) * mask
+    played = Played(true, -true, 0 * true, mask)
+    np.testing.assert_array_equal(
+        evaluate.in_segments(played, 2), [[1, 5, 4, 11], [-1, -5, -4, -11]]
+    )
+    np.testing.assert_array_equal(evaluate.in_segments(played, 5)[0], [10, 11])
+
+
+LEARNED = {
+    'labeller': {'source': 'reward'},
+    'value': {'terminal': 'learned', 'hidden': [8]},
+    'total_env_steps': 4 * 4 * 3 * 5,
+}
+ROUND = {'candidates': 6, 'per_round': 3, 'budget': 7, 'every_env_steps': 60}
+
+
+@pytest.mark.slow
+def test_from_a_run_to_files_and_back(tmp_path):
+    """Answers and reward of one run are what others begin with, without a question of their own."""
+    none = {**ROUND, 'budget': 0}
+    reward = {'hidden': [8], 'members': 2, 'passes': 5, 'questions': ROUND}
+    train(tmp_path / 'asks', make_run(**LEARNED, reward=reward))
+    answered, fitted = tmp_path / 'answers.jsonl', tmp_path / 'reward.safetensors'
+    sail_jax.export_labels(tmp_path / 'asks', answered, env=Point())
+    sail_jax.export_reward(tmp_path / 'asks', fitted, env=Point())
+    rows = [json.loads(line) for line in answered.read_text().splitlines()]
+    assert [row['env_steps'] for row in rows] == [60] * 3 + [120] * 3 + [180]
+
+    def began(name, **changes):
+        run = make_run(**LEARNED, reward=reward | changes)
+        result = train(tmp_path / name, run)
+        again = tmp_path / f'{name}.safetensors'
+        sail_jax.export_reward(tmp_path / name, again, env=Point())
+        return result, weights._read(again)[1]
+
+    start = weights._read(fitted)[1]
+    fixed, kept = began('fixed', path=str(fitted), questions=none)
+    assert fixed.labels == 0
+    same(kept, start)
+    said = message(lambda: sail_jax.export_labels(tmp_path / 'fixed', answered, env=Point()))
+    assert said == f'{tmp_path / "fixed"}: its teacher was asked nothing yet'
+    offline, learned = began('offline', answers=str(answered), questions=none)
+    assert offline.labels == 0
+    assert offline.update['train/fit_accuracy'] > 0
+    more, _ = began('more', path=str(fitted), answers=str(answered))
+    assert more.labels == 7
+    rows = sail_jax.export_labels(tmp_path / 'more', tmp_path / 'more.jsonl', env=Point())
+    assert len(rows.read_text().splitlines()) == 7
+    with pytest.raises(AssertionError):
+        same(learned, start)
+    # The files are those that the run began with, or it does not go on.
+    longer = make_run(
+        **LEARNED | {'total_env_steps': 600},
+        reward=reward | {'answers': str(answered), 'questions': none},
+    )
+    answered.write_text(answered.read_text().replace('"choice": 1.0', '"choice": 0.0'))
+    assert 'reward.answers' in message(lambda: train(tmp_path / 'offline', longer, resume=True))
+    report = sail_jax.evaluate_reward(tmp_path / 'asks', fitted, episodes=4, env=Point())
+    assert report.numbers['episodes'] == 8
+    assert -1 <= report.numbers['segment_correlation'] <= 1
+    own = sail_jax.evaluate_reward(tmp_path / 'asks', episodes=4, env=Point())
+    assert own.numbers == report.numbers
+    report.picture.write(tmp_path / 'reward.png')
