@@ -1,12 +1,12 @@
 """Where numbers go: `metrics.jsonl`, TensorBoard, Weights & Biases, and the terminal."""
 
 import contextlib
-import hashlib
 import html
 import importlib.util
 import io
 import json
 import math
+import secrets
 import socket
 import struct
 import time
@@ -170,13 +170,11 @@ class WandB:
         project: str,
         run_dir: Path,
         settings: dict[str, Any],
-        sweep: str | None = None,
     ):
         """Begins it, or goes on with it.
 
         Args:
           settings: of the run; `logging` has entity, group and tags.
-          sweep: the name of the sweep that the run is a member of.
 
         Raises:
           UserError: no login, no network, or whatever else W&B says.
@@ -185,6 +183,9 @@ class WandB:
 
         self._run: Any = None
         self._run_dir, logging = run_dir, settings.get('logging', {})
+        # Members of a sweep lie in its directory, side by side or in turn.
+        is_member = (run_dir.parent / 'config.yaml').exists()
+        sweep = run_dir.resolve().parent.name if is_member else None
         try:
             self._run = wandb.init(
                 project=project,
@@ -192,7 +193,7 @@ class WandB:
                 group=logging.get('wandb_group') or sweep,
                 tags=logging.get('wandb_tags') or None,
                 name=run_dir.name if sweep is None else f'{sweep}/{run_dir.name}',
-                id=hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:16],
+                id=_wandb_id(run_dir),
                 dir=str(run_dir),
                 config=settings,
                 resume='allow',
@@ -254,6 +255,17 @@ class WandB:
             )
 
 
+def _wandb_id(run_dir: Path) -> str:
+    """What W&B knows a run by as long as its directory is there. Not by the name of that: there may
+    be such a directory on another machine, or have been one here, whose run W&B would go on with.
+    """
+    file = run_dir / 'wandb' / 'id'
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(secrets.token_hex(8))
+    return file.read_text()
+
+
 def check(run: config.Trained) -> None:
     """Finds out before anything else happens whether the writers are there.
 
@@ -270,7 +282,6 @@ def open_writers(
     resume_step: int | None,
     unit: str,
     resume_at: int | None,
-    sweep: str | None = None,
 ) -> list[Writer]:
     """The writers that the configuration asks for.
 
@@ -278,11 +289,10 @@ def open_writers(
       resume_step: updates that the run has made, None of a new one.
       unit: the key that says how far a row is, beside `step`.
       resume_at: the same as `resume_step`, in this unit.
-      sweep: the name of the sweep that the run is a member of.
     """
     writers: list[Writer] = [JsonLines(run_dir / 'metrics.jsonl', resume_step)]
     if run.logging.tensorboard:
         writers.append(TensorBoard(run_dir / 'tensorboard', unit, resume_at))
     if run.logging.wandb:
-        writers.append(WandB(run.logging.wandb, run_dir, run.model_dump(mode='json'), sweep))
+        writers.append(WandB(run.logging.wandb, run_dir, run.model_dump(mode='json')))
     return writers

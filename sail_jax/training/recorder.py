@@ -63,8 +63,7 @@ class Recorder:
             with writing(directory, ROOM):
                 configfile.write(member.run, directory / 'config.yaml')
         at = None if written is None else written * self._task.units_per_update
-        sweep = self._job.run_dir.resolve().name if self._job.members.sweep else None
-        return metrics.open_writers(member.run, directory, written, self._task.unit, at, sweep)
+        return metrics.open_writers(member.run, directory, written, self._task.unit, at)
 
     def __enter__(self) -> 'Recorder':
         self._compiling.start()

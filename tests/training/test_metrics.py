@@ -178,8 +178,9 @@ def test_weights_and_biases_tells_members_apart_and_has_media(tmp_path, monkeypa
     path = tmp_path / 'sweep' / 'seed-3'
     (path / 'samples').mkdir(parents=True)
     (path / 'samples' / '000001.md').write_text('| <b>a</b> |')
-    configfile.write(run, path / 'config.yaml')
-    writers = metrics.open_writers(run, path, None, 'env_steps', None, sweep='sweep')
+    for directory in (path, path.parent):
+        configfile.write(run, directory / 'config.yaml')
+    writers = metrics.open_writers(run, path, None, 'env_steps', None)
     for writer in writers:
         for step in (1, 2):
             row = {'step': step, 'env_steps': 10 * step, 'labels': step, 'wall_s': 1.0}
@@ -192,6 +193,14 @@ def test_weights_and_biases_tells_members_apart_and_has_media(tmp_path, monkeypa
     (samples,) = path.glob('wandb/offline-run-*/files/media/html/*.html')
     assert '| &lt;b&gt;a&lt;/b&gt; |' in samples.read_text()
     assert list(path.glob('wandb/offline-run-*/files/media/images/plot_*.png'))
+
+
+def test_weights_and_biases_goes_on_with_a_run_and_not_with_another_of_its_name(tmp_path):
+    path = tmp_path / 'runs' / 'mine'
+    of_first = metrics._wandb_id(path)
+    assert metrics._wandb_id(path) == metrics._wandb_id(tmp_path / 'runs/../runs/mine') == of_first
+    path.rename(tmp_path / 'moved')
+    assert metrics._wandb_id(tmp_path / 'moved') == of_first != metrics._wandb_id(path)
 
 
 def test_tensorboard_keeps_what_came_before_a_resume(tmp_path):
