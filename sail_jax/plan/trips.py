@@ -45,7 +45,8 @@ def of_loop(module: Module, scope: Scope, loop: Instruction) -> Trips | None:
     bounds = list(_bounds(module, condition, condition.computation.root))
     counts = []
     for bound in bounds:
-        first = _initial(module, condition, bound.index)
+        start = _start(module, condition, bound.index)
+        first = start and reached(module, *start)
         step = _step(module, within, bound.index)
         counts.append(max(0, -(-(bound.limit - (first or 0)) // (step or 1))))
     if not counts:
@@ -78,10 +79,27 @@ def _bounds(module: Module, scope: Scope, name: str, alone: bool = True) -> list
     direction = match[1] if match else ''
     if direction in ('GT', 'GE'):
         left, right = right, left
-    index, limit = _counter(module, scope, left), number(module, scope, right)
+    limit = number(module, scope, right)
+    scope, left, more = _without_numbers(module, scope, left)
+    index = _counter(module, scope, left)
     if index is None or limit is None or direction == 'EQ':
         return []
-    return [Bound(index, limit + (direction in ('LE', 'GE')), alone)]
+    return [Bound(index, limit - more + (direction in ('LE', 'GE')), alone)]
+
+
+def _without_numbers(module: Module, scope: Scope, name: str) -> tuple[Scope, str, int]:
+    """A value without the numbers that are added to it, and their sum."""
+    more = 0
+    for _ in range(10):
+        inside, made = _follow(module, scope, name)
+        if made is None or made.opcode != 'add':
+            break
+        numbers = [reached(module, inside, operand) for operand in made.operands]
+        if (numbers[0] is None) == (numbers[1] is None):
+            break
+        rest = numbers.index(None)
+        scope, name, more = inside, made.operands[rest], more + (numbers[1 - rest] or 0)
+    return scope, name, more
 
 
 def _follow(module: Module, scope: Scope, name: str) -> tuple[Scope, Instruction | None]:
@@ -129,13 +147,26 @@ def _counter(module: Module, scope: Scope, name: str) -> int | None:
     return state and state[1]
 
 
-def _initial(module: Module, scope: Scope, index: int) -> int | None:
+def _start(module: Module, scope: Scope, index: int) -> tuple[Scope, str] | None:
     """What the loop's state begins with at a place."""
     assert scope.caller is not None
     inside, made = _follow(module, scope.caller, scope.arguments[0])
     if made is None or made.opcode != 'tuple':
         return None
-    return number(module, inside, made.operands[index])
+    return inside, made.operands[index]
+
+
+def _result(module: Module, scope: Scope, name: str) -> tuple[Scope, int] | None:
+    """The loop, by its condition, and the place in its last state, that a value is read from."""
+    scope, element = _follow(module, scope, name)
+    if element is None or element.opcode != 'get-tuple-element':
+        return None
+    scope, loop = _follow(module, scope, element.operands[0])
+    if loop is None or loop.opcode != 'while':
+        return None
+    body = module.computations[loop.called['body']]
+    condition = module.computations[loop.called['condition']]
+    return Scope(condition, scope, loop.operands, body), _index(element)
 
 
 def _step(module: Module, scope: Scope, index: int) -> int | None:
@@ -158,7 +189,34 @@ def number(module: Module, scope: Scope, name: str) -> int | None:
         return None
     if made.opcode == 'constant':
         return int(made.literal) if re.fullmatch(r'-?\d+', made.literal) else None
-    state = _state(module, inside, made.name)
+    start = _unchanged(module, _state(module, inside, made.name))
+    return None if start is None else number(module, *start)
+
+
+def reached(module: Module, scope: Scope, name: str) -> int | None:
+    """`number`, or where an earlier loop's counter ends at the most: its limit. Of loops that share
+    a counter the first then has all the rounds."""
+    if (always := number(module, scope, name)) is not None:
+        return always
+    inside, made = _follow(module, scope, name)
+    if made is None:
+        return None
+    if made.opcode == 'add':
+        parts = [reached(module, inside, operand) for operand in made.operands]
+        return None if None in parts else sum(part or 0 for part in parts)
+    earlier = _result(module, inside, made.name)
+    for state in (_state(module, inside, made.name), earlier):
+        if start := _unchanged(module, state):
+            return reached(module, *start)
+    if earlier is None:
+        return None
+    condition, place = earlier
+    bounds = _bounds(module, condition, condition.computation.root)
+    return next((bound.limit for bound in bounds if bound.index == place), None)
+
+
+def _unchanged(module: Module, state: tuple[Scope, int] | None) -> tuple[Scope, str] | None:
+    """What a place in a loop's state begins with, if no round changes it."""
     if state is None:
         return None
     loop, index = state
@@ -166,7 +224,7 @@ def number(module: Module, scope: Scope, name: str) -> int | None:
     root = loop.body.instructions[loop.body.root]
     if root.opcode != 'tuple' or _own_element(loop.body, root.operands[index]) != index:
         return None
-    return _initial(module, loop, index)
+    return _start(module, loop, index)
 
 
 def _own_element(body: Computation, name: str) -> int | None:

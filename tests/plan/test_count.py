@@ -54,6 +54,14 @@ def test_a_loop_that_may_end_early_goes_round_as_often_as_it_may(platform):
 
 
 @pytest.mark.parametrize('platform', PLATFORMS)
+def test_loops_that_share_a_counter_have_its_rounds_together(platform):
+    """As drawing has: when half of the lanes have ended the others go on where these were."""
+    shared = counted(platform, 'handed_on')
+    assert [(loop.count, loop.exact) for loop in shared.loops] == [(MOST, False), (0, False)]
+    assert shared.flops == MOST * PRODUCT
+
+
+@pytest.mark.parametrize('platform', PLATFORMS)
 @pytest.mark.parametrize(
     ('name', 'kind', 'times', 'size', 'sent', 'axes', 'across'),
     [

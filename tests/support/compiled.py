@@ -52,6 +52,17 @@ def programs(mesh: Any) -> dict[str, tuple[Any, tuple[Any, ...], tuple[int, ...]
 
         return jax.lax.while_loop(going_on, lambda c: (c[0] + 1, jnp.tanh(c[1] @ w)), (0, x))
 
+    def handed_on(x, w):
+        number, x = early(x, w)
+
+        def going_on(carry):
+            return (carry[0] < MOST) & (carry[1].max() > 0)
+
+        half = x[: 4 * ROWS]
+        return jax.lax.while_loop(
+            going_on, lambda c: (c[0] + 1, jnp.sin(c[1] @ w)), (number, half)
+        )
+
     return {
         'matmul': (matmul, (rows, matrix), ()),
         'scan': (scan, (rows, matrices), ()),
@@ -59,6 +70,7 @@ def programs(mesh: Any) -> dict[str, tuple[Any, tuple[Any, ...], tuple[int, ...]
         'all_reduce': (all_reduce, (wide,), ()),
         'in_place': (in_place, (buffer, slot), (0,)),
         'early': (early, (rows, matrix), ()),
+        'handed_on': (handed_on, (rows, matrix), ()),
     }
 
 
