@@ -59,9 +59,7 @@ def programs(mesh: Any) -> dict[str, tuple[Any, tuple[Any, ...], tuple[int, ...]
             return (carry[0] < MOST) & (carry[1].max() > 0)
 
         half = x[: 4 * ROWS]
-        return jax.lax.while_loop(
-            going_on, lambda c: (c[0] + 1, jnp.sin(c[1] @ w)), (number, half)
-        )
+        return jax.lax.while_loop(going_on, lambda c: (c[0] + 1, jnp.sin(c[1] @ w)), (number, half))
 
     return {
         'matmul': (matmul, (rows, matrix), ()),
