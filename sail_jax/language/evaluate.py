@@ -126,7 +126,7 @@ def make(
         )
 
     answer_of_start = _once(answer)
-    chosen = cache(lambda: _chosen(rater, prompts, held_out))
+    chosen = cache(lambda: _chosen(rater, tokenizer, prompts, held_out))
 
     def evaluate(
         policy: Policy, start: Policy, shared: Any, seed: jax.Array, hyper: Hyper
@@ -153,9 +153,11 @@ def make(
     return evaluate
 
 
-def _chosen(rater: Rater, prompts: Sequence, held_out: Sequence[Example]) -> Answers:
+def _chosen(
+    rater: Rater, tokenizer: Tokenizer, prompts: Sequence, held_out: Sequence[Example]
+) -> Answers:
     """The data's chosen response to each prompt, scored."""
-    texts = [[str(example.row.chosen)] for example in held_out]
+    texts = [[tokenizer.without_end(str(example.row.chosen))] for example in held_out]
     lengths = np.asarray([[len(example.chosen or ())] for example in held_out])
     return Answers(
         tokens=np.zeros((*lengths.shape, 0), np.int32),

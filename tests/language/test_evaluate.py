@@ -6,13 +6,16 @@ import pytest
 from sail_jax import reports
 from sail_jax.core.types import Preferences
 from sail_jax.language import evaluate
+from sail_jax.language.data import tokens
+from sail_jax.language.data.dataset import Example
+from sail_jax.language.data.rows import DataRow
 from sail_jax.language.kind import TABLE
 from sail_jax.language.model import contrastive, policy, sampler
 from sail_jax.language.reward import rewards
 from sail_jax.language.reward.labels import Rater
 from sail_jax.language.samples import Answers
 from sail_jax.language.scored import chosen_numbers, reward_numbers, win_numbers
-from tests.support import small
+from tests.support import small, tiny_tokenizer
 
 NOTHING = [np.nan, np.inf, -np.inf]
 PROMPTS = ['a', 'b', 'c']
@@ -117,6 +120,16 @@ def test_rewards_are_held_against_the_one_of_the_chosen():
     assert got['not_finite'] == 1
     assert got['chosen_win_rate_low'] < got['chosen_win_rate'] < got['chosen_win_rate_high']
     assert chosen_numbers(Rater(), PROMPTS, answers(), CHOSEN._replace(rewards=None)) == {}
+
+
+def test_the_chosen_are_scored_without_an_end_of_sequence(tmp_path):
+    """As a policy's are, whose text has none."""
+    tokenizer = tokens.load(tiny_tokenizer.write(tmp_path))
+    rows = [DataRow('a', chosen=f' yes{end}', rejected='no') for end in ('', '<|im_end|>')]
+    asked = []
+    rater = Rater(score=lambda _, groups: asked.extend(groups) or np.zeros((2, 1)))
+    evaluate._chosen(rater, tokenizer, ['a', 'a'], [Example(row, [], [1], [2]) for row in rows])
+    assert asked == [[' yes'], [' yes']]
 
 
 def test_a_judge_is_asked_in_both_orders_and_its_ties_are_told():

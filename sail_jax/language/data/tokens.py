@@ -120,6 +120,11 @@ class Tokenizer:
             if token in text.removesuffix(token):
                 raise UserError(f'{what}: holds {token!r} before its end')
 
+    def without_end(self, response: str) -> str:
+        """A response less the end of sequence that it may have written out, as `text` gives one."""
+        end = next((token for token in self.ends if response.endswith(token)), '')
+        return response.removesuffix(end)
+
     def scored_ids(self, prompt: Prompt, response: str) -> list[int]:
         """Prompt and response as a reward model reads them: all that the tokeniser or the chat
         template writes, what follows the end of the turn included.

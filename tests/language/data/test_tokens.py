@@ -59,6 +59,12 @@ def test_response_that_merges_with_the_prompt_is_split_by_itself(tokenizer):
     assert ids == [*native(tokenizer).encode('at', add_special_tokens=False).ids, END]
 
 
+@pytest.mark.parametrize('end', ['<|end|>', '<|im_end|>', ''])
+def test_a_response_of_the_data_loses_the_end_that_is_written_out(tokenizer, end):
+    assert tokenizer.without_end(f' yes{end}') == ' yes'
+    assert tokenizer.without_end(f'{end}yes') == f'{end}yes'
+
+
 def test_chat_response_is_the_template_s_up_to_the_end_of_the_turn(tokenizer):
     assert tokenizer.eos_ids == (END, IM_END)
     prompt, ids = tokenizer.prompt_ids(TURN), tokenizer.response_ids(TURN, 'hello')
