@@ -13,6 +13,7 @@ from typing import Any
 from sail_jax import (
     meanings,
     option_types,
+    program_cache,
     reports,
     reward_commands,
     runs,
@@ -59,7 +60,7 @@ def run(arguments: list[str]) -> int:
       UserError, TrainingFailed, Interrupted: what ends a command early.
     """
     option_types.check(arguments)
-    _use_compilation_cache()
+    program_cache.use()
     if arguments[:1] == ['train']:
         return _train(arguments[1:])
     if arguments[:1] == ['plan']:
@@ -291,15 +292,3 @@ def _doctor(options: argparse.Namespace) -> int:
     for finding in findings:
         terminal.out(f'{"ok" if finding.well else "FAILED":7} {finding.what:20} {finding.answer}')
     return 0 if all(finding.well for finding in findings) else 1
-
-
-def _use_compilation_cache() -> None:
-    """Has JAX, once it is imported, keep compiled programs between processes, unless the user's
-    JAX_COMPILATION_CACHE_DIR says where. Where nothing can be written it would warn of each."""
-    home = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))
-    cache = home / 'sail_jax'
-    if not home.is_absolute():  # Not every user has a home.
-        return
-    there = next(path for path in (cache, *cache.parents) if os.path.lexists(path))
-    if os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK):
-        os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))

@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -15,6 +17,7 @@ from sail_jax.curves import Curve, group_by_settings, load_all
 from sail_jax.errors import UserError
 from sail_jax.sweep import Members
 from tests.support.disk import disk_of
+from tests.support.paths import ROOT
 from tests.support.toy import SETTINGS, Point
 
 QUICKSTART = 'configs/quickstart.yaml'
@@ -85,6 +88,34 @@ def test_compiled_programs_are_kept_where_the_user_has_a_cache(
     del os.environ['JAX_COMPILATION_CACHE_DIR']  # Put back at the end.
     said(capsys, 'plot', str(tmp_path))
     assert os.environ.get('JAX_COMPILATION_CACHE_DIR') == (wanted and wanted.format(tmp_path))
+
+
+HALF_WRITTEN = """
+import pathlib, sys
+from sail_jax import program_cache
+program_cache.use()
+import jax
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+print(jax.jit(lambda x: x + 1)(1))
+"""
+
+
+def test_compiled_programs_that_were_half_written_are_replaced(tmp_path):
+    """JAX would warn of them in every process, and compile them in every one."""
+    kept = {k: v for k, v in os.environ.items() if k != 'JAX_COMPILATION_CACHE_DIR'}
+    kept |= {'XDG_CACHE_HOME': str(tmp_path), 'PYTHONPATH': str(ROOT)}
+
+    def run():
+        command = [sys.executable, '-c', HALF_WRITTEN]
+        done = subprocess.run(command, env=kept, capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == ('2\n', '')
+        return {x.name: x.read_bytes() for x in (tmp_path / 'sail_jax').glob('*-cache')}
+
+    whole = run()
+    assert whole
+    for name, content in whole.items():
+        (tmp_path / 'sail_jax' / name).write_bytes(content[: len(content) // 2])
+    assert {name: len(x) for name, x in run().items()} == {k: len(x) for k, x in whole.items()}
 
 
 @pytest.mark.parametrize('command', ['plot', 'render'])
