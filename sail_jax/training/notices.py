@@ -53,6 +53,8 @@ def explain(reason: str, run: Any) -> str:
 
 def _always_refreshed(run: Any) -> bool:
     """Whether every update begins with a reference that is the policy."""
+    if not hasattr(run, 'objective'):
+        return False  # Without margins that would be 0.
     return getattr(run, 'refresh_updates', None) == 1 and getattr(run.reference, 'ema', 0) == 0
 
 
