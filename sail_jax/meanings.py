@@ -116,6 +116,18 @@ MEANINGS = (
         'Answers of a judge behind an API that name no better response, and count as ties.',
     ),
     Meaning(
+        ('train/entropy', 'train/temperature'),
+        'steady; low',
+        'Of soft actor-critic: nats per step, which go to temperature.target_entropy, and what one '
+        'of them is worth in reward.',
+    ),
+    Meaning(
+        ('train/critic_loss', 'train/q'),
+        'no growth without end',
+        'Of soft actor-critic: the squared error of the critics, and what they take actions of the '
+        'policy to be worth. A q far above the discounted returns that there are is an illusion.',
+    ),
+    Meaning(
         ('train/grad_norm',),
         'steady',
         'Above optimizer.max_grad_norm the gradient is clipped.',

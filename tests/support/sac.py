@@ -29,16 +29,23 @@ def run(**settings: Any) -> SacRun:
     return configfile.update(SacRun.model_validate(SETTINGS), settings)
 
 
-def row(t: int, envs: int = 2, ended: bool = False, sound: bool = True) -> Transition:
-    """Step t of every environment, whose numbers all say which: 3 of an observation, 1 of an
-    action."""
+def row(
+    t: int,
+    envs: int = 2,
+    ended: bool = False,
+    sound: bool = True,
+    width: int = 3,
+    actions: int = 1,
+) -> Transition:
+    """Step t of every environment, whose numbers all say which; so many of an observation, and of
+    an action."""
     number = jnp.arange(envs) + 100.0 * t
     return Transition(
-        obs=jnp.tile(number[:, None], (1, 3)),
-        action=-jnp.tile(number[:, None], (1, 1)),
+        obs=jnp.tile(number[:, None], (1, width)),
+        action=-jnp.tile(number[:, None], (1, actions)),
         reward=number,
         true_reward=number,
-        next_obs=jnp.tile(number[:, None] + 100, (1, 3)),
+        next_obs=jnp.tile(number[:, None] + 100, (1, width)),
         terminated=jnp.zeros(envs, bool),
         ended=jnp.full(envs, ended),
         sound=jnp.full(envs, sound),

@@ -12,6 +12,7 @@ from sail_jax.control import rollout
 from sail_jax.control.lanes import select
 from sail_jax.control.sac.networks import seen
 from sail_jax.control.sac.replay import Transition
+from sail_jax.core.keys import split_rows
 
 
 class Envs(NamedTuple):
@@ -47,8 +48,10 @@ class Finished(NamedTuple):
 
 def begin(env: Env, key_N: jax.Array) -> Envs:
     """New episodes, and the starts of those after them."""
-    now, fresh = (rollout.reset(env, keys) for keys in jnp.moveaxis(_two(key_N), 1, 0))
     N = len(key_N)
+    both = jnp.concatenate(split_rows(key_N, 2))
+    both = rollout.reset(env, both)  # At once, so that it is compiled once.
+    now, fresh = (jax.tree.map(lambda x, at=at: x[at : at + N], both) for at in (0, N))
     return Envs(
         state=now,
         obs=_finite(seen(now.obs))[0],
@@ -57,10 +60,6 @@ def begin(env: Env, key_N: jax.Array) -> Envs:
         fresh=fresh,
         used=jnp.zeros(N, bool),
     )
-
-
-def _two(key_N: jax.Array) -> jax.Array:
-    return jax.vmap(jax.random.split)(key_N)
 
 
 def renew(env: Env, envs: Envs, key_N: jax.Array) -> Envs:

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from sail_jax import config, sweep
-from sail_jax.config import Section
+from sail_jax.config import Section, Teacher
 from sail_jax.control.config import MAX_ENV_STEPS, Environment, Width
+from sail_jax.control.reward.config import RewardEnsemble
 from sail_jax.errors import UserError
 from sail_jax.scalars import INT_MAX
 
@@ -112,6 +113,21 @@ class SacReference(Section):
     """Replace it by the policy this often, rounded up to whole updates; none never does."""
 
 
+class SacReward(RewardEnsemble):
+    """What the critics learn from: the true reward, or an ensemble of networks from an observation
+    and an action to a reward between -1 and 1, fitted on answers about pairs of segments of the
+    replay by Bradley-Terry, whose mean it is."""
+
+    source: Literal['true', 'learned'] = 'true'
+    """`true`: the environment's reward. `learned`: the ensemble's, and nothing that is learned
+    depends on the true reward but for the teacher's answers. Rounds of `questions` begin after the
+    random and the unsupervised steps; after each the whole replay has the new reward."""
+    segment_length: int = Field(default=50, ge=1, le=2**20)
+    """Env steps of the segments that are compared."""
+    newest_env_steps: int = Field(default=100_000, ge=1, le=MAX_ENV_STEPS)
+    """Segments are drawn from the newest of the replay, this many."""
+
+
 class SacOptimizer(Section):
     """Adam on actor and critics."""
 
@@ -155,6 +171,8 @@ class SacRun(config.Seeded):
     rollout: SacRollout = SacRollout()
     replay: ReplaySize = ReplaySize()
     unsupervised: Unsupervised = Unsupervised()
+    reward: SacReward = SacReward()
+    labeller: Teacher = Teacher()
     divergence: RevKL = RevKL()
     reference: SacReference = SacReference()
     optimizer: SacOptimizer = SacOptimizer()
@@ -239,3 +257,35 @@ def check(run: SacRun) -> None:
             f'unsupervised.neighbours: {run.unsupervised.neighbours} of the {random} random env '
             'steps (rollout.random_env_steps), which have fewer others'
         )
+    _check_reward(run)
+
+
+def _check_reward(run: SacRun) -> None:
+    if run.reward.source == 'true':
+        if run.labeller != Teacher():
+            raise UserError('labeller: not used by reward.source: true, which nobody labels')
+        return
+    for key in ('path', 'answers'):
+        if getattr(run.reward, key, None) is not None:
+            raise UserError(f'reward.{key}: of control runs; a soft actor-critic run has none')
+    if run.labeller.max_labels is not None:
+        raise UserError(
+            'labeller.max_labels: ends a run; with reward.source: learned the budget of answers is '
+            'reward.questions.budget, and training goes on after it'
+        )
+    questions, length = run.reward.questions, run.reward.segment_length
+    if questions.budget == 0:
+        raise UserError('reward.questions.budget: 0; a reward is learned from answers')
+    if questions.per_round > questions.candidates:
+        raise UserError(
+            f'reward.questions.per_round: {questions.per_round} is more than there are candidates '
+            f'(reward.questions.candidates: {questions.candidates})'
+        )
+    before = run.reward_updates * run.rollout.steps
+    for what, steps in (
+        ('the episode (env.episode_length)', run.env.episode_length),
+        ('what each environment does before the first round (rollout, unsupervised)', before),
+        ('what the replay keeps of each environment (replay.capacity)', run.replay_rows),
+    ):
+        if length > steps:
+            raise UserError(f'reward.segment_length: {length} is longer than {what}: {steps}')

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sail_jax.training.task import Task
 
 FIGURE = Figure(
-    x={'env_steps': 'env steps', 'wall_s': 'wall time (s)'},
+    x={'env_steps': 'env steps', 'labels': 'labels', 'wall_s': 'wall time (s)'},
     y={
         'eval/return': 'return (stochastic policy)',
         'eval/deterministic_return': 'return (deterministic policy)',

@@ -9,10 +9,9 @@ from brax.envs.base import Env
 from jax.sharding import Mesh
 
 from sail_jax.control import contract, envs
-from sail_jax.control.sac import evaluate, networks, update
+from sail_jax.control.sac import evaluate, networks, session, update
 from sail_jax.control.sac.config import SacRun, check
 from sail_jax.control.sac.learn import SacHyper
-from sail_jax.control.sac.update import RewardFunctions
 from sail_jax.core.keys import START, stream
 from sail_jax.core.types import Policy, State
 from sail_jax.errors import UserError
@@ -77,7 +76,6 @@ def programs(run: SacRun, chips: devices.Chips = None) -> Programs:
 def make(
     run: SacRun,
     env: Env | None = None,
-    learned: RewardFunctions | None = None,
     mesh: Mesh | None = None,
 ) -> Task:
     """Builds what the trainer needs.
@@ -86,7 +84,6 @@ def make(
       run: the configuration.
       env: any environment with Brax's interface, bare, see `contract.sound`; replaces `env.name`
         and `env.backend`.
-      learned: what is learned from instead of the environment's reward.
       mesh: as of `make_mesh`.
 
     Raises:
@@ -99,6 +96,7 @@ def make(
     mesh = mesh or make_mesh(run)
     env = envs.make(run.env) if env is None else contract.sound(env)
     nets = networks.make(env, run)
+    learned = session.make(env, run) if run.reward.source == 'learned' else None
     one = update.make_update(env, nets, run, learned)
 
     def start(seed: int) -> Policy:
@@ -123,7 +121,7 @@ def make(
         max_labels=None,
         watch=WATCH,
         best=('eval/return',),
-        absent=(*update.GRADIENT_METRICS, 'episode_return'),
+        absent=(*update.GRADIENT_METRICS, *session.SESSION_METRICS, 'episode_return'),
         smaller='lower replay.capacity, replay.batch, rollout.envs or evaluation.episodes',
         broken='episodes in which the simulator returned NaN or infinity; each counts as the worst '
         'sound one',

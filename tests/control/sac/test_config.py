@@ -1,9 +1,12 @@
 """Settings of soft actor-critic that go together, and those that do not."""
 
+import re
+
 import pytest
 
 from sail_jax.control.sac import config
 from sail_jax.sweep import Members
+from sail_jax.training.notices import Notices
 from tests.support import sac
 from tests.support.refused import message
 
@@ -23,8 +26,6 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize(('settings', 'said'), CONTRADICTIONS)
 def test_settings_that_do_not_go_together(settings, said):
-    import re
-
     assert re.match(said, message(config.check, sac.run(**settings)))
 
 
@@ -53,3 +54,11 @@ def test_members_of_a_sweep():
         'coefficient-0.0001-seed-1',
     ]
     assert [m.run.divergence.coefficient for m in Members.of(run).each] == [0, 0, 1e-4, 1e-4]
+
+
+def test_a_reference_of_every_update_is_nothing_to_be_told():
+    said = []
+    notices = Notices(sac.run(**{'reference.refresh_env_steps': 20}), [''], said.append)
+    notices.updates([[{'step': i, 'labels': 0, 'train/grad_norm': 1.0} for i in range(20)]])
+    notices.end()
+    assert not said

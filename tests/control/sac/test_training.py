@@ -151,3 +151,50 @@ def test_it_learns_to_balance(tmp_path):
     result = sail_jax.train(run, tmp_path / 'run', quiet=True)
     assert result.before['eval/return'] < 35
     assert result.after['eval/return'] > 70
+
+
+PEBBLE = {
+    'source': 'learned',
+    'segment_length': 10,
+    'hidden': (32, 32),
+    'learning_rate': 3e-3,
+    'questions': {'candidates': 30, 'per_round': 10, 'budget': 95, 'every_env_steps': 400},
+}
+
+
+class Tripled(Point):
+    """The same with three times the reward, which orders segments as the reward does."""
+
+    def step(self, state, action):
+        state = super().step(state, action)
+        return state.replace(reward=3 * state.reward)
+
+
+def test_it_learns_from_answers_alone(tmp_path):
+    """To come to the origin from 80 answers; what the teacher goes by may be of any size."""
+    run = sac.run(
+        **LEARNING
+        | {
+            'total_env_steps': 4000,
+            'env.episode_length': 30,
+            'actor.hidden': (32, 32),
+            'critic.hidden': (32, 32),
+            'rollout': {'envs': 4, 'steps': 50, 'random_env_steps': 400, 'update_to_data': 0.5},
+            'unsupervised.env_steps': 400,
+            'reward': PEBBLE,
+            'replay': {'capacity': 10_000, 'batch': 64},
+            'evaluation': {'every_updates': 10, 'episodes': 32},
+        }
+    )
+    result = sail_jax.train(run, tmp_path / 'run', env=Point(drift=0.03), quiet=True)
+    assert result.before['eval/return'] < 12
+    assert result.after['eval/return'] > 20
+    rows = metrics.read_rows(tmp_path / 'run' / 'metrics.jsonl')
+    asked = [row['labels'] for row in rows if 'train/fit_accuracy' in row]
+    assert asked == [10, 20, 30, 40, 50, 60, 70, 80]
+    other = sail_jax.train(run, tmp_path / 'other', env=Tripled(drift=0.03), quiet=True)
+    same(other.policy, result.policy)
+    resumed = run.model_copy(update={'total_env_steps': 2000})
+    sail_jax.train(resumed, tmp_path / 'half', env=Point(drift=0.03), quiet=True)
+    again = sail_jax.train(run, tmp_path / 'half', env=Point(drift=0.03), resume=True, quiet=True)
+    same(again.policy, result.policy)

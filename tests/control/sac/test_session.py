@@ -1,0 +1,108 @@
+"""Rounds of questions about the replay: when, about what, and what becomes of the answers."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sail_jax.control.sac import replay, session
+from sail_jax.control.sac.config import check
+from tests.support import sac
+from tests.support.refused import message
+from tests.support.toy import Point
+
+LEARNED = {
+    'reward': {
+        'source': 'learned',
+        'segment_length': 3,
+        'newest_env_steps': 24,
+        'hidden': (8,),
+        'learning_rate': 1e-2,
+        'passes': 200,
+        'questions': {'candidates': 6, 'per_round': 4, 'budget': 10, 'every_env_steps': 30},
+    }
+}
+RUN = sac.run(**LEARNED)
+TEACH = session.make(Point(), RUN)
+
+
+@pytest.fixture(scope='module')
+def there():
+    """A ring of 16 rows after 20; step 17 ended the episodes of both environments."""
+    ring = replay.init(16, sac.row(0, width=2, actions=2))
+    add = jax.jit(replay.add)
+    for t in range(20):
+        ring = add(ring, sac.row(t, ended=t == 17, width=2, actions=2))
+    return ring
+
+
+@pytest.fixture(scope='module')
+def shown(there):
+    return jax.jit(session.shown, static_argnums=0)(RUN, there, jax.random.key(0))
+
+
+def test_rounds_come_after_the_random_steps_until_the_budget_is_spent():
+    # Two random updates; 30 env steps are two updates; ten answers are three rounds of four.
+    assert [t for t in range(20) if TEACH.due(jnp.int32(t))] == [2, 4, 6]
+
+
+def test_candidates_are_of_the_newest_steps_and_whole_where_there_are_such(shown):
+    assert shown.obs.shape == (6, 2, 3, 2)
+    first = np.asarray(shown.obs[:, :, 0, 0])
+    assert first.min() >= 800  # The newest twelve rows are steps 8 to 19.
+    steps = first[..., None] + 100 * np.arange(3)
+    np.testing.assert_array_equal(shown.obs[..., 0], steps)
+    # A segment that begins in step 16 or 17 would go on into another episode.
+    begins = first // 100
+    cut = np.where(begins == 16, 2, np.where(begins == 17, 1, 3))
+    np.testing.assert_array_equal(shown.mask.sum(-1), cut)
+    np.testing.assert_array_equal(shown.true_reward, steps * np.asarray(shown.mask))
+    assert not shown.not_finite.any()
+
+
+def test_answers_are_the_oracles_and_have_places_up_to_the_budget(shown):
+    taught = jax.jit(TEACH.init)(jax.random.key(1))
+    told = jax.jit(session.answered, static_argnums=(0, 1))
+    ensemble = session.reward_ensemble.make(RUN.reward, (2,), 2)
+    for asked in (4, 8, 10, 10):
+        taught = told(RUN, ensemble, taught, shown, jax.random.key(asked))
+        assert int(taught.asked) == asked
+        np.testing.assert_array_equal(taught.answers.weight, np.arange(10) < asked)
+    answers = taught.answers
+    true = (answers.obs[..., 0] * answers.mask).sum(-1)  # Rewards are the observations.
+    wanted = (1 + np.sign(true[:, 0] - true[:, 1])) / 2
+    np.testing.assert_array_equal(answers.prob, wanted)
+
+
+def test_a_session_learns_what_the_teacher_said(there):
+    # Numbers of the size that networks take: later steps have larger observations and returns.
+    small = jax.tree.map(lambda x: x / 2000 if x.dtype == jnp.float32 else x, there.steps)
+    taught, fits = jax.jit(TEACH.init)(jax.random.key(1)), []
+    talk = jax.jit(TEACH.session)
+    for i in range(3):
+        asked = talk(taught, there._replace(steps=small), jax.random.key(i))
+        taught = asked.reward
+        fits.append(int(asked.labels))
+    assert fits == [4, 4, 2]
+    assert set(asked.metrics) == set(session.SESSION_METRICS)
+    assert asked.metrics['reward_correlation'] > 0.8
+    reward = TEACH.predict(taught, small.obs, small.action)
+    assert reward.shape == small.reward.shape
+    assert np.corrcoef(reward.ravel(), small.true_reward.ravel())[0, 1] > 0.8
+
+
+CONTRADICTIONS = [
+    ({'labeller.rationality': 1.0}, 'labeller: not used by reward.source: true'),
+    ({**LEARNED, 'labeller.max_labels': 9}, 'labeller.max_labels: ends a run; .*questions.budget'),
+    ({**LEARNED, 'reward.segment_length': 16}, 'reward.segment_length: 16 is longer than the ep'),
+    ({**LEARNED, 'rollout.random_env_steps': 2, 'rollout.steps': 2}, '.*before the first round'),
+    ({**LEARNED, 'reward.questions.per_round': 7}, 'reward.questions.per_round: 7 is more than'),
+    ({**LEARNED, 'reward.questions.budget': 0}, 'reward.questions.budget: 0;'),
+]
+
+
+@pytest.mark.parametrize(('settings', 'said'), CONTRADICTIONS)
+def test_settings_of_rewards_that_do_not_go_together(settings, said):
+    assert re.match(said, message(check, sac.run(**settings)))
