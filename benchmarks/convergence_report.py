@@ -70,6 +70,14 @@ def improvement(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.mean(wins, axis=0)
 
 
+def cohens_d(x: np.ndarray, y: np.ndarray) -> float:
+    """Difference of the means over the pooled standard deviation; NaN of fewer than two seeds."""
+    if min(len(x), len(y)) < 2:
+        return float('nan')
+    spread = (len(x) - 1) * x.var(ddof=1) + (len(y) - 1) * y.var(ddof=1)
+    return float((x.mean() - y.mean()) / np.sqrt(spread / (len(x) + len(y) - 2)))
+
+
 def array(values: list) -> np.ndarray:
     """Numbers with nulls as NaN."""
     return np.asarray(values, float)
