@@ -186,8 +186,8 @@ class Kind:
     export_reward: Callable[Concatenate[Saved, Path, ...], Path] | None = None
     """`(saved, out, **handed)` writes the reward that a run has learned, and returns where."""
     evaluate_reward: Callable[Concatenate[Saved, ...], Any] | None = None
-    """`(saved, *, reward, episodes, **handed)` holds a learned reward against the true one; see
-    `sail_jax.saved.evaluate_reward`."""
+    """`(saved, *, reward, episodes, held_out, **handed)` holds a learned reward against the true
+    one; see `sail_jax.saved.evaluate_reward`."""
     load_policy: Callable[Concatenate[Saved, ...], Callable[..., Any]] | None = None
     """`(saved, *, deterministic, **handed)` gives a policy as a function from what it sees to what
     it does."""

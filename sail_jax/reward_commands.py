@@ -48,6 +48,12 @@ def _add_evaluate(commands: Any) -> None:
         default=32,
         help='of the start policy and of the trained one',
     )
+    command.add_argument(
+        '--answers',
+        type=option_types.path,
+        metavar='FILE',
+        help='answered pairs of `labels export`, of another run for example: accuracy, calibration',
+    )
     command.add_argument('--out', type=option_types.file, default=Path('reward.png'))
     command.set_defaults(do=_evaluate)
 
@@ -70,6 +76,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.on or options.reward,
         reward=options.reward if options.on else None,
         episodes=options.episodes,
+        answers=options.answers,
     )
     report.picture.write(options.out)
     for name, value in report.numbers.items():

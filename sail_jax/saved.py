@@ -128,7 +128,11 @@ def export_reward(run_dir: str | Path, out: str | Path, **handed: Any) -> Path:
 
 
 def evaluate_reward(
-    run_dir: str | Path, reward: str | Path | None = None, episodes: int = 32, **handed: Any
+    run_dir: str | Path,
+    reward: str | Path | None = None,
+    episodes: int = 32,
+    answers: str | Path | None = None,
+    **handed: Any,
 ) -> RewardReport:
     """Holds a learned reward against the true one: on episodes of a control run's policy and of the
     policy that it started from, and on their segments.
@@ -136,6 +140,7 @@ def evaluate_reward(
     Args:
       reward: a file of `export_reward`, or another run's directory; None is the run's own.
       episodes: of each policy.
+      answers: a file of answered pairs, as of `export_labels`, to hold it against besides.
       **handed: the environment that `train` was called with.
 
     Returns:
@@ -146,8 +151,8 @@ def evaluate_reward(
     """
     hold, saved, handed = _saved(Path(run_dir), False, 'evaluate_reward', handed)
     episodes = _integer('episodes', episodes, at_least=2)
-    where = None if reward is None else Path(reward)
-    return hold(saved, reward=where, episodes=episodes, **handed)
+    file, pairs = (None if path is None else Path(path) for path in (reward, answers))
+    return hold(saved, reward=file, episodes=episodes, held_out=pairs, **handed)
 
 
 # parameters: those of the command, all but the first two by name

@@ -134,6 +134,19 @@ def test_another_reward_is_refused(tmp_path, params):
     assert message(weights.settings, path)
 
 
+def test_a_reward_is_held_against_answers(params):
+    ours, pairs = reward_ensemble.make(SETTINGS, (2,), 1), told().answers
+    margin_MxN = np.asarray(reward_ensemble.margins(ours, params, pairs))
+    margin, prob = margin_MxN.mean(0)[:2], pairs.prob[:2]  # The others have no answer.
+    first = 1 / (1 + np.exp(-margin))
+    got = evaluate.on_answers(ours, params, pairs)
+    assert got['answers'] == 2
+    assert got['answer_accuracy'] == (margin[0] > 0)  # "The same" is no side.
+    loss = -(prob * np.log(first) + (1 - prob) * np.log(1 - first)).mean()
+    assert got['answer_loss'] == pytest.approx(loss, abs=1e-5)
+    assert got['answer_confidence'] == pytest.approx(np.maximum(first, 1 - first).mean(), abs=1e-5)
+
+
 def test_returns_of_segments_are_sums_of_what_happened():
     mask = np.asarray([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], np.float32)
     true = np.arange(10.0).reshape(2, 5) * mask
@@ -196,6 +209,8 @@ def test_from_a_run_to_files_and_back(tmp_path):
     report = sail_jax.evaluate_reward(tmp_path / 'asks', fitted, episodes=4, env=Point())
     assert report.numbers['episodes'] == 8
     assert -1 <= report.numbers['segment_correlation'] <= 1
-    own = sail_jax.evaluate_reward(tmp_path / 'asks', episodes=4, env=Point())
-    assert own.numbers == report.numbers
+    more = tmp_path / 'more.jsonl'
+    own = sail_jax.evaluate_reward(tmp_path / 'asks', episodes=4, answers=more, env=Point())
+    assert {key: own.numbers[key] for key in report.numbers} == report.numbers
+    assert own.numbers['answers'] == 7
     report.picture.write(tmp_path / 'reward.png')

@@ -16,9 +16,9 @@ from sail_jax.control import rollout
 from sail_jax.control.config import ControlRun
 from sail_jax.control.lanes import World
 from sail_jax.control.reward import ensemble as reward_ensemble
-from sail_jax.control.reward.ensemble import observed
+from sail_jax.control.reward.ensemble import Comparisons, Ensemble, margins, observed
 from sail_jax.control.rollout import Contexts
-from sail_jax.core import precision
+from sail_jax.core import bradley_terry, precision
 from sail_jax.core.keys import EVALUATE, row_keys, split_rows, stream
 from sail_jax.core.types import Policies, Policy
 from sail_jax.plots import COLORS, Picture
@@ -40,7 +40,8 @@ class RewardReport(NamedTuple):
 
     numbers: Mapping[str, float]
     """`segments` and `episodes`, how many there were; of each `..._correlation`, Pearson's of true
-    and learned returns, and `..._rank_correlation`, Spearman's; `spread`, the mean over steps."""
+    and learned returns, and `..._rank_correlation`, Spearman's; `spread`, the mean over steps.
+    With answered pairs also the numbers of `on_answers`."""
     picture: Picture
     """Learned against true returns."""
 
@@ -78,6 +79,22 @@ def evaluate(
     steps = sum(one.mask_NxT.sum() for one in played.values())
     numbers['spread'] = float(sum(one.spread_NxT.sum() for one in played.values()) / steps)
     return RewardReport(numbers, draw(points, numbers))
+
+
+def on_answers(ensemble: Ensemble, params: Any, pairs: Comparisons) -> dict[str, float]:
+    """How right and how sure the members' mean is about answered pairs: `answers`, how many there
+    are, `answer_accuracy`, `answer_loss` and so on, as of a run's metrics. They are those of
+    held-out pairs where the reward was not fitted on them."""
+    margin_N = margins(ensemble, params, pairs).mean(0)
+    prob_N, weight_N = jnp.asarray(pairs.prob), jnp.asarray(pairs.weight)
+    loss_N = bradley_terry.cross_entropy(margin_N, prob_N)
+    numbers = {
+        'answer_accuracy': bradley_terry.accuracy(margin_N, prob_N, weight_N),
+        'answer_loss': (weight_N * loss_N).sum() / jnp.maximum(weight_N.sum(), 1),
+    }
+    for name, value in bradley_terry.calibration(margin_N, prob_N, weight_N).items():
+        numbers[f'answer_{name}'] = value
+    return {'answers': int(weight_N.sum()), **{name: float(x) for name, x in numbers.items()}}
 
 
 def play(run: ControlRun, env: Env, params: Any, policy: Policy, episodes: int) -> Played:

@@ -13,6 +13,8 @@ from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.control.reward import answers, evaluate, weights
 from sail_jax.control.reward import ensemble as reward_ensemble
+from sail_jax.control.reward.answers import Widths
+from sail_jax.control.reward.ensemble import observed
 from sail_jax.control.reward.evaluate import RewardReport
 from sail_jax.control.reward.state import LearnedReward
 from sail_jax.errors import UserError
@@ -59,13 +61,19 @@ def export_reward(saved: Saved, out: Path, env: Env | None = None) -> Path:
 
 
 def evaluate_reward(
-    saved: Saved, *, reward: Path | None, episodes: int, env: Env | None = None
+    saved: Saved,
+    *,
+    reward: Path | None,
+    episodes: int,
+    held_out: Path | None = None,
+    env: Env | None = None,
 ) -> RewardReport:
     """Holds a reward against the true one on the behaviour of a run's policies.
 
     Args:
       reward: a file, or another run's directory; None is the run's own.
       episodes: of the run's policy, and of the one that it started from.
+      held_out: a file of answered pairs to hold it against besides.
     """
     run: ControlRun = saved.run
     made = envs.make(run.env) if env is None else contract.sound(env)
@@ -74,15 +82,22 @@ def evaluate_reward(
         whose: ControlRun = runs_of(directory) if reward else run
         settings, params = whose.reward, learned(whose, directory, env).fitted.params
     else:
-        settings = weights.settings(reward)
-        shape = control_policy.observation_shape(made)
-        ensemble = reward_ensemble.make(settings, shape, made.action_size)
+        settings, params = weights.settings(reward), None
+    shape = control_policy.observation_shape(made)
+    ensemble = reward_ensemble.make(settings, shape, made.action_size)
+    if params is None:
+        assert reward is not None
         abstract = jax.eval_shape(ensemble.init, jax.random.key(0)).params
         params = weights.load(reward, abstract)
+    known = {}
+    if held_out is not None:
+        widths = Widths(obs=observed(shape)[0], action=made.action_size)
+        known = evaluate.on_answers(ensemble, params, answers.read(held_out, widths))
     trained, start = saved.policies()
     policies = {'start policy': start, 'trained policy': trained}
     run = run.model_copy(update={'reward': settings})
-    return evaluate.evaluate(run, made, params, policies, episodes)
+    report = evaluate.evaluate(run, made, params, policies, episodes)
+    return report._replace(numbers={**report.numbers, **known})
 
 
 def runs_of(run_dir: Path) -> ControlRun:
