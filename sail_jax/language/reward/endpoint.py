@@ -108,7 +108,9 @@ def question(settings: JudgeEndpoint, prompt: TrlPrompt, pair: tuple[str, str]) 
 
 
 def verdict(answer: str) -> float:
-    """What the last of `VERDICTS` in an answer says; NaN of an answer without any."""
+    """What the last of `VERDICTS` in an answer says, its thoughts left out; NaN of an answer
+    without any."""
+    answer = answer.rpartition('</think>')[2].partition('<think>')[0]
     said = re.findall(r'\[\[([ABC])\]\]', answer)
     return VERDICTS[said[-1]] if said else np.nan
 
@@ -219,13 +221,18 @@ def _seconds(retry_after: str | None) -> float | None:
 
 
 def _content(settings: JudgeEndpoint, body: bytes) -> str:
-    """The text of a chat completion; one that was refused, or cut off before it, has none."""
+    """The text of a chat completion; one that was refused has none, nor one that was cut off, but
+    for a verdict at its very end: what it said before may be another's, or a thought."""
     try:
-        content: Any = json.loads(body)['choices'][0]['message'].get('content')
+        choice = json.loads(body)['choices'][0]
+        content: Any = choice['message'].get('content')
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         said = one_line(body[:200].decode(errors='replace'))
         raise UserError(f'{settings.base_url}: no chat completion: {said}') from None
-    return content if isinstance(content, str) else ''
+    if not isinstance(content, str):
+        return ''
+    cut_off = choice.get('finish_reason') == 'length'
+    return '' if cut_off and not re.search(r'\[\[[ABC]\]\]\W*$', content) else content
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -1,5 +1,6 @@
 """A judge behind an API of OpenAI's form."""
 
+import json
 import re
 import threading
 
@@ -48,6 +49,34 @@ def test_verdicts_are_probabilities_of_the_first():
     assert one.pop('path') == '/v1/chat/completions'
     assert one.pop('messages')[0]['role'] == 'user'
     assert one == {'model': 'tiny', 'temperature': 0, 'seed': 3}
+
+
+@pytest.mark.parametrize(
+    ('answer', 'expected'),
+    [
+        ('<think>[[A]]?</think>\n[[B]]', 0.0),
+        ('It may be [[A]].</think> No: [[B]]', 0.0),
+        ('<think>End with [[A]], [[B]] or [[C]]', np.nan),
+        ('<think>[[A]]?</think> B is better.', np.nan),
+        ('[[A]]', 1.0),
+    ],
+)
+def test_a_judges_thoughts_are_no_verdict(answer, expected):
+    np.testing.assert_equal(endpoint.verdict(answer), expected)
+
+
+@pytest.mark.parametrize(
+    ('content', 'ending', 'said'),
+    [
+        ('I shall say [[A]], [[B]] or [[C]]. First', 'length', ''),
+        ('Well. **[[B]]**', 'length', 'Well. **[[B]]**'),
+        ('[[A]] it is', 'stop', '[[A]] it is'),
+    ],
+)
+def test_what_was_cut_off_has_a_verdict_at_its_very_end_or_none(content, ending, said):
+    choice = {'message': {'content': content}, 'finish_reason': ending}
+    body = json.dumps({'choices': [choice]}).encode()
+    assert endpoint._content(JudgeEndpoint(model='m'), body) == said
 
 
 def test_as_many_requests_as_are_allowed_are_made_at_a_time():
