@@ -89,9 +89,9 @@ class Objective(Section):
     """What a labelled pair is worth by its margin D: `dpo`, log sigmoid(D), SAIL's; `ipo`,
     -(D / beta - 1 / (2 beta))^2; `hinge`, -max(0, 1 - D); `simpo`, log sigmoid(D) with D of
     log-probabilities per step and without a reference (SimPO has beta 2 to 10 and a target margin);
-    `rebel`, -(D - (r1 - r2))^2 of the responses' rewards, in language runs (REBEL's eta is 1 / beta
-    and its reference the last policy, as with a refresh after each update); or the name of a
-    function that a program has put into `sail_jax.PAIR_LOSSES`."""
+    `rebel`, -(D - (r1 - r2))^2 of the responses' rewards, or of the segments' returns (REBEL's eta
+    is 1 / beta and its reference the last policy, as with a refresh after each update); or the name
+    of a function that a program has put into `sail_jax.PAIR_LOSSES`."""
     target_margin: float = Field(default=0.0, ge=0)
     """Subtracted from every margin before it is judged: SimPO's gamma."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
@@ -313,6 +313,25 @@ class Run(Seeded, Aligned):
     def draws_reference(self) -> bool:
         """Whether each context also gets a response of the reference."""
         return self.divergence.draws_reference or self.objective.exploration != 'none'
+
+
+def check_regression(objective: Objective, labeller: Teacher) -> None:
+    """Refuses settings of labels where the loss goes by rewards.
+
+    Raises:
+      UserError: naming the keys.
+    """
+    if objective.loss != 'rebel':
+        return
+    if objective.mixture.dpr < 1 - 1e-6:
+        raise UserError(
+            'objective.loss: rebel: every response needs a reward; use objective.mixture.dpr: 1'
+        )
+    for name in ('rationality', 'soft', 'mistake', 'equal'):
+        if getattr(labeller, name):
+            raise UserError(
+                f'labeller.{name}: of labels, and objective.loss: rebel goes by the rewards'
+            )
 
 
 RunT = TypeVar('RunT', bound=Settings)

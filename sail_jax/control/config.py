@@ -179,8 +179,8 @@ def check(run: ControlRun) -> None:
     """
     config.check(run)
     sweep.check(run)
-    if run.objective.loss == 'rebel':
-        raise UserError('objective.loss: rebel: its rewards are those of language runs')
+    # A reward that is learned comes from answers, which are labels.
+    config.check_regression(run.objective, Teacher() if run.learns_reward else run.labeller)
     segment, episode = run.rollout.segment_length, run.env.episode_length
     if segment > episode:
         raise UserError(

@@ -15,7 +15,7 @@ from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Segments
 from sail_jax.core import labellers
 from sail_jax.core.trial import tried_on_one
-from sail_jax.core.types import Policy
+from sail_jax.core.types import Policy, Preferences
 from sail_jax.errors import UserError
 
 
@@ -72,6 +72,17 @@ def judged(
         counted_BxK=~segments.not_finite[:, :K],
     )
     return Judgement(returns=returns, value_target=target)
+
+
+def with_returns(preferences: Preferences, returns: labellers.Returns) -> Preferences:
+    """With what the labeller goes by, for a loss that regresses on it. Where the simulator broke
+    there is no return, and its pairs have no label."""
+    counted_BxK = returns.counted_BxK
+    both_BxKxK = counted_BxK[:, :, None] & counted_BxK[:, None, :]
+    return preferences._replace(
+        weight_BxKxK=preferences.weight_BxKxK * both_BxKxK,
+        reward_BxK=jnp.where(counted_BxK, returns.perceived_BxK, 0),
+    )
 
 
 def value(networks: PPONetworks, run: ControlRun, policy: Policy, obs: Any) -> jax.Array:

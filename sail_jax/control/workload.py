@@ -21,7 +21,7 @@ from sail_jax.control.lanes import World
 from sail_jax.control.reward import rounds
 from sail_jax.control.reward.state import ContextsAndReward
 from sail_jax.control.rollout import Contexts, Segments
-from sail_jax.core import labellers, objective
+from sail_jax.core import labellers, objective, pair_losses
 from sail_jax.core.divergence import Gaussian, gaussian_kl
 from sail_jax.core.keys import row_keys, split_rows
 from sail_jax.core.types import (
@@ -146,7 +146,7 @@ def make_sample(
         judged = judgement.judged(world.networks, judge, judge_reward, policy, segments)
         preferences = labellers.label(row_keys(label_key, B), judged.returns, judge.labeller)
         preferences, asked = labellers.within_budget(
-            labellers.broken_loses(preferences, segments.not_finite[:, :K]),
+            _of_sound(run, preferences, judged.returns),
             ~route.policy_label_B,
             labels,
             judge.labeller.max_labels,
@@ -164,6 +164,17 @@ def make_sample(
         )
 
     return sample
+
+
+def _of_sound(run: ControlRun, preferences: Preferences, returns: labellers.Returns) -> Preferences:
+    """What broken segments leave of the labels; with the returns, where the loss regresses on
+    them."""
+    preferences = labellers.broken_loses(preferences, ~returns.counted_BxK)
+    # Losses that nobody has given are refused by who trains.
+    pair_loss = pair_losses.PAIR_LOSSES.get(run.objective.loss)
+    if isinstance(pair_loss, pair_losses.ToRewards):
+        return judgement.with_returns(preferences, returns)
+    return preferences
 
 
 def _batch(

@@ -249,15 +249,7 @@ def check(run: LanguageRun) -> None:
             'reward.missing_eos_penalty: of responses that the labeller compares, and '
             'objective.mixture.dpr is 0'
         )
-    if run.objective.loss == 'rebel' and mixture.dpr < 1 - 1e-6:
-        raise UserError(
-            'objective.loss: rebel: every response needs a reward; use objective.mixture.dpr: 1'
-        )
-    for name in ('rationality', 'soft', 'mistake', 'equal'):
-        if run.objective.loss == 'rebel' and getattr(run.labeller, name):
-            raise UserError(
-                f'labeller.{name}: of labels, and objective.loss: rebel goes by the rewards'
-            )
+    config.check_regression(run.objective, run.labeller)
     if run.reference.ema > 0 and (run.model.train, run.model.param_dtype) == ('full', 'bfloat16'):
         raise UserError(
             'reference.ema: in bfloat16 a moving average stands still; use model.param_dtype: '

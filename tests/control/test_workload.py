@@ -15,7 +15,7 @@ from sail_jax.core import update
 from sail_jax.core.types import Policies
 from sail_jax.errors import UserError
 from sail_jax.training import devices
-from tests.support.toy import SETTINGS, Point, Poisoned
+from tests.support.toy import SETTINGS, Point, Poisoned, make_run, train
 
 
 def make(settings=None, segment_reward=None, env=None):
@@ -138,6 +138,39 @@ def test_a_segment_that_broke_the_simulator_loses_to_every_sound_one(settings):
     np.testing.assert_array_equal(prob.mT[lost], 1)
     np.testing.assert_array_equal(weight[lost], 1)
     np.testing.assert_array_equal(weight[broken[:, :, None] & broken[:, None]], 0)
+
+
+def test_a_regression_has_the_returns_of_sound_segments():
+    """And no label where the simulator broke, whose return is none."""
+    settings = {
+        'rollout': {**SETTINGS['rollout'], 'contexts': 32},
+        'objective': {'loss': 'rebel', 'beta': 1.0},
+    }
+    env, T = Poisoned('obs', spread=0.35), SETTINGS['rollout']['segment_length']
+    _, made, policy, other = make(settings, lambda segment: -segment.mask, env)
+    batch = sample(made, policy, other).batch
+    sound = np.asarray(batch.mask_BxLxT.sum(-1) == T)
+    assert 5 < (~sound).sum() < sound.sum()
+    np.testing.assert_array_equal(batch.labels.reward_BxK, np.where(sound, -T, 0))
+    both = sound[:, :, None] & sound[:, None, :] & ~np.eye(sound.shape[1], dtype=bool)
+    np.testing.assert_array_equal(batch.labels.weight_BxKxK, both)
+
+
+@pytest.mark.slow
+def test_a_regression_on_returns_learns(tmp_path):
+    run = make_run(
+        total_env_steps=16 * 4 * 5 * 60,
+        rollout={'contexts': 16, 'group_size': 4, 'segment_length': 5},
+        objective={'loss': 'rebel', 'beta': 1.0},
+        reference={'refresh_env_steps': 1},
+        divergence={'coefficient': 0},
+        optimizer={'learning_rate': 1e-2},
+        evaluation={'episodes': 64, 'every_updates': 60},
+        checkpoints={'every_updates': 60},
+    )
+    result = train(tmp_path / 'run', run)
+    gained = result.after['eval/return'] - result.before['eval/return']
+    assert gained > 5 * result.after['eval/return_se']
 
 
 def test_a_typical_return_is_that_of_sound_segments():

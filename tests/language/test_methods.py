@@ -33,9 +33,16 @@ def test_regression_takes_no_labels(name, value):
         check(run)
 
 
-def test_regression_is_on_the_rewards_of_language():
-    with pytest.raises(UserError, match=r'^objective.loss: rebel: its rewards are'):
-        check_control(ControlRun.model_validate({'objective': {'loss': 'rebel'}}))
+def test_regression_takes_no_labels_in_control_either():
+    rebel = {'objective': {'loss': 'rebel'}}
+    check_control(ControlRun.model_validate(rebel))
+    for labeller in ({'rationality': 1.0}, {'soft': True}):
+        run = ControlRun.model_validate(rebel | {'labeller': labeller})
+        with pytest.raises(UserError, match=r'^labeller\..*: of labels, and .* rebel'):
+            check_control(run)
+    # The answers that a reward is learned from are labels.
+    learned = {'labeller': {'source': 'reward', 'rationality': 1.0}}
+    check_control(ControlRun.model_validate(rebel | learned))
 
 
 def test_exploration_draws_a_response_of_the_reference():
