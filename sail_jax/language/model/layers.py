@@ -44,8 +44,10 @@ class Linear(nnx.Linear):
 
 def _dropped(x_BxLxTxD: jax.Array, key_B: jax.Array, rate: float) -> jax.Array:
     def of_row(x: jax.Array, key: jax.Array) -> jax.Array:
-        # A prompt and its responses go through a layer one after the other.
-        key = jax.random.fold_in(key, x.shape[-2])
+        # A prompt and its responses go through a layer one after the other, equally long perhaps.
+        lanes, tokens, _ = x.shape
+        key = jax.random.fold_in(key, tokens)
+        key = jax.random.fold_in(key, lanes) if lanes > 1 else key
         return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
     return jax.vmap(of_row)(x_BxLxTxD, key_B)

@@ -126,7 +126,7 @@ def drop(decoder: Decoder, key_B: jax.Array, rate: float) -> Decoder:
 
     Args:
       key_B: of the rows that the model will be called with; what is drawn is a function of a row's
-        key, the layer, the linear map and the number of tokens.
+        key, the layer, the linear map and the numbers of lanes and tokens.
       rate: the share.
     """
     decoder = nnx.clone(decoder)

@@ -1,11 +1,13 @@
 """What a new adapter is, and what it adds."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sail_jax.language.model import lora
+from sail_jax.language.model import layers, lora
 from sail_jax.language.model.layers import Linear
 from tests.support import tiny
 
@@ -13,8 +15,8 @@ from tests.support import tiny
 def test_an_adapter_is_scaled_and_each_map_has_its_own(x64):
     settings = lora.Lora(rank=3, alpha=5.0, targets=('q_proj', 'k_proj', 'v_proj'))
     decoder = lora.add(tiny.decoder('llama2'), settings, jax.random.key(0))
-    layers = decoder.layers.self_attn
-    a = [np.asarray(m.lora_a[...]) for m in (layers.q_proj, layers.k_proj, layers.v_proj)]
+    attn = decoder.layers.self_attn
+    a = [np.asarray(m.lora_a[...]) for m in (attn.q_proj, attn.k_proj, attn.v_proj)]
     assert all(np.abs(x - y).min() > 0 for x, y in ((a[0], a[1]), (a[1], a[2]), (a[0], a[2])))
     assert all(np.abs(x[0] - x[1]).min() > 0 for x in a)
     # Uniform within 1 / sqrt(in).
@@ -63,6 +65,14 @@ def test_dropout_is_of_an_adapters_input_and_right_on_average():
     assert np.abs(one[1] - other[1]).max() > 0.1
     scaled = np.linalg.lstsq((low @ high).T, np.asarray(one - plain).reshape(-1, 2).T)[0]
     assert len(np.unique(np.round(scaled, 3))) > 20
+
+
+def test_a_prompt_and_responses_of_its_length_drop_apart():
+    key_B = jax.random.split(jax.random.key(3), 2)
+    one, lanes = (layers._dropped(jnp.ones((2, n, 8, 16)), key_B, 0.5) for n in (1, 3))
+    kept = [np.asarray(one[:, 0]) > 0, *(np.asarray(lanes[:, lane]) > 0 for lane in range(3))]
+    for a, b in itertools.combinations(kept, 2):
+        assert 0.35 < (a == b).mean() < 0.65
 
 
 def test_a_model_drops_in_its_adapter_alone():
