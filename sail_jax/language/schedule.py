@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sail_jax.core import registry
@@ -19,10 +20,20 @@ def step_size(settings: StepSize, updates: int) -> Callable[[jax.Array], jax.Arr
     """The share of the learning rate that update `step` (from 0) has.
 
     Raises:
-      UserError: Optax has no such schedule, or it does not take these arguments.
+      UserError: Optax has no such schedule, it does not take these arguments, or it is negative or
+        no number at some time of the run.
     """
     if settings.schedule is not None:
-        return _of_optax(settings.schedule, settings.schedule_arguments)
+        schedule = _of_optax(settings.schedule, settings.schedule_arguments)
+        steps = np.unique(np.linspace(0, updates - 1, TRIED).astype(np.int32))
+        rates = np.asarray(jax.vmap(schedule)(steps))
+        if len(wrong := steps[~(np.isfinite(rates) & (rates >= 0))]):
+            raise UserError(
+                f'optimizer.schedule: {settings.schedule}: update {wrong[0]} has '
+                f'{rates[steps == wrong[0]][0]:g} times the learning rate; expected a finite '
+                'number that is not negative'
+            )
+        return schedule
 
     def share(step: jax.Array) -> jax.Array:
         warmup = jnp.minimum((step + 1) / max(settings.warmup_updates, 1), 1)
@@ -38,6 +49,9 @@ def step_size(settings: StepSize, updates: int) -> Callable[[jax.Array], jax.Arr
 
     return share
 
+
+TRIED = 1000
+"""Updates of a run at which a schedule is looked at, spread evenly."""
 
 STRUCTURED: dict[str, Callable[[Any], Any]] = {
     'boundaries_and_scales': lambda value: {int(k): float(v) for k, v in value.items()},

@@ -153,3 +153,28 @@ def test_what_is_no_schedule_is_one_line(schedule, arguments, message):
 def test_settings_that_do_not_go_together_are_refused(optimizer, message):
     with pytest.raises(UserError, match=message):
         check(small.run('m', 'd', optimizer=optimizer))
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'message'),
+    [
+        ('constant_schedule', {'value': -1}, 'update 0 has -1 times'),
+        (
+            'linear_schedule',
+            {'init_value': 1, 'end_value': -1, 'transition_steps': 10},
+            'update 6 has -0.2 times',
+        ),
+        (
+            'polynomial_schedule',
+            {'init_value': 1, 'end_value': 0, 'power': -1, 'transition_steps': 4},
+            'update 4 has inf times',
+        ),
+    ],
+)
+def test_a_schedule_is_a_rate_through_all_of_the_run(name, arguments, message):
+    """Also where it begins well: a negative one ascends, an infinite one ends the policy."""
+    settings = LanguageOptimizer(schedule=name, schedule_arguments=arguments)
+    with pytest.raises(UserError, match=f'^optimizer.schedule: {name}: {message} the learning'):
+        step_size(settings, 10)
+    if 'update 0' not in message:
+        step_size(settings, 4)
