@@ -280,6 +280,10 @@ def _check_judge(run: LanguageRun) -> None:
         raise UserError('judge.labels: objective.loss: rebel needs rewards, and a judge gives none')
     if run.judge.labels and run.reward.missing_eos_penalty is not None:
         raise UserError('judge.labels: reward.missing_eos_penalty is of rewards, not of judges')
+    default = Teacher()
+    for name in ('kind', 'rationality', 'soft', 'mistake', 'skip', 'equal'):
+        if run.judge.labels and getattr(run.labeller, name) != getattr(default, name):
+            raise UserError(f'labeller.{name}: of labels made of rewards; not used by judge.labels')
 
 
 def check_adapter(model: StartModel) -> None:

@@ -203,6 +203,13 @@ def test_a_judge_of_evaluations_labels_nothing(monkeypatch):
             {'judge': {'model': 'm', 'labels': True}, 'reward': {'missing_eos_penalty': 1.0}},
             r'judge\.labels: reward\.missing_eos_penalty',
         ),
+        *(
+            (
+                {'judge': {'model': 'm', 'labels': True}, 'labeller': labeller},
+                rf'labeller\.{next(iter(labeller))}: .*; not used by judge\.labels',
+            )
+            for labeller in ({'rationality': 1.0}, {'mistake': 0.1}, {'skip': 0.5}, {'kind': 'x'})
+        ),
         (
             {
                 'judge': {'model': 'm', 'labels': True},
