@@ -26,7 +26,7 @@ def step_size(settings: StepSize, updates: int) -> Callable[[jax.Array], jax.Arr
     if settings.schedule is not None:
         schedule = _of_optax(settings.schedule, settings.schedule_arguments)
         steps = np.unique(np.linspace(0, updates - 1, TRIED).astype(np.int32))
-        rates = np.asarray(jax.vmap(schedule)(steps))
+        rates = np.asarray(jax.vmap(schedule)(jnp.asarray(steps)))
         if len(wrong := steps[~(np.isfinite(rates) & (rates >= 0))]):
             raise UserError(
                 f'optimizer.schedule: {settings.schedule}: update {wrong[0]} has '
