@@ -116,7 +116,8 @@ def figure(raw: dict[str, Any], out: Path, name: str) -> None:
         axis.xaxis.set_major_formatter(EngFormatter(sep=''))
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel('return of the mode')
-    drawn.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=len(axes[0]))
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    drawn.legend(handles, names, loc='outside lower center', ncols=len(environments))
     save(drawn, out, name)
 
 
