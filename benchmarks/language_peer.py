@@ -1,9 +1,9 @@
 """Online DPO here and in TRL (Hugging Face generate), side by side.
 
 Both train the same checkpoint of random weights on the same prompts, on all cores, each in a
-process of its own that works while the other waits: a few updates each, in turn. No response comes
-to an end before its limit, so both draw, score and learn from the same number of tokens. The first
-updates, which compile, are not timed. Compared with TRL
+process of its own that works while the other waits: a few updates each, in turn. Hardly a response
+comes to an end before its limit, so both draw, score and learn from the same number of tokens. The
+first updates, which compile, are not timed. Compared with TRL
 
 * `same`: batch, lengths, float32, temperature 1, no recomputation of activations; Adam, learning
   rate, clip, beta and reward are the same in all;
@@ -11,6 +11,14 @@ updates, which compile, are not timed. Compared with TRL
   KV cache of its generation off, temperature 0.9.
 
     python -m benchmarks.language_peer --out benchmarks/results/language_peer_cpu.json
+
+With `--model` both train an adapter of a real instruct model on conversations, at the same settings
+alone, and responses end when they end; `products` is what our update's matrix products take.
+
+    python -m benchmarks.real_model models/SmolLM2-135M-Instruct
+    python -m benchmarks.language_peer --model models/SmolLM2-135M-Instruct --batch 16 \\
+        --data data/hh/proxy.jsonl --prompt-tokens 128 \\
+        --out benchmarks/results/language_peer_real_cpu.json
 """
 
 import argparse
@@ -30,10 +38,13 @@ from benchmarks.rounds import Turn, peak_mib, row, serve, stopwatch, take_turns
 WARM_UP = 2
 """Updates, which compile."""
 RESERVED = ('<|pad|>', '<|begin|>')
+PEERS = ('same', 'defaults')
+ADAPTER = {'train': 'lora', 'lora': {'rank': 16, 'alpha': 32, 'targets': 'all-linear'}}
+"""What is trained of a real model."""
 
 
 def make_checkpoint(path: Path, size: str) -> None:
-    """Random weights, and a tokeniser of words whose end of sequence the model has no logit for."""
+    """Random weights, and a tokeniser of words; its end of sequence is as improbable as any."""
     import jax
     from flax import nnx
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -44,7 +55,7 @@ def make_checkpoint(path: Path, size: str) -> None:
 
     a = SMALL[size]
     weights.save(jax.jit(lambda: Decoder(a, rngs=nnx.Rngs(0)))(), path)
-    words = [*RESERVED, *(f'w{i}' for i in range(a.vocab_size - len(RESERVED))), '<|end|>']
+    words = [*RESERVED, *(f'w{i}' for i in range(a.vocab_size - len(RESERVED) - 1)), '<|end|>']
     ids = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=RESERVED[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -63,9 +74,21 @@ def make_prompts(path: Path, words: int, rows: int = 1024) -> None:
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
 
-def reward(prompts: list, responses: list[str], **_: Any) -> list[float]:
-    """Something to prefer, at no cost."""
-    return [float(response.count('7')) for response in responses]
+def fitting_prompts(path: Path, data: Path, model: Path, most: int) -> None:
+    """The prompts of a file of conversations that have no more tokens than that."""
+    from sail_jax.language.data import tokens
+    from sail_jax.language.data.rows import trl as read
+
+    tokenizer = tokens.load(model)
+    raws = [json.loads(line) for line in data.read_text().splitlines()]
+    fit = [raw for raw in raws if len(tokenizer.prompt_ids(read(raw).prompt)) <= most]
+    path.write_text(''.join(json.dumps({'prompt': raw['prompt']}) + '\n' for raw in fit))
+
+
+def reward(prompts: list, responses: list, **_: Any) -> list[float]:
+    """Something to prefer, at no cost: of text, or of TRL's messages."""
+    texts = [one if isinstance(one, str) else one[-1]['content'] for one in responses]
+    return [float(text.count('7') + text.count('e')) for text in texts]
 
 
 def ours(settings: dict[str, Any]) -> None:
@@ -83,7 +106,7 @@ def ours(settings: dict[str, Any]) -> None:
             'workload': 'language',
             'total_prompts': 10**6,
             'prompts_per_update': settings['batch'],
-            'model': {'path': settings['model']},
+            'model': {'path': settings['model'], **settings['trained']},
             'data': {
                 'path': settings['prompts'],
                 'max_prompt_tokens': settings['prompt_tokens'],
@@ -112,6 +135,21 @@ def ours(settings: dict[str, Any]) -> None:
 
     call(WARM_UP)
     serve(call)
+
+
+def adapter(trained: dict[str, Any]) -> Any:
+    """PEFT's configuration of our settings; None trains all parameters."""
+    if not trained:
+        return None
+    import peft
+
+    lora = trained['lora']
+    return peft.LoraConfig(
+        r=lora['rank'],
+        lora_alpha=lora['alpha'],
+        target_modules=lora['targets'],
+        task_type='CAUSAL_LM',
+    )
 
 
 # lines: the whole worker, whose classes are of libraries that only it imports.
@@ -188,6 +226,7 @@ def trl(settings: dict[str, Any]) -> None:
                 settings['model']
             ),
             callbacks=[Turns()],
+            peft_config=adapter(settings['trained']),
         )
         trainer.train()
 
@@ -196,7 +235,7 @@ def compare(
     settings: dict[str, Any], rounds: int, updates: int, trl_python: str, logs: Path
 ) -> dict[str, Any]:
     """Medians over rounds in which all have their turn; ratios within a round."""
-    pythons = {'sail_jax': sys.executable, 'same': trl_python, 'defaults': trl_python}
+    pythons = {'sail_jax': sys.executable} | dict.fromkeys(settings['peers'], trl_python)
     root, commands = Path(__file__).parents[1], {}
     for kind, python in pythons.items():
         more = {'kind': kind, 'updates': updates if kind == 'sail_jax' else max(1, updates // 4)}
@@ -228,8 +267,9 @@ def compare(
     }
 
 
-def rows(sizes: dict[str, Any]) -> list[dict[str, Any]]:
-    """Online DPO here over TRL's."""
+def rows(sizes: dict[str, Any], real: bool = False) -> list[dict[str, Any]]:
+    """Online DPO here over TRL's; the goal of a real model is another."""
+    goal = 1.5 if real else 5.0
     return [
         row(
             f'{size}: sail_jax / TRL, {kind}',
@@ -237,10 +277,11 @@ def rows(sizes: dict[str, Any]) -> list[dict[str, Any]]:
             outcome['sail_jax']['pairs_per_s'],
             outcome[kind]['pairs_per_s'],
             outcome[kind]['ours_over_this'],
-            5.0 if kind == 'same' else None,
+            goal if kind == 'same' else None,
         )
         for size, outcome in sizes.items()
-        for kind in ('same', 'defaults')
+        for kind in PEERS
+        if kind in outcome
     ]
 
 
@@ -265,6 +306,8 @@ def say(size: str, compared: dict[str, Any]) -> None:
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument('--sizes', nargs='+', default=['4M', '12M', '32M'])
+    parser.add_argument('--model', type=Path, help='of an instruct model, instead of the sizes')
+    parser.add_argument('--data', type=Path, help='a .jsonl file of conversations, for --model')
     parser.add_argument('--batch', type=int, default=8, help="prompts an update (TRL's default)")
     parser.add_argument('--prompt-tokens', type=int, default=64, help='the longest')
     parser.add_argument('--new-tokens', type=int, default=64, help="TRL's default")
@@ -281,8 +324,8 @@ def main() -> None:
     if options.quick:
         options.sizes, options.rounds = options.sizes[:1], 2
 
-    from benchmarks.language_models import SMALL, parameter_count
-
+    if (options.model is None) != (options.data is None):
+        sys.exit('--model and --data: give both, or none')
     results: dict[str, Any] = {
         'machine': machine('benchmarks.language_peer'),
         'peer': peer_versions(options.trl_python),
@@ -292,27 +335,62 @@ def main() -> None:
         'sizes': {},
     }
     with tempfile.TemporaryDirectory() as directory:
-        prompts = Path(directory, 'prompts.jsonl')
-        make_prompts(prompts, options.prompt_tokens)
-        for size in options.sizes:
-            model = Path(directory, size)
-            make_checkpoint(model, size)
-            settings = {
-                'model': str(model),
-                'prompts': str(prompts),
-                'batch': options.batch,
-                'prompt_tokens': options.prompt_tokens,
-                'new_tokens': options.new_tokens,
-            }
-            logs = Path(directory, f'{size}-logs')
-            compared = compare(settings, options.rounds, options.updates, options.trl_python, logs)
-            results['sizes'][size] = {'parameters': parameter_count(SMALL[size])} | compared
-            results['rows'] = rows(results['sizes'])
+        for size in [options.model.name] if options.model else options.sizes:
+            results['sizes'][size] = of_size(size, options, Path(directory))
+            results['rows'] = rows(results['sizes'], real=options.model is not None)
             if options.out:
                 write(results, options.out)
-            say(size, compared)
     if not options.out:
         write(results, None)
+
+
+def of_size(size: str, options: argparse.Namespace, directory: Path) -> dict[str, Any]:
+    """Both on one checkpoint: a real one, or one of random weights."""
+    from benchmarks.language_models import SMALL, parameter_count
+    from sail_jax.language.model import architecture as architectures
+
+    prompts, model = directory / 'prompts.jsonl', options.model
+    if model is None:
+        model = directory / size
+        make_checkpoint(model, size)
+        make_prompts(prompts, options.prompt_tokens)
+    else:
+        fitting_prompts(prompts, options.data, model, options.prompt_tokens)
+    settings = {
+        'model': str(model),
+        'prompts': str(prompts),
+        'batch': options.batch,
+        'prompt_tokens': options.prompt_tokens,
+        'new_tokens': options.new_tokens,
+        'trained': ADAPTER if options.model else {},
+        'peers': PEERS[:1] if options.model else PEERS,
+    }
+    logs = directory / f'{size}-logs'
+    compared = compare(settings, options.rounds, options.updates, options.trl_python, logs)
+    say(size, compared)
+    if options.model is None:
+        return {'parameters': parameter_count(SMALL[size])} | compared
+    a = architectures.read(model)
+    numbers = products(a, options, options.batch / compared['sail_jax']['pairs_per_s'])
+    print(f'{size} matrix products: {json.dumps(numbers)}', file=sys.stderr)
+    return {'parameters': parameter_count(a), 'products': numbers} | compared
+
+
+def products(a: Any, options: argparse.Namespace, update_s: float) -> dict[str, float]:
+    """What the matrix products of our update take by themselves, and their share of it."""
+    from benchmarks import matrix_products
+    from sail_jax.language.model.sampler import bucket
+
+    places = bucket(options.prompt_tokens)
+    lengths = matrix_products.Lengths(options.batch, places, options.new_tokens)
+    draw_s = matrix_products.take(matrix_products.drawing(a, lengths))
+    learn_s = matrix_products.take(matrix_products.learning(a, lengths, full=False))
+    return {
+        'draw_s': round(draw_s, 3),
+        'learn_s': round(learn_s, 3),
+        'update_s': round(update_s, 3),
+        'share_of_update': round((draw_s + learn_s) / update_s, 3),
+    }
 
 
 if __name__ == '__main__':

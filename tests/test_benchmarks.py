@@ -10,7 +10,16 @@ import jax
 import pytest
 
 from benchmarks import __main__ as suite
-from benchmarks import control_communication, convergence, machine, regressions, rounds
+from benchmarks import (
+    control_communication,
+    convergence,
+    language_models,
+    language_throughput,
+    machine,
+    matrix_products,
+    regressions,
+    rounds,
+)
 from tests.support.paths import ROOT
 
 CONTENDER = """
@@ -200,3 +209,16 @@ def test_a_users_compilation_cache_is_left_to_the_study():
             assert jax.config.jax_compilation_cache_dir == used
     finally:
         jax.config.update('jax_compilation_cache_dir', before)
+
+
+@pytest.mark.parametrize('full', [True, False])
+def test_matrix_products_are_the_operations_of_an_update(full):
+    """Norms and biases apart, as the count by parameters has them."""
+    a, lengths = language_models.SMALL['4M'], matrix_products.Lengths(3, 16, 8)
+    B, P, R = lengths
+    done = lambda products: sum(2 * x.rows * x.inner * x.columns * n for x, n in products.items())
+    drawn = language_throughput.operations(a, B * (P + 2 * R), 2 * B * R)
+    assert done(matrix_products.drawing(a, lengths)) == pytest.approx(drawn, rel=2e-3)
+    # The reference, the policy, and back through its activations and its weights.
+    learned = done(matrix_products.learning(a, lengths, full))
+    assert learned == pytest.approx((4 if full else 3) * drawn, rel=2e-3)
