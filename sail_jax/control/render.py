@@ -126,8 +126,9 @@ def _drive(
 def page(shown: dict[str, Any]) -> str:
     """The web page of an episode, with all that it needs."""
     template = resources.files('sail_jax.control').joinpath('viewer.html').read_text('utf-8')
+    scene = resources.files('sail_jax').joinpath('scene.js').read_text('utf-8')
     data = json.dumps(shown).replace('<', '\\u003c')  # No text ends the script that it is in.
-    return template.replace('EPISODE', data, 1)
+    return template.replace('SCENE', scene, 1).replace('EPISODE', data, 1)
 
 
 def geoms(system: System) -> list[dict[str, Any]]:
