@@ -1,0 +1,341 @@
+"""Questions for people and their answers, in one SQLite file that several processes share.
+
+Training asks, the page's server answers, either may be killed at any moment: each call is one
+transaction, which is on the disk before the call returns. Questions and answers are never deleted.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from sail_jax.errors import UserError
+from sail_jax.labels import queue
+from sail_jax.labels.queue import Refused, Ticket
+
+NAME = 'labels.sqlite'
+"""Of a run directory."""
+APPLICATION, SCHEMA = 0x5A11AB, 1
+"""SQLite's own numbers of a file: whose it is, and in which form."""
+MAX_PAYLOAD = 2**26
+"""Bytes of a question."""
+
+Choice = Literal['left', 'right', 'equal', 'skip']
+CHOICES: tuple[str, ...] = get_args(Choice)
+TURNED = {'left': 'right', 'right': 'left'}
+
+TABLES = """
+create table about (key text primary key, value text not null) strict;
+create table questions (
+  number integer primary key, round integer not null, payload blob not null,
+  digest text not null, time real not null
+) strict;
+create table tickets (
+  ticket text primary key, question integer not null references questions, client text not null,
+  again integer not null, turned integer not null, until real not null
+) strict;
+create table answers (
+  id integer primary key, question integer not null references questions,
+  ticket text not null unique references tickets,
+  choice text not null check (choice in ('left', 'right', 'equal', 'skip')),
+  client text not null, who text not null, time real not null, again integer not null,
+  withdrawn real, taken integer
+) strict;
+create unique index one_answer on answers (question) where withdrawn is null and again = 0;
+create index tickets_of on tickets (question);
+"""
+"""`tickets`: who was shown which question, until when nobody else is. `answers.choice` is of the
+question as it was asked, whichever way round it was shown; `again` those that check agreement;
+`taken` the update after which training learned of the answer."""
+
+
+class Question(NamedTuple):
+    """What is asked."""
+
+    number: int
+    """From 0 on, as the run counts its questions."""
+    round: int
+    """The update that asked, from 1 on."""
+    payload: bytes
+    """What is compared; see `sail_jax.labels.payloads`."""
+
+
+class ShownQuestion(NamedTuple):
+    """A question as somebody sees it."""
+
+    ticket: str
+    """What an answer to it is given with."""
+    number: int
+    turned: bool
+    """The second of the two is on the left."""
+    payload: bytes
+
+
+class Answer(NamedTuple):
+    """What was said of a question, as it was asked: `left` is the first."""
+
+    number: int
+    choice: Choice
+    who: str
+    time: float
+    """Seconds since 1970."""
+
+
+class Progress(NamedTuple):
+    """How far the answers are."""
+
+    asked: int
+    answered: int
+    yours: int
+    """Answers of this page, those to repeated questions included."""
+    repeated: int
+    """Answers to questions that had been answered before."""
+    agreed: int
+    """Those of them that said the same again."""
+
+    @property
+    def waiting(self) -> int:
+        return self.asked - self.answered
+
+
+class Store:
+    """The file of a run."""
+
+    def __init__(self, path: Path):
+        """Opens a store that is there.
+
+        Raises:
+          UserError: there is none, or it is damaged, or of another version.
+        """
+        self.path = path
+        if not path.is_file():
+            raise UserError(
+                f'{path}: no questions; train with labeller.source: people first, which makes it'
+            )
+        with self._reading() as db:
+            if (found := _one(db, 'pragma application_id')) != APPLICATION:
+                raise UserError(f'{path}: not a store of labels (application id {found})')
+            if (found := _one(db, 'pragma user_version')) != SCHEMA:
+                raise UserError(f'{path}: form {found}; this version reads {SCHEMA}')
+            if (state := _one(db, 'pragma quick_check(1)')) != 'ok':
+                raise UserError(f'{path}: damaged: {" ".join(str(state).split())[:200]}')
+
+    @classmethod
+    def of_run(cls, path: Path, about: dict[str, Any]) -> 'Store':
+        """Opens the store of a run that is trained, and makes it where there is none.
+
+        Args:
+          about: what the page says and draws, see `about`; takes the place of what was there.
+        """
+        if not path.exists():
+            _make(path)
+        store = cls(path)
+        with store._writing() as db:
+            rows = [(key, json.dumps(value)) for key, value in about.items()]
+            db.executemany('insert or replace into about values (?, ?)', rows)
+        return store
+
+    def about(self) -> dict[str, Any]:
+        """`kind` of payload, `task` and `instruction` for the page, `repeat_every`, and what the
+        kind needs; and `token`, which pages on other hosts have to know."""
+        with self._reading() as db:
+            return {key: json.loads(value) for key, value in db.execute('select * from about')}
+
+    def ask(self, questions: Sequence[Question]) -> None:
+        """Adds questions; those that are there already stay as they are.
+
+        Raises:
+          UserError: one of that number is another question.
+        """
+        with self._writing() as db:
+            for number, round_, payload in questions:
+                if len(payload) > MAX_PAYLOAD:
+                    raise UserError(f'{self.path}: question {number}: over {MAX_PAYLOAD} bytes')
+                digest = hashlib.sha256(payload).hexdigest()
+                row = number, round_, payload, digest, time.time()
+                db.execute('insert or ignore into questions values (?, ?, ?, ?, ?)', row)
+                there = _one(db, 'select digest from questions where number = ?', number)
+                if there != digest:
+                    raise UserError(
+                        f'{self.path}: question {number} is another one than this run asks; the '
+                        'file is of another run, or the run went on with other devices'
+                    )
+
+    def next(self, client: str) -> ShownQuestion | None:
+        """A question for a page: the one it has, or one that no other page has; None where nothing
+        is to be answered now."""
+        with self._writing() as db:
+            repeat_every = json.loads(_one(db, "select value from about where key='repeat_every'"))
+            ticket = queue.next_ticket(db, client, repeat_every, time.time())
+            return None if ticket is None else self._shown(db, ticket)
+
+    def answer(self, ticket: str, client: str, who: str, choice: Choice) -> None:
+        """Takes an answer; one that is sent again, because its reply was lost, counts once.
+
+        Args:
+          choice: as it was shown.
+
+        Raises:
+          Refused: the ticket is not this page's; somebody else was faster; it was withdrawn, or
+            was another answer.
+        """
+        if choice not in CHOICES:
+            raise Refused(f'choice: expected one of {", ".join(CHOICES)}, got {choice!r:.80}')
+        with self._writing() as db:
+            held = queue.ticket_of(db, ticket, client)
+            said = TURNED.get(choice, choice) if held.turned else choice
+            earlier = db.execute(
+                'select choice, withdrawn from answers where ticket = ?', (ticket,)
+            ).fetchone()
+            if earlier is not None:
+                if earlier != (said, None):
+                    raise Refused(f'question {held.question}: it has been answered already')
+                return
+            queue.require_open(db, held)
+            db.execute(
+                'insert into answers (question, ticket, choice, client, who, time, again)'
+                ' values (?, ?, ?, ?, ?, ?, ?)',
+                (held.question, ticket, said, client, who, time.time(), held.again),
+            )
+
+    def undo(self, client: str, yours: int) -> ShownQuestion | None:
+        """Withdraws the newest answer of a page, and shows its question again.
+
+        Args:
+          yours: how many answers the page has, as it was told: with another number, as of a request
+            that is sent again because its reply was lost, nothing is withdrawn.
+
+        Raises:
+          Refused: it has none; training has learned of it.
+        """
+        with self._writing() as db:
+            live = 'select count(*) from answers where withdrawn is null and client = ?'
+            if _one(db, live, client) == yours:
+                return self._shown(db, queue.withdraw(db, client, time.time()))
+        return self.next(client)
+
+    def progress(self, client: str = '') -> Progress:
+        """Of all answers, and of one page's."""
+        live = 'from answers where withdrawn is null'
+        with self._reading() as db:
+            return Progress(
+                asked=_one(db, 'select count(*) from questions'),
+                answered=_one(db, f'select count(*) {live} and again = 0'),
+                yours=_one(db, f'select count(*) {live} and client = ?', client),
+                repeated=_one(db, f'select count(*) {live} and again = 1'),
+                agreed=_one(
+                    db,
+                    'select count(*) from answers a join answers b using (question) where a.again'
+                    ' = 0 and b.again = 1 and a.choice = b.choice and a.withdrawn is null and'
+                    ' b.withdrawn is null',
+                ),
+            )
+
+    def take(self, step: int) -> list[Answer]:
+        """The answers that training learns of after so many updates, by the number of question.
+
+        The first time these are all that are new. A run that goes on from an earlier checkpoint
+        gets what it got the first time, and nothing newer until it is where it was.
+        """
+        with self._writing() as db:
+            newest = _one(db, 'select coalesce(max(taken), -1) from answers')
+            if step > newest:
+                db.execute(
+                    'update answers set taken = ? where taken is null and withdrawn is null'
+                    ' and again = 0',
+                    (step,),
+                )
+            return _answers(db, 'where taken = ?', step)
+
+    def answers(self) -> list[Answer]:
+        """All that count: not the withdrawn ones, nor those that check agreement."""
+        with self._reading() as db:
+            return _answers(db, 'where withdrawn is null and again = 0')
+
+    def payload(self, number: int) -> bytes:
+        """What a question compares.
+
+        Raises:
+          UserError: there is no such question; it is damaged.
+        """
+        with self._reading() as db:
+            return self._payload(db, number)
+
+    def _shown(self, db: sqlite3.Connection, ticket: Ticket) -> ShownQuestion:
+        payload = self._payload(db, ticket.question)
+        return ShownQuestion(ticket.ticket, ticket.question, bool(ticket.turned), payload)
+
+    def _payload(self, db: sqlite3.Connection, number: int) -> bytes:
+        query = 'select payload, digest from questions where number = ?'
+        row = db.execute(query, (number,)).fetchone()
+        if row is None:
+            raise UserError(f'{self.path}: there is no question {number}')
+        payload, digest = row
+        if hashlib.sha256(payload).hexdigest() != digest:
+            raise UserError(f'{self.path}: question {number} is damaged')
+        return payload
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with _connected(self.path) as db:
+            db.execute('begin')
+            yield db
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction of one writer at a time, kept if nothing is raised within."""
+        with _connected(self.path) as db:
+            db.execute('begin immediate')
+            yield db
+            db.execute('commit')
+
+
+@contextlib.contextmanager
+def _connected(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection of this call: it belongs to no thread, and closing it drops what is open."""
+    try:
+        uri = f'{path.resolve().as_uri()}?mode=rw'
+        db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None)
+        with contextlib.closing(db):
+            db.execute('pragma synchronous = full')  # On the disk, not on its way there.
+            db.execute('pragma foreign_keys = on')
+            yield db
+    except sqlite3.OperationalError as error:  # Locked, say, or a full disk.
+        raise UserError(f'{path}: {error}') from None
+    except sqlite3.Error as error:
+        raise UserError(f'{path}: {error}; it is damaged, or no store of labels') from None
+
+
+def _make(path: Path) -> None:
+    """A new store, which has its name once it is whole."""
+    part = path.with_name(f'{path.name}.{secrets.token_hex(4)}.part')
+    try:
+        part.touch(mode=0o600)
+        with _connected(part) as db:
+            db.execute('pragma journal_mode = wal')
+            db.executescript(f'begin; {TABLES} commit;')
+            db.execute('insert into about values (?, ?)', ('repeat_every', '0'))
+            token = json.dumps(secrets.token_urlsafe(24))
+            db.execute('insert into about values (?, ?)', ('token', token))
+            db.execute(f'pragma application_id = {APPLICATION}')
+            db.execute(f'pragma user_version = {SCHEMA}')
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}') from None
+
+
+def _one(db: sqlite3.Connection, query: str, *values: Any) -> Any:
+    """The only column of the only row; None where there is none."""
+    row = db.execute(query, values).fetchone()
+    return None if row is None else row[0]
+
+
+def _answers(db: sqlite3.Connection, where: str, *values: Any) -> list[Answer]:
+    query = f'select question, choice, who, time from answers {where} order by question'
+    return [Answer(*row) for row in db.execute(query, values)]
