@@ -31,7 +31,11 @@ setup(
     ],
     python_requires='>=3.11',
     packages=find_packages(include=['sail_jax', 'sail_jax.*']),
-    package_data={'sail_jax': ['py.typed'], 'sail_jax.control': ['viewer.html']},
+    package_data={
+        'sail_jax': ['py.typed', 'scene.js'],
+        'sail_jax.control': ['viewer.html'],
+        'sail_jax.labels': ['page/*'],
+    },
     install_requires=[
         'jax>=0.10,<0.13,!=0.11.2',  # Whose jaxlib crashes where a shard_map closes over arrays.
         'flax>=0.12',
@@ -76,6 +80,7 @@ setup(
         'cuda12': ['jax[cuda12]>=0.10,<0.13'],
         'cuda13': ['jax[cuda13]>=0.10,<0.13'],
         'tpu': ['jax[tpu]>=0.10,<0.13'],
+        'label': ['starlette>=1.0', 'uvicorn>=0.40'],
         'playground': ['playground>=0.2'],
         'tensorboard': ['tensorboard>=2.18'],
         'wandb': ['wandb>=0.19'],

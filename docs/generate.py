@@ -46,6 +46,7 @@ COMMANDS = (
     'render',
     'generate',
     'export',
+    'label',
     'labels export',
     'reward export',
     'reward evaluate',

@@ -23,6 +23,7 @@ from sail_jax import (
     workloads,
 )
 from sail_jax.errors import UserError
+from sail_jax.labels import command as label_command
 from sail_jax.plan import command as plan_command
 
 Commands = Any
@@ -43,6 +44,7 @@ SAIL-RevKL: online alignment of policies from preferences.
   sail-jax export runs/aligned aligned-hf
   sail-jax export runs/aligned hf://me/aligned --private
   sail-jax generate runs/aligned "Tell me a story"
+  sail-jax label runs/hopper
   sail-jax labels export runs/learned answers.jsonl
   sail-jax reward evaluate runs/learned
   sail-jax metrics
@@ -80,6 +82,7 @@ def run(arguments: list[str]) -> int:
         _add_render,
         _add_export,
         _add_generate,
+        label_command.add,
         reward_commands.add,
         _add_metrics,
         _add_doctor,

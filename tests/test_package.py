@@ -19,6 +19,12 @@ about = importlib.metadata.metadata('sail-jax')
 print(sail_jax.__file__, about['Version'], sail_jax.load('quickstart.yaml').env.name, sep='\\n')
 assert about['Author'] and about.get_payload().startswith('# sail_jax')
 """
+PAGES = {
+    'sail_jax/py.typed',
+    'sail_jax/scene.js',
+    'sail_jax/control/viewer.html',
+    'sail_jax/labels/page/label.html',
+}
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +52,7 @@ def test_a_wheel_has_every_file_of_the_package_and_no_other(wheel):
         for path in (ROOT / 'sail_jax').rglob('*')
         if path.is_file() and '__pycache__' not in path.parts
     }
-    assert {'sail_jax/py.typed', 'sail_jax/control/viewer.html'} <= files
+    assert files >= PAGES
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in names if '.dist-info/' not in name} == files
     assert any(name.endswith('/LICENSE') for name in names)

@@ -1,0 +1,148 @@
+'use strict';
+const at = (id) => document.getElementById(id);
+const sides = [...document.querySelectorAll('.side')].map((side) => ({
+  canvas: side.querySelector('canvas'), text: side.querySelector('.text'), end: side.querySelector('.end'),
+}));
+const buttons = ['left', 'equal', 'skip', 'right'];
+const KEYS = { ArrowLeft: 'left', ArrowRight: 'right', e: 'equal', E: 'equal', ' ': 'skip' };
+const POLL_MS = 2000, RETRY_MS = 1000;
+
+// A tab is who a question is lent to; a name is who answered.
+const client = sessionStorage.client ||= [...crypto.getRandomValues(new Uint8Array(16))]
+  .map((byte) => byte.toString(16).padStart(2, '0')).join('');
+const token = location.hash.slice(1);
+const who = at('who');
+who.value = localStorage.who || '';
+who.oninput = () => { localStorage.who = who.value.trim(); who.classList.remove('missing'); };
+
+const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+const trouble = (text) => { at('trouble').textContent = text; };
+
+// A call that got no reply is made again: the server counts it once.
+async function call(name, body) {
+  const headers = { 'Content-Type': 'application/json', 'X-Sail-Label': '1' };
+  if (token) headers.Authorization = `Bearer ${token}`;
+  for (;;) {
+    let reply;
+    try {
+      reply = await fetch(`/api/${name}`, {
+        method: 'POST', headers, body: JSON.stringify({ client, ...body }), credentials: 'omit',
+      });
+      const said = await reply.json();
+      if (reply.ok) { trouble(''); return said; }
+      if (reply.status < 500 && reply.status !== 429 && reply.status !== 408) {
+        throw Object.assign(new Error(said.error), { refused: reply.status });
+      }
+      trouble(`${said.error} Trying again.`);
+    } catch (error) {
+      if (error.refused) throw error;
+      trouble('No connection: nothing is lost, but the last answer may not be saved yet. Trying again.');
+    }
+    await wait(RETRY_MS);
+  }
+}
+
+let about, scenes, question = null, frames = [], yours = 0, busy = true, clock = 0, last = null, timer = null;
+
+function show(said) {
+  const { asked, answered, waiting, repeated, agreed } = said.progress;
+  yours = said.progress.yours;
+  at('progress').textContent = `${answered} of ${asked} answered, ${waiting} waiting, ${yours} by you`
+    + (repeated ? `, ${agreed} of ${repeated} repeated the same` : '');
+  question = said.question;
+  at('pair').hidden = !question;
+  at('nothing').hidden = Boolean(question);
+  at('prompt').hidden = !question || question.prompt === undefined;
+  if (question) {
+    document.body.dataset.question = question.number;
+    if (about.kind === 'segments') frames = question.sides.map((side) => floats(side.poses));
+    else {
+      at('prompt').textContent = question.prompt;
+      sides.forEach((side, i) => { side.text.textContent = question.sides[i]; side.text.scrollTop = 0; });
+    }
+    clock = 0;
+  } else {
+    delete document.body.dataset.question;
+    at('nothing').textContent = asked
+      ? `${waiting ? 'Others are at the questions that are left.' : 'Every question is answered.'}\nMore come as training goes on.`
+      : 'No questions yet: training will ask.';
+  }
+  ready();
+}
+function ready() {
+  busy = false;
+  for (const name of buttons) at(name).disabled = !question;
+  at('undo').disabled = !yours;
+  clearTimeout(timer);
+  if (!question) timer = setTimeout(() => act('next', {}), POLL_MS);
+}
+async function act(name, body) {
+  if (busy) return;
+  busy = true;
+  for (const id of [...buttons, 'undo']) at(id).disabled = true;
+  try {
+    show(await call(name, body));
+  } catch (error) {  // Refused: somebody else was faster, or training has learned of it.
+    const why = error.message;
+    if (error.refused !== 409) { trouble(why); return; }
+    try { show(await call('next', {})); } catch (again) { trouble(again.message); return; }
+    trouble(why);
+  }
+}
+function answer(choice) {
+  if (busy || !question) return;
+  const name = who.value.trim();
+  if (!name) { who.classList.add('missing'); who.focus(); trouble('Who are you? A name stands with each answer.'); return; }
+  act('answer', { ticket: question.ticket, who: name, choice });
+}
+const undo = () => { if (yours) act('undo', { yours }); };
+
+for (const name of buttons) at(name).onclick = () => answer(name);
+at('undo').onclick = undo;
+at('replay').onclick = () => { clock = 0; };
+document.onkeydown = (event) => {
+  if (event.target === who) { if (event.key === 'Enter') who.blur(); return; }
+  if (event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
+  if (event.key === ' ' && ['BUTTON', 'SELECT'].includes(event.target.tagName)) event.target.blur();
+  if (KEYS[event.key]) answer(KEYS[event.key]);
+  else if (event.key === 'u' || event.key === 'U') undo();
+  else if (event.key === 'r' || event.key === 'R') clock = 0;
+  else return;
+  event.preventDefault();
+};
+document.onkeyup = (event) => { if (event.key === ' ' && event.target !== who) event.preventDefault(); };
+
+function tick(now) {
+  if (question && scenes) {
+    const dt = about.world.dt, steps = Math.max(...question.sides.map((side) => side.steps));
+    if (last !== null) clock += (now - last) / 1000 / dt * at('speed').value;
+    if (clock >= steps + 0.7 / dt) clock = 0;  // The last state stands for a moment.
+    scenes.forEach((scene, i) => {
+      const end = question.sides[i].steps, frame = Math.min(end, Math.floor(clock));
+      scene.follow(frames[i], frame, frame ? 0.12 : 1);
+      scene.draw(frames[i], frame);
+      sides[i].end.style.visibility = clock >= end && end < steps ? 'visible' : 'hidden';
+    });
+  }
+  last = now;
+  requestAnimationFrame(tick);
+}
+async function begin() {
+  try {
+    about = await call('about', {});
+    const moving = about.kind === 'segments';
+    at('pair').classList.toggle('still', !moving);
+    at('film').hidden = !moving;
+    for (const side of sides) { side.canvas.hidden = !moving; side.text.hidden = moving; }
+    if (about.instruction) at('instruction').textContent = about.instruction;
+    at('task').textContent = about.task;
+    if (moving) {
+      const camera = makeCamera(about.world.view[0], sides.map((side) => side.canvas));
+      scenes = sides.map((side) => makeScene(side.canvas, camera, about.world));
+    }
+    show(await call('next', {}));
+    requestAnimationFrame(tick);
+  } catch (error) { trouble(error.message); }
+}
+if (!who.value) who.focus();
+begin();

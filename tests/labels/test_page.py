@@ -1,0 +1,219 @@
+"""The labelling page in a real browser: a scripted person, two of them, and a server that is killed.
+
+Needs Chromium (`apt install chromium`) and Playwright, which drives it.
+"""
+
+import contextlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sail_jax.labels import payloads
+from sail_jax.labels.store import NAME, Question, Store
+from tests.support import labelling
+from tests.support.paths import ROOT
+
+CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
+sync_api = pytest.importorskip('playwright.sync_api')
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason='there is no Chromium here'),
+]
+DESKTOP, PHONE = {'width': 1280, 'height': 760}, {'width': 390, 'height': 800}
+
+
+class Served:
+    """`sail-jax label` in a process of its own, on one port however often it is started."""
+
+    def __init__(self, run):
+        self.run = run
+        with socket.socket() as free:
+            free.bind(('localhost', 0))
+            self.port = free.getsockname()[1]
+        self.start()
+
+    def start(self):
+        command = [sys.executable, '-m', 'sail_jax.cli', 'label', str(self.run)]
+        command += ['--port', str(self.port)]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self.url = self.process.stdout.readline().strip()
+        assert self.url == f'http://localhost:{self.port}/'
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope='module')
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def served(tmp_path):
+    labelling.make(tmp_path / NAME, 30, repeat_every=6)
+    served = Served(tmp_path)
+    yield served
+    served.kill()
+
+
+@contextlib.contextmanager
+def opened(browser, served, name, viewport=DESKTOP):
+    """A page of somebody; what goes wrong in it, or leaves this host, fails the test."""
+    context = browser.new_context(viewport=viewport)
+    page, wrong = context.new_page(), []
+    page.on('pageerror', lambda error: wrong.append(str(error)))
+    page.on(
+        'request',
+        lambda request: request.url.startswith(served.url) or wrong.append(request.url),
+    )
+    page.goto(served.url)
+    page.fill('#who', name)
+    page.keyboard.press('Enter')
+    page.wait_for_selector('#pair:not([hidden])')
+    yield page
+    context.close()
+    # The browser's own icon is data.
+    assert [what for what in wrong if not what.startswith('data:')] == []
+
+
+def until(page, condition):
+    """Waits for a condition in the page, whose policy allows Playwright no `wait_for_function`."""
+    end = time.monotonic() + 60
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(20)
+
+
+def current(page):
+    number = page.evaluate('document.body.dataset.question')
+    return None if number is None else int(number)
+
+
+def distances(page):
+    """How far the point on each side has gone at the segment's end."""
+    return page.evaluate('question.sides.map((side, i) => frames[i].at(-7))')
+
+
+def answered(page, how):
+    """Answers the question of a page, and waits for the next."""
+    ticket = page.evaluate('question.ticket')
+    how(page)
+    until(page, f'!busy && (question === null || question.ticket !== "{ticket}")')
+
+
+def by_sight(page):
+    """Presses the side that went further, by key or by button in turn."""
+    left, right = distances(page)
+    which = 'left' if left > right else 'right'
+    if current(page) % 3:
+        page.keyboard.press('ArrowLeft' if which == 'left' else 'ArrowRight')
+    else:
+        page.click(f'#{which}')
+
+
+def truth(number):
+    return 'left' if number % 2 == 0 else 'right'
+
+
+def test_a_person_answers_thirty_questions_with_keys_and_buttons(browser, served):
+    store = Store(served.run / NAME)
+    with opened(browser, served, 'Ann') as page:
+        assert page.inner_text('#instruction') == 'Which <b>goes</b> further?'
+        while current(page) is not None:
+            answered(page, by_sight)
+        assert 'Every question is answered' in page.inner_text('#nothing')
+        said = page.inner_text('#progress')
+    assert re.match(r'30 of 30 answered, 0 waiting, 3\d by you, (\d) of \1 repeated the same', said)
+    assert [(a.number, a.choice, a.who) for a in store.answers()] == [
+        (number, truth(number), 'Ann') for number in range(30)
+    ]
+
+
+def test_every_key_says_what_its_button_says_and_undo_takes_it_back(browser, served):
+    store = Store(served.run / NAME)
+    keys = [('e', 'equal'), ('Space', 'skip'), ('ArrowLeft', 'left'), ('ArrowRight', 'right')]
+    with opened(browser, served, 'Ann') as page:
+        for key, _ in keys:
+            answered(page, lambda page, key=key: page.keyboard.press(key))
+        assert [a.choice for a in store.answers()] == [choice for _, choice in keys]
+        for left in (3, 2):
+            answered(page, lambda page: page.keyboard.press('u'))
+            assert len(store.answers()) == left
+        assert current(page) == 2
+        answered(page, lambda page: page.click('#skip'))
+        page.reload()
+        until(page, 'typeof busy !== "undefined" && !busy && question')
+        assert current(page) == 3
+        answered(page, lambda page: page.click('#undo'))
+        answered(page, lambda page: page.click('#equal'))
+        assert [a.choice for a in store.answers()] == ['equal', 'skip', 'equal']
+        page.fill('#who', '')
+        page.click('#left')
+        assert 'Who are you?' in page.inner_text('#trouble')
+        assert len(store.answers()) == 3
+
+
+def test_two_people_at_once_share_the_questions(browser, served):
+    store = Store(served.run / NAME)
+    with opened(browser, served, 'Ann') as ann, opened(browser, served, 'Ben', PHONE) as ben:
+        for _ in range(60):
+            pages = [page for page in (ann, ben) if current(page) is not None]
+            if len(pages) == 2:
+                assert current(ann) != current(ben)
+            for page in pages:
+                answered(page, by_sight)
+    answers = store.answers()
+    assert [a.number for a in answers] == list(range(30))
+    assert [a.choice for a in answers] == [truth(number) for number in range(30)]
+    assert {a.who for a in answers} == {'Ann', 'Ben'}
+
+
+def test_a_server_that_is_killed_loses_and_doubles_nothing(browser, served):
+    store = Store(served.run / NAME)
+    with opened(browser, served, 'Ann') as page:
+        for _ in range(5):
+            answered(page, by_sight)
+        number = current(page)
+        served.kill()
+        by_sight(page)
+        until(page, 'trouble && at("trouble").textContent.includes("No connection")')
+        assert len(store.answers()) == 5
+        served.start()
+        until(page, f'!busy && question.number !== {number}')
+        assert page.inner_text('#trouble') == ''
+        # Frozen with the answer in its hands: it is written, the reply is lost.
+        served.process.send_signal(signal.SIGSTOP)
+        by_sight(page)
+        time.sleep(0.3)
+        served.kill()
+        served.start()
+        until(page, '!busy')
+        while current(page) is not None:
+            answered(page, by_sight)
+    assert [a.choice for a in store.answers()] == [truth(number) for number in range(30)]
+
+
+def test_responses_of_a_language_model_are_shown_as_plain_text(browser, tmp_path):
+    store = Store.of_run(tmp_path / NAME, labelling.RESPONSES)
+    texts = '<img src=x onerror="document.title=1"><b>bold</b>', 'a\n  b'
+    store.ask([Question(0, 1, payloads.pack_responses('</pre><script>1</script>', texts))])
+    served = Served(tmp_path)
+    with opened(browser, served, 'Ann', PHONE) as page:
+        assert page.inner_text('#prompt') == '</pre><script>1</script>'
+        shown = [element.text_content() for element in page.query_selector_all('.side .text')]
+        assert shown == list(texts)
+        assert page.query_selector('.side b, .side img') is None
+        assert page.title() == 'Which is better?'
+        answered(page, lambda page: page.click('#left'))
+    served.kill()
+    assert [a.choice for a in store.answers()] == ['left']

@@ -1,0 +1,235 @@
+"""The labelling page's server, over HTTP: who is served, what is taken, what is refused."""
+
+import base64
+import contextlib
+import http.client
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from sail_jax.labels import guard, payloads, server
+from sail_jax.labels.store import NAME, Question, Store
+from tests.support import labelling
+
+pytest.importorskip('uvicorn')
+ANN, BEN = 'a' * 32, 'b' * 32
+OURS = {'Content-Type': 'application/json', 'X-Sail-Label': '1'}
+
+
+@contextlib.contextmanager
+def serving(store, token=None):
+    """The port of a server in a thread."""
+    with contextlib.closing(server.listen('localhost', 0)) as listener:
+        made = server.make_server(store, token)
+        thread = threading.Thread(target=made.run, kwargs={'sockets': [listener]})
+        thread.start()
+        while not made.started:
+            time.sleep(0.01)
+        yield listener.getsockname()[1]
+        made.should_exit = True
+        thread.join()
+
+
+def ask(port, path, body=None, headers=None, method='POST'):
+    """Status, headers and content of a reply."""
+    connection = http.client.HTTPConnection('localhost', port, timeout=20)
+    content = json.dumps(body) if isinstance(body, dict) else body
+    connection.request(method, path, content, OURS if headers is None else headers)
+    with contextlib.closing(connection):
+        reply = connection.getresponse()
+        return reply.status, dict(reply.getheaders()), reply.read()
+
+
+def call(port, name, client=ANN, **body):
+    status, _, content = ask(port, f'/api/{name}', {'client': client, **body})
+    return status, json.loads(content)
+
+
+@pytest.fixture(scope='module')
+def store(tmp_path_factory):
+    return labelling.make(tmp_path_factory.mktemp('run') / NAME, 8)
+
+
+@pytest.fixture(scope='module')
+def port(store):
+    with serving(store) as port:
+        yield port
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """So many requests as tests make are no attack."""
+    monkeypatch.setattr(guard, 'BURST', 1e6)
+
+
+def test_a_page_gets_questions_answers_them_and_takes_an_answer_back(port, store):
+    assert call(port, 'about')[1]['instruction'] == 'Which <b>goes</b> further?'
+    assert 'token' not in call(port, 'about')[1]
+    first = call(port, 'next')[1]['question']
+    other = call(port, 'next', BEN)[1]['question']
+    assert first['number'] != other['number']
+    steps = [side['steps'] for side in first['sides']]
+    pair = labelling.pair(first['number'])
+    assert steps == pair.mask.sum(1).tolist()
+    frames = [np.frombuffer(base64.b64decode(side['poses']), '<f4') for side in first['sides']]
+    for i in (0, 1):
+        np.testing.assert_array_equal(frames[i], pair.pose[i, : steps[i] + 1].ravel())
+    answer = {'ticket': first['ticket'], 'who': 'Ann <i>', 'choice': 'left'}
+    status, after = call(port, 'answer', **answer)
+    assert (status, after['progress']['yours']) == (200, 1)
+    assert after['question']['number'] not in (first['number'], other['number'])
+    assert [a.who for a in store.answers() if a.number == first['number']] == ['Ann <i>']
+    status, after = call(port, 'undo', yours=1)
+    assert after['question']['number'] == first['number']
+    assert after['progress']['yours'] == 0
+    status, said = call(port, 'answer', **answer)
+    assert (status, said) == (
+        409,
+        {'error': f'question {first["number"]}: it has been answered already'},
+    )
+
+
+@pytest.mark.parametrize(
+    ('body', 'status', 'said'),
+    [
+        ({'client': 'x', 'yours': 1}, 400, 'client: String should match pattern'),
+        ({'client': ANN}, 400, 'yours: Field required'),
+        ({'client': ANN, 'yours': 1, 'more': 1}, 400, 'more: Extra inputs'),
+        ({'client': ANN, 'yours': '1'}, 400, 'yours: Input should be a valid integer'),
+        ('{', 400, 'body: Invalid JSON'),
+        ('[' * 3000, 400, 'body: Invalid JSON'),
+        ('"' + 'a' * 5000 + '"', 413, 'over 4096 bytes'),
+    ],
+)
+def test_a_body_that_is_none_is_refused_in_one_line(port, body, status, said):
+    found, _, content = ask(port, '/api/undo', body)
+    error = json.loads(content)['error']
+    assert found == status
+    assert error.startswith(said)
+    assert '\n' not in error
+
+
+@pytest.mark.parametrize(
+    ('field', 'value'),
+    [('who', ''), ('who', 'a' * 65), ('who', 'a\nb'), ('choice', 'up'), ('ticket', '../../etc')],
+)
+def test_an_answer_has_a_name_and_a_choice(port, field, value):
+    answer = {'ticket': 'f' * 32, 'who': 'Ann', 'choice': 'left'}
+    status, said = call(port, 'answer', **answer | {field: value})
+    assert status == 400
+    assert said['error'].startswith(field)
+    assert call(port, 'answer', **answer)[0] == 409
+
+
+@pytest.mark.parametrize(
+    ('headers', 'status', 'said'),
+    [
+        ({'Origin': 'http://evil.example'}, 403, 'not from this page'),
+        ({'Origin': 'null'}, 403, 'not from this page'),
+        ({'Sec-Fetch-Site': 'cross-site'}, 403, 'not from this page'),
+        ({'X-Sail-Label': ''}, 403, 'not from this page'),
+        ({'Content-Type': 'text/plain'}, 415, 'expected JSON'),
+        ({'Host': 'evil.example'}, 403, 'not for this host'),
+        ({'Host': '[::1'}, 403, 'not for this host'),
+    ],
+)
+def test_requests_of_other_pages_are_refused(port, store, headers, status, said):
+    found, _, content = ask(port, '/api/next', {'client': 'c' * 32}, OURS | headers)
+    assert (found, json.loads(content)['error']) == (status, said)
+    assert ask(port, '/api/next', {'client': ANN}, {})[0] == 403
+
+
+def test_the_pages_own_origin_is_served_and_no_other_page_can_frame_it(port):
+    ours = {'Origin': f'http://localhost:{port}', 'Sec-Fetch-Site': 'same-origin'}
+    status, headers, _ = ask(port, '/api/about', {'client': ANN}, OURS | ours)
+    assert status == 200
+    assert "default-src 'none'" in headers['content-security-policy']
+    assert "frame-ancestors 'none'" in headers['content-security-policy']
+    assert 'set-cookie' not in headers
+    assert 'access-control-allow-origin' not in headers
+
+
+@pytest.mark.parametrize('path', sorted(server.FILES))
+def test_the_page_is_files_of_the_package_that_name_no_other_host(port, path):
+    status, headers, content = ask(port, path, method='GET')
+    assert (status, content) == (200, server.content(path)[0])
+    assert headers['content-type'].startswith(server.FILES[path][2])
+    assert b'http://' not in content
+    assert b'https://' not in content
+
+
+@pytest.mark.parametrize(
+    'path',
+    ['/label.py', '/../setup.py', '/page/label.html', '/%2e%2e/setup.py', '//etc/passwd', '/api/x'],
+)
+def test_no_other_path_is_served(port, path):
+    assert ask(port, path, method='GET')[0] in (404, 405)
+
+
+def test_other_hosts_need_the_token(tmp_path):
+    store = labelling.make(tmp_path / NAME, 1)
+    assert server.token_for('localhost', store) is server.token_for('::1', store) is None
+    token = server.token_for('0.0.0.0', store)
+    assert len(token) == 32
+    assert token == server.token_for('10.0.0.7', Store(store.path))  # As before the restart.
+    with serving(store, token) as port:
+        name = {'Host': 'farm.example'}
+        assert ask(port, '/', method='GET', headers=name)[0] == 200
+        for told in ({}, {'Authorization': 'Bearer x'}, {'Authorization': f'Bearer {token}x'}):
+            assert ask(port, '/api/next', {'client': ANN}, OURS | name | told)[0] == 401
+        told = {'Authorization': f'Bearer {token}'}
+        assert ask(port, '/api/next', {'client': ANN}, OURS | name | told)[0] == 200
+
+
+def test_requests_are_bounded_in_rate(monkeypatch):
+    monkeypatch.setattr(guard, 'BURST', 3.0)
+    now = [100.0]
+    monkeypatch.setattr(guard.time, 'monotonic', lambda: now[0])
+    rate = guard.Rate()
+    for _ in range(3):
+        rate.spend('10.0.0.1')
+    with pytest.raises(guard.Denied, match='too many requests'):
+        rate.spend('10.0.0.1')
+    rate.spend('10.0.0.2')
+    now[0] += 1.5 / guard.RATE
+    rate.spend('10.0.0.1')
+    with pytest.raises(guard.Denied):
+        rate.spend('10.0.0.1')
+    for number in range(2 * guard.MAX_ADDRESSES):
+        rate.spend(str(number))
+    assert len(rate._buckets) == guard.MAX_ADDRESSES
+
+
+def test_responses_of_a_language_model_are_texts(tmp_path):
+    store = Store.of_run(tmp_path / NAME, labelling.RESPONSES)
+    texts = '<script>alert(1)</script>', 'a\nb ü'
+    store.ask([Question(0, 1, payloads.pack_responses('Say "x" & </pre>', texts))])
+    with serving(store) as port:
+        question = call(port, 'next')[1]['question']
+    assert question['prompt'] == 'Say "x" & </pre>'
+    assert question['sides'] == list(texts)
+
+
+@pytest.mark.parametrize(
+    ('payload', 'said'),
+    [
+        (b'nothing', 'no segments: '),
+        (payloads.pack_segments(labelling.pair(0)._replace(mask=np.ones((2, 9)))), 'T is 9'),
+        (payloads.pack_segments(labelling.pair(0)._replace(mask=np.ones(4))), 'mask of shape (4,)'),
+        (
+            payloads.pack_segments(labelling.pair(0)._replace(pose=np.ones((2, 21, 1, 6)))),
+            'pose of shape (2, 21, 1, 6)',
+        ),
+    ],
+)
+def test_segments_that_are_none_are_one_line(tmp_path, payload, said):
+    store = Store.of_run(tmp_path / NAME, labelling.SEGMENTS)
+    store.ask([Question(0, 1, payload)])
+    with serving(store) as port:
+        status, error = call(port, 'next')
+    assert status == 500
+    assert said in error['error']
+    assert '\n' not in error['error']
