@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from brax.base import System
-from brax.envs.base import Env, PipelineEnv
+from brax.envs.base import Env, PipelineEnv, State
 
 from sail_jax.control import envs
 from sail_jax.control import policy as control_policy
@@ -78,10 +78,7 @@ def render(
         'run': name,
         'env': f'{run.env.name} ({run.env.backend})',
         'policy': f'{whose}, {"sampled actions" if stochastic else "mode"}, seed {seed}',
-        'dt': float(env.dt),
-        'view': _view(drive.pose_TxLx7[0]),
-        'links': drive.pose_TxLx7.shape[1],
-        'geoms': geoms(env.sys),
+        **world(env, drive.pose_TxLx7[0]),
         'poses': _base64(drive.pose_TxLx7),
         'rewards': _base64(drive.reward_T),
     }
@@ -101,9 +98,6 @@ def _drive(
     """One episode, up to its end."""
     reset_key, noise_key = jax.random.split(jax.random.key(seed))
 
-    def pose(state):
-        return jnp.concatenate([state.pipeline_state.x.pos, state.pipeline_state.x.rot], -1)
-
     def step(carry, t):
         state, done = carry
         dist = control_policy.actions(networks, policy, state.obs)
@@ -121,6 +115,26 @@ def _drive(
     first, (poses, reward, done) = jax.device_get(episode(reset_key))
     length = int((~done).sum())
     return Drive(np.concatenate([first[None], poses[:length]]), reward_T=reward[:length])
+
+
+def pose(state: State) -> jax.Array:
+    """Position and rotation (w, x, y, z) of every link in a Brax environment's state, [L, 7]."""
+    where: Any = state.pipeline_state
+    return jnp.concatenate([where.x.pos, where.x.rot], -1)
+
+
+def world(env: PipelineEnv, pose_Lx7: np.ndarray) -> dict[str, Any]:
+    """What `scene.js` draws of an environment, wherever its links are; seconds of an env step.
+
+    Args:
+      pose_Lx7: of a start, which the camera is set to.
+    """
+    return {
+        'dt': float(env.dt),
+        'view': _view(pose_Lx7),
+        'links': len(pose_Lx7),
+        'geoms': geoms(env.sys),
+    }
 
 
 def page(shown: dict[str, Any]) -> str:

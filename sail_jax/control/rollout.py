@@ -52,6 +52,9 @@ class Segments(NamedTuple):
     """The simulator returned NaN or infinity, also as the first observation, [B, L]."""
     ended: jax.Array
     """For any of the three reasons, [B, L]."""
+    pose: jax.Array | None = None
+    """Of the links, before each step and after the last one, [B, L, T + 1, links, 7]; None where
+    nobody looks at segments."""
 
 
 def reset(env: Env, key_B: jax.Array) -> State:
@@ -90,6 +93,7 @@ def make_actor(
     return act
 
 
+# parameters: what acts, where, and how much of it
 def segments(
     world: World,
     actor: Actor,
@@ -98,11 +102,13 @@ def segments(
     *,
     lanes: int,
     segment_length: int,
+    pose: Callable[[State], jax.Array] | None = None,
 ) -> tuple[Segments, State]:
     """Runs `lanes` segments from each context.
 
     Args:
       key_B: one key a row; a row's segments depend on its key alone.
+      pose: of the links in a state, where `Segments.pose` is wanted.
 
     Returns:
       The segments, and the simulator states after them, leaves leading with [B, L].
@@ -122,12 +128,17 @@ def segments(
             'terminated': outcome.happened_BxL & outcome.done_BxL,
             'not_finite': outcome.broken_BxL,
         }
+        if pose is not None:
+            record['pose'] = grouped(pose(now.state), lanes)
         return after._replace(alive_BxL=after.alive_BxL & within_Bx1), record
 
     start = begin(contexts.env_state, lanes)
     last, record = jax.lax.scan(step, start, jnp.arange(segment_length))
     terminated, not_finite = record.pop('terminated'), record.pop('not_finite')
     record = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2), record)
+    if pose is not None:
+        after = grouped(pose(last.state), lanes)[:, :, None]
+        record['pose'] = jnp.concatenate([record['pose'], after], 2)
     return Segments(
         **record | {'mask': record['mask'].astype(jnp.float32)},
         last_obs=last.obs,

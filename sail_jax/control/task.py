@@ -14,7 +14,8 @@ from sail_jax.control import contract, envs, evaluate, reference, workload
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun, check
 from sail_jax.control.judgement import SegmentReward
-from sail_jax.control.reward.state import ContextsAndReward
+from sail_jax.control.reward import people
+from sail_jax.control.reward.state import ContextsAndReward, ContextsRewardAndAsked
 from sail_jax.sweep import Members
 from sail_jax.training import devices, program
 from sail_jax.training.program import Programs
@@ -58,9 +59,11 @@ def make_mesh(run: ControlRun, chips: devices.Chips = None) -> Mesh:
 def shardings(mesh: Mesh, state: Any) -> Any:
     """The contexts lie split over the devices; a learned reward is on all of them."""
     layout = devices.state_sharding(mesh, state)
-    if isinstance(state.sampler, ContextsAndReward) and 'seed' not in mesh.axis_names:
-        everywhere = jax.tree.map(lambda _: devices.replicated(mesh), state.sampler.reward)
-        layout = layout._replace(sampler=layout.sampler._replace(reward=everywhere))
+    learned = isinstance(state.sampler, ContextsAndReward | ContextsRewardAndAsked)
+    if learned and 'seed' not in mesh.axis_names:
+        everywhere = jax.tree.map(lambda _: devices.replicated(mesh), state.sampler)
+        sampler = everywhere._replace(contexts=layout.sampler.contexts)
+        layout = layout._replace(sampler=sampler)
     return layout
 
 
@@ -110,6 +113,10 @@ def make(
     mesh = mesh or make_mesh(run)
     env = envs.make(run.env) if env is None else contract.sound(env)
     networks = control_policy.make_networks(env, run)
+    exchange = None
+    if run.labeller.by_people:
+        people.require(run, env, segment_reward)
+        exchange = partial(people.open_exchange, run, env, mesh)
     return Task(
         workload=workload.make(env, networks, run, mesh, segment_reward),
         shardings=partial(shardings, mesh),
@@ -127,6 +134,7 @@ def make(
         watch=WATCH,
         best=('eval/return',),
         batch_bytes=lambda: batch_bytes(env, run),
+        exchange=exchange,
         digests=lambda: digests(run),
         smaller='lower rollout.contexts, rollout.group_size, rollout.segment_length or '
         'evaluation.episodes',

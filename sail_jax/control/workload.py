@@ -13,13 +13,13 @@ from brax.training.acme import running_statistics
 from brax.training.agents.ppo.networks import PPONetworks
 from jax.sharding import Mesh, PartitionSpec
 
-from sail_jax.control import judgement, rollout
+from sail_jax.control import judgement, render, rollout
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun, SegmentTeacher
 from sail_jax.control.judgement import SegmentReward
 from sail_jax.control.lanes import World
 from sail_jax.control.reward import rounds
-from sail_jax.control.reward.state import ContextsAndReward
+from sail_jax.control.reward.state import with_reward
 from sail_jax.control.rollout import Contexts, Segments
 from sail_jax.core import labellers, objective, pair_losses
 from sail_jax.core.divergence import Gaussian, gaussian_kl
@@ -73,13 +73,13 @@ def make(
     world, labeller = World(env, networks, run.env.episode_length), run.labeller
     learning = rounds.make(world, run, mesh, segment_reward) if run.learns_reward else None
 
-    def init(key: jax.Array) -> Contexts | ContextsAndReward:
+    def init(key: jax.Array) -> Any:
         B, T = run.rollout.contexts, run.rollout.segment_length
         contexts = rollout.init_contexts(env, row_keys(key, B), run.env.episode_length, T)
         if learning is None:
             return contexts
         # The number after those of the rows.
-        return ContextsAndReward(contexts, learning.init(jax.random.fold_in(key, B)))
+        return with_reward(contexts, *learning.init(jax.random.fold_in(key, B)))
 
     def predict_reference(policies: Policies, inputs: ControlInputs) -> Gaussian:
         return control_policy.actions(networks, policies.reference, inputs.obs)
@@ -103,7 +103,10 @@ def make(
         auxiliary_loss=partial(value_loss, networks, run) if learned else no_auxiliary_loss,
         refresh_updates=run.refresh_updates,
         # Of labellers that others wrote it is not known.
-        abstains=labeller.skip > 0 or labeller.max_labels is not None or labeller.kind != 'teacher',
+        abstains=labeller.skip > 0
+        or labeller.max_labels is not None
+        or labeller.kind != 'teacher'
+        or labeller.by_people,
         bounded='policy',
         mesh=mesh,
     )
@@ -140,8 +143,10 @@ def make_sample(
         segments, route, contexts = draw_rows(policies, contexts, row_keys(row_key, B))
         metrics, after = _of_segments(segments, K), contexts
         if learning is not None:
-            rewarded = learning.learn(sampler.reward, segments, jax.random.fold_in(label_key, B))
-            segments, after = rewarded.segments, ContextsAndReward(contexts, rewarded.reward)
+            before = sampler.reward, getattr(sampler, 'asked', None)
+            rewarded = learning.learn(*before, segments, jax.random.fold_in(label_key, B))
+            segments = rewarded.segments
+            after = with_reward(contexts, rewarded.reward, rewarded.asked)
             metrics |= rewarded.metrics
         judged = judgement.judged(world.networks, judge, judge_reward, policy, segments)
         preferences = labellers.label(row_keys(label_key, B), judged.returns, judge.labeller)
@@ -153,6 +158,10 @@ def make_sample(
         )
         if learning is not None:
             asked = after.reward.asked - sampler.reward.asked
+        if run.labeller.by_people:  # A reward that nobody has told anything labels nothing.
+            told = after.reward.answers.weight.any() | (run.reward.path is not None)
+            weight = preferences.weight_BxKxK * told
+            preferences = preferences._replace(weight_BxKxK=weight)
         return Sampled(
             batch=_batch(segments, route, judged.value_target, preferences),
             sampler=after,
@@ -207,7 +216,13 @@ def sample_rows(
         by_reference_BxL = ~route.on_policy_B[:, None] | (jnp.arange(lanes) >= K)
     actor = rollout.make_actor(world.networks, policies, by_reference_BxL)
     segments, states = rollout.segments(
-        world, actor, contexts, act_B, lanes=lanes, segment_length=T
+        world,
+        actor,
+        contexts,
+        act_B,
+        lanes=lanes,
+        segment_length=T,
+        pose=render.pose if run.labeller.by_people else None,
     )
     states = jax.tree.map(lambda x: x[:, :K], states)
     ended_BxK = segments.ended[:, :K]

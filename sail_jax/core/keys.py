@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-INIT, START, EVALUATE, UPDATE = range(4)
-"""Streams that are split off a run's seed: the sampler's first state, the start policy, evaluations
-and updates."""
+INIT, START, EVALUATE, UPDATE, ANSWERS = range(5)
+"""Streams that are split off a run's seed: the sampler's first state, the start policy,
+evaluations, updates, and fits on answers between them."""
 
 
 def stream(seed: jax.typing.ArrayLike, which: int) -> jax.Array:

@@ -237,19 +237,29 @@ class Store:
                 ),
             )
 
-    def take(self, step: int) -> list[Answer]:
+    def has_answers(self, count: int) -> bool:
+        """Whether the first `count` questions are all answered."""
+        with self._reading() as db:
+            query = 'select count(*) from answers where withdrawn is null and again = 0'
+            return _one(db, f'{query} and question < ?', count) >= count
+
+    def take(self, step: int, count: int) -> list[Answer]:
         """The answers that training learns of after so many updates, by the number of question.
 
         The first time these are all that are new. A run that goes on from an earlier checkpoint
         gets what it got the first time, and nothing newer until it is where it was.
+
+        Args:
+          count: questions that training has asked so far; who goes on from an earlier checkpoint
+            has yet to ask those that are there beyond.
         """
         with self._writing() as db:
             newest = _one(db, 'select coalesce(max(taken), -1) from answers')
             if step > newest:
                 db.execute(
                     'update answers set taken = ? where taken is null and withdrawn is null'
-                    ' and again = 0',
-                    (step,),
+                    ' and again = 0 and question < ?',
+                    (step, count),
                 )
             return _answers(db, 'where taken = ?', step)
 

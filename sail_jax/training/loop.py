@@ -20,7 +20,10 @@ from sail_jax.training.recorder import Recorder
 from sail_jax.training.rows import MetricsRow, MetricsRows
 from sail_jax.training.saver import Saver, score
 from sail_jax.training.setup import Job
-from sail_jax.training.task import Dispatch
+from sail_jax.training.task import Dispatch, Exchange
+
+POLL_S = 0.5
+"""Between looks at whether what is waited for has come."""
 
 
 class Instruments(NamedTuple):
@@ -119,13 +122,18 @@ class Loop:
             self.job.say(f'nothing is left to train: the run is at its end, {self._here}')
         ended = ended or self._listeners.ended
         dispatch = None if ended else self._program()
+        exchange = None if ended else self._exchange()
         self.bar.training()
         self.recorder.restart_clock()
         while dispatch is not None and not ended:
+            if exchange is not None:
+                self._wait_and_take(exchange)
             self._dispatch(dispatch)
+            if exchange is not None:
+                self._publish(exchange)
             due = self._due()
             # Where the host has a part in every update, nothing is gained by reading late.
-            if any(due) or self.job.task.dispatch is not None:
+            if any(due) or self.job.task.dispatch is not None or exchange is not None:
                 due = self._settle(due)
                 self.recorder.restart_clock()
             ended = due.end
@@ -155,6 +163,41 @@ class Loop:
         program = compiled(program, self.state)
         self.recorder.compile_s = time.perf_counter() - began
         return program
+
+    def _exchange(self) -> Exchange | None:
+        """What the host does between dispatches; what a resumed state asks is given out again."""
+        if self.job.task.exchange is None:
+            return None
+        exchange = self.job.task.exchange(self.job.run_dir)
+        self._publish(exchange)
+        return exchange
+
+    def _publish(self, exchange: Exchange) -> None:
+        try:
+            exchange.publish(self.state)
+        except UserError as error:
+            self._give_up(error)
+
+    def _wait_and_take(self, exchange: Exchange) -> None:
+        """Has the next dispatch know what has come in; who stops a run that waits loses nothing."""
+        try:
+            if not exchange.ready(self.state):
+                self._wait(exchange)
+            self.state = exchange.take(self.state)
+        except UserError as error:
+            self._give_up(error)
+        self.recorder.restart_clock()
+
+    def _wait(self, exchange: Exchange) -> None:
+        if not self.saver.has(self.step):
+            self._save(wait=True)
+        self.job.say(exchange.waiting)
+        self.bar.stage('waiting')
+        while not exchange.ready(self.state):
+            if self._caught:
+                self._stop()
+            time.sleep(POLL_S)
+        self.bar.training()
 
     def _settle(self, due: Due) -> Due:
         """Reads the last dispatch, then evaluates, saves and stops as far as that is due.
@@ -258,7 +301,7 @@ class Loop:
 
     def _stop(self, worth: float = -math.inf) -> NoReturn:
         """Ends the process that a signal stopped, with a checkpoint."""
-        if self._save(worth, wait=True):
+        if self.saver.has(self.step) or self._save(worth, wait=True):
             number = self._caught[0] if self._caught else signal.SIGTERM  # Another process got it.
             raise signals.interrupted(number, self._here, self.job.run_dir)
         raise TrainingFailed(
@@ -275,7 +318,7 @@ class Loop:
         if not any(x.is_deleted() for x in jax.tree.leaves(self.state)):
             if self._unread is not None:
                 self._write(self._read(), waiting=self._due().evaluation)
-            if self._save(worth, wait=True):
+            if self.saver.has(self.step) or self._save(worth, wait=True):
                 where = f'saved at {self._here}'
         raise type(error)(f'{error}; {where}') from error
 

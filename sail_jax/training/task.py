@@ -1,6 +1,7 @@
 """What the host needs of a workload, and the signatures of its parts."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -89,6 +90,20 @@ class Shardings(Protocol):
         ...
 
 
+class Exchange(NamedTuple):
+    """What the host does between compiled dispatches, for people who are asked for example; the
+    state is never one that a dispatch has taken."""
+
+    publish: Callable[[State], None]
+    """Gives out what a state asks, before the state is saved; the same again does nothing."""
+    ready: Callable[[State], bool]
+    """Whether there is what the next dispatch waits for; asked again and again."""
+    take: Callable[[State], State]
+    """The state with what has come in, which is a function of the state and of what came in."""
+    waiting: str
+    """What is waited for, in words."""
+
+
 class Task(NamedTuple):
     """What the host needs of a workload."""
 
@@ -124,6 +139,8 @@ class Task(NamedTuple):
     program: MakeProgram | None = None
     """Stands in for `update.make_dispatch` where an update is no step of the preference objective.
     """
+    exchange: Callable[[Path], Exchange] | None = None
+    """Opens what the host does between dispatches, in the run directory; for a run alone."""
     absent: tuple[str, ...] = OF_PAIRS
     """Numbers of updates that are left out where they are NaN, since there was nothing for them."""
     init: InitState | None = None

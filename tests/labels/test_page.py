@@ -1,4 +1,4 @@
-"""The labelling page in a real browser: a scripted person, two of them, and a server that is killed.
+"""The labelling page in a real browser: a scripted person, two at once, a server that is killed.
 
 Needs Chromium (`apt install chromium`) and Playwright, which drives it.
 """

@@ -114,13 +114,14 @@ def test_some_questions_are_asked_again_the_other_way_round(tmp_path):
 
 def test_training_learns_of_each_answer_once_and_of_the_same_when_it_goes_on(store):
     say(store, ANN, 'right')
-    assert [answer.number for answer in store.take(3)] == [0]
-    assert store.take(4) == []
+    assert store.take(2, 0) == []  # Before it asked.
+    assert [answer.number for answer in store.take(3, 6)] == [0]
+    assert store.take(4, 6) == []
     say(store, ANN)
-    assert [answer.number for answer in store.take(5)] == [1]
+    assert [answer.number for answer in store.take(5, 6)] == [1]
     say(store, ANN)
     # Killed, and gone on from update 3: nothing newer until it is where it was.
-    assert [[answer.number for answer in store.take(step)] for step in (3, 4, 5, 6)] == [
+    assert [[answer.number for answer in store.take(step, 6)] for step in (3, 4, 5, 6)] == [
         [0],
         [],
         [1],

@@ -48,7 +48,8 @@ def export_answers(saved: Saved, out: Path, env: Env | None = None) -> Path:
     labeller, reward = saved.run.labeller, learned(saved.run, saved.run_dir, env)
     if not reward.asked:
         raise UserError(f'{saved.run_dir}: its teacher was asked nothing yet')
-    rows = answers.rows(reward, labeller.kind, saved.run.env_steps_per_update)
+    source = labeller.source if labeller.by_people else labeller.kind
+    rows = answers.rows(reward, source, saved.run.env_steps_per_update)
     answers.write(out, rows)
     return out
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from sail_jax.control import judgement
+from sail_jax.control import judgement, render
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.control.judgement import SegmentReward
@@ -24,7 +24,7 @@ from sail_jax.control.reward import answers, questions, state, weights
 from sail_jax.control.reward import ensemble as reward_ensemble
 from sail_jax.control.reward.answers import Widths
 from sail_jax.control.reward.ensemble import Comparisons, Ensemble, margins, observed
-from sail_jax.control.reward.state import LearnedReward
+from sail_jax.control.reward.state import Asked, LearnedReward
 from sail_jax.control.rollout import Segments
 from sail_jax.core import bradley_terry, labellers
 from sail_jax.core.keys import row_keys
@@ -43,6 +43,8 @@ class Shown(NamedTuple):
     """What the teacher goes by."""
     not_finite: jax.Array
     """[B, K]"""
+    pose: jax.Array | None = None
+    """What people go by, as of `Segments`."""
 
 
 class Rewarded(NamedTuple):
@@ -52,16 +54,18 @@ class Rewarded(NamedTuple):
     segments: Segments
     """Their rewards are the ensemble's: nothing that comes after sees the true ones."""
     metrics: Metrics
+    asked: Asked | None
+    """Of people; None where a teacher answers at once."""
 
 
 class Learning(NamedTuple):
     """The functions of a run whose reward is learned."""
 
-    init: Callable[[jax.Array], LearnedReward]
-    """`key -> LearnedReward`: before any question."""
-    learn: Callable[[LearnedReward, Segments, jax.Array], Rewarded]
-    """`(reward, segments, key) -> Rewarded`: asks and fits where a round is due, then rewards the
-    segments."""
+    init: Callable[[jax.Array], tuple[LearnedReward, Asked | None]]
+    """`key -> LearnedReward, Asked`: before any question; None where a teacher answers."""
+    learn: Callable[[LearnedReward, Asked | None, Segments, jax.Array], Rewarded]
+    """`(reward, asked, segments, key) -> Rewarded`: asks and fits where a round is due, then
+    rewards the segments."""
 
 
 def make(
@@ -91,13 +95,17 @@ def make(
     ask = make_ask(run, ensemble, mesh, prior)
     postprocess = world.networks.parametric_action_distribution.postprocess
 
-    def init(key: jax.Array) -> LearnedReward:
-        fitted = ensemble.init(key)
+    def init(key: jax.Array) -> tuple[LearnedReward, Asked | None]:
+        new = ensemble.init(key)
         if start is not None:
-            fitted = fitted._replace(params=jax.tree.map(jnp.asarray, start))
-        return state.begun(fitted, prior, settings.questions.budget, run.rollout.segment_length)
+            new = new._replace(params=jax.tree.map(jnp.asarray, start))
+        T = run.rollout.segment_length
+        reward = state.begun(new, prior, settings.questions.budget, T)
+        return reward, nobody_asked(env, run) if run.labeller.by_people else None
 
-    def learn(reward: LearnedReward, segments: Segments, key: jax.Array) -> Rewarded:
+    def learn(
+        reward: LearnedReward, asked: Asked | None, segments: Segments, key: jax.Array
+    ) -> Rewarded:
         obs, action = observed(segments.obs), postprocess(segments.raw_action)
         true_reward = judgement.judged_rewards(world.networks, segments, segment_reward)
         shown = Shown(
@@ -106,23 +114,40 @@ def make(
             mask=segments.mask,
             true_reward=true_reward,
             not_finite=segments.not_finite,
+            pose=segments.pose,
         )
         shown = jax.tree.map(lambda x: x[:, :K], shown)
-        reward = ask(reward, shown, key)
+        reward, asked = ask(reward, asked, shown, key)
         reward_MxBxLxT = ensemble.predict(reward.fitted.params, obs, action) * segments.mask
+        numbers = metrics(reward, reward_MxBxLxT[:, :, :K], shown)
+        if asked is not None:  # The fit was before the update, which has told of it now.
+            reward = reward._replace(passes=jnp.zeros_like(reward.passes))
         return Rewarded(
             reward=reward,
             segments=segments._replace(reward=reward_MxBxLxT.mean(0)),
-            metrics=metrics(reward, reward_MxBxLxT[:, :, :K], shown),
+            metrics=numbers,
+            asked=asked,
         )
 
     return Learning(init=init, learn=learn)
 
 
+def nobody_asked(env: Any, run: ControlRun) -> Asked:
+    """Before people are asked anything."""
+    start = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0)))
+    links = jax.eval_shape(render.pose, start).shape
+    Q, T = run.reward.questions.per_round, run.rollout.segment_length
+    pose = jnp.zeros((Q, 2, T + 1, *links))
+    return Asked(pose_Qx2xTxLx7=pose, waiting=jnp.zeros((), jnp.int32))
+
+
 def make_ask(
     run: ControlRun, ensemble: Ensemble, mesh: Mesh, prior: Comparisons
-) -> Callable[[LearnedReward, Shown, jax.Array], LearnedReward]:
+) -> Callable[[LearnedReward, Asked | None, Shown, jax.Array], tuple[LearnedReward, Asked | None]]:
     """The function that an update begins with: a round where one is due, else nothing.
+
+    A teacher answers at once, and the ensemble is fitted; people answer before another dispatch,
+    see `people.Taking`.
 
     Args:
       prior: answers that there are before the first update, which fits them.
@@ -130,55 +155,75 @@ def make_ask(
     settings, P = run.reward.questions, len(prior.weight)
     N, told = P + settings.budget, P > 0 or run.reward.path is not None
 
-    def answered(
-        reward: LearnedReward, shown: Shown, key: jax.Array, number: jax.Array
-    ) -> LearnedReward:
-        """The answers of a round beside the earlier ones."""
+    def asking(
+        reward: LearnedReward, asked: Asked | None, shown: Shown, key: jax.Array, number: jax.Array
+    ) -> tuple[LearnedReward, Asked | None]:
+        """The questions of a round beside the earlier ones, with a teacher's answers."""
         draw_key, pick_key, answer_key = jax.random.split(key, 3)
         candidates = _candidates(shown, draw_key, settings.candidates, mesh)
-        nothing = jnp.zeros(settings.candidates)
-        pairs = Comparisons(
-            obs=candidates.obs,
-            action=candidates.action,
-            mask=candidates.mask,
-            prob=nothing,
-            weight=nothing,
-        )
-        margin_MxC = margins(ensemble, reward.fitted.params, pairs)
+        margin_MxC = margins(ensemble, reward.fitted.params, _unanswered(candidates))
         first = (reward.asked == 0) & (not told)
         chosen_Q = questions.pick(settings, pick_key, margin_MxC, first)
-        take = lambda tree: jax.tree.map(lambda x: x[chosen_Q], tree)
-        prob, weight = teacher(run, answer_key, take(candidates))
+        chosen = jax.tree.map(lambda x: x[chosen_Q], candidates)
+        new = _unanswered(chosen)
+        if asked is None:
+            prob, weight = teacher(run, answer_key, chosen)
+            new = new._replace(prob=prob, weight=weight)
+        else:
+            asked = Asked(pose_Qx2xTxLx7=chosen.pose, waiting=asked.waiting + number)
         number_Q = jnp.arange(len(chosen_Q))
         # Those beyond the budget have no place.
         place_Q = jnp.where(number_Q < number, P + reward.asked + number_Q, N)
         put = partial(_put, place_Q)
-        new = take(pairs)._replace(prob=prob, weight=weight)
-        return reward._replace(
+        reward = reward._replace(
             answers=jax.tree.map(put, reward.answers, new),
             margin_N=put(reward.margin_N, margin_MxC.mean(0)[chosen_Q]),
             update_N=put(reward.update_N, jnp.full(len(chosen_Q), reward.updates + 1)),
             asked=reward.asked + number,
         )
+        return reward, asked
 
-    def ask(reward: LearnedReward, shown: Shown, key: jax.Array) -> LearnedReward:
+    def ask(
+        reward: LearnedReward, asked: Asked | None, shown: Shown, key: jax.Array
+    ) -> tuple[LearnedReward, Asked | None]:
         number = questions.due(settings, reward.updates, reward.asked, run.env_steps_per_update)
         ask_key, fit_key = jax.random.split(key)
+        if asked is None:
+            due = (number > 0) | ((reward.updates == 0) & (P > 0))
+            reward = reward._replace(passes=jnp.zeros_like(reward.passes))
+        else:
+            number = jnp.where(asked.waiting == 0, number, 0)
+            due = number > 0
 
-        def once(now: tuple[jax.Array, LearnedReward]) -> tuple[jax.Array, LearnedReward]:
-            after = answered(now[1], shown, ask_key, number)
-            fit = ensemble.fit(after.fitted, after.answers, fit_key)
-            after = after._replace(fitted=fit.fitted, accuracy=fit.accuracy, passes=fit.passes)
-            return jnp.zeros((), bool), after
+        def once(now: Any) -> Any:
+            reward, asked = asking(*now[1:], shown, ask_key, number)
+            if asked is None:
+                reward = fitted(ensemble, reward, fit_key)
+            return jnp.zeros((), bool), reward, asked
 
         # A loop that goes round once or not at all: under `vmap`, as of seeds side by side, a
         # `cond` would fit in every update and throw the result away.
-        due = (number > 0) | ((reward.updates == 0) & (P > 0))
-        start = due, reward._replace(passes=jnp.zeros_like(reward.passes))
-        _, reward = jax.lax.while_loop(lambda now: now[0], once, start)
-        return reward._replace(updates=reward.updates + 1)
+        _, reward, asked = jax.lax.while_loop(lambda now: now[0], once, (due, reward, asked))
+        return reward._replace(updates=reward.updates + 1), asked
 
     return ask
+
+
+def fitted(ensemble: Ensemble, reward: LearnedReward, key: jax.Array) -> LearnedReward:
+    """After a fit on all answers so far."""
+    fit = ensemble.fit(reward.fitted, reward.answers, key)
+    return reward._replace(fitted=fit.fitted, accuracy=fit.accuracy, passes=fit.passes)
+
+
+def _unanswered(pairs: Shown) -> Comparisons:
+    count = len(pairs.mask)
+    return Comparisons(
+        obs=pairs.obs,
+        action=pairs.action,
+        mask=pairs.mask,
+        prob=jnp.zeros(count),
+        weight=jnp.zeros(count),
+    )
 
 
 def _put(place_Q: jax.Array, places: jax.Array, new: jax.Array) -> jax.Array:

@@ -38,6 +38,32 @@ class ContextsAndReward(NamedTuple):
     reward: LearnedReward
 
 
+class Asked(NamedTuple):
+    """Of the questions that people are asked: the newest round, Q of them."""
+
+    pose_Qx2xTxLx7: jax.Array
+    """Of the links in both segments, before each step and after the last."""
+    waiting: jax.Array
+    """Questions that training has no answers to yet, int32."""
+
+
+class ContextsRewardAndAsked(NamedTuple):
+    """As `ContextsAndReward`, of a run that people label."""
+
+    contexts: Contexts
+    reward: LearnedReward
+    asked: Asked
+
+
+def with_reward(
+    contexts: Contexts, reward: LearnedReward, asked: Asked | None
+) -> ContextsAndReward | ContextsRewardAndAsked:
+    """What a run carries, by whether people are asked."""
+    if asked is None:
+        return ContextsAndReward(contexts, reward)
+    return ContextsRewardAndAsked(contexts, reward, asked)
+
+
 def begun(fitted: Fitted, prior: Comparisons, budget: int, steps: int) -> LearnedReward:
     """Before any question.
 
