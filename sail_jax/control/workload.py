@@ -112,6 +112,7 @@ def make(
     )
 
 
+# lines: what becomes of an update's batch, in its order
 def make_sample(
     world: World[PPONetworks],
     run: ControlRun,

@@ -20,7 +20,7 @@ from sail_jax.training.recorder import Recorder
 from sail_jax.training.rows import MetricsRow, MetricsRows
 from sail_jax.training.saver import Saver, score
 from sail_jax.training.setup import Job
-from sail_jax.training.task import Dispatch, Exchange
+from sail_jax.training.task import Dispatch, HostExchange
 
 POLL_S = 0.5
 """Between looks at whether what is waited for has come."""
@@ -164,7 +164,7 @@ class Loop:
         self.recorder.compile_s = time.perf_counter() - began
         return program
 
-    def _exchange(self) -> Exchange | None:
+    def _exchange(self) -> HostExchange | None:
         """What the host does between dispatches; what a resumed state asks is given out again."""
         if self.job.task.exchange is None:
             return None
@@ -172,13 +172,13 @@ class Loop:
         self._publish(exchange)
         return exchange
 
-    def _publish(self, exchange: Exchange) -> None:
+    def _publish(self, exchange: HostExchange) -> None:
         try:
             exchange.publish(self.state)
         except UserError as error:
             self._give_up(error)
 
-    def _wait_and_take(self, exchange: Exchange) -> None:
+    def _wait_and_take(self, exchange: HostExchange) -> None:
         """Has the next dispatch know what has come in; who stops a run that waits loses nothing."""
         try:
             if not exchange.ready(self.state):
@@ -188,7 +188,7 @@ class Loop:
             self._give_up(error)
         self.recorder.restart_clock()
 
-    def _wait(self, exchange: Exchange) -> None:
+    def _wait(self, exchange: HostExchange) -> None:
         if not self.saver.has(self.step):
             self._save(wait=True)
         self.job.say(exchange.waiting)

@@ -90,7 +90,7 @@ class Shardings(Protocol):
         ...
 
 
-class Exchange(NamedTuple):
+class HostExchange(NamedTuple):
     """What the host does between compiled dispatches, for people who are asked for example; the
     state is never one that a dispatch has taken."""
 
@@ -139,7 +139,7 @@ class Task(NamedTuple):
     program: MakeProgram | None = None
     """Stands in for `update.make_dispatch` where an update is no step of the preference objective.
     """
-    exchange: Callable[[Path], Exchange] | None = None
+    exchange: Callable[[Path], HostExchange] | None = None
     """Opens what the host does between dispatches, in the run directory; for a run alone."""
     absent: tuple[str, ...] = OF_PAIRS
     """Numbers of updates that are left out where they are NaN, since there was nothing for them."""

@@ -23,7 +23,7 @@ from sail_jax.control import render
 from sail_jax.control.config import ControlRun
 from sail_jax.control.reward import ensemble as reward_ensemble
 from sail_jax.control.reward import rounds
-from sail_jax.control.reward.state import Asked, LearnedReward
+from sail_jax.control.reward.state import AskedPeople, LearnedReward
 from sail_jax.core import precision
 from sail_jax.core.keys import ANSWERS, stream
 from sail_jax.core.types import State
@@ -33,7 +33,7 @@ from sail_jax.labels import store as label_store
 from sail_jax.labels.payloads import SegmentPair
 from sail_jax.labels.store import Answer, Question, Store
 from sail_jax.training import devices, hosts
-from sail_jax.training.task import Exchange
+from sail_jax.training.task import HostExchange
 
 PROB = {'left': 1.0, 'right': 0.0, 'equal': 0.5, 'skip': 0.5}
 """That the first is better, by what was said."""
@@ -47,15 +47,15 @@ class Told(NamedTuple):
     new_N: np.ndarray
 
 
-Learn = Callable[[LearnedReward, Asked, Told, jax.Array], tuple[LearnedReward, Asked]]
+Learn = Callable[[LearnedReward, AskedPeople, Told, jax.Array], tuple[LearnedReward, AskedPeople]]
 """Puts answers into their places, and fits the ensemble on all that there are."""
 
 
-def require(run: ControlRun, env: Env, segment_reward: Any) -> None:
-    """Refuses what people cannot be asked about.
+def drawable(run: ControlRun, env: Env, segment_reward: Any) -> PipelineEnv:
+    """The environment, which people can be asked about.
 
     Raises:
-      UserError: naming it.
+      UserError: they cannot; naming why.
     """
     who = 'labeller.source: people'
     if segment_reward is not None:
@@ -63,6 +63,7 @@ def require(run: ControlRun, env: Env, segment_reward: Any) -> None:
     if not isinstance(env, PipelineEnv):
         raise UserError(f'{who}: only Brax environments can be drawn, not {run.env.backend}')
     hosts.require_one_process(f'runs with {who}')
+    return env
 
 
 def make_learn(run: ControlRun, env: Env, mesh: Mesh) -> Learn:
@@ -73,8 +74,8 @@ def make_learn(run: ControlRun, env: Env, mesh: Mesh) -> Learn:
     @partial(jax.jit, out_shardings=devices.replicated(mesh))
     @precision.traced_at(precision.resolved(run))
     def learn(
-        reward: LearnedReward, asked: Asked, told: Told, key: jax.Array
-    ) -> tuple[LearnedReward, Asked]:
+        reward: LearnedReward, asked: AskedPeople, told: Told, key: jax.Array
+    ) -> tuple[LearnedReward, AskedPeople]:
         answers = reward.answers._replace(
             prob=jnp.where(told.new_N, told.prob_N, reward.answers.prob),
             weight=jnp.where(told.new_N, told.weight_N, reward.answers.weight),
@@ -167,7 +168,7 @@ class People:
         return state._replace(sampler=state.sampler._replace(reward=reward, asked=asked))
 
 
-def open_exchange(run: ControlRun, env: PipelineEnv, mesh: Mesh, run_dir: Path) -> Exchange:
+def open_exchange(run: ControlRun, env: PipelineEnv, mesh: Mesh, run_dir: Path) -> HostExchange:
     """How a run asks people, and learns of their answers.
 
     Raises:
@@ -183,7 +184,7 @@ def open_exchange(run: ControlRun, env: PipelineEnv, mesh: Mesh, run_dir: Path) 
     }
     store = Store.of_run(run_dir / label_store.NAME, about)
     people = People(store, run, make_learn(run, env, mesh))
-    return Exchange(
+    return HostExchange(
         publish=people.publish,
         ready=people.ready,
         take=people.take,

@@ -24,7 +24,7 @@ from sail_jax.control.reward import answers, questions, state, weights
 from sail_jax.control.reward import ensemble as reward_ensemble
 from sail_jax.control.reward.answers import Widths
 from sail_jax.control.reward.ensemble import Comparisons, Ensemble, margins, observed
-from sail_jax.control.reward.state import Asked, LearnedReward
+from sail_jax.control.reward.state import AskedPeople, LearnedReward
 from sail_jax.control.rollout import Segments
 from sail_jax.core import bradley_terry, labellers
 from sail_jax.core.keys import row_keys
@@ -54,20 +54,21 @@ class Rewarded(NamedTuple):
     segments: Segments
     """Their rewards are the ensemble's: nothing that comes after sees the true ones."""
     metrics: Metrics
-    asked: Asked | None
+    asked: AskedPeople | None
     """Of people; None where a teacher answers at once."""
 
 
 class Learning(NamedTuple):
     """The functions of a run whose reward is learned."""
 
-    init: Callable[[jax.Array], tuple[LearnedReward, Asked | None]]
-    """`key -> LearnedReward, Asked`: before any question; None where a teacher answers."""
-    learn: Callable[[LearnedReward, Asked | None, Segments, jax.Array], Rewarded]
+    init: Callable[[jax.Array], tuple[LearnedReward, AskedPeople | None]]
+    """`key -> LearnedReward, AskedPeople`: before any question; None where a teacher answers."""
+    learn: Callable[[LearnedReward, AskedPeople | None, Segments, jax.Array], Rewarded]
     """`(reward, asked, segments, key) -> Rewarded`: asks and fits where a round is due, then
     rewards the segments."""
 
 
+# lines: what there is before a run, then its two functions
 def make(
     world: World, run: ControlRun, mesh: Mesh, segment_reward: SegmentReward | None
 ) -> Learning:
@@ -95,7 +96,7 @@ def make(
     ask = make_ask(run, ensemble, mesh, prior)
     postprocess = world.networks.parametric_action_distribution.postprocess
 
-    def init(key: jax.Array) -> tuple[LearnedReward, Asked | None]:
+    def init(key: jax.Array) -> tuple[LearnedReward, AskedPeople | None]:
         new = ensemble.init(key)
         if start is not None:
             new = new._replace(params=jax.tree.map(jnp.asarray, start))
@@ -104,7 +105,7 @@ def make(
         return reward, nobody_asked(env, run) if run.labeller.by_people else None
 
     def learn(
-        reward: LearnedReward, asked: Asked | None, segments: Segments, key: jax.Array
+        reward: LearnedReward, asked: AskedPeople | None, segments: Segments, key: jax.Array
     ) -> Rewarded:
         obs, action = observed(segments.obs), postprocess(segments.raw_action)
         true_reward = judgement.judged_rewards(world.networks, segments, segment_reward)
@@ -132,18 +133,21 @@ def make(
     return Learning(init=init, learn=learn)
 
 
-def nobody_asked(env: Any, run: ControlRun) -> Asked:
+def nobody_asked(env: Any, run: ControlRun) -> AskedPeople:
     """Before people are asked anything."""
     start = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0)))
     links = jax.eval_shape(render.pose, start).shape
     Q, T = run.reward.questions.per_round, run.rollout.segment_length
     pose = jnp.zeros((Q, 2, T + 1, *links))
-    return Asked(pose_Qx2xTxLx7=pose, waiting=jnp.zeros((), jnp.int32))
+    return AskedPeople(pose_Qx2xTxLx7=pose, waiting=jnp.zeros((), jnp.int32))
 
 
+# lines: a round, and when there is one
 def make_ask(
     run: ControlRun, ensemble: Ensemble, mesh: Mesh, prior: Comparisons
-) -> Callable[[LearnedReward, Asked | None, Shown, jax.Array], tuple[LearnedReward, Asked | None]]:
+) -> Callable[
+    [LearnedReward, AskedPeople | None, Shown, jax.Array], tuple[LearnedReward, AskedPeople | None]
+]:
     """The function that an update begins with: a round where one is due, else nothing.
 
     A teacher answers at once, and the ensemble is fitted; people answer before another dispatch,
@@ -156,8 +160,12 @@ def make_ask(
     N, told = P + settings.budget, P > 0 or run.reward.path is not None
 
     def asking(
-        reward: LearnedReward, asked: Asked | None, shown: Shown, key: jax.Array, number: jax.Array
-    ) -> tuple[LearnedReward, Asked | None]:
+        reward: LearnedReward,
+        asked: AskedPeople | None,
+        shown: Shown,
+        key: jax.Array,
+        number: jax.Array,
+    ) -> tuple[LearnedReward, AskedPeople | None]:
         """The questions of a round beside the earlier ones, with a teacher's answers."""
         draw_key, pick_key, answer_key = jax.random.split(key, 3)
         candidates = _candidates(shown, draw_key, settings.candidates, mesh)
@@ -170,7 +178,7 @@ def make_ask(
             prob, weight = teacher(run, answer_key, chosen)
             new = new._replace(prob=prob, weight=weight)
         else:
-            asked = Asked(pose_Qx2xTxLx7=chosen.pose, waiting=asked.waiting + number)
+            asked = AskedPeople(pose_Qx2xTxLx7=chosen.pose, waiting=asked.waiting + number)
         number_Q = jnp.arange(len(chosen_Q))
         # Those beyond the budget have no place.
         place_Q = jnp.where(number_Q < number, P + reward.asked + number_Q, N)
@@ -184,8 +192,8 @@ def make_ask(
         return reward, asked
 
     def ask(
-        reward: LearnedReward, asked: Asked | None, shown: Shown, key: jax.Array
-    ) -> tuple[LearnedReward, Asked | None]:
+        reward: LearnedReward, asked: AskedPeople | None, shown: Shown, key: jax.Array
+    ) -> tuple[LearnedReward, AskedPeople | None]:
         number = questions.due(settings, reward.updates, reward.asked, run.env_steps_per_update)
         ask_key, fit_key = jax.random.split(key)
         if asked is None:
@@ -196,7 +204,8 @@ def make_ask(
             due = number > 0
 
         def once(now: Any) -> Any:
-            reward, asked = asking(*now[1:], shown, ask_key, number)
+            _, reward, asked = now
+            reward, asked = asking(reward, asked, shown, ask_key, number)
             if asked is None:
                 reward = fitted(ensemble, reward, fit_key)
             return jnp.zeros((), bool), reward, asked

@@ -38,7 +38,7 @@ class ContextsAndReward(NamedTuple):
     reward: LearnedReward
 
 
-class Asked(NamedTuple):
+class AskedPeople(NamedTuple):
     """Of the questions that people are asked: the newest round, Q of them."""
 
     pose_Qx2xTxLx7: jax.Array
@@ -52,11 +52,11 @@ class ContextsRewardAndAsked(NamedTuple):
 
     contexts: Contexts
     reward: LearnedReward
-    asked: Asked
+    asked: AskedPeople
 
 
 def with_reward(
-    contexts: Contexts, reward: LearnedReward, asked: Asked | None
+    contexts: Contexts, reward: LearnedReward, asked: AskedPeople | None
 ) -> ContextsAndReward | ContextsRewardAndAsked:
     """What a run carries, by whether people are asked."""
     if asked is None:

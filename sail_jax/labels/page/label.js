@@ -137,7 +137,9 @@ async function begin() {
     if (about.instruction) at('instruction').textContent = about.instruction;
     at('task').textContent = about.task;
     if (moving) {
-      const camera = makeCamera(about.world.view[0], sides.map((side) => side.canvas));
+      // Nearer where a side is narrow.
+      const far = about.world.view[0] * (innerWidth < 700 ? 0.6 : 1);
+      const camera = makeCamera(far, sides.map((side) => side.canvas));
       scenes = sides.map((side) => makeScene(side.canvas, camera, about.world));
     }
     show(await call('next', {}));
