@@ -67,6 +67,8 @@ setup(
             'ipykernel>=6',
             'nbclient>=0.10',
             'ruff>=0.8',
+            'starlette>=1.0',  # As of the extra `label`.
+            'uvicorn>=0.40',
             'setuptools>=77',  # Builds the wheel that a test installs.
             'tensorboard>=2.18',
         ],

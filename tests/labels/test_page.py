@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 
@@ -20,10 +21,10 @@ from tests.support import labelling
 from tests.support.paths import ROOT
 
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
-sync_api = pytest.importorskip('playwright.sync_api')
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason='there is no Chromium here'),
+    pytest.mark.skipif(find_spec('playwright') is None, reason='there is no Playwright here'),
 ]
 DESKTOP, PHONE = {'width': 1280, 'height': 760}, {'width': 390, 'height': 800}
 
@@ -52,6 +53,8 @@ class Served:
 
 @pytest.fixture(scope='module')
 def browser():
+    from playwright import sync_api
+
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
         yield browser

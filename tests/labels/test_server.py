@@ -14,7 +14,6 @@ from sail_jax.labels import guard, payloads, server
 from sail_jax.labels.store import NAME, Question, Store
 from tests.support import labelling
 
-pytest.importorskip('uvicorn')
 ANN, BEN = 'a' * 32, 'b' * 32
 OURS = {'Content-Type': 'application/json', 'X-Sail-Label': '1'}
 
