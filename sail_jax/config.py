@@ -98,7 +98,8 @@ class Objective(Section):
     """The share of the labeller's (or the data's) labels that is taken to be wrong: P counts as
     (1 - s) P + s (1 - P)."""
     exploration: Literal['none', 'xpo', 'selm'] = 'none'
-    """A term that is added, of one more response y to each context, drawn from the reference:
+    """A term that is added, of one more response y to each context, drawn from the reference (or
+    the group's, with `sampling.opponent`):
     `xpo`, -alpha log pi(y) (arXiv 2405.21046); `selm`, -alpha beta log(pi(y) / pi_ref(y)) (arXiv
     2405.19332). Both push the policy away from what the reference would say, against the KL
     penalty, whose coefficient is better 0 beside it."""

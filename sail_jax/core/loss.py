@@ -49,8 +49,8 @@ def make(workload: Workload, run: config.Run) -> Loss:
     Raises:
       UserError: `objective.loss` names none.
     """
-    K = workload.group_size
-    form = _form(run)
+    K, ours = workload.group_size, workload.group_size - workload.opponents
+    form = _form(run)._replace(opponents=workload.opponents)
 
     def loss(
         params: Any,
@@ -78,13 +78,13 @@ def make(workload: Workload, run: config.Run) -> Loss:
             form,
             objective.Whole(pairs=counts.pairs, axis=axis),
         )
-        lane_BxL = penalty_lanes(run.divergence, batch.route, K, steps.logp.shape[1])
+        lane_BxL = penalty_lanes(run.divergence, batch.route, ours, steps.logp.shape[1])
         kl_BxLxT = getattr(compared, run.divergence.direction)
         kl = _penalty(run, kl_BxLxT, steps, lane_BxL, counts.lanes)
         auxiliary, metrics = workload.auxiliary_loss(policies, batch.inputs, counts.steps)
         total = auxiliary - estimate.surrogate
         if run.objective.exploration != 'none':
-            of_reference = jax.tree.map(lambda x: x[:, K:], steps)
+            of_reference = jax.tree.map(lambda x: x[:, ours:], steps)
             explored = objective.exploration(run.objective, of_reference, hyper.beta, counts.rows)
             total, metrics = total - explored, {'exploration': explored, **metrics}
         if run.divergence.coefficient > 0:
@@ -131,9 +131,8 @@ def _penalty(
 
 def count(batch: Batch, workload: Workload, run: config.Run) -> Counts:
     """The counts of a batch that holds all rows."""
-    lane_BxL = penalty_lanes(
-        run.divergence, batch.route, workload.group_size, batch.mask_BxLxT.shape[1]
-    )
+    ours = workload.group_size - workload.opponents
+    lane_BxL = penalty_lanes(run.divergence, batch.route, ours, batch.mask_BxLxT.shape[1])
     return Counts(
         pairs=objective.count_pairs(batch.labels, batch.route),
         lanes=lane_BxL.sum(),
@@ -142,12 +141,14 @@ def count(batch: Batch, workload: Workload, run: config.Run) -> Counts:
     )
 
 
-def penalty_lanes(
-    settings: config.Divergence, route: Route, group_size: int, lanes: int
-) -> jax.Array:
-    """Which lanes the KL penalty is taken on, [B, L]; see `config.Divergence.states`."""
+def penalty_lanes(settings: config.Divergence, route: Route, ours: int, lanes: int) -> jax.Array:
+    """Which lanes the KL penalty is taken on, [B, L]; see `config.Divergence.states`.
+
+    Args:
+      ours: lanes of the group, less those that are the reference's.
+    """
     on_policy_Bx1 = route.on_policy_B[:, None]
-    response_1xL = jnp.arange(lanes)[None, :] < group_size
+    response_1xL = jnp.arange(lanes)[None, :] < ours
     match settings.states:
         case 'policy':
             return response_1xL & on_policy_Bx1

@@ -37,6 +37,8 @@ class Form(NamedTuple):
     """What a margin has to exceed; see `config.Objective`."""
     label_smoothing: float = 0.0
     """See `config.Objective`."""
+    opponents: int = 0
+    """See `Workload`."""
 
 
 class Whole(NamedTuple):
@@ -123,7 +125,8 @@ def preference(
 
     * pathwise: autodiff through the margins, samples and labels fixed; not reweighted when the
       batch is some gradient steps old.
-    * response score, rows with the policy's responses only: `sum_k A_k log pi(y_k)`.
+    * response score, rows with the policy's responses only: `sum_k A_k log pi(y_k)`, over those of
+      a group that are not the reference's.
     * label score, rows with the policy's labels only: no label is sampled, `P_ij = sigmoid(D_ij)`
       stands in f and autodiff runs through it.
 
@@ -154,6 +157,8 @@ def preference(
     indifferent = form.pair_loss(jnp.asarray(-form.target_margin, D_BxKxK.dtype), beta)
     advantage_BxK = score.advantages(f_BxKxK, weight_BxKxK, indifferent, whole.axis)
     advantage_BxK = advantage_BxK * route.on_policy_B[:, None]
+    if form.opponents:
+        advantage_BxK = jnp.where(jnp.arange(K) < K - form.opponents, advantage_BxK, 0)
     score_BxK = score.score_term(
         advantage_BxK[..., None] * steps.mask, steps.logp, steps.behaviour_logp, form.clip
     )

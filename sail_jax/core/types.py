@@ -228,6 +228,8 @@ class Workload(NamedTuple):
       predict_reference: the reference's distributions on it.
       compare: log-probabilities and KLs of policy and reference on it.
       group_size: K.
+      opponents: how many of a group's responses, the last ones, the reference draws where the
+        policy draws the others. Their distribution has no gradient.
       init: makes the sampler's first state.
       auxiliary_loss: what is learnt besides the policy.
       refresh_updates: updates after which the reference becomes the policy; None keeps it.
@@ -246,6 +248,7 @@ class Workload(NamedTuple):
     predict_reference: PredictReference
     compare: Compare
     group_size: int
+    opponents: int = 0
     init: InitSampler = no_sampler_state
     auxiliary_loss: AuxiliaryLoss = no_auxiliary_loss
     refresh_updates: int | None = None

@@ -56,6 +56,10 @@ class Sampling(Section):
     """Only the k most probable tokens."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Only the smallest set of most probable tokens that has this probability."""
+    opponent: Literal['policy', 'reference'] = 'policy'
+    """Who draws the last response of each group: with `reference` the policy's are compared with
+    one of the reference's, as in XPO (arXiv 2405.21046, alg. 1), and the exploration term is of the
+    same one."""
 
     @property
     def on_policy(self) -> bool:
@@ -168,6 +172,16 @@ class LanguageRun(config.Run):
     evaluation: ResponseEvaluation = ResponseEvaluation()
 
     @property
+    def opponents(self) -> int:
+        """Responses of a group that the reference draws."""
+        return int(self.sampling.opponent == 'reference')
+
+    @property
+    def draws_reference(self) -> bool:
+        """Whether the reference draws a response beside the group."""
+        return super().draws_reference and not self.opponents
+
+    @property
     def samples_policy(self) -> bool:
         """Whether there are rows with the policy's responses."""
         return self.objective.mixture.dpr + self.objective.mixture.dpp > 0
@@ -241,6 +255,11 @@ def check(run: LanguageRun) -> None:
         raise UserError(
             f'group_size: {run.group_size}; rows with responses from the data (ddp and offline '
             'DPO, what is left of 1 in objective.mixture) have 2'
+        )
+    if run.opponents and run.reads_pairs:
+        raise UserError(
+            'sampling.opponent: reference: of responses that are sampled, and objective.mixture '
+            "has rows with the data's (ddp, and what is left of 1)"
         )
     rewarding.check_rewards(run.reward, run.rewards)
     _check_judge(run)

@@ -116,6 +116,7 @@ def make(run: LanguageRun, decoders: Decoders, eos_ids: tuple[int, ...]) -> Work
         predict_reference=in_parts(predict_reference, parts * run.optimizer.minibatches),
         compare=in_parts(compare, parts),
         group_size=run.group_size,
+        opponents=run.opponents,
         refresh_updates=run.refresh_updates,
         reference_kept=run.reference.ema,
     )
@@ -143,7 +144,7 @@ def in_parts(function: Callable[..., Any], parts: int) -> Callable[..., Any]:
 def make_sample(run: LanguageRun, decoders: Decoders, eos_ids: tuple[int, ...]) -> DrawSample:
     """`Workload.sample`: draws the responses of an update, or takes them from the data."""
     K, mixture = run.group_size, run.objective.mixture
-    T = run.max_response_tokens
+    T, ours = run.max_response_tokens, K - run.opponents
     eos_E = jnp.asarray(eos_ids, jnp.int32)
 
     def fit(x_BxLxR: jax.Array) -> jax.Array:
@@ -160,20 +161,20 @@ def make_sample(run: LanguageRun, decoders: Decoders, eos_ids: tuple[int, ...]) 
         keys = update_keys(key, B)
         route = objective.route(keys.route, mixture.ddp, mixture.dpp, mixture.dpr)
         on_policy_Bx1 = route.on_policy_B[:, None]
-        tokens = jnp.zeros((B, K, T), jnp.int32)
-        lengths = jnp.zeros((B, K), jnp.int32)
+        tokens = jnp.zeros((B, ours, T), jnp.int32)
+        lengths = jnp.zeros((B, ours), jnp.int32)
         # 0 for the data's responses, whose rows have no score term that would use it.
-        logp = jnp.zeros((B, K, T))
+        logp = jnp.zeros((B, ours, T))
         metrics = {}
         if run.samples_policy:
-            drawn = generate(decoders.policy(policy, shared), rows.prompts, keys.draw, K)
+            drawn = generate(decoders.policy(policy, shared), rows.prompts, keys.draw, ours)
             tokens, lengths = fit(drawn.tokens_BxKxR), drawn.lengths_BxK
             logp = fit(drawn.logp_BxKxR)
             metrics = _of_samples(drawn, on_policy_Bx1)
         if rows.pairs is not None:
             tokens = jnp.where(on_policy_Bx1[..., None], tokens, fit(rows.pairs.tokens_Bx2xR))
             lengths = jnp.where(on_policy_Bx1, lengths, rows.pairs.lengths_Bx2)
-        if run.draws_reference:
+        if run.draws_reference or run.opponents:
             decoder = decoders.reference(reference, shared)
             extra = generate(decoder, rows.prompts, keys.reference, 1)
             tokens = jnp.concatenate([tokens, fit(extra.tokens_BxKxR)], 1)
@@ -195,7 +196,7 @@ def make_sample(run: LanguageRun, decoders: Decoders, eos_ids: tuple[int, ...]) 
             sampler=(),
             statistics=policy.statistics + 1,
             labels_asked=jnp.zeros((), jnp.int32),
-            metrics={'response_length': lengths[:, :K].mean(), **metrics},
+            metrics={'response_length': lengths[:, :ours].mean(), **metrics},
         )
 
     return sample

@@ -113,6 +113,34 @@ def test_exploration_is_that_of_the_references_responses(kind):
     assert np.linalg.norm(gradient) > 1e-2
 
 
+@pytest.mark.parametrize('K', [2, 3])
+def test_a_response_of_the_references_has_no_score(K):
+    """The last of a group is drawn from the reference, the others from the policy."""
+    problem, route, form = exact.problem(seed=9), exact.route(2, True, False), Form(opponents=1)
+    coefficients = Coefficients(0.4, response=0.6, label=1.0)
+    theirs = problem.reference_logp_XxY
+
+    def exactly(theta_sample, theta_margin):
+        p, q = jnp.exp(exact.policy_logp(problem, theta_sample)), jnp.exp(theirs)
+        D = coefficients.beta * exact.difference(exact.policy_logp(problem, theta_margin) - theirs)
+        P = jax.nn.sigmoid(exact.difference(problem.reward_XxY))
+        f = P * jax.nn.log_sigmoid(D) + (1 - P) * jax.nn.log_sigmoid(-D)
+        pairs = [(p, p)] * ((K - 1) * (K - 2) // 2) + [(p, q)] * (K - 1)
+        of = lambda a, b: jnp.einsum('xi,xj,xij->x', a, b, f).mean()
+        return sum(of(a, b) for a, b in pairs) / len(pairs)
+
+    samples = exact.groups(3, 2, K)
+    ours = exact.policy_logp(problem, problem.theta_F)
+    logp = lambda index: take(ours, index[:, :-1]).sum() + take(theirs, index[:, -1:]).sum()
+    p_N = np.exp(jax.vmap(logp)(samples))
+    got, gradients = exact.estimates(problem, samples, route, coefficients, form)
+    theta = problem.theta_F
+    wanted, (score, pathwise) = jax.value_and_grad(exactly, (0, 1))(theta, theta)
+    np.testing.assert_allclose(p_N @ got.value, wanted, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(p_N @ gradients, pathwise + 0.6 * score, rtol=0, atol=1e-9)
+    assert np.linalg.norm(score) > 1e-2
+
+
 @members
 def test_target_margin_and_smoothed_labels_are_part_of_the_objective(on_policy, policy_label):
     route = exact.route(2, on_policy, policy_label)

@@ -26,6 +26,13 @@ def test_settings_that_do_not_go_together_are_refused(objective, message):
         check(small.run('model', 'data.jsonl', objective=objective))
 
 
+def test_the_reference_opposes_where_all_responses_are_sampled():
+    run = {'sampling': {'opponent': 'reference'}, 'objective': {'mixture': {'dpr': 0.5}}}
+    with pytest.raises(UserError, match=r'^sampling.opponent: reference: of responses that are'):
+        check(small.run('m', 'd', **run))
+    check(small.run('m', 'd', **run | {'objective': {'mixture': {'dpr': 0.5, 'dpp': 0.5}}}))
+
+
 @pytest.mark.parametrize(('name', 'value'), [('rationality', 1.0), ('soft', True), ('equal', 0.1)])
 def test_regression_takes_no_labels(name, value):
     run = small.run('m', 'd', objective={'loss': 'rebel'}, labeller={name: value})
@@ -49,6 +56,8 @@ def test_exploration_draws_a_response_of_the_reference():
     explores = {'exploration': 'selm', 'alpha': 1e-3}
     assert small.run('m', 'd', objective=explores).draws_reference
     assert not small.run('m', 'd').draws_reference
+    opposed = small.run('m', 'd', objective=explores, sampling={'opponent': 'reference'})
+    assert not opposed.draws_reference  # It has one in each group.
     runs = [ControlRun.model_validate({'objective': x}) for x in ({}, explores)]
     assert [run.extra_lanes for run in runs] == [0, 1]
 
@@ -60,8 +69,13 @@ def test_exploration_draws_a_response_of_the_reference():
         {'objective': {'loss': 'rebel', 'beta': 1.0}, 'reference': {'refresh_prompts': 8}},
         {'objective': {'exploration': 'xpo', 'alpha': 1e-4}, 'divergence': {'coefficient': 0}},
         {'objective': {'loss': 'hinge', 'exploration': 'selm', 'alpha': 1e-3}},
+        {
+            'objective': {'response_grad': 0.0, 'exploration': 'xpo', 'alpha': 1e-4},
+            'divergence': {'coefficient': 0},
+            'sampling': {'opponent': 'reference'},
+        },
     ],
-    ids=['rebel', 'xpo', 'selm'],
+    ids=['rebel', 'xpo', 'selm', 'xpo with its own pairs'],
 )
 def test_a_reward_is_learned(tmp_path, settings):
     run = small.run(

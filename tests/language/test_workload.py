@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from sail_jax import configfile
-from sail_jax.core import update
+from sail_jax.core import loss, update
 from sail_jax.core.types import Policies, Preferences
 from sail_jax.language import workload
 from sail_jax.language.config import LanguageRun, check
@@ -85,6 +85,35 @@ def test_recomputed_log_probabilities_are_the_samplers(drawn):
     assert np.abs(compared.logp - compared.reference_logp)[mask].max() > 0.01
     assert (compared.ref_to_policy[mask] > 0).all()
     assert (compared.policy_to_ref[mask] > 0).all()
+
+
+def test_the_reference_draws_the_last_of_a_group_where_it_is_the_opponent(drawn):
+    run, examples, state, of_lane, _ = drawn
+    run = configfile.update(
+        run,
+        {
+            'sampling.opponent': 'reference',
+            'objective.mixture': {'dpr': 1, 'dpp': 0, 'ddp': 0},
+            'divergence.states': 'policy',
+        },
+    )
+    check(run)
+    made = workload.make(run, policy.read(run.model), tokens.load(run.model.path).eos_ids)
+    assert (made.group_size, made.opponents) == (2, 1)
+    draw = jax.jit(lambda state, rows: update.draw(made, state._replace(sampler=rows)).batch)
+    batch = draw(state, reader.batch(examples))
+    assert batch.inputs.tokens_BxLxT.shape == (16, 2, 6)
+    # The key of the lane that it has beside a group; ours is another's.
+    theirs = of_lane.batch.inputs.tokens_BxLxT[:, 2, :6]
+    np.testing.assert_array_equal(batch.inputs.tokens_BxLxT[:, 1], theirs)
+    assert (batch.inputs.tokens_BxLxT[:, 0] != theirs).any()
+    behaviour = of_lane.batch.behaviour_logp_BxLxT[:, 2, :6]
+    np.testing.assert_allclose(batch.behaviour_logp_BxLxT[:, 1], behaviour, atol=1e-6)
+    for states, lanes in (('policy', [1, 0]), ('reference', [0, 1])):
+        other = configfile.update(run, {'divergence.states': states})
+        lane = loss.penalty_lanes(other.divergence, batch.route, 1, 2)
+        np.testing.assert_array_equal(lane, [lanes] * 16)
+        assert loss.count(batch, made, other).lanes == 16
 
 
 def test_labels_are_the_labellers_and_the_datas(drawn):
