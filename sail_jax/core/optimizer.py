@@ -20,11 +20,14 @@ from sail_jax.errors import UserError
 def make(
     settings: config.OptaxRule,
     learning_rate: jax.typing.ArrayLike | optax.Schedule,
+    stacked: str | None = None,
     **arguments: Any,
 ) -> optax.GradientTransformation:
     """The optimizer behind a clip of the global norm.
 
     Args:
+      stacked: the entry of the parameters whose arrays are stacks: an optimizer that goes by whole
+        arrays (`OF_ARRAYS`) takes each layer of a stack for one. None is none.
       **arguments: of the optimizer, besides those of the settings.
 
     Raises:
@@ -33,9 +36,12 @@ def make(
     clip = optax.clip_by_global_norm(settings.max_grad_norm or jnp.inf)
     build = _named(settings.rule)
     try:
-        return optax.chain(clip, build(learning_rate, **settings.arguments, **arguments))
+        rule = build(learning_rate, **settings.arguments, **arguments)
     except TypeError as error:
         raise UserError(f'optimizer.arguments: {settings.rule}: {error}') from error
+    if stacked is not None and settings.rule in OF_ARRAYS:
+        rule = _by_layer(rule, stacked)
+    return optax.chain(clip, rule)
 
 
 def check(settings: config.OptaxRule, rule: optax.GradientTransformation | None = None) -> None:
@@ -58,6 +64,35 @@ def check(settings: config.OptaxRule, rule: optax.GradientTransformation | None 
     for leaf in jax.tree.leaves(step(jax.tree.map(jnp.ones_like, params))):
         if not jnp.isfinite(leaf).all():
             raise UserError(f'{what}, optimizer.arguments: {settings.arguments}: no finite step')
+
+
+OF_ARRAYS = ('adafactor', 'fromage', 'galore', 'lamb', 'lars', 'muon', 'novograd', 'sm3')
+"""Optimizers for which an array is more than its numbers: a matrix, or something with a norm."""
+
+
+def _by_layer(
+    rule: optax.GradientTransformation, stacked: str
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer for which each layer's arrays are arrays by themselves."""
+
+    # Of a model may also be trained what is in no layer.
+    def init(params: Any) -> Any:
+        return jax.vmap(rule.init)(params) if jax.tree.leaves(params) else ()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if not jax.tree.leaves(updates):
+            return updates, state
+        return jax.vmap(rule.update)(updates, state, params)
+
+    def labels(params: Any) -> Any:
+        def label(path: Any, _: Any) -> str:
+            name = jax.tree_util.keystr(path, simple=True, separator='.')
+            return 'layers' if name.startswith(f'{stacked}.') else 'others'
+
+        return jax.tree.map_with_path(label, params)
+
+    layers = optax.GradientTransformation(init, update)
+    return optax.multi_transform({'layers': layers, 'others': rule}, labels)
 
 
 def parameters(rule: str) -> Collection[str]:

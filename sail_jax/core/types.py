@@ -239,6 +239,8 @@ class Workload(NamedTuple):
         budget ends. Baselines are then over all rows, see `score.advantages`.
       bounded: the entry of the policy's parameters that `optimizer.param_bound` bounds; None is all
         of them.
+      stacked: the entry of the policy's parameters whose arrays are stacks of layers; see
+        `optimizer.make`.
       mesh: devices over whose `data` axis rows are split while each holds the whole policy. The
         gradient is then computed in parts, each device on its rows, and added up by one all-reduce;
         see `gradient.make`. None leaves the split to the compiler.
@@ -255,6 +257,7 @@ class Workload(NamedTuple):
     reference_kept: float = 0.0
     abstains: bool = False
     bounded: str | None = None
+    stacked: str | None = None
     mesh: Mesh | None = None
 
 

@@ -56,7 +56,9 @@ def init(
     """
     arrays: Hyper = jax.tree.map(jnp.asarray, hyper or Hyper.of(run))
     seed = jnp.asarray(run.seed if seed is None else seed, jnp.uint32)
-    transformation = transformation or optimizer.make(run.optimizer, arrays.learning_rate)
+    transformation = transformation or optimizer.make(
+        run.optimizer, arrays.learning_rate, workload.stacked
+    )
 
     def zero() -> jax.Array:  # The state is donated: no two leaves may share a buffer.
         return jnp.zeros((), jnp.int32)
@@ -122,7 +124,9 @@ def _make_gradient_step(
     value_and_grad = gradient.make(workload, run)
 
     def gradient_step(learner: Learner, minibatch: Minibatch, state: State, labelled: jax.Array):
-        rule = transformation or optimizer.make(run.optimizer, state.hyper.learning_rate)
+        rule = transformation or optimizer.make(
+            run.optimizer, state.hyper.learning_rate, workload.stacked
+        )
         (value, metrics), grads = value_and_grad(
             learner.params, state.policies, state.hyper, minibatch
         )

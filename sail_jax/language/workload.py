@@ -26,6 +26,7 @@ from sail_jax.core.types import (
 )
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.model import logprobs, lora, sampler
+from sail_jax.language.model.layers import STACKED
 from sail_jax.language.model.logprobs import Prompts
 from sail_jax.language.model.policy import Decoders
 from sail_jax.language.model.sampler import Responses
@@ -119,6 +120,7 @@ def make(run: LanguageRun, decoders: Decoders, eos_ids: tuple[int, ...]) -> Work
         opponents=run.opponents,
         refresh_updates=run.refresh_updates,
         reference_kept=run.reference.ema,
+        stacked=STACKED,
     )
 
 

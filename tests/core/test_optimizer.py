@@ -110,6 +110,59 @@ def test_every_name_that_is_offered_is_used_or_refused():
         assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(new)), rule
 
 
+STACKS = {'kernel': (2, 3, 5), 'scale': (2, 4)}
+
+
+def of_stacks(rule: str, stacked: str | None, apart: bool) -> dict[str, np.ndarray]:
+    """Where two layers and an embedding are after two gradients.
+
+    Args:
+      stacked: as of `optimizer.make`.
+      apart: give the layers as arrays by themselves; what comes out is stacked.
+    """
+
+    def arrays(seed):
+        rng = np.random.default_rng(seed)
+        layers = {name: rng.normal(size=shape).astype('f') for name, shape in STACKS.items()}
+        if apart:
+            layers = {name: tuple(x) for name, x in layers.items()}
+        return {'layers': layers, 'embedding': rng.normal(size=(7, 5)).astype('f')}
+
+    params = arrays(0)
+    made = optimizer.make(settings(rule=rule), 0.1, stacked)
+    state = made.init(params)
+    for gradients in (arrays(1), arrays(2)):
+        updates, state = jax.jit(made.update)(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    layers = {name: np.stack(x) for name, x in params['layers'].items()}
+    return layers | {'embedding': np.asarray(params['embedding'])}
+
+
+def differs(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return any(np.abs(a[name] - b[name]).max() > 1e-5 for name in a)
+
+
+@pytest.mark.parametrize('rule', ['muon', 'lamb'])
+def test_a_layer_of_a_stack_is_an_array_of_its_own(rule):
+    apart = of_stacks(rule, None, apart=True)
+    assert differs(apart, of_stacks(rule, None, apart=False))
+    assert not differs(apart, of_stacks(rule, 'layers', apart=False))
+    # Parameters of which none is in a layer.
+    optimizer.check(settings(rule=rule), optimizer.make(settings(rule=rule), 0.1, 'layers'))
+
+
+@pytest.mark.slow
+def test_all_that_go_by_whole_arrays_are_known():
+    of_arrays = []
+    for rule in optimizer._rules():
+        with contextlib.suppress(UserError):
+            optimizer.check(settings(rule=rule))
+            apart = of_stacks(rule, None, apart=True)
+            assert not differs(apart, of_stacks(rule, 'layers', apart=False)), rule
+            of_arrays += [rule] if differs(apart, of_stacks(rule, None, apart=False)) else []
+    assert sorted(of_arrays) == [*optimizer.OF_ARRAYS]
+
+
 def test_a_run_with_other_arguments_is_another_run():
     ours = Run().model_dump(mode='json')
     theirs = configfile.update(Run(), {'optimizer.arguments': {'b1': 0.5}}).model_dump(mode='json')

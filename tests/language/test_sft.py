@@ -164,6 +164,21 @@ def test_matrices_decay_and_norms_do_not():
         assert bool((change[...] != 0).any()) == (path[-1] in ('kernel', 'embedding')), path
 
 
+def test_muon_makes_each_layers_matrices_orthogonal():
+    """Not the stack of norms, which has two axes as well: those follow Adam."""
+    rng = np.random.default_rng(0)
+    layers = {'kernel': rng.normal(size=(2, 4, 6)), 'scale': rng.normal(size=(2, 6))}
+    params = {'layers': {name: jnp.asarray(x, jnp.float32) for name, x in layers.items()}}
+    chosen = SupervisedOptimizer(rule='muon', learning_rate=0.1, decay='none')
+    rule = learn.make_optimizer(chosen, 8)
+    moved, _ = rule.update(params, rule.init(params), params)
+    moved = moved['layers']
+    sizes = np.linalg.svd(np.asarray(moved['kernel']), compute_uv=False)
+    assert sizes.min() > 0.6 * sizes.max()
+    step = moved['scale'] * -np.sign(layers['scale'])
+    np.testing.assert_allclose(step, step.mean(), rtol=1e-4)
+
+
 WEIGHTS = {'score': {'kernel': jnp.asarray([0.3, -0.7]), 'bias': jnp.asarray([0.5])}}
 
 

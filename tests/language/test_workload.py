@@ -41,6 +41,7 @@ def drawn(tmp_path_factory):
     data = reader.prepare(run, tokenizer)
     examples = data.examples(0)
     made = workload.make(run, decoders, tokenizer.eos_ids)
+    assert made.stacked in decoders.abstract.params
     start = decoders.start(run.seed)
     # A policy that is not its reference.
     moved = start._replace(params=jax.tree.map(lambda x: x * 1.1, start.params))

@@ -19,6 +19,9 @@ from sail_jax.language.model.attention import Memory
 from sail_jax.language.model.families import FAMILIES, Family
 from sail_jax.language.model.rotary import Rotation, rotate
 
+STACKED = 'layers'
+"""The entry of a decoder's parameters whose arrays are stacks, of a layer each."""
+
 
 class Linear(nnx.Linear):
     """A linear map, with a low-rank adapter beside it where `lora.add` put one."""

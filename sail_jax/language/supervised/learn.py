@@ -13,6 +13,7 @@ from sail_jax.core import keys, optimizer, update
 from sail_jax.core.types import Metrics, Policy, State
 from sail_jax.errors import UserError
 from sail_jax.language.model import lora
+from sail_jax.language.model.layers import STACKED
 from sail_jax.language.schedule import step_size
 from sail_jax.language.supervised.config import SupervisedOptimizer
 
@@ -52,7 +53,7 @@ def make_optimizer(settings: SupervisedOptimizer, updates: int) -> optax.Gradien
     def rate(step: Any) -> Any:
         return settings.learning_rate * share(step)
 
-    return optimizer.make(settings, rate, **_decay(settings))
+    return optimizer.make(settings, rate, STACKED, **_decay(settings))
 
 
 def check_optimizer(settings: SupervisedOptimizer, updates: int) -> None:
