@@ -99,6 +99,7 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # Who opens the page as soon as its address is printed waits, no more.
     except (OSError, UnicodeError) as error:
         listener.close()
         why = getattr(error, 'strerror', None) or error
