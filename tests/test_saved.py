@@ -147,5 +147,5 @@ def test_errors_name_arguments(trained, tmp_path):
 
 def test_a_study_has_no_policy(tmp_path):
     shutil.copy('configs/bandit/landscape.yaml', tmp_path / 'config.yaml')
-    with pytest.raises(UserError, match='load_policy is for control, sft, language'):
+    with pytest.raises(UserError, match='load_policy is for control, sac, sft, language'):
         sail_jax.load_policy(tmp_path)

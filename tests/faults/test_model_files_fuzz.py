@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
@@ -62,6 +62,7 @@ def read_or_refused(call, *arguments):
 
 @settings(max_examples=400)
 @given(seed=st.integers(0, 2**32))
+@example(seed=284)  # Gemma 3, none of whose layers has a window.
 def test_changed_configurations(seed):
     rng = random.Random(seed)
     data = architecture.to_hf(tiny.FAMILIES[rng.choice(sorted(tiny.FAMILIES))])

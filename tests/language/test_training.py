@@ -122,7 +122,7 @@ def test_evaluate_repeats_the_runs_own_numbers(aligned):
     before, after = runs.evaluate(path, reward=small.letters)
     for ours, theirs in ((before, result.before), (after, result.after)):
         assert {f'eval/{k}': v for k, v in ours.items()} == pytest.approx(theirs, abs=1e-5)
-    with pytest.raises(UserError, match='--episodes is for control runs'):
+    with pytest.raises(UserError, match='--episodes is for control, sac runs'):
         runs.evaluate(path, episodes=3)
     with pytest.raises(UserError, match='env: not for a language run'):
         runs.evaluate(path, env=object())

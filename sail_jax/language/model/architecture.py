@@ -205,6 +205,8 @@ def to_hf(architecture: Architecture) -> dict[str, Any]:
         # Absent, they would be those of the family's first model.
         **dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id')),
     }
+    if not any(windows) and family.keys.get('sliding_window', (None, None))[0] is int:
+        del data['sliding_window']  # Gemma's is a number also where no layer uses it.
     if a.rope.kind != 'default':
         data['rope_scaling'] = {'rope_type': a.rope.kind} | hf_config.rope_keys(a.rope)
     if a.local_rope is not None:
