@@ -170,8 +170,8 @@ def study(env: str, name: str, method: Method, size: Size, runs: Path) -> dict[s
     keys = {
         'return': 'eval/return',
         'deterministic_return': 'eval/deterministic_return',
-        'kl_policy_to_ref': 'eval/kl_policy_to_ref',
-        'kl_ref_to_policy': 'eval/kl_ref_to_policy',
+        'kl_policy_to_ref': 'eval/kl_policy_to_start',
+        'kl_ref_to_policy': 'eval/kl_start_to_policy',
         'J': 'train/preference',
     }
     column = lambda key: [[row.get(key) for row in member] for member in evaluations]

@@ -21,7 +21,7 @@ from sail_jax.language.quickstart.config import METHODS, SFT
 from sail_jax.training import metrics
 
 CONFIG = 'configs/language/quickstart.yaml'
-KEYS = ('reward', 'reward_se', 'win_rate', 'response_kl_policy_to_ref', 'response_length')
+KEYS = ('reward', 'reward_se', 'win_rate', 'response_kl_policy_to_start', 'response_length')
 SECONDS = 'seconds.json'
 
 

@@ -35,7 +35,7 @@ KEYS = {
     'chosen_win_rate': 'wins against chosen',
     'chosen_ties': 'ties',
     'win_rate': 'wins against start',
-    'response_kl_policy_to_ref': 'KL to start',
+    'response_kl_policy_to_start': 'KL to start',
     'pair_accuracy': 'pair accuracy',
     'pair_margin': 'pair margin',
     'response_length': 'length',

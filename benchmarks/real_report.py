@@ -22,7 +22,7 @@ CURVES = {
     'prompts': 'prompts',
     'proxy': 'eval/reward/proxy',
     'gold': 'eval/reward/gold',
-    'kl': 'eval/response_kl_policy_to_ref',
+    'kl': 'eval/response_kl_policy_to_start',
     'pair_margin': 'eval/pair_margin',
     'pair_accuracy': 'eval/pair_accuracy',
 }

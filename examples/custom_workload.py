@@ -167,7 +167,7 @@ def evaluate(
     return {
         'distance': (jnp.exp(policy_BxY) * distance_BxY).sum(1).mean(),
         'right': (mode_B == jnp.argmin(distance_BxY, axis=1)).mean(),
-        'kl_policy_to_ref': categorical_kl(policy_BxY, start_BxY).mean(),
+        'kl_policy_to_start': categorical_kl(policy_BxY, start_BxY).mean(),
     }
 
 
@@ -208,11 +208,11 @@ COMPASS = sail_jax.Kind(
     table=(
         Line('distance, radians', 'distance'),
         Line('points nearest to where the user goes', 'right'),
-        Line('KL(policy || start)', 'kl_policy_to_ref'),
+        Line('KL(policy || start)', 'kl_policy_to_start'),
     ),
     figure=Figure(
         x={'contexts': 'contexts', 'labels': 'labels'},
-        y={'eval/distance': 'distance, radians', 'eval/kl_policy_to_ref': 'KL(policy || start)'},
+        y={'eval/distance': 'distance, radians', 'eval/kl_policy_to_start': 'KL(policy || start)'},
         subject=lambda run: 'compass',
     ),
 )

@@ -51,14 +51,14 @@ MEANINGS = (
         'What divergence.coefficient holds down, nats to the current reference.',
     ),
     Meaning(
-        ('eval/kl_policy_to_ref', 'eval/response_kl_policy_to_ref'),
+        ('eval/kl_policy_to_start', 'eval/response_kl_policy_to_start'),
         'as small as the gain allows',
         'KL(policy || start): how far the policy has moved from its start, over what the policy '
         'does; nats an env step or token, or a response. It grows where the policy does what the '
         'start would not.',
     ),
     Meaning(
-        ('eval/kl_ref_to_policy', 'eval/response_kl_ref_to_policy'),
+        ('eval/kl_start_to_policy', 'eval/response_kl_start_to_policy'),
         'as small as the gain allows',
         'KL(start || policy): the same over what the start does. It grows where the policy has '
         'given up what the start does.',

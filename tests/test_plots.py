@@ -12,7 +12,7 @@ from sail_jax.cli import main
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
 
-KL = {'eval/kl_policy_to_ref': 0.1, 'eval/kl_ref_to_policy': 0.2}
+KL = {'eval/kl_policy_to_start': 0.1, 'eval/kl_start_to_policy': 0.2}
 
 
 def write(path, values, **settings):

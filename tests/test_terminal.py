@@ -163,7 +163,7 @@ SWEEP = ControlRun.model_validate(
 
 def result(value):
     keys = ('return', 'return_se', 'deterministic_return', 'deterministic_return_se')
-    row = {f'eval/{key}': value for key in (*keys, 'kl_policy_to_ref')}
+    row = {f'eval/{key}': value for key in (*keys, 'kl_policy_to_start')}
     return Result((), (), row, row, 1_000_000, 'env_steps', 100, 12.0)
 
 
@@ -214,10 +214,10 @@ def test_a_result_is_a_line():
 
 
 def test_a_result_tells_the_first_number_of_its_workloads_table():
-    row = {'eval/distance': 0.25, 'eval/kl_policy_to_ref': 1.0}
+    row = {'eval/distance': 0.25, 'eval/kl_policy_to_start': 1.0}
     table = (Line('distance, radians', 'distance'),)
     shown = repr(result(0.5)._replace(before=row, after=row, table=table))
-    assert 'eval/distance 0.25 -> 0.25, eval/kl_policy_to_ref 1 -> 1' in shown
+    assert 'eval/distance 0.25 -> 0.25, eval/kl_policy_to_start 1 -> 1' in shown
 
 
 def test_a_cell_shows_the_table_of_a_result(capsys):

@@ -32,8 +32,8 @@ TABLE = (
     ),
     Line('median return, stochastic', 'return_q50', good='high'),
     Line('episode length', 'length'),
-    Line('KL(policy || start) per step', 'kl_policy_to_ref', good='small'),
-    Line('KL(start || policy) per step', 'kl_ref_to_policy', good='small'),
+    Line('KL(policy || start) per step', 'kl_policy_to_start', good='small'),
+    Line('KL(start || policy) per step', 'kl_start_to_policy', good='small'),
     Line('win rate against the start policy', 'win_rate', good='above 0.5'),
     Line('label accuracy, whole episodes', 'label_accuracy', good='above 0.5'),
     Line('margin, whole episodes', 'margin', good='above 0'),
@@ -42,7 +42,7 @@ TABLE = (
 SWEEP_TABLE = (
     Line('return', 'return', 'return_se', good='high'),
     Line('of the mode', 'deterministic_return', 'deterministic_return_se', good='high'),
-    Line('KL per step', 'kl_policy_to_ref', good='small'),
+    Line('KL per step', 'kl_policy_to_start', good='small'),
 )
 
 
@@ -50,7 +50,7 @@ def penalised(run: ControlRun) -> dict[str, str]:
     """The paper's direction, which is penalised by default."""
     if run.divergence.coefficient == 0 or run.divergence.direction == 'policy_to_ref':
         return {}
-    return {'eval/kl_ref_to_policy': 'KL(start || policy), nats per step'}
+    return {'eval/kl_start_to_policy': 'KL(start || policy), nats per step'}
 
 
 FIGURE = Figure(
@@ -58,7 +58,7 @@ FIGURE = Figure(
     y={
         'eval/return': 'return (stochastic policy)',
         'eval/deterministic_return': 'return (deterministic policy)',
-        'eval/kl_policy_to_ref': 'KL(policy || start), nats per step',
+        'eval/kl_policy_to_start': 'KL(policy || start), nats per step',
     },
     subject=lambda run: f'{run.env.name} ({run.env.backend})',
     penalised=penalised,

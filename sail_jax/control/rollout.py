@@ -171,8 +171,8 @@ class Episodes(NamedTuple):
     logp: jax.Array
     """Of the raw actions under the policy."""
     reference_logp: jax.Array
-    kl_policy_to_ref: jax.Array
-    kl_ref_to_policy: jax.Array
+    kl_policy_to_start: jax.Array
+    kl_start_to_policy: jax.Array
     not_finite: jax.Array
     """The simulator returned NaN or infinity, also as the first observation, bool: the sums are of
     the steps before, and not those of a whole episode."""
@@ -208,8 +208,8 @@ def episodes(
             'length': 1.0,
             'logp': control_policy.log_prob(policy, raw_action),
             'reference_logp': control_policy.log_prob(reference, raw_action),
-            'kl_policy_to_ref': gaussian_kl(policy, reference),
-            'kl_ref_to_policy': gaussian_kl(reference, policy),
+            'kl_policy_to_start': gaussian_kl(policy, reference),
+            'kl_start_to_policy': gaussian_kl(reference, policy),
         }
         sums = {
             key: sums[key] + jnp.where(outcome.happened_BxL, term, 0) for key, term in terms.items()

@@ -24,7 +24,7 @@ from sail_jax.training.task import Task
 WATCH = {
     'time/env_steps_per_s': 'steps/s',
     'eval/return': 'return',
-    'eval/kl_policy_to_ref': 'KL',
+    'eval/kl_policy_to_start': 'KL',
     'train/margin': 'margin',
 }
 

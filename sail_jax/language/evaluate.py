@@ -208,10 +208,10 @@ def _divergences(
     response as a whole."""
     forward, backward = ours.policy_to_ref, starts.ref_to_policy
     return {
-        'kl_policy_to_ref': forward.sum() / our_answers.lengths.sum(),
-        'kl_ref_to_policy': backward.sum() / start_answers.lengths.sum(),
-        'response_kl_policy_to_ref': forward.mean(),
-        'response_kl_ref_to_policy': backward.mean(),
+        'kl_policy_to_start': forward.sum() / our_answers.lengths.sum(),
+        'kl_start_to_policy': backward.sum() / start_answers.lengths.sum(),
+        'response_kl_policy_to_start': forward.mean(),
+        'response_kl_start_to_policy': backward.mean(),
     }
 
 

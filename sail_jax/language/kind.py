@@ -26,8 +26,8 @@ TABLE = (
     Line('win rate against the start policy', 'win_rate', good='above 0.5'),
     Line("win rate against the data's chosen", 'chosen_win_rate', good='high'),
     Line("ties with the data's chosen", 'chosen_ties'),
-    Line('KL(policy || start) per response', 'response_kl_policy_to_ref', good='small'),
-    Line('KL(start || policy) per response', 'response_kl_ref_to_policy', good='small'),
+    Line('KL(policy || start) per response', 'response_kl_policy_to_start', good='small'),
+    Line('KL(start || policy) per response', 'response_kl_start_to_policy', good='small'),
     Line('accuracy on held-out pairs', 'pair_accuracy', good='above 0.5'),
     Line('margin on held-out pairs', 'pair_margin', 'pair_margin_se', good='above 0'),
     Line('response length, tokens', 'response_length'),
@@ -49,7 +49,7 @@ def penalised(run: LanguageRun) -> dict[str, str]:
     """The paper's direction, which is penalised by default."""
     if run.divergence.coefficient == 0 or run.divergence.direction == 'policy_to_ref':
         return {}
-    return {'eval/response_kl_ref_to_policy': 'KL(start || policy), nats per response'}
+    return {'eval/response_kl_start_to_policy': 'KL(start || policy), nats per response'}
 
 
 FIGURE = Figure(
@@ -57,7 +57,7 @@ FIGURE = Figure(
     y={
         'eval/reward': 'reward',
         'eval/pair_accuracy': 'accuracy on held-out pairs',
-        'eval/response_kl_policy_to_ref': 'KL(policy || start), nats per response',
+        'eval/response_kl_policy_to_start': 'KL(policy || start), nats per response',
     },
     subject=start_model,
     penalised=penalised,

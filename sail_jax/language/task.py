@@ -35,7 +35,7 @@ WATCH = {
     'time/prompts_per_s': 'prompts/s',
     'eval/reward': 'reward',
     'eval/win_rate': 'wins',
-    'eval/kl_policy_to_ref': 'KL',
+    'eval/kl_policy_to_start': 'KL',
     'train/margin': 'margin',
 }
 

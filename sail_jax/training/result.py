@@ -9,7 +9,7 @@ from sail_jax.core.types import Policy
 from sail_jax.kind import Line
 from sail_jax.training.rows import MetricsRow
 
-_TOLD = ('eval/return', 'eval/reward', 'eval/loss', 'eval/win_rate', 'eval/kl_policy_to_ref')
+_TOLD = ('eval/return', 'eval/reward', 'eval/loss', 'eval/win_rate', 'eval/kl_policy_to_start')
 """What of the evaluations a `Result` shows, after the first line of its workload's table."""
 
 

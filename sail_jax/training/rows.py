@@ -19,6 +19,16 @@ MAX_LINE = 2**20
 LARGEST = 3.5e38
 """What a device gives is float32; axes go no further than that."""
 
+RENAMED = {
+    f'eval/{of}{before}': f'eval/{of}{name}'
+    for of in ('', 'response_')
+    for before, name in (
+        ('kl_policy_to_ref', 'kl_policy_to_start'),
+        ('kl_ref_to_policy', 'kl_start_to_policy'),
+    )
+}
+"""What runs of version 0.1 call their numbers, and what they are called."""
+
 
 class Scanned(NamedTuple):
     """What a file has."""
@@ -80,7 +90,7 @@ def _row(line: bytes) -> MetricsRow:
     step = row.get('step')
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**63:
         raise ValueError(f'step: expected a count, got {_short(step)}')
-    return {key: _number(key, value) for key, value in row.items()}
+    return {RENAMED.get(key, key): _number(key, value) for key, value in row.items()}
 
 
 def _number(key: str, value: Any) -> Any:

@@ -87,7 +87,7 @@ def test_a_broken_episode_is_counted_and_is_never_the_better_one():
         assert got[key] == -LENGTH
     assert (got['length'], got['deterministic_length']) == (LENGTH, LENGTH)
     assert got['win_rate'] == 0.5
-    assert np.isfinite([got['kl_policy_to_ref'], got['return_se']]).all()
+    assert np.isfinite([got['kl_policy_to_start'], got['return_se']]).all()
 
 
 def test_a_policy_without_a_sound_episode_has_no_return_and_says_so(capsys):

@@ -43,8 +43,8 @@ def test_numbers_are_those_of_the_definitions():
         'deterministic_return_q50': np.median(mode),
         'deterministic_length': ours.length[:, 2].mean(),
         # Each over the states that the first distribution visits, per step.
-        'kl_policy_to_ref': ours.kl_policy_to_ref[:, :2].sum() / ours.length[:, :2].sum(),
-        'kl_ref_to_policy': theirs.kl_ref_to_policy[:, :2].sum() / theirs.length[:, :2].sum(),
+        'kl_policy_to_start': ours.kl_policy_to_start[:, :2].sum() / ours.length[:, :2].sum(),
+        'kl_start_to_policy': theirs.kl_start_to_policy[:, :2].sum() / theirs.length[:, :2].sum(),
         'win_rate': np.mean(wins),
         'margin': np.mean(signed),
         'label_accuracy': np.mean(np.asarray(signed) > 0),
@@ -74,5 +74,5 @@ def test_policy_and_reference_are_not_mixed_up():
     assert numbers['win_rate'] == 1
     # A normal each, of the same size and 3 apart: a KL of 3^2 / (2 s^2) in either direction.
     scale = np.log1p(np.exp(-3.0)) + 0.001
-    for direction in ('kl_policy_to_ref', 'kl_ref_to_policy'):
+    for direction in ('kl_policy_to_start', 'kl_start_to_policy'):
         np.testing.assert_allclose(numbers[direction], 4.5 / scale**2, rtol=1e-4)

@@ -230,7 +230,7 @@ def test_training_on_playground(tmp_path):
     run = make_run(env={'name': 'CheetahRun', 'backend': 'playground', 'episode_length': 20})
     result = sail_jax.train(run, tmp_path / 'run', quiet=True)
     assert result.after['eval/length'] == 20
-    assert result.after['eval/kl_policy_to_ref'] > 0
+    assert result.after['eval/kl_policy_to_start'] > 0
 
 
 PAIRS = [
@@ -257,4 +257,4 @@ def test_training_on_every_environment_and_backend(name, backend, tmp_path):
     tie = result.after['eval/return_std'] == 0
     numbers = [value for key, value in result.after.items() if not (tie and key in of_pairs)]
     assert np.isfinite(numbers).all()
-    assert result.after['eval/kl_policy_to_ref'] > 0
+    assert result.after['eval/kl_policy_to_start'] > 0

@@ -156,10 +156,10 @@ def test_episodes_are_whole_and_their_kl_is_that_of_the_visited_states(determini
     same = rollout.episodes(world, Policies(policy, policy), policy, lanes, keys)
     ours = rollout.episodes(world, Policies(policy, other), policy, lanes, keys)
     np.testing.assert_array_equal(same.episode_return, ours.episode_return)
-    np.testing.assert_allclose(same.kl_policy_to_ref, 0, atol=1e-5)
+    np.testing.assert_allclose(same.kl_policy_to_start, 0, atol=1e-5)
     np.testing.assert_allclose(same.logp, same.reference_logp)
-    assert (ours.kl_policy_to_ref > 0).all()
-    assert (ours.kl_ref_to_policy > 0).all()
+    assert (ours.kl_policy_to_start > 0).all()
+    assert (ours.kl_start_to_policy > 0).all()
     assert (ours.length < 30).any()
     if deterministic:
         np.testing.assert_array_equal(ours.episode_return[:, 0], ours.episode_return[:, 1])

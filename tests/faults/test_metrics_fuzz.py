@@ -34,7 +34,7 @@ def sound(step):
         'wall_s': 0.5 * step,
         'train/kl': 0.1,
         'eval/return': float(step),
-        'eval/kl_policy_to_ref': 0.25,
+        'eval/kl_policy_to_start': 0.25,
     }
 
 

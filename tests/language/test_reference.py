@@ -60,7 +60,7 @@ def test_after_a_refresh_policy_and_reference_agree_and_the_run_resumes(path, mo
     np.testing.assert_allclose([kl[0], kl[2], kl[4]], 0, atol=1e-6)
     assert min(kl[1], kl[3]) > 1e-5
     # Evaluations compare with the start all the same.
-    assert whole.after['eval/kl_policy_to_ref'] > max(kl)
+    assert whole.after['eval/kl_policy_to_start'] > max(kl)
 
     train(path, f'{kind}-part', 3, **settings)
     resumed = train(path, f'{kind}-part', 5, resume=True, **settings)
@@ -134,7 +134,7 @@ def test_targets_of_an_adapter_have_no_order(path, adapter):
 def test_a_run_from_an_adapter_with_dropout_resumes_bit_for_bit(path, adapter):
     model = {'train': 'lora', 'adapter': str(adapter[1]), 'lora': {'dropout': 0.3}}
     whole = train(path, 'adapter-whole', 4, model=model)
-    assert whole.before['eval/response_kl_policy_to_ref'] == pytest.approx(0, abs=1e-5)
+    assert whole.before['eval/response_kl_policy_to_start'] == pytest.approx(0, abs=1e-5)
     rows = metrics.read_rows(path / 'adapter-whole' / 'metrics.jsonl')[1:]
     # What learns is not quite what drew.
     assert abs(rows[0]['train/kl']) > 1e-6

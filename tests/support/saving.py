@@ -6,7 +6,7 @@ import sail_jax
 from sail_jax.control.config import ControlRun
 from tests.support.toy import SETTINGS, Point
 
-KL = 'eval/kl_policy_to_ref'
+KL = 'eval/kl_policy_to_start'
 """0 at the start and larger from then on."""
 
 

@@ -31,7 +31,7 @@ def test_the_best_is_kept_besides_the_newest(falling):
     same(runs.open_run(path, env=Point())[1], result.policy)
     same(runs.open_run(path, best=True, env=Point())[1], result.start)
     _, best = runs.evaluate(path, best=True, env=Point())
-    assert best['kl_policy_to_ref'] == 0
+    assert best['kl_policy_to_start'] == 0
 
 
 def test_a_checkpoint_says_where_it_is_from(falling):

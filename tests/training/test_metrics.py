@@ -1,5 +1,6 @@
 """Writers of metrics."""
 
+import json
 import math
 import os
 import re
@@ -23,6 +24,15 @@ def test_numbers_that_json_has_not_become_null(tmp_path):
     writer.close()
     assert metrics.read_rows(tmp_path / 'metrics.jsonl') == [
         {'step': 1, 'a': None, 'b': None, 'c': 0.5}
+    ]
+
+
+def test_rows_of_older_runs_have_the_names_of_today(tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    row = {'step': 1, 'eval/kl_policy_to_ref': 2, 'eval/response_kl_ref_to_policy': 3}
+    path.write_text(f'{json.dumps(row)}\n')
+    assert metrics.read_rows(path) == [
+        {'step': 1, 'eval/kl_policy_to_start': 2, 'eval/response_kl_start_to_policy': 3}
     ]
 
 

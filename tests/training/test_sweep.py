@@ -65,7 +65,7 @@ def test_a_member_equals_the_run_alone(swept, tmp_path, index):
 
 
 def test_members_differ(swept):
-    returns = {result.after['eval/kl_policy_to_ref'] for result in swept[0]}
+    returns = {result.after['eval/kl_policy_to_start'] for result in swept[0]}
     assert len(returns) == 8
 
 
@@ -75,7 +75,7 @@ def test_a_swept_penalty_is_there_whatever_the_configuration_says_beside_it(tmp_
     alone = train(tmp_path / 'alone', make_run(divergence={'coefficient': 0.3}))
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
     jax.tree.map(close, penalised.policy.params, alone.policy.params)
-    key = 'eval/kl_policy_to_ref'
+    key = 'eval/kl_policy_to_start'
     assert without.after[key] > penalised.after[key]
 
 

@@ -50,7 +50,7 @@ def test_rows_have_the_documented_keys(whole):
     for row in rows:
         assert {'step', 'env_steps', 'labels', 'wall_s'} <= set(row)
         assert row['env_steps'] == row['step'] * make_run().env_steps_per_update
-    assert {'eval/return', 'eval/kl_policy_to_ref', 'eval/win_rate'} <= set(rows[0])
+    assert {'eval/return', 'eval/kl_policy_to_start', 'eval/win_rate'} <= set(rows[0])
     assert {'train/objective', 'train/kl', 'time/env_steps_per_s'} <= set(rows[1])
     assert 'time/compile_s' in rows[1]
     assert 'eval/return' in rows[-1]
@@ -61,7 +61,7 @@ def test_evaluate_repeats_the_runs_own_numbers(whole):
     ours = {f'eval/{name}': value for name, value in after.items()}
     assert ours == pytest.approx(whole[0].after, rel=1e-5, abs=1e-5)
     assert before['win_rate'] == 0.5
-    assert before['kl_policy_to_ref'] == 0
+    assert before['kl_policy_to_start'] == 0
 
 
 def test_existing_directory_is_left_alone(whole):

@@ -58,6 +58,6 @@ def summarise(episodes: Episodes) -> dict[str, jax.Array]:
         }
     steps = episodes.length[:, 0].sum()
     return numbers | {
-        'kl_policy_to_ref': episodes.kl_policy_to_ref[:, 0].sum() / steps,
-        'kl_ref_to_policy': episodes.kl_ref_to_policy[:, 0].sum() / steps,
+        'kl_policy_to_start': episodes.kl_policy_to_start[:, 0].sum() / steps,
+        'kl_start_to_policy': episodes.kl_start_to_policy[:, 0].sum() / steps,
     }

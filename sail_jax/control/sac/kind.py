@@ -22,7 +22,7 @@ FIGURE = Figure(
     y={
         'eval/return': 'return (stochastic policy)',
         'eval/deterministic_return': 'return (deterministic policy)',
-        'eval/kl_policy_to_ref': 'KL(policy || start), nats per step',
+        'eval/kl_policy_to_start': 'KL(policy || start), nats per step',
     },
     subject=lambda run: f'{run.env.name} ({run.env.backend})',
 )

@@ -31,7 +31,7 @@ KEYS = {
     'prompts': 'prompts',
     'reward': 'eval/reward',
     'reward_se': 'eval/reward_se',
-    'kl': 'eval/response_kl_policy_to_ref',
+    'kl': 'eval/response_kl_policy_to_start',
     'win_rate': 'eval/win_rate',
     'length': 'eval/response_length',
 }

@@ -51,7 +51,7 @@ def test_what_a_run_leaves(whole):
     assert [row['env_steps'] for row in rows] == [0, 20, 40, 60, 80, 100, 120, 140, 160]
     assert all(('train/critic_loss' in row) == (row['step'] > 2) for row in rows)
     assert all(np.isfinite(list(row.values())).all() for row in rows)
-    assert {'eval/return', 'eval/deterministic_return', 'eval/kl_ref_to_policy'} <= set(rows[4])
+    assert {'eval/return', 'eval/deterministic_return', 'eval/kl_start_to_policy'} <= set(rows[4])
     state = saved_state(whole[1])
     # 80 written rows of a ring of 50; a gradient step after each but those of random steps.
     assert int(state.sampler.replay.written) == 80
@@ -96,7 +96,7 @@ def test_commands_on_a_run(whole, tmp_path):
     before, after = runs.evaluate(whole[1], env=Point())
     ours = {f'eval/{name}': value for name, value in after.items()}
     assert ours == pytest.approx(whole[0].after, rel=1e-5, abs=1e-5)
-    assert before['kl_policy_to_ref'] == 0
+    assert before['kl_policy_to_start'] == 0
     act = sail_jax.load_policy(whole[1], env=Point())
     assert act(np.zeros((3, 2))).shape == (3, 2)
     assert sail_jax.plot(whole[1]).png()[:4] == b'\x89PNG'
