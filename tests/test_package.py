@@ -86,6 +86,7 @@ def test_a_wheel_brings_all_that_it_needs(wheel, tmp_path):
     env = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
     for command in (['doctor'], ['train', config, '--help']):
         subprocess.run([commands / 'sail-jax', *command], cwd=tmp_path, env=env, check=True)
+    pip(commands / 'python', 'install', f'{wheel}[label]')  # What the labelling page is made with.
     modules = [
         '.'.join(path.relative_to(ROOT).with_suffix('').parts)
         for path in (ROOT / 'sail_jax').rglob('*.py')
