@@ -79,7 +79,7 @@ def test_mean_reward_rises_clearly(aligned):
 
 def test_divergence_from_the_start_policy(aligned):
     result, _ = aligned
-    for direction in ('policy_to_ref', 'ref_to_policy'):
+    for direction in ('policy_to_start', 'start_to_policy'):
         assert result.before[f'eval/response_kl_{direction}'] == pytest.approx(0, abs=1e-5)
         per_token = result.after[f'eval/kl_{direction}']
         assert 6 * per_token >= result.after[f'eval/response_kl_{direction}'] > per_token > 0.01
