@@ -90,7 +90,8 @@ def _row(line: bytes) -> MetricsRow:
     step = row.get('step')
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**63:
         raise ValueError(f'step: expected a count, got {_short(step)}')
-    return {RENAMED.get(key, key): _number(key, value) for key, value in row.items()}
+    named: dict[str, Any] = row
+    return {RENAMED.get(key, key): _number(key, value) for key, value in named.items()}
 
 
 def _number(key: str, value: Any) -> Any:
