@@ -109,7 +109,9 @@ def make(
     settings, programs = run.evaluation, make_programs(run, decoders, tokenizer.eos_ids)
     rater = labels.divided(rater)
     padded = reader.batch(held_out).prompts
-    rows = min(len(held_out), run.prompts_per_update)
+    # Rows that all devices have as many of, as those of an update are.
+    whole = -(-len(held_out) // jax.device_count()) * jax.device_count()
+    rows = min(whole, run.prompts_per_update)
     prompts = [example.row.prompt for example in held_out]
     paired = all(example.rejected is not None for example in held_out)
 
