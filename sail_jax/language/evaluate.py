@@ -109,9 +109,7 @@ def make(
     settings, programs = run.evaluation, make_programs(run, decoders, tokenizer.eos_ids)
     rater = labels.divided(rater)
     padded = reader.batch(held_out).prompts
-    # Rows that all devices have as many of, as those of an update are.
-    whole = -(-len(held_out) // jax.device_count()) * jax.device_count()
-    rows = min(whole, run.prompts_per_update)
+    rows = rows_at_once(len(held_out), run)
     prompts = [example.row.prompt for example in held_out]
     paired = all(example.rejected is not None for example in held_out)
 
@@ -181,6 +179,12 @@ def _once(answer: Callable[[Policy, Any, jax.Array], Answers]) -> Callable[..., 
         return last[0][2]
 
     return answer_once
+
+
+def rows_at_once(held_out: int, run: LanguageRun) -> int:
+    """So many that every device has as many of them as the others; as an update at the most."""
+    devices = jax.device_count()
+    return min(-(-held_out // devices) * devices, run.prompts_per_update)
 
 
 def by_rows(function: Callable, rows: int, *arrays):
