@@ -109,7 +109,7 @@ def make(
     settings, programs = run.evaluation, make_programs(run, decoders, tokenizer.eos_ids)
     rater = labels.divided(rater)
     padded = reader.batch(held_out).prompts
-    rows = rows_at_once(len(held_out), run)
+    rows = rows_at_once(run, len(held_out), jax.device_count())
     prompts = [example.row.prompt for example in held_out]
     paired = all(example.rejected is not None for example in held_out)
 
@@ -181,9 +181,8 @@ def _once(answer: Callable[[Policy, Any, jax.Array], Answers]) -> Callable[..., 
     return answer_once
 
 
-def rows_at_once(held_out: int, run: LanguageRun) -> int:
+def rows_at_once(run: LanguageRun, held_out: int, devices: int) -> int:
     """So many that every device has as many of them as the others; as an update at the most."""
-    devices = jax.device_count()
     return min(-(-held_out // devices) * devices, run.prompts_per_update)
 
 

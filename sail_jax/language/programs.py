@@ -175,7 +175,7 @@ def _evaluate(
     """Of an evaluation the part that draws; its other part compares as `learn` does."""
     settings = run.evaluation
     compiled = evaluate.make_programs(run, decoders, EOS)
-    rows = min(settings.prompts, run.prompts_per_update)
+    rows = evaluate.rows_at_once(run, settings.prompts, mesh.size)
     prompts = laid_out(
         prompts_of(rows, bucket(run.data.max_prompt_tokens)), devices.replicated(mesh)
     )
