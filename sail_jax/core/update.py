@@ -321,6 +321,13 @@ def make_dispatch(
 
     if sweep:
         dispatch = jax.vmap(dispatch, spmd_axis_name='seed')
+    return jitted(dispatch, shardings)
+
+
+def jitted(
+    dispatch: Callable[[State], tuple[State, Metrics]], shardings: State | None
+) -> Callable[[State], tuple[State, Metrics]]:
+    """A dispatch compiled with its state donated; `shardings` as of `make_dispatch`."""
     if shardings is None:
         return jax.jit(dispatch, donate_argnums=0)
     # The metrics lie as a counter does: everywhere, or with the member of a sweep.

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sail_jax.control.config import recorded
-from sail_jax.control.kind import SWEEP_TABLE, TABLE, load_policy, render, require
+from sail_jax.control.kind import FIGURE, SWEEP_TABLE, TABLE, load_policy, render, require
 from sail_jax.control.sac.config import SacRun, check
-from sail_jax.kind import Figure, Kind, late
+from sail_jax.kind import Kind, late
 from sail_jax.sweep import Members
 
 if TYPE_CHECKING:
@@ -17,15 +17,6 @@ if TYPE_CHECKING:
 
     from sail_jax.training.task import Task
 
-FIGURE = Figure(
-    x={'env_steps': 'env steps', 'labels': 'labels', 'wall_s': 'wall time (s)'},
-    y={
-        'eval/return': 'return (stochastic policy)',
-        'eval/deterministic_return': 'return (deterministic policy)',
-        'eval/kl_policy_to_start': 'KL(policy || start), nats per step',
-    },
-    subject=lambda run: f'{run.env.name} ({run.env.backend})',
-)
 NETWORKS = late('sail_jax.control.sac.networks:make')
 
 
@@ -55,7 +46,7 @@ SAC = Kind(
     require=require,
     table=TABLE,
     sweep_table=SWEEP_TABLE,
-    figure=FIGURE,
+    figure=FIGURE._replace(penalised=lambda run: {}),
     episodes='evaluation.episodes',
     render=partial(render, make_networks=NETWORKS),
     load_policy=partial(load_policy, make_networks=NETWORKS),

@@ -362,11 +362,4 @@ def make_dispatch(
         # Of a sweep: members before updates.
         return state, jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), metrics)
 
-    if shardings is None:
-        return jax.jit(dispatch, donate_argnums=0)
-    return jax.jit(
-        dispatch,
-        in_shardings=(shardings,),
-        out_shardings=(shardings, shardings.step),
-        donate_argnums=0,
-    )
+    return update.jitted(dispatch, shardings)
