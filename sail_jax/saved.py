@@ -97,16 +97,17 @@ def load_policy(
 
 
 def export_labels(run_dir: str | Path, out: str | Path, **handed: Any) -> Path:
-    """Writes the pairs of segments that a control run has asked its teacher about, with the
-    answers, for `reward.answers` of another run.
+    """Writes the pairs that a run has asked about, with the answers: segments of a control run, for
+    `reward.answers` of another; responses that people have compared, for `data.path`.
 
     Args:
-      out: a file: JSON lines, or an ArrayRecord of the same rows if it ends in `.arrayrecord`; see
-        `sail_jax.control.reward.answers`.
+      out: a file: JSON lines, or, of segments, an ArrayRecord of the same rows if it ends in
+        `.arrayrecord`; see `sail_jax.control.reward.answers` and `sail_jax.language.answers`.
       **handed: the environment that `train` was called with.
 
     Raises:
-      UserError: no such run, or one whose reward is not learned (`labeller.source`).
+      UserError: no such run; a control run whose reward is not learned, or a language run that asks
+        no people (`labeller.source`).
       TrainingFailed: the file cannot be written.
     """
     write, saved, handed = _saved(Path(run_dir), False, 'export_labels', handed)

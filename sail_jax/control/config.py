@@ -9,6 +9,8 @@ from sail_jax import config, sweep
 from sail_jax.config import Section, Teacher
 from sail_jax.control.reward.config import RewardEnsemble, Width
 from sail_jax.errors import UserError
+from sail_jax.labels import settings as people
+from sail_jax.labels.settings import PeopleTeacher
 from sail_jax.scalars import INT_MAX
 
 PYTHON = 'python'
@@ -74,30 +76,15 @@ class Value(Section):
     """Sizes of the hidden layers of the value network."""
 
 
-class SegmentTeacher(Teacher):
+class SegmentTeacher(PeopleTeacher):
     """Who labels the policy's pairs. The other settings are those of the scripted teacher; its
     defaults are B-Pref's oracle, and `sail_jax.core.labellers` has the table of its six kinds."""
 
-    source: Literal['teacher', 'reward', 'people'] = 'teacher'
+    source: Literal['teacher', 'reward', 'people'] = 'teacher'  # pyright: ignore[reportIncompatibleVariableOverride]
     """`teacher`: the teacher labels every pair, by the true reward. `reward`: it answers the few
     questions of `reward.questions`, a reward is fitted on its answers, and that labels every pair,
     with Bradley-Terry's probability; nothing else that is learned depends on the true reward.
     `people`: the same, but people answer, at the page of `sail-jax label`."""
-    instruction: str = Field(default='', max_length=500)
-    """What people are to go by, as the page says it: `Which one hops further?`. With
-    `source: people`."""
-    repeat_every: int = Field(default=10, ge=0, le=2**16)
-    """After so many answers of a person one question that has been answered is asked again, the
-    other way round, to see whether the answers agree; 0 asks none. With `source: people`."""
-    wait: bool = True
-    """Training waits until all questions are answered. Without it, training goes on with the
-    answers that there are, and asks a new round once the last one is answered. With
-    `source: people`."""
-
-    @property
-    def by_people(self) -> bool:
-        """Whether people answer, who are not asked within a dispatch."""
-        return self.source == 'people'
 
 
 class Reference(Section):
@@ -227,27 +214,10 @@ def check(run: ControlRun) -> None:
         )
     if run.reference.best and run.reference.source != 'run':
         raise UserError(f'reference.best: not used by reference.source: {run.reference.source}')
-    _check_people(run)
+    people.check(run)
     _check_reward(run)
     if run.value.terminal == 'learned' and run.labeller.discount < 1 and not run.learns_reward:
         raise UserError('labeller.discount: a myopic teacher has no terminal value; use 1')
-
-
-PEOPLE = {'source', 'instruction', 'repeat_every', 'wait'}
-"""Settings of a labeller who is no teacher."""
-
-
-def _check_people(run: ControlRun) -> None:
-    labeller, default = run.labeller, SegmentTeacher()
-    fields = set(SegmentTeacher.model_fields)
-    of_others = fields - PEOPLE if labeller.by_people else PEOPLE - {'source'}
-    for name in sorted(of_others):
-        if getattr(labeller, name) != getattr(default, name):
-            raise UserError(f'labeller.{name}: not used by labeller.source: {labeller.source}')
-    if labeller.by_people and sweep.Members.of(run).sweep:
-        raise UserError(
-            'labeller.source: people: they are asked for one run, without seeds and sweep'
-        )
 
 
 def _check_reward(run: ControlRun) -> None:

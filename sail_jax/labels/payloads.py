@@ -60,9 +60,35 @@ def unpack_segments(payload: bytes) -> SegmentPair:
     return pair
 
 
-def pack_responses(prompt: str, responses: tuple[str, str]) -> bytes:
+class ResponsePair(NamedTuple):
+    """Two responses to one prompt."""
+
+    prompt: str
+    """As people read it."""
+    responses: tuple[str, str]
+    turns: tuple[tuple[str, str], ...] | None = None
+    """Of a prompt that is a conversation, role and content of each; None of plain text."""
+
+
+def pack_responses(pair: ResponsePair) -> bytes:
     """The texts as they are."""
-    return json.dumps({'prompt': prompt, 'responses': responses}).encode()
+    return json.dumps(pair._asdict()).encode()
+
+
+def unpack_responses(payload: bytes) -> ResponsePair:
+    """Raises:
+    UserError: it is none.
+    """
+    try:
+        data = json.loads(payload)
+        prompt, (first, second), turns = data['prompt'], data['responses'], data.get('turns')
+        turns = turns if turns is None else tuple((role, content) for role, content in turns)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f'no responses: {type(error).__name__}') from None
+    texts = (prompt, first, second, *(text for turn in turns or () for text in turn))
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError('no responses: expected texts')
+    return ResponsePair(prompt, (first, second), turns)
 
 
 def for_page(kind: str, payload: bytes, turned: bool) -> dict[str, Any]:
@@ -72,7 +98,8 @@ def for_page(kind: str, payload: bytes, turned: bool) -> dict[str, Any]:
       UserError: it is no payload of that kind.
     """
     if kind == 'responses':
-        return _responses(payload, turned)
+        prompt, sides, _ = unpack_responses(payload)
+        return {'prompt': prompt, 'sides': sides[::-1] if turned else sides}
     pair = unpack_segments(payload)
     sides = [_moving(pair.pose[i], pair.mask[i]) for i in (0, 1)]
     return {'sides': sides[::-1] if turned else sides}
@@ -83,14 +110,3 @@ def _moving(pose_TxLx7: np.ndarray, mask_T: np.ndarray) -> dict[str, Any]:
     steps = int(mask_T.sum())
     frames = np.asarray(pose_TxLx7[: steps + 1], '<f4').tobytes()
     return {'steps': steps, 'poses': base64.b64encode(frames).decode('ascii')}
-
-
-def _responses(payload: bytes, turned: bool) -> dict[str, Any]:
-    try:
-        data = json.loads(payload)
-        prompt, (first, second) = data['prompt'], data['responses']
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f'no responses: {type(error).__name__}') from None
-    if not all(isinstance(text, str) for text in (prompt, first, second)):
-        raise UserError('no responses: expected texts')
-    return {'prompt': prompt, 'sides': [second, first] if turned else [first, second]}

@@ -29,6 +29,8 @@ MAX_PAYLOAD = 2**26
 Choice = Literal['left', 'right', 'equal', 'skip']
 CHOICES: tuple[str, ...] = get_args(Choice)
 TURNED = {'left': 'right', 'right': 'left'}
+PROB: dict[str, float] = {'left': 1.0, 'right': 0.0, 'equal': 0.5, 'skip': 0.5}
+"""That the first is better, by what was said."""
 
 TABLES = """
 create table about (key text primary key, value text not null) strict;
@@ -59,7 +61,7 @@ class Question(NamedTuple):
     """What is asked."""
 
     number: int
-    """From 0 on, as the run counts its questions."""
+    """As the run counts its questions, from 0 on; some may be left out."""
     round: int
     """The update that asked, from 1 on."""
     payload: bytes
@@ -238,10 +240,10 @@ class Store:
             )
 
     def has_answers(self, count: int) -> bool:
-        """Whether the first `count` questions are all answered."""
+        """Whether all questions are answered whose numbers are below `count`."""
         with self._reading() as db:
-            query = 'select count(*) from answers where withdrawn is null and again = 0'
-            return _one(db, f'{query} and question < ?', count) >= count
+            unanswered = f'where {queue.UNANSWERED} and again = 0) and number < ?'
+            return not _one(db, f'select count(*) from questions {unanswered}', count)
 
     def take(self, step: int, count: int) -> list[Answer]:
         """The answers that training learns of after so many updates, by the number of question.
@@ -250,8 +252,8 @@ class Store:
         gets what it got the first time, and nothing newer until it is where it was.
 
         Args:
-          count: questions that training has asked so far; who goes on from an earlier checkpoint
-            has yet to ask those that are there beyond.
+          count: the questions that training has asked so far have numbers below it; who goes on
+            from an earlier checkpoint has yet to ask those that are there beyond.
         """
         with self._writing() as db:
             newest = _one(db, 'select coalesce(max(taken), -1) from answers')

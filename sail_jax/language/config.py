@@ -7,6 +7,8 @@ from pydantic import Field
 from sail_jax import config, hub, sweep
 from sail_jax.config import Devices, Section, Teacher
 from sail_jax.errors import UserError
+from sail_jax.labels import settings as people
+from sail_jax.labels.settings import PeopleTeacher
 from sail_jax.language import optimizer
 from sail_jax.language.adapter import Lora
 from sail_jax.language.data.variables import DAY, Day, Variables
@@ -166,7 +168,7 @@ class LanguageRun(config.Run):
     `sail_jax.train(..., reward={'NAME': f})`. The mean of each is a metric, and of an
     ensemble its spread."""
     judge: JudgeEndpoint = JudgeEndpoint()
-    labeller: Teacher = Teacher()
+    labeller: PeopleTeacher = PeopleTeacher()
     reference: LanguageReference = LanguageReference()
     optimizer: LanguageOptimizer = LanguageOptimizer()  # pyright: ignore[reportIncompatibleVariableOverride]
     evaluation: ResponseEvaluation = ResponseEvaluation()
@@ -195,7 +197,8 @@ class LanguageRun(config.Run):
     def needs_function(self) -> bool:
         """Whether its labels come from a function that only Python can give."""
         missing = any(source.source == 'none' for source in self.sources.values())
-        return self.objective.mixture.dpr > 0 and missing and not self.judge.labels
+        others = self.judge.labels or self.labeller.by_people
+        return self.objective.mixture.dpr > 0 and missing and not others
 
     @property
     def sources(self) -> dict[str, RewardSource]:
@@ -262,7 +265,7 @@ def check(run: LanguageRun) -> None:
             "has rows with the data's (ddp, and what is left of 1)"
         )
     rewarding.check_rewards(run.reward, run.rewards)
-    _check_judge(run)
+    _check_comparing(run)
     if reward.missing_eos_penalty is not None and mixture.dpr == 0:
         raise UserError(
             'reward.missing_eos_penalty: of responses that the labeller compares, and '
@@ -288,17 +291,26 @@ def check(run: LanguageRun) -> None:
         )
 
 
-def _check_judge(run: LanguageRun) -> None:
+def _check_comparing(run: LanguageRun) -> None:
+    """Of a judge or people who say which of two responses is better, and give no rewards."""
     rewarding.check_judge(run.judge)
-    if run.judge.labels and run.objective.mixture.dpr == 0:
+    people.check(run, shared=frozenset({'max_labels'}))
+    if not run.labeller.wait:
         raise UserError(
-            'judge.labels: of the rows of objective.mixture.dpr, which is 0; without it the judge '
-            'is for evaluations'
+            'labeller.wait: false: an update of a language run is learned from its own questions, '
+            'and waits for them'
         )
-    if run.judge.labels and run.objective.loss == 'rebel':
-        raise UserError('judge.labels: objective.loss: rebel needs rewards, and a judge gives none')
-    if run.judge.labels and run.reward.missing_eos_penalty is not None:
-        raise UserError('judge.labels: reward.missing_eos_penalty is of rewards, not of judges')
+    who = {'judge.labels': run.judge.labels, 'labeller.source: people': run.labeller.by_people}
+    labelling = [name for name, labels in who.items() if labels]
+    if len(labelling) > 1:
+        raise UserError('labeller.source: people, and judge.labels; use one')
+    for name in labelling:
+        if run.objective.mixture.dpr == 0:
+            raise UserError(f'{name}: of the rows of objective.mixture.dpr, which is 0')
+        if run.objective.loss == 'rebel':
+            raise UserError(f'{name}: objective.loss: rebel needs rewards, and these are none')
+        if run.reward.missing_eos_penalty is not None:
+            raise UserError(f'{name}: reward.missing_eos_penalty is of rewards')
     default = Teacher()
     for name in ('kind', 'rationality', 'soft', 'mistake', 'skip', 'equal'):
         if run.judge.labels and getattr(run.labeller, name) != getattr(default, name):

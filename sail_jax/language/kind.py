@@ -135,4 +135,5 @@ LANGUAGE = Kind(
     export=export,
     generate=late('sail_jax.language.export:respond'),
     load_policy=load_policy,
+    export_labels=late('sail_jax.language.answers:export_answers'),
 )

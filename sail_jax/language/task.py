@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from sail_jax.core import precision, update
 from sail_jax.core.types import Metrics, Route, Sampled, State, Workload
 from sail_jax.errors import UserError
-from sail_jax.language import evaluate, scored, workload
+from sail_jax.language import evaluate, people, scored, workload
 from sail_jax.language.config import LanguageRun, check, check_lengths
 from sail_jax.language.data import digests, reader, tokens
 from sail_jax.language.data.dataset import Example
@@ -29,7 +29,7 @@ from sail_jax.language.reward.protocols import Judge, Reward
 from sail_jax.language.schedule import step_size
 from sail_jax.training import devices, hosts
 from sail_jax.training.shares import SplitRows
-from sail_jax.training.task import Task
+from sail_jax.training.task import HostExchange, Task
 
 WATCH = {
     'time/prompts_per_s': 'prompts/s',
@@ -44,6 +44,11 @@ SMALLER = (
     'reward.batch_size, or set model.remat: true'
 )
 """`Task.smaller`."""
+
+OFF_POLICY = (
+    'sampling: temperature, top_k or top_p draw from another distribution than the policy, so that '
+    'training is off-policy by train/sampling_gap nats per token'
+)
 
 log = logging.getLogger(__name__)
 
@@ -68,26 +73,26 @@ def make(
     """
     check(run)
     mesh = devices.make_mesh(run.prompts_per_update, run.devices, 'prompts_per_update')
-    shardings = partial(devices.state_sharding, mesh, rules=sharding.RULES)
     moves = run.refresh_updates is not None
     decoders = policy.read(run.model, mesh, length=run.longest, reference_moves=moves)
     check_lengths(run, decoders.architecture.longest)
     tokenizer = tokens.load(run.model.path, **run.model.template)
     data = reader.prepare(run, tokenizer)
     rater = labels.make(run, mesh, reward, judge)
-    rater_of_training = labels.of_training(run, rater)
     if run_dir is not None:
-        labels.check(run, rater_of_training)
+        labels.check(run, labels.of_training(run, rater))
     if run_dir is not None and run.samples_policy and not run.sampling.on_policy:
-        log.warning(
-            'sampling: temperature, top_k or top_p draw from another distribution than the policy, '
-            'so that training is off-policy by train/sampling_gap nats per token'
-        )
+        log.warning(OFF_POLICY)
     functions = workload.make(run, decoders, tokenizer.eos_ids)
+    programs = make_programs(run, functions, mesh)
+    source = make_source(run, programs, data, mesh)
+    label, exchange = make_label(run, tokenizer, rater, mesh), None
+    if run.labeller.by_people:
+        source, label, exchange = by_people(run, source, tokenizer)
     of_parameter = sharding.of_parameter(mesh)
     return Task(
         workload=functions,
-        shardings=shardings,
+        shardings=partial(devices.state_sharding, mesh, rules=sharding.RULES),
         start=lambda seed: hosts.together(lambda: decoders.start(seed, of_parameter)),
         abstract_policy=decoders.abstract,
         evaluate=evaluate.make(run, decoders, tokenizer, data.held_out, rater, run_dir),
@@ -105,7 +110,8 @@ def make(
         digests=lambda: digests.of_run(run),
         broken='rewards or judgements that are not a finite number; a response with such a reward '
         'counts as the worst, such a judgement not at all',
-        dispatch=make_dispatch(run, functions, data, tokenizer, rater_of_training, mesh),
+        dispatch=make_dispatch(run, programs, source, label),
+        exchange=exchange,
     )
 
 
@@ -173,32 +179,77 @@ def make_programs(run: LanguageRun, functions: Workload, mesh: Mesh) -> UpdatePr
     return UpdatePrograms(draw=draw, learn=learn)
 
 
-def make_dispatch(
-    run: LanguageRun,
-    functions: Workload,
-    data: Reader,
-    tokenizer: Tokenizer,
-    rater: Rater,
-    mesh: Mesh,
-) -> Callable[[State], tuple[State, Metrics]]:
-    """One update: read on the host, draw on the device, score on the host, learn on the device.
+class DrawnBatch(NamedTuple):
+    """The responses of an update that nobody has said anything about yet."""
 
-    Each process reads the rows that its devices hold, and has the labeller score what they drew.
+    examples: list[Example]
+    """Of the rows that this process's devices hold."""
+    sampled: Sampled
+    drawn: Drawn
+    """On the host."""
 
-    Raises (the function returned):
-      UserError, TrainingFailed: as of `rewards.score`, in all processes; the state is as it was.
-    """
-    programs = make_programs(run, functions, mesh)
+
+class BatchSource(NamedTuple):
+    """Where the batches of a run come from."""
+
+    draw: Callable[[State], DrawnBatch]
+    """The batch of a state's next update: read on the host, drawn on the device."""
+    prefetch: Callable[[int], None]
+    """Reads what an update needs, while the device works."""
+
+
+Label = Callable[[State, DrawnBatch], tuple[Any, dict[str, Any]]]
+"""What `workload.labelled` takes as scores, and metrics."""
+
+
+class ByPeople(NamedTuple):
+    """What stands in for the parts of an update where people label."""
+
+    source: BatchSource
+    label: Label
+    exchange: Callable[[Path], HostExchange]
+
+
+def make_source(
+    run: LanguageRun, programs: UpdatePrograms, data: Reader, mesh: Mesh
+) -> BatchSource:
+    """Each process reads the rows that its devices hold."""
     split = SplitRows.of(mesh, run.prompts_per_update)
-    shares, K = split.shares, run.group_size
     read = lru_cache(2)(partial(data.examples, rows=split.here))
 
-    def score(examples: list[Example], sampled: Sampled, drawn: Drawn, asked_B: np.ndarray) -> Any:
-        prompts = [examples[i].row.prompt for i in np.flatnonzero(np.isin(split.here, shares.rows))]
-        tokens_bxK = split.take(sampled.batch.inputs.tokens_BxLxT)[:, :K]
+    def draw(state: State) -> DrawnBatch:
+        step = int(state.step)
+        examples = hosts.together(lambda: read(step))
+        sampled, drawn = programs.draw(state, split.place(collate(run, examples)))
+        return DrawnBatch(examples, sampled, jax.device_get(drawn))
+
+    def prefetch(step: int) -> None:
+        with contextlib.suppress(UserError):  # The update that needs them says it.
+            read(step)
+
+    return BatchSource(draw=draw, prefetch=prefetch)
+
+
+def make_label(run: LanguageRun, tokenizer: Tokenizer, rater: Rater, mesh: Mesh) -> Label:
+    """A reward or a judge: each process has it score what its devices drew.
+
+    Args:
+      rater: of evaluations too.
+
+    Raises (the function returned):
+      UserError, TrainingFailed: as of `rewards.score`, in all processes.
+    """
+    split = SplitRows.of(mesh, run.prompts_per_update)
+    shares, K = split.shares, run.group_size
+    rater = labels.of_training(run, rater)
+
+    def score(batch: DrawnBatch, asked_B: np.ndarray) -> Any:
+        rows = np.flatnonzero(np.isin(split.here, shares.rows))
+        prompts = [batch.examples[i].row.prompt for i in rows]
+        tokens_bxK = split.take(batch.sampled.batch.inputs.tokens_BxLxT)[:, :K]
 
         def ask() -> Any:
-            lengths_bxK = np.asarray(drawn.lengths_BxL)[shares.rows, :K]
+            lengths_bxK = np.asarray(batch.drawn.lengths_BxL)[shares.rows, :K]
             groups = tokenizer.texts(tokens_bxK, lengths_bxK)
             answers = labels.scores(rater, prompts, groups, asked_B[shares.rows], K)
             penalty = np.float32(run.reward.missing_eos_penalty or 0)
@@ -206,27 +257,57 @@ def make_dispatch(
 
         return jax.tree.map(shares.gather, hosts.together(ask))
 
+    def label(state: State, batch: DrawnBatch) -> tuple[Any, dict[str, Any]]:
+        asked_B = asked_rows(run, state, batch.drawn)
+        scores, penalty_BxK = score(batch, asked_B)
+        if not isinstance(scores, np.ndarray):
+            return labels.with_ties(rater, scores)
+        parts = rater.parts_of(scores)
+        scores, spread_BxK = rater.combined(scores)
+        scores = scores - penalty_BxK
+        return scores, reward_metrics(scores, spread_BxK, asked_B, parts)
+
+    return label
+
+
+def by_people(run: LanguageRun, source: BatchSource, tokenizer: Tokenizer) -> ByPeople:
+    """Where people label, who read a batch before the update that learns from it."""
+    asked = people.ResponseQuestions(run, source.draw, partial(unlabelled, run, tokenizer))
+    return ByPeople(source._replace(draw=asked.draw), asked.label, asked.open)
+
+
+def unlabelled(
+    run: LanguageRun, tokenizer: Tokenizer, state: State, batch: DrawnBatch
+) -> people.Unlabelled:
+    """A batch as people read it, where one process has all of it."""
+    K = run.group_size
+    tokens_BxK = np.asarray(batch.sampled.batch.inputs.tokens_BxLxT)[:, :K]
+    return people.Unlabelled(
+        prompts=[example.row.prompt for example in batch.examples],
+        groups=tokenizer.texts(tokens_BxK, np.asarray(batch.drawn.lengths_BxL)[:, :K]),
+        asked_B=asked_rows(run, state, batch.drawn),
+    )
+
+
+def make_dispatch(
+    run: LanguageRun, programs: UpdatePrograms, source: BatchSource, label: Label
+) -> Callable[[State], tuple[State, Metrics]]:
+    """One update: read on the host, draw on the device, label on the host, learn on the device.
+
+    Raises (the function returned):
+      UserError, TrainingFailed: as of `label`; the state is as it was.
+    """
+
     def dispatch(state: State) -> tuple[State, Metrics]:
         step = int(state.step)
-        examples = hosts.together(lambda: read(step))
-        sampled, drawn = programs.draw(state, split.place(collate(run, examples)))
-        drawn = jax.device_get(drawn)
+        batch = source.draw(state)
         scores, metrics = None, {}
         if run.objective.mixture.dpr > 0:
-            route = drawn.route
-            asked_B = route.on_policy_B & affordable(run, ~route.policy_label_B, state)
-            scores, penalty_BxK = score(examples, sampled, drawn, asked_B)
-            if isinstance(scores, np.ndarray):
-                parts = rater.parts_of(scores)
-                scores, spread_BxK = rater.combined(scores)
-                scores = scores - penalty_BxK
-                metrics = reward_metrics(scores, spread_BxK, asked_B, parts)
-            else:
-                scores, metrics = labels.with_ties(rater, scores)
-        size = reader.places(int(drawn.lengths_BxL.max()), run.max_response_tokens)
-        state, learned = programs.learn(state, workload.trimmed(sampled, size), scores)
-        with contextlib.suppress(UserError):  # The update that needs them says it.
-            read(step + 1)  # While the device works.
+            scores, metrics = label(state, batch)
+        longest = int(batch.drawn.lengths_BxL.max())
+        size = reader.places(longest, run.max_response_tokens)
+        state, learned = programs.learn(state, workload.trimmed(batch.sampled, size), scores)
+        source.prefetch(step + 1)
         return state, {**learned, **metrics}
 
     return dispatch
@@ -245,6 +326,12 @@ def collate(run: LanguageRun, examples: Sequence[Example]) -> workload.PromptBat
     prompt, pair = hosts.gather(np.asarray(longest, np.int32)).max(0).tolist()
     pair_places = reader.places(pair, run.data.max_response_tokens) if run.reads_pairs else None
     return reader.batch(examples, pair_places, prompt)
+
+
+def asked_rows(run: LanguageRun, state: State, drawn: Drawn) -> np.ndarray:
+    """The rows whose pairs are put to the labeller, [B]."""
+    on_policy_B, policy_label_B = map(np.asarray, drawn.route)
+    return on_policy_B & affordable(run, ~policy_label_B, state)
 
 
 def affordable(run: LanguageRun, asks_B: np.ndarray, state: State) -> np.ndarray:

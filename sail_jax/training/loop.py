@@ -174,8 +174,9 @@ class Loop:
 
     def _publish(self, exchange: HostExchange) -> None:
         try:
-            exchange.publish(self.state)
-        except UserError as error:
+            with devices.memory_named(self.job.task.smaller):
+                exchange.publish(self.state)
+        except (UserError, TrainingFailed) as error:
             self._give_up(error)
 
     def _wait_and_take(self, exchange: HostExchange) -> None:
@@ -183,8 +184,9 @@ class Loop:
         try:
             if not exchange.ready(self.state):
                 self._wait(exchange)
-            self.state = exchange.take(self.state)
-        except UserError as error:
+            with devices.memory_named(self.job.task.smaller):
+                self.state = exchange.take(self.state)
+        except (UserError, TrainingFailed) as error:
             self._give_up(error)
         self.recorder.restart_clock()
 

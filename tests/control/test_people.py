@@ -1,11 +1,8 @@
 """Runs that people label: what is asked, when the answers are learned, and going on with a run."""
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 
 import jax
@@ -20,6 +17,7 @@ from sail_jax.labels import payloads
 from sail_jax.labels.store import NAME, Store
 from sail_jax.sweep import Members
 from sail_jax.training import checkpoint, setup
+from tests.support.answering import Person, StoppedWhenWaiting, answer, choice
 from tests.support.checkpoints import same
 from tests.support.paths import ROOT
 from tests.support.refused import message
@@ -39,63 +37,11 @@ SETTINGS = {
     'checkpoints': {'every_updates': 1000},
     'logging': {'tensorboard': False},
 }
-ANN = 'a' * 32
 TRAINS = 'import sail_jax, sys; sail_jax.train(sys.argv[1], sys.argv[2], quiet=True)'
 
 
 def run(**labeller):
     return ControlRun.model_validate(SETTINGS | {'labeller': SETTINGS['labeller'] | labeller})
-
-
-def choice(number):
-    return ('left', 'right', 'equal', 'skip', 'right')[number % 5]
-
-
-def answer(store, count=1000):
-    """Answers what is asked now, `count` at the most."""
-    while count and (shown := store.next(ANN)) is not None:
-        store.answer(shown.ticket, ANN, 'Ann', choice(shown.number))
-        count -= 1
-
-
-class Person(threading.Thread):
-    """Answers whatever a run asks, until it is told to go."""
-
-    def __init__(self, run_dir):
-        super().__init__()
-        self.path, self.gone = run_dir / NAME, threading.Event()
-
-    def run(self):
-        while not self.gone.wait(0.05):
-            if self.path.exists():
-                answer(Store(self.path))
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *_):
-        self.gone.set()
-        self.join()
-
-
-class StoppedWhenWaiting:
-    """Sends Ctrl-C to this process once the run's questions wait for answers."""
-
-    def __init__(self, run_dir):
-        self.path, self.thread = run_dir / NAME, threading.Thread(target=self.stop)
-
-    def stop(self):
-        while not (self.path.exists() and Store(self.path).progress().waiting):
-            time.sleep(0.05)
-        time.sleep(1)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    def __enter__(self):
-        self.thread.start()
-
-    def __exit__(self, *_):
-        self.thread.join()
 
 
 def reward_of(run_dir):

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 import pytest
 
 from sail_jax.labels import payloads
+from sail_jax.labels.payloads import ResponsePair
 from sail_jax.labels.store import NAME, Question, Store
 from tests.support import labelling
 from tests.support.paths import ROOT
@@ -209,7 +210,8 @@ def test_a_server_that_is_killed_loses_and_doubles_nothing(browser, served):
 def test_responses_of_a_language_model_are_shown_as_plain_text(browser, tmp_path):
     store = Store.of_run(tmp_path / NAME, labelling.RESPONSES)
     texts = '<img src=x onerror="document.title=1"><b>bold</b>', 'a\n  b'
-    store.ask([Question(0, 1, payloads.pack_responses('</pre><script>1</script>', texts))])
+    pair = ResponsePair('</pre><script>1</script>', texts)
+    store.ask([Question(0, 1, payloads.pack_responses(pair))])
     served = Served(tmp_path)
     with opened(browser, served, 'Ann', PHONE) as page:
         assert page.inner_text('#prompt') == '</pre><script>1</script>'

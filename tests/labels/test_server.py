@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sail_jax.labels import guard, payloads, server
+from sail_jax.labels.payloads import ResponsePair
 from sail_jax.labels.store import NAME, Question, Store
 from tests.support import labelling
 
@@ -205,7 +206,7 @@ def test_requests_are_bounded_in_rate(monkeypatch):
 def test_responses_of_a_language_model_are_texts(tmp_path):
     store = Store.of_run(tmp_path / NAME, labelling.RESPONSES)
     texts = '<script>alert(1)</script>', 'a\nb ü'
-    store.ask([Question(0, 1, payloads.pack_responses('Say "x" & </pre>', texts))])
+    store.ask([Question(0, 1, payloads.pack_responses(ResponsePair('Say "x" & </pre>', texts)))])
     with serving(store) as port:
         question = call(port, 'next')[1]['question']
     assert question['prompt'] == 'Say "x" & </pre>'

@@ -35,9 +35,6 @@ from sail_jax.labels.store import Answer, Question, Store
 from sail_jax.training import devices, hosts
 from sail_jax.training.task import HostExchange
 
-PROB = {'left': 1.0, 'right': 0.0, 'equal': 0.5, 'skip': 0.5}
-"""That the first is better, by what was said."""
-
 
 class Told(NamedTuple):
     """New answers, in the places of their questions."""
@@ -109,7 +106,7 @@ def in_places(answers: list[Answer], prior: int, places: int) -> Told:
     told = Told(np.zeros(places, np.float32), np.zeros(places, np.float32), np.zeros(places, bool))
     for answer in answers:
         place = prior + answer.number
-        told.prob_N[place] = PROB[answer.choice]
+        told.prob_N[place] = label_store.PROB[answer.choice]
         told.weight_N[place] = answer.choice != 'skip'
         told.new_N[place] = True
     return told

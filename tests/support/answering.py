@@ -1,0 +1,65 @@
+"""Somebody who answers the questions of a run under way, by its store."""
+
+import os
+import signal
+import threading
+import time
+
+from sail_jax.labels.store import NAME, Store
+
+ANN = 'a' * 32
+
+
+def choice(number, payload=None):
+    return ('left', 'right', 'equal', 'skip', 'right')[number % 5]
+
+
+def answer(store, count=1000, says=choice):
+    """Answers what is asked now, `count` at the most.
+
+    Args:
+      says: what, of a number and a payload.
+    """
+    while count and (shown := store.next(ANN)) is not None:
+        store.answer(shown.ticket, ANN, 'Ann', says(shown.number, shown.payload))
+        count -= 1
+
+
+class Person(threading.Thread):
+    """Answers whatever a run asks, until it is told to go."""
+
+    def __init__(self, run_dir, says=choice):
+        super().__init__()
+        self.path, self.says, self.gone = run_dir / NAME, says, threading.Event()
+
+    def run(self):
+        while not self.gone.wait(0.05):
+            if self.path.exists():
+                answer(Store(self.path), says=self.says)
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.gone.set()
+        self.join()
+
+
+class StoppedWhenWaiting:
+    """Sends Ctrl-C to this process once the run's questions wait for answers."""
+
+    def __init__(self, run_dir):
+        self.path, self.thread = run_dir / NAME, threading.Thread(target=self.stop)
+
+    def stop(self):
+        while not (self.path.exists() and Store(self.path).progress().waiting):
+            time.sleep(0.05)
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def __enter__(self):
+        self.thread.start()
+
+    def __exit__(self, *_):
+        self.thread.join()
