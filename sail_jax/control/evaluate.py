@@ -75,7 +75,7 @@ def summarise(
     beta: jax.Array,
     reward: ImplicitReward = pair_losses.log_ratio,
 ) -> dict[str, jax.Array]:
-    """Numbers of an evaluation; KLs are in nats per env step, lengths in env steps.
+    """Numbers of an evaluation; KLs and entropy are in nats per env step, lengths in env steps.
 
     The standard error is over start states, whose two stochastic episodes are averaged first.
 
@@ -95,8 +95,8 @@ def summarise(
     margin = (implicit[:, 0] - implicit[:, 1]) * label
     decided = jnp.abs(label).sum()
 
-    def per_step(kl: jax.Array, episodes: Episodes) -> jax.Array:
-        return kl[:, :2].sum() / episodes.length[:, :2].sum()
+    def per_step(sums: jax.Array, episodes: Episodes) -> jax.Array:
+        return sums[:, :2].sum() / episodes.length[:, :2].sum()
 
     def length(lanes: slice) -> jax.Array:
         return policy.length[:, lanes].mean(where=~policy.not_finite[:, lanes])
@@ -113,6 +113,8 @@ def summarise(
         'not_finite': policy.not_finite.sum(),
         'kl_policy_to_start': per_step(policy.kl_policy_to_start, policy),
         'kl_start_to_policy': per_step(start.kl_start_to_policy, start),
+        'action_std': per_step(policy.action_std, policy),
+        'entropy': per_step(policy.entropy, policy),
         'win_rate': win_rate,
         'margin': margin.sum() / decided,
         'label_accuracy': ((1 + jnp.sign(margin)) / 2 * jnp.abs(label)).sum() / decided,

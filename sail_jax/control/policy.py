@@ -91,5 +91,15 @@ def log_prob(dist: Gaussian, raw_action: jax.Array) -> jax.Array:
     return (-0.5 * z**2 - jnp.log(dist.scale) - 0.5 * jnp.log(2 * jnp.pi)).sum(-1)
 
 
+def entropy(dist: Gaussian, raw_action: jax.Array) -> jax.Array:
+    """Differential entropy of the actions after the squash, nats, from one of them before it.
+
+    Exact of the normal; the mean of the squash's log-Jacobian stands as its value at the action, so
+    that the mean over drawn actions is the entropy.
+    """
+    squash = 2 * (jnp.log(2) - raw_action - jax.nn.softplus(-2 * raw_action))
+    return (0.5 * jnp.log(2 * jnp.pi * jnp.e) + jnp.log(dist.scale) + squash).sum(-1)
+
+
 def _is_shape(x: Any) -> bool:
     return isinstance(x, tuple)

@@ -173,6 +173,10 @@ class Episodes(NamedTuple):
     reference_logp: jax.Array
     kl_policy_to_start: jax.Array
     kl_start_to_policy: jax.Array
+    action_std: jax.Array
+    """Of the policy's normal before the squash, mean over the action's entries."""
+    entropy: jax.Array
+    """Of the policy, where the policy acts; see `policy.entropy`."""
     not_finite: jax.Array
     """The simulator returned NaN or infinity, also as the first observation, bool: the sums are of
     the steps before, and not those of a whole episode."""
@@ -210,6 +214,8 @@ def episodes(
             'reference_logp': control_policy.log_prob(reference, raw_action),
             'kl_policy_to_start': gaussian_kl(policy, reference),
             'kl_start_to_policy': gaussian_kl(reference, policy),
+            'action_std': policy.scale.mean(-1),
+            'entropy': control_policy.entropy(policy, raw_action),
         }
         sums = {
             key: sums[key] + jnp.where(outcome.happened_BxL, term, 0) for key, term in terms.items()

@@ -107,7 +107,7 @@ def test_a_policy_without_a_sound_episode_has_no_return_and_says_so(capsys):
 def episodes(returns, broken):
     """Three lanes of each start state; of the sums only the return matters."""
     one = jnp.ones(returns.shape)
-    return Episodes(returns, one, one, 0 * one, one, one, broken)
+    return Episodes(returns, one, one, 0 * one, one, one, one, one, broken)
 
 
 @given(st.integers(0, 2**32 - 1))

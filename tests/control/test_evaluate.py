@@ -45,6 +45,8 @@ def test_numbers_are_those_of_the_definitions():
         # Each over the states that the first distribution visits, per step.
         'kl_policy_to_start': ours.kl_policy_to_start[:, :2].sum() / ours.length[:, :2].sum(),
         'kl_start_to_policy': theirs.kl_start_to_policy[:, :2].sum() / theirs.length[:, :2].sum(),
+        'action_std': ours.action_std[:, :2].sum() / ours.length[:, :2].sum(),
+        'entropy': ours.entropy[:, :2].sum() / ours.length[:, :2].sum(),
         'win_rate': np.mean(wins),
         'margin': np.mean(signed),
         'label_accuracy': np.mean(np.asarray(signed) > 0),
@@ -76,3 +78,7 @@ def test_policy_and_reference_are_not_mixed_up():
     scale = np.log1p(np.exp(-3.0)) + 0.001
     for direction in ('kl_policy_to_start', 'kl_start_to_policy'):
         np.testing.assert_allclose(numbers[direction], 4.5 / scale**2, rtol=1e-4)
+    np.testing.assert_allclose(numbers['action_std'], scale, rtol=1e-5)
+    # Around 0 the squash takes next to nothing from two normals of that size.
+    normals = 2 * np.log(scale * np.sqrt(2 * np.pi * np.e))
+    assert normals - 0.1 < numbers['entropy'] < normals

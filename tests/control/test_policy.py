@@ -16,10 +16,23 @@ import sail_jax
 from sail_jax import runs
 from sail_jax.control import envs, export, policy, reference
 from sail_jax.control.config import ControlRun, Environment
+from sail_jax.core.divergence import Gaussian
 from sail_jax.errors import UserError
 from tests.support.toy import SETTINGS, Point
 
 HIDDEN = (8, 8)
+
+
+def test_entropy_is_braxs_for_the_same_draw():
+    """Of the actions after the squash; saturated ones, where tanh rounds to 1, too."""
+    networks = ppo_networks.make_ppo_networks(3, 2)
+    distribution = networks.parametric_action_distribution
+    logits = jnp.array([[0.3, -1.0, 0.2, -2.0], [25.0, -30.0, 1.0, 0.1]])
+    key = jax.random.key(5)
+    dist = distribution.create_dist(logits)
+    got = policy.entropy(Gaussian(dist.loc, dist.scale), dist.sample(seed=key))
+    np.testing.assert_allclose(got, distribution.entropy(logits, key), rtol=1e-5)
+    assert np.isfinite(got).all()
 
 
 @pytest.fixture(scope='module')

@@ -39,8 +39,8 @@ def make(env: Env, networks: SACNetworks, run: SacRun) -> Evaluate:
 
 
 def summarise(episodes: Episodes) -> dict[str, jax.Array]:
-    """Numbers of an evaluation; KLs are in nats per env step of the stochastic episodes, lengths in
-    env steps; standard errors are over start states.
+    """Numbers of an evaluation; KLs and entropy are in nats per env step of stochastic episodes,
+    lengths in env steps; standard errors are over start states.
 
     What an episode collected until the simulator broke is no return. Such episodes are counted,
     `not_finite`, and stand as the worst sound one of their kind; where there is none, NaN.
@@ -57,7 +57,5 @@ def summarise(episodes: Episodes) -> dict[str, jax.Array]:
             f'{kind}length': episodes.length[:, lane].mean(where=sound_B),
         }
     steps = episodes.length[:, 0].sum()
-    return numbers | {
-        'kl_policy_to_start': episodes.kl_policy_to_start[:, 0].sum() / steps,
-        'kl_start_to_policy': episodes.kl_start_to_policy[:, 0].sum() / steps,
-    }
+    of_steps = ('kl_policy_to_start', 'kl_start_to_policy', 'action_std', 'entropy')
+    return numbers | {key: getattr(episodes, key)[:, 0].sum() / steps for key in of_steps}
