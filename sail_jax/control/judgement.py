@@ -75,7 +75,7 @@ def judged(
 
 
 def with_returns(preferences: Preferences, returns: labellers.Returns) -> Preferences:
-    """With what the labeller goes by, for a loss that regresses on it. Where the simulator broke
+    """With what the labeller goes by, for a loss that is of it. Where the simulator broke
     there is no return, and its pairs have no label."""
     counted_BxK = returns.counted_BxK
     both_BxKxK = counted_BxK[:, :, None] & counted_BxK[:, None, :]

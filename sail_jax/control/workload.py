@@ -177,12 +177,11 @@ def make_sample(
 
 
 def _of_sound(run: ControlRun, preferences: Preferences, returns: labellers.Returns) -> Preferences:
-    """What broken segments leave of the labels; with the returns, where the loss regresses on
-    them."""
+    """What broken segments leave of the labels; with the returns, where the loss is of them."""
     preferences = labellers.broken_loses(preferences, ~returns.counted_BxK)
     # Losses that nobody has given are refused by who trains.
     pair_loss = pair_losses.PAIR_LOSSES.get(run.objective.loss)
-    if isinstance(pair_loss, pair_losses.ToRewards):
+    if pair_losses.needs_rewards(pair_loss):
         return judgement.with_returns(preferences, returns)
     return preferences
 

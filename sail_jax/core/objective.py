@@ -149,7 +149,7 @@ def preference(
     labels = smoothed(labels, form.label_smoothing)
     prob_BxKxK = _label_probs(D_BxKxK, labels, route, coefficients.label)
     weight_BxKxK = pair_weights(labels, route).astype(steps.logp.dtype)
-    f_BxKxK = worth(_measured(D_BxKxK, labels, form), prob_BxKxK, form, beta)
+    f_BxKxK = _worth(D_BxKxK, prob_BxKxK, labels, form, beta)
     pairs = jnp.maximum(count_pairs(labels, route) if whole.pairs is None else whole.pairs, 1)
     # Every pair stands twice in the matrices, at ij and ji.
     value = (f_BxKxK * weight_BxKxK).sum() / 2 / pairs
@@ -220,13 +220,23 @@ def _without_junk(steps: Steps) -> Steps:
     )
 
 
-def _measured(D_BxKxK: jax.Array, labels: Preferences, form: Form) -> jax.Array:
-    """The margins, or what is between them and the differences of the rewards."""
-    if not isinstance(form.pair_loss, pair_losses.ToRewards):
-        return D_BxKxK
-    if labels.reward_BxK is None:
-        raise ValueError('the loss regresses on rewards, and the labeller gave preferences alone')
-    return D_BxKxK - margins(labels.reward_BxK, 1.0)
+def _worth(
+    D_BxKxK: jax.Array,
+    prob_BxKxK: jax.Array,
+    labels: Preferences,
+    form: Form,
+    beta: jax.typing.ArrayLike,
+) -> jax.Array:
+    """`worth` of the margins, or of what is between them and the differences of the rewards; or the
+    pairs' mean rewards."""
+    if not pair_losses.needs_rewards(form.pair_loss):
+        return worth(D_BxKxK, prob_BxKxK, form, beta)
+    r_BxK = labels.reward_BxK
+    if r_BxK is None:
+        raise ValueError('the loss is of rewards, and the labeller gave preferences alone')
+    if isinstance(form.pair_loss, pair_losses.MeanReward):
+        return (r_BxK[:, :, None] + r_BxK[:, None, :]) / 2
+    return worth(D_BxKxK - margins(r_BxK, 1.0), prob_BxKxK, form, beta)
 
 
 def _implicit_rewards(steps: Steps, pair_loss: PairLoss) -> jax.Array:

@@ -118,6 +118,25 @@ class ToRewards:
         return self.worth(margin, beta)
 
 
+@dataclass(frozen=True)
+class MeanReward:
+    """A pair is worth the mean of its responses' rewards, whatever policy and labels say.
+
+    J is then the expected reward. It has no pathwise term, and its response-score term is REINFORCE
+    with the mean of the group's others as baseline (RLOO, arXiv 2402.14740): what comparisons of
+    the same samples are held against.
+    """
+
+    def __call__(self, margin: jax.Array, beta: jax.typing.ArrayLike, /) -> jax.Array:
+        """See `PairLoss`; what a pair without rewards would be worth."""
+        return jnp.zeros_like(margin)
+
+
+def needs_rewards(loss: PairLoss | None) -> bool:
+    """Whether a loss is of the rewards that the labeller goes by, and not of its labels."""
+    return isinstance(loss, ToRewards | MeanReward)
+
+
 def implicit_reward(loss: PairLoss | None) -> ImplicitReward:
     """Whose margin a loss is of; None, one that nobody has given a name, counts as DPO's."""
     return loss.reward if isinstance(loss, OfReward) else log_ratio

@@ -43,7 +43,7 @@ class Preferences(NamedTuple):
     weight_BxKxK: jax.Array
     """1 where the pair has a label, 0 where it has none (skipped, or the budget is spent)."""
     reward_BxK: jax.Array | None = None
-    """What the labeller goes by, for losses that need it (`pair_losses.ToRewards`)."""
+    """What the labeller goes by, for losses that are of it (`pair_losses.needs_rewards`)."""
 
 
 class Route(NamedTuple):

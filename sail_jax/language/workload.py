@@ -251,7 +251,7 @@ def labelled(
                 true_BxK=scores, perceived_BxK=scores, counted_BxK=asked_BxK
             )
             scores = labellers.label(key_B, returns, run.labeller)
-            if isinstance(pair_losses.named(run.objective.loss), pair_losses.ToRewards):
+            if pair_losses.needs_rewards(pair_losses.named(run.objective.loss)):
                 scores = scores._replace(reward_BxK=returns.true_BxK)
         if run.reads_pairs:
             on_policy_Bx1x1 = route.on_policy_B[:, None, None]

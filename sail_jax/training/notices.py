@@ -64,7 +64,7 @@ def _never_apart(run: Any) -> bool:
     if not _always_refreshed(run) or run.optimizer.epochs * run.optimizer.minibatches > 1:
         return False
     loss = pair_losses.PAIR_LOSSES.get(run.objective.loss)
-    return not isinstance(loss, pair_losses.OfReward | pair_losses.ToRewards)
+    return not (isinstance(loss, pair_losses.OfReward) or pair_losses.needs_rewards(loss))
 
 
 class Notices:

@@ -8,7 +8,7 @@ import pytest
 from sail_jax import config
 from sail_jax.core import divergence, objective
 from sail_jax.core.objective import Coefficients, Form
-from sail_jax.core.pair_losses import PAIR_LOSSES
+from sail_jax.core.pair_losses import PAIR_LOSSES, MeanReward
 from sail_jax.core.types import Route
 from tests.support import exact
 from tests.support.exact import THEORY, all_labelled, members, take
@@ -78,6 +78,19 @@ def test_regression_on_rewards_needs_them():
     route, form = exact.route(2, True, False), Form(PAIR_LOSSES['rebel'])
     with pytest.raises(ValueError, match='the labeller gave preferences alone'):
         exact.estimate(problem, problem.theta_F, index, labels, route, THEORY, form)
+
+
+@pytest.mark.parametrize('K', [2, 3])
+def test_mean_rewards_have_the_gradient_of_the_expected_reward(K):
+    problem = exact.problem(seed=4)
+    route, form = exact.route(2, True, False), Form(MeanReward())
+    value, gradient = expected(problem, K, route, Coefficients(0.4, response=0.6, label=0), form)
+    policy = lambda theta: jnp.exp(exact.policy_logp(problem, theta))
+    reward = lambda theta: (policy(theta) * problem.reward_XxY).sum(-1).mean()
+    wanted, slope = jax.value_and_grad(reward)(problem.theta_F)
+    assert np.linalg.norm(slope) > 1e-2
+    np.testing.assert_allclose(value, wanted, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(gradient, 0.6 * slope, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize('kind', ['xpo', 'selm'])
