@@ -83,6 +83,9 @@ class Objective(Section):
     response_grad: float = Field(default=0.3, ge=0)
     """Weight of the response-score term: 1 is the gradient of the objective, 0 is online DPO,
     0.3 what SAIL's authors ship."""
+    response_grad_updates: int | None = Field(default=None, ge=1, lt=2**31)
+    """Updates in which `response_grad` falls linearly to 0, where it stays; none leaves it as it
+    is."""
     label_grad: float = Field(default=0.3, ge=0)
     """Weight of the label-score term in rows that the policy labels itself; 1 is the gradient."""
     loss: str = 'dpo'
@@ -115,6 +118,9 @@ class Divergence(Section):
 
     coefficient: float = Field(default=1e-3, ge=0)
     """Lambda; 0 is SAIL without the penalty."""
+    coefficient_updates: int | None = Field(default=None, ge=1, lt=2**31)
+    """Updates in which `coefficient` falls linearly to 0, where it stays; none leaves it as it
+    is."""
     direction: Literal['ref_to_policy', 'policy_to_ref'] = 'ref_to_policy'
     """`ref_to_policy` is KL(pi_ref || pi), the paper's "reverse KL"; `policy_to_ref` is
     KL(pi || pi_ref)."""

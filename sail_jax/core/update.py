@@ -165,7 +165,8 @@ def make_learn(
     gradient_step = _make_gradient_step(workload, run, transformation)
 
     def learn(state: State, sampled: Sampled) -> tuple[State, Metrics]:
-        batch = sampled.batch
+        first, batch = state.hyper, sampled.batch
+        state = state._replace(hyper=annealed(run, first, state.step))
         # The batch is scored with the normaliser that drew it, so that the first ratio is 1.
         reference_dist = workload.predict_reference(state.policies, batch.inputs)
         parts = lambda x: split_rows(x, run.optimizer.minibatches)
@@ -192,7 +193,8 @@ def make_learn(
         )
         learner, metrics = jax.lax.scan(epoch, learner, length=run.optimizer.epochs)
         pairs_M = minibatches.counts.pairs
-        return _next_state(workload, state, sampled, learner, labelled), {
+        after = _next_state(workload, state, sampled, learner, labelled)._replace(hyper=first)
+        return after, {
             **of_first_pass(metrics, pairs_M, state.hyper.coefficient),
             'labelled': pairs_M.sum() / count_all_pairs(batch),
             'grad_norm': metrics['grad_norm'].mean(),
@@ -201,6 +203,16 @@ def make_learn(
         }
 
     return learn
+
+
+def annealed(run: config.Run, hyper: Hyper, step: jax.Array) -> Hyper:
+    """The coefficients of the update after so many others."""
+    ends = {
+        'response_grad': run.objective.response_grad_updates,
+        'coefficient': run.divergence.coefficient_updates,
+    }
+    left = {key: jnp.maximum(1 - step / end, 0) for key, end in ends.items() if end is not None}
+    return hyper._replace(**{key: getattr(hyper, key) * share for key, share in left.items()})
 
 
 def _next_state(

@@ -228,6 +228,26 @@ def test_a_reference_that_keeps_a_share_is_a_moving_average():
     assert state.reference_step == 4
 
 
+def test_coefficients_fall_to_0_and_the_state_keeps_what_they_fall_from():
+    first = {'response_grad': np.float32(0.8), 'coefficient': np.float32(0.3)}
+    ends = {'response_grad': 4, 'coefficient': 2}
+    sections = {'response_grad': 'objective', 'coefficient': 'divergence'}
+    settings = {section: {key: float(first[key])} for key, section in sections.items()}
+    constant = bandit_workload.run(**settings)
+    for key, section in sections.items():
+        settings[section][f'{key}_updates'] = ends[key]
+    states, rows = trajectory(bandit_workload.run(**settings), 5)
+    dispatch = update.make_dispatch(bandit_workload.make(PROBLEM, constant), constant, 1)
+    for step, (before, after) in enumerate(itertools.pairwise(states)):
+        assert_same(after.hyper, before.hyper)
+        now = {key: first[key] * np.float32(max(1 - step / ends[key], 0)) for key in first}
+        wanted, metrics = dispatch(before._replace(hyper=before.hyper._replace(**now)))
+        theta = wanted.policy.params['theta']
+        np.testing.assert_allclose(after.policy.params['theta'], theta, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(rows[step]['objective'], metrics['objective'][0], rtol=1e-5)
+    assert states[0].hyper.coefficient == first['coefficient']
+
+
 def test_state_is_donated_also_when_made_outside_of_jit(plain):
     workload, run, dispatch = plain
     policy = Policy({'theta': jnp.zeros(3)}, {'batches': jnp.zeros(())})
