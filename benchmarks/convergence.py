@@ -1,120 +1,101 @@
 """Which member of the family learns control, and how surely: a study over seeds.
 
-Offline DPO, online DPO, SAIL and SAIL-RevKL (both directions of the KL, and with a refreshed
-reference) against Brax PPO on the true reward. The others are told comparisons by a labeller that
-keeps a value of its own, fitted on the true reward (`value.terminal: learned`). All start from the
-same policies, run the same env steps and ask the same labels. Each method, PPO too, tries the same
-number of settings, on seeds other than those reported, and is reported with its best.
+Offline and online DPO, SAIL and SAIL-RevKL (both directions of the KL), with a fixed and with a
+refreshed reference; SAIL-RevKL without a learned value; REINFORCE on the returns of the same
+segments; Brax PPO on the true reward. What an arm is told is in `convergence_arms`, and in the
+tables.
+
+Protocol. All arms start from the same policies and run the same env steps. An arm chooses its
+settings on tuning seeds that are not reported, by the return of the stochastic policy at the end of
+runs of half the length: 16 settings, of which the learning rate has the same four for all; then the
+neighbours of the best one on every axis, until it is better than each of them or 24 settings were
+tried (`convergence_tuning`). All settings tried, with their returns, are in `raw.json`, and so are
+the axes on which a choice has a neighbour that was not tried.
 
     python -m benchmarks.convergence --runs runs/convergence --out benchmarks/results/convergence
     python -m benchmarks.convergence --quick --runs runs/quick --out runs/quick
 
-What is finished in --runs is read, not repeated, so the study may be stopped and started. It may be
-done an environment or a method at a time (--envs, --methods): the report in --out keeps what it has
-of the others.
+What is finished in --runs is read, not repeated, and what was stopped goes on, so the study may be
+stopped and started. It may be done in pieces (--envs, --arms, --seeds): the report in --out keeps
+what it has of the others.
 """
 
 import argparse
-import itertools
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 import sail_jax
-from benchmarks import convergence_report
+from benchmarks import convergence_ppo, convergence_report, convergence_tuning
+from benchmarks.convergence_arms import ARMS, BASE, OF_PPO, PPO, Arm
+from benchmarks.convergence_tuning import Box, Choice
 from benchmarks.machine import machine, write
+from benchmarks.rounds import stopwatch
 from sail_jax import configfile, sweep
-from sail_jax.control import envs, evaluate, reference
-from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
-from sail_jax.core.types import Hyper, Policy
 from sail_jax.sweep import Members
 from sail_jax.training import devices, metrics
 
-BASE = {
-    'env': {'backend': 'spring'},
-    'rollout': {'contexts': 32, 'group_size': 8, 'segment_length': 32},
-    'value': {'terminal': 'learned'},
-    'optimizer': {'epochs': 4, 'minibatches': 4},
-    'logging': {'tensorboard': False},
-}
-"""What all methods share; the shipped control files' settings."""
-
-RATES = (1e-4, 3e-4)
-REFRESH = {'reference': {'refresh_env_steps': 25_000}}
-
-
-class Method(NamedTuple):
-    """A method, and the settings that it may choose from: all combinations of `tried`."""
-
-    settings: dict[str, Any]
-    tried: dict[str, tuple[float, ...]]
-
-
-def online(response_grad: float, coefficient: float = 0.0, **sections: Any) -> dict[str, Any]:
-    """SAIL-DPR's settings: online DPO without the first, SAIL without the second."""
-    divergence = {'coefficient': coefficient, **sections.pop('divergence', {})}
-    return {
-        'objective': {'response_grad': response_grad},
-        'divergence': divergence,
-        **sections,
-    }
-
-
-METHODS = {
-    'offline DPO': Method(
-        {'objective': {'mixture': {'dpr': 0}}, 'divergence': {'coefficient': 0}},
-        {'learning_rate': RATES, 'beta': (0.1, 1.0)},
-    ),
-    'online DPO': Method(online(0), {'learning_rate': RATES, 'beta': (0.1, 1.0)}),
-    'SAIL': Method(online(0.3), {'learning_rate': RATES, 'response_grad': (0.3, 1.0)}),
-    'SAIL-RevKL, ref to policy': Method(
-        online(0.3, 0.1), {'learning_rate': RATES, 'coefficient': (0.1, 1.0)}
-    ),
-    'SAIL-RevKL, policy to ref': Method(
-        online(0.3, 0.1, divergence={'direction': 'policy_to_ref'}),
-        {'learning_rate': RATES, 'coefficient': (0.1, 1.0)},
-    ),
-    'online DPO, refreshed': Method(
-        online(0, **REFRESH), {'learning_rate': RATES, 'beta': (0.1, 1.0)}
-    ),
-    'SAIL-RevKL, refreshed': Method(
-        online(0.3, 0.1, **REFRESH), {'learning_rate': RATES, 'coefficient': (0.1, 1.0)}
-    ),
-}
-PPO = 'PPO on the reward'
-PPO_TRIED = {'learning_rate': (3e-4, 1e-3), 'num_updates_per_batch': (4, 8)}
 TUNING_SEEDS = (1000, 1001)
+
+COLUMNS = {
+    'return': 'eval/return',
+    'deterministic_return': 'eval/deterministic_return',
+    'action_std': 'eval/action_std',
+    'entropy': 'eval/entropy',
+    'kl_policy_to_start': 'eval/kl_policy_to_start',
+    'kl_start_to_policy': 'eval/kl_start_to_policy',
+}
+"""What every arm reports of each evaluation."""
+OF_TRAINING = {'J': 'train/preference', 'kl_to_reference': 'train/kl'}
+"""And what those report besides that learn from comparisons."""
 
 
 class Size(NamedTuple):
-    """How large the study is."""
+    """What all of a report has in common."""
 
-    envs: tuple[str, ...]
-    seeds: int
     env_steps: int
     tuning_env_steps: int
-    """0 takes each method's first settings untried."""
+    """0 tunes nothing."""
     episodes: int
     """Start states of an evaluation."""
-    evaluations: int = 4
+    evaluations: int
     """After the first, evenly spaced."""
 
 
-FULL = Size(('hopper', 'reacher', 'walker2d', 'ant'), 10, 1_000_000, 500_000, 8)
-QUICK = Size(('hopper',), 3, 60_000, 0, 4, 2)
+class Pieces(NamedTuple):
+    """What of the study is done now."""
+
+    envs: tuple[str, ...]
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+FULL = Size(1_000_000, 500_000, 8, 4)
+WHOLE = Pieces(('hopper', 'reacher', 'walker2d', 'ant'), (*ARMS, PPO), tuple(range(10)))
+QUICK = Size(40_000, 0, 4, 1)
+QUICK_ARMS = (
+    'online DPO, refreshed',
+    'SAIL, refreshed',
+    'SAIL-RevKL, ref to policy, refreshed',
+    'REINFORCE on the returns',
+    PPO,
+)
+QUICK_PIECES = Pieces(('hopper',), QUICK_ARMS, (0, 1))
 
 
 def configuration(
     env: str, settings: dict[str, Any], env_steps: int, size: Size, **extra: Any
 ) -> ControlRun:
-    """The run of a method, with evaluations evenly spaced and nothing saved on the way."""
+    """The run of an arm, with evaluations evenly spaced and checkpoints with them."""
     data = {**BASE, **settings, 'total_env_steps': env_steps, **extra}
     data['env'] = {**BASE['env'], 'name': env}
+    if env == 'swimmer':  # Which no other physics has.
+        data['env']['backend'] = 'generalized'
     updates = ControlRun.model_validate(data)
     every = max(-(-env_steps // updates.env_steps_per_update // size.evaluations), 1)
     data |= {
@@ -126,136 +107,138 @@ def configuration(
     return ControlRun.model_validate(data)
 
 
-def train(run: ControlRun, run_dir: Path) -> list[list[metrics.MetricsRow]]:
-    """Evaluations of every member; goes on with, or reads, what is there."""
+class Trained(NamedTuple):
+    """The members of a run."""
+
+    evaluations: list[list[metrics.MetricsRow]]
+    """Of each."""
+    minutes: float | None
+    """Compilation included; None where the run was stopped on the way."""
+
+
+def train(run: ControlRun, run_dir: Path) -> Trained:
+    """Trains all members side by side; goes on with, or reads, what is there."""
     finished = run_dir / 'finished'
     if not finished.exists():
-        sail_jax.train(run, run_dir, resume=(run_dir / 'config.yaml').exists())
-        finished.touch()
+        seconds, resume = stopwatch(), (run_dir / 'config.yaml').exists()
+        sail_jax.train(run, run_dir, resume=resume)
+        finished.write_text('' if resume else f'{seconds() / 60:.2f}')
     rows = [
         metrics.read_rows(path / 'metrics.jsonl') for path in Members.of(run).directories(run_dir)
     ]
-    return [[row for row in member if 'eval/return' in row] for member in rows]
-
-
-def tune(env: str, name: str, method: Method, size: Size, runs: Path) -> dict[str, float]:
-    """The settings of the best mean return over the tuning seeds, at the end of shorter runs."""
-    first = {key: values[0] for key, values in method.tried.items()}
-    if not size.tuning_env_steps:
-        return first
-    run = configuration(
-        env,
-        method.settings,
-        size.tuning_env_steps,
-        size._replace(evaluations=1),
-        seeds=TUNING_SEEDS,
-        sweep=method.tried,
+    minutes = finished.read_text()
+    return Trained(
+        [[row for row in member if 'eval/return' in row] for member in rows],
+        float(minutes) if minutes else None,
     )
-    evaluations = train(run, runs / env / slug(name) / 'tuning')
-    by_settings: dict[tuple, list[float]] = {}
-    for member, rows in zip(Members.of(run).each, evaluations, strict=True):
-        data = configfile.flatten(member.run)
-        key = tuple(data[f'{sweep.SECTIONS[name]}.{name}'] for name in method.tried)
-        by_settings.setdefault(key, []).append(rows[-1]['eval/return'] or -np.inf)
-    best = max(by_settings, key=lambda key: np.mean(by_settings[key]))
-    return dict(zip(method.tried, best, strict=True))
 
 
-def study(env: str, name: str, method: Method, size: Size, runs: Path) -> dict[str, Any]:
-    """One method on one environment, all seeds at once."""
-    chosen = tune(env, name, method, size, runs)
-    sweep = {key: (value,) for key, value in chosen.items()}
-    run = configuration(env, method.settings, size.env_steps, size, seeds=size.seeds, sweep=sweep)
-    evaluations = train(run, runs / env / slug(name) / 'reported')
-    keys = {
-        'return': 'eval/return',
-        'deterministic_return': 'eval/deterministic_return',
-        'kl_policy_to_ref': 'eval/kl_policy_to_start',
-        'kl_ref_to_policy': 'eval/kl_start_to_policy',
-        'J': 'train/preference',
-    }
-    column = lambda key: [[row.get(key) for row in member] for member in evaluations]
-    return {
-        'settings': chosen,
-        'env_steps': [row['env_steps'] for row in evaluations[0]],
-        'labels': [row['labels'] for row in evaluations[0]],
-        'skipped': [member[-1]['train/skipped'] for member in evaluations],
-        **{title: column(key) for title, key in keys.items()},
-    }
+def tune(env: str, arm: Arm, size: Size, runs: Path) -> tuple[Choice, float | None]:
+    """An arm's settings, and the minutes that it took to choose them; None where that was stopped
+    on the way."""
+    if not size.tuning_env_steps:
+        return convergence_tuning.untuned(arm.axes), 0.0
+    taken: list[Any] = []
 
-
-def ppo_rows(
-    env_name: str, seed: int, settings: dict[str, float], env_steps: int, size: Size, path: Path
-) -> dict[int, metrics.MetricsRow]:
-    """Brax PPO of one seed, judged as the others are, by env steps; read, if `path` has it."""
-    if not path.exists():
-        run = configuration(env_name, {}, env_steps, size)
-        env = envs.make(run.env)
-        networks = control_policy.make_networks(env, run)
-        judge = evaluate.make(env, networks, run, devices.make_mesh(run.rollout.contexts))
-        start = reference.load(env, networks, run, seed)
-        identity = np.uint32(seed), Hyper.of(run)
-        points = {0: judge(start, start, (), *identity)}
-
-        def note(step: int, params: tuple[Any, Any]) -> None:
-            if step:
-                policy = Policy({**start.params, 'policy': params[1]}, params[0])
-                points[int(step)] = judge(policy, start, (), *identity)
-
-        watch = reference.Watch(note, size.evaluations)
-        reference.train_ppo(env, run, env_steps, seed, watch, **settings)
-        rows = {
-            step: {key: float(value) for key, value in jax.device_get(row).items()}
-            for step, row in points.items()
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(rows))
-    return {int(step): row for step, row in json.loads(path.read_text()).items()}
-
-
-def study_ppo(env: str, size: Size, runs: Path) -> dict[str, Any]:
-    """Brax PPO for the same env steps, after the same tuning."""
-    runs = runs / env / 'ppo'
-    tried = [
-        dict(zip(PPO_TRIED, values, strict=True))
-        for values in itertools.product(*PPO_TRIED.values())
-    ]
-    chosen, length = tried[0], size.tuning_env_steps
-    if length:
+    def score(box: Box) -> list[list[float]]:
         one = size._replace(evaluations=1)
+        several = {'seeds': TUNING_SEEDS, 'sweep': box}
+        run = configuration(env, arm.settings, size.tuning_env_steps, one, **several)
+        trained = train(run, runs / f'tuning-{convergence_tuning.slug(box)}')
+        taken.append(trained.minutes)
+        ends: dict[tuple, list[float]] = {}
+        for member, rows in zip(Members.of(run).each, trained.evaluations, strict=True):
+            data = configfile.flatten(member.run)
+            point = tuple(data[f'{sweep.SECTIONS[name]}.{name}'] for name in box)
+            final = rows[-1]['eval/return']
+            ends.setdefault(point, []).append(math.nan if final is None else final)
+        return [ends[point] for point in convergence_tuning.points(box)]
 
-        def score(settings: dict[str, float]) -> float:
-            name = '-'.join(f'{value:g}' for value in settings.values())
+    choice = convergence_tuning.choose(arm.axes, score)
+    return choice, None if None in taken else round(sum(taken), 2)
+
+
+def study(
+    env: str, arm: Arm, size: Size, seeds: tuple[int, ...], runs: Path
+) -> tuple[Choice, dict[str, Any]]:
+    """One arm on one environment: the choice, and the piece of these seeds, side by side."""
+    choice, tuning_minutes = tune(env, arm, size, runs)
+    box = {key: (value,) for key, value in choice.settings.items()}
+    run = configuration(env, arm.settings, size.env_steps, size, seeds=seeds, sweep=box)
+    name = f'reported-{convergence_tuning.slug({**box, "seeds": seeds})}'
+    trained = train(run, runs / name)
+    rows = trained.evaluations
+    column = lambda key: [[row.get(key) for row in member] for member in rows]
+    return choice, {
+        'seeds': seeds,
+        'env_steps': [row['env_steps'] for row in rows[0]],
+        'labels': [row['labels'] for row in rows[0]],
+        'skipped': [member[-1]['train/skipped'] for member in rows],
+        **{title: column(key) for title, key in (COLUMNS | OF_TRAINING).items()},
+        'minutes': trained.minutes,
+        'tuning_minutes': tuning_minutes,
+    }
+
+
+def study_ppo(
+    env: str, size: Size, seeds: tuple[int, ...], runs: Path
+) -> tuple[Choice, dict[str, Any]]:
+    """The same of Brax PPO, a seed after the other."""
+    seconds = stopwatch()
+    choice = convergence_tuning.untuned(OF_PPO.axes)
+    if length := size.tuning_env_steps:
+        brief = configuration(env, {}, length, size._replace(evaluations=1))
+
+        def score(box: Box) -> list[list[float]]:
+            settings = [dict(zip(box, x, strict=True)) for x in convergence_tuning.points(box)]
             ends = [
-                ppo_rows(env, seed, settings, length, one, runs / f'tuning-{name}-{seed}.json')
-                for seed in TUNING_SEEDS
+                [convergence_ppo.rows(brief, seed, x, 1, runs) for seed in TUNING_SEEDS]
+                for x in settings
             ]
-            return float(np.mean([rows[max(rows)]['return'] for rows in ends]))
+            return [[rows[max(rows)]['return'] for rows in seeds] for seeds in ends]
 
-        chosen = max(tried, key=score)
-    outcome = [
-        ppo_rows(env, seed, chosen, size.env_steps, size, runs / f'seed-{seed}.json')
-        for seed in range(size.seeds)
+        choice = convergence_tuning.choose(OF_PPO.axes, score)
+    tuned = seconds()
+    run = configuration(env, {}, size.env_steps, size)
+    each = [
+        convergence_ppo.rows(run, seed, choice.settings, size.evaluations, runs) for seed in seeds
     ]
-    column = lambda key: [[row[key] for row in rows.values()] for rows in outcome]
-    return {
-        'settings': chosen,
-        'env_steps': list(outcome[0]),
-        'return': column('return'),
-        'deterministic_return': column('deterministic_return'),
-        'kl_policy_to_ref': column('kl_policy_to_ref'),
-        'kl_ref_to_policy': column('kl_ref_to_policy'),
+    column = lambda key: [[row[key.removeprefix('eval/')] for row in x.values()] for x in each]
+    return choice, {
+        'seeds': seeds,
+        'env_steps': list(each[0]),
+        **{title: column(key) for title, key in COLUMNS.items()},
+        'minutes': round((seconds() - tuned) / 60, 2),
+        'tuning_minutes': round(tuned / 60, 2),
     }
 
 
 def reported(path: Path, size: Size) -> dict[str, Any]:
-    """What --out has of other environments and methods, if it is of the same size."""
-    of_size = {key: value for key, value in size._asdict().items() if key != 'envs'}
+    """What --out has of other pieces, if they are of the same size."""
     if path.exists():
         raw = json.loads(path.read_text())
-        if raw['size'] == of_size:
+        if raw['size'] == size._asdict():
             return raw
-    return {'size': of_size, 'envs': {}}
+    return {'size': size._asdict(), 'envs': {}}
+
+
+def with_piece(
+    arm: Arm, before: dict[str, Any] | None, choice: Choice, piece: dict[str, Any]
+) -> dict[str, Any]:
+    """An arm's entry of the report, with a piece more; of pieces that share a seed the new one."""
+    kept = []
+    if before and before['settings'] == choice.settings:
+        kept = [old for old in before['pieces'] if not {*old['seeds']} & {*piece['seeds']}]
+    pieces = sorted(
+        [*kept, piece | {'machine': machine('benchmarks.convergence')}],
+        key=lambda x: min(x['seeds']),
+    )
+    return {
+        'told': arm.told,
+        'tuning_seeds': TUNING_SEEDS,
+        **choice._asdict(),
+        'pieces': pieces,
+    }
 
 
 def keep_compiled() -> None:
@@ -269,46 +252,59 @@ def slug(name: str) -> str:
     return name.lower().replace(',', '').replace(' ', '-')
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--runs', type=Path, required=True, help='directory of the runs')
     parser.add_argument('--out', type=Path, required=True, help='directory of the report')
     parser.add_argument('--envs', nargs='+', help='environments; default: those of the study')
-    methods = [*METHODS, PPO]
-    parser.add_argument('--methods', nargs='+', choices=methods, default=methods, metavar='METHOD')
-    parser.add_argument('--seeds', type=int, help='reported seeds')
+    parser.add_argument('--arms', nargs='+', choices=WHOLE.arms, metavar='ARM', help='default: all')
+    parser.add_argument(
+        '--seeds', nargs='+', type=int, help='reported seeds, as 0 1 2; default: 0 to 9'
+    )
     parser.add_argument('--env-steps', type=int, help='of a reported run; tuning gets half')
-    parser.add_argument('--quick', action='store_true', help='hopper, 3 seeds, nothing tuned')
-    options = parser.parse_args()
-    size = QUICK if options.quick else FULL
-    if options.envs:
-        size = size._replace(envs=tuple(options.envs))
-    if options.seeds:
-        size = size._replace(seeds=options.seeds)
-    if options.env_steps:
-        tuning = options.env_steps // 2 if size.tuning_env_steps else 0
-        size = size._replace(env_steps=options.env_steps, tuning_env_steps=tuning)
-    # What divides the members of a tuning sweep, the reported seeds and the contexts.
-    devices.use_cores(math.gcd(8, size.seeds, BASE['rollout']['contexts']))
+    parser.add_argument('--untuned', action='store_true', help='tune nothing')
+    parser.add_argument(
+        '--quick', action='store_true', help='5 arms, hopper, 2 seeds, short, untuned'
+    )
+    return parser.parse_args()
+
+
+def chosen(options: argparse.Namespace) -> tuple[Size, Pieces]:
+    """What the options ask for."""
+    size, pieces = (QUICK, QUICK_PIECES) if options.quick else (FULL, WHOLE)
+    steps = options.env_steps or size.env_steps
+    tuning = 0 if options.quick or options.untuned else steps // 2
+    size = size._replace(env_steps=steps, tuning_env_steps=tuning)
+    named = {name: getattr(options, name) for name in Pieces._fields}
+    return size, pieces._replace(**{name: tuple(x) for name, x in named.items() if x})
+
+
+def each_piece(pieces: Pieces) -> Iterable[tuple[str, str]]:
+    return ((env, name) for env in pieces.envs for name in pieces.arms)
+
+
+def main() -> None:
+    options = arguments()
+    size, pieces = chosen(options)
+    # What divides the members of a tuning sweep, and the reported seeds.
+    devices.use_cores(math.gcd(len(TUNING_SEEDS), len(pieces.seeds)))
     keep_compiled()
     options.out.mkdir(parents=True, exist_ok=True)
     raw = reported(options.out / 'raw.json', size)
-    for env in size.envs:
+    for env, name in each_piece(pieces):
+        runs, arm = options.runs / env / slug(name), ARMS.get(name, OF_PPO)
+        if name == PPO:
+            choice, piece = study_ppo(env, size, pieces.seeds, runs)
+        else:
+            choice, piece = study(env, arm, size, pieces.seeds, runs)
         results = raw['envs'].setdefault(env, {})
-        for name in options.methods:
-            if name == PPO:
-                outcome = study_ppo(env, size, options.runs)
-            else:
-                outcome = study(env, name, METHODS[name], size, options.runs)
-            results[name] = outcome | {'machine': machine('benchmarks.convergence')}
-            # Each PPO compiles programs of its own; after 50 of them LLVM has no room for more.
-            jax.clear_caches()
-        if set(results) != set(methods):
-            parser.exit(message=f'{env}: {len(results)} of {len(methods)} methods; no report\n')
+        results[name] = with_piece(arm, results.get(name), choice, piece)
+        # Each PPO compiles programs of its own; after 50 of them LLVM has no room for more.
+        jax.clear_caches()
         write(raw, options.out / 'raw.json', indent=None)
-        convergence_report.write(raw, options.out)
+    convergence_report.write(raw, options.out)
 
 
 if __name__ == '__main__':

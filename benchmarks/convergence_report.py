@@ -1,266 +1,271 @@
-"""Tables and figures of `benchmarks.convergence`.
+"""Tables of `benchmarks.convergence`, from its `raw.json`.
 
-Scores are normalised per environment: 0 is the reference that a seed starts from (mean over
-seeds), 1 is PPO on the true reward, whose batches are larger, so that its curve is read at the env
-steps of the others. Interquartile means with 95 % stratified bootstrap intervals,
-seeds resampled within each environment (Agarwal et al. 2021, arXiv 2108.13264).
+Environment by environment: returns of the stochastic policy and of its mode, as they are; then the
+stochastic return between the start of the seeds, 0, and PPO, 1; and between the start and the arm
+that gains most, 1, which a small gain of PPO does not blow up. Only the last, and probabilities of
+improvement, are put together over environments. PPO's batches are larger: its curve is read at the
+env steps of the others. Interquartile means with 95 % stratified bootstrap intervals, seeds
+resampled within each environment.
+
+    python -m benchmarks.convergence_report DIR    draws them anew
 """
 
 import json
+import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.ticker import EngFormatter
-from scipy import stats
 
+from benchmarks import convergence_figures
+from benchmarks.convergence_arms import PPO, TOLD
+from benchmarks.convergence_statistics import (
+    Interval,
+    array,
+    bootstrap,
+    cohens_d,
+    collapsed,
+    improvement,
+    iqm,
+)
 from benchmarks.machine import write as write_json
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
+RIVALS = (PPO, 'online DPO, refreshed')
+"""Whom every arm is compared with, seed against seed."""
 
-PPO = 'PPO on the reward'
-RESAMPLES = 2000
-
-
-class Interval(NamedTuple):
-    """A statistic with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f'{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]'
+Numbers = dict[str, np.ndarray]
+"""An arm on an environment, all seeds of its pieces: [seeds, evaluations]."""
 
 
-def bootstrap(samples: list[np.ndarray], statistic: Any) -> Interval:
-    """Percentile bootstrap; every sample is resampled on its own.
-
-    Args:
-      samples: one array of seeds for each stratum.
-      statistic: of these arrays, over their last axis.
-    """
-    value = float(statistic(*samples, axis=-1))
-    if min(map(len, samples)) < 2:
-        return Interval(value, float('nan'), float('nan'))
-    outcome = stats.bootstrap(
-        samples,
-        statistic,
-        n_resamples=RESAMPLES,
-        method='percentile',
-        rng=np.random.default_rng(0),
-    )
-    return Interval(value, *map(float, outcome.confidence_interval))
-
-
-def iqm(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Interquartile mean of all samples together."""
-    return stats.trim_mean(np.concatenate(samples, axis), 0.25, axis=axis)
-
-
-def improvement(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
-    """P(X > Y), ties half, averaged over environments; the first half of the samples are X's."""
-    half = len(samples) // 2
-    wins = [
-        (1 + np.sign(x[..., :, None] - y[..., None, :]).mean((-2, -1))) / 2
-        for x, y in zip(samples[:half], samples[half:], strict=True)
-    ]
-    return np.mean(wins, axis=0)
-
-
-def cohens_d(x: np.ndarray, y: np.ndarray) -> float:
-    """Difference of the means over the pooled standard deviation; NaN of fewer than two seeds."""
-    if min(len(x), len(y)) < 2:
-        return float('nan')
-    spread = (len(x) - 1) * x.var(ddof=1) + (len(y) - 1) * y.var(ddof=1)
-    return float((x.mean() - y.mean()) / np.sqrt(spread / (len(x) + len(y) - 2)))
-
-
-def array(values: list) -> np.ndarray:
-    """Numbers with nulls as NaN."""
-    return np.asarray(values, float)
-
-
-def last(results: dict[str, Any], name: str) -> np.ndarray:
-    """Returns of a method on one environment at the end of the preference methods, [seeds]."""
-    end = min(result['env_steps'][-1] for result in results.values())
-    returns = array(results[name]['return'])
-    return np.asarray([np.interp(end, results[name]['env_steps'], seed) for seed in returns])
-
-
-def normalised(results: dict[str, Any], name: str) -> np.ndarray:
-    """The same between reference and PPO, [seeds]."""
-    zero, one = array(results[name]['return'])[:, 0].mean(), last(results, PPO).mean()
-    return (last(results, name) - zero) / (one - zero)
-
-
-def collapsed(returns: np.ndarray) -> np.ndarray:
-    """Seeds that end nearer to their start than to their best, or below their start, [seeds]."""
-    start, best, last = returns[:, 0], returns.max(1), returns[:, -1]
-    return (last < start) | (last - start < (best - start) / 2)
-
-
-def summarise(raw: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row a method, over all environments."""
-    environments = raw['envs']
-    names = list(next(iter(environments.values())))
-    scores = {
-        name: [normalised(results, name) for results in environments.values()] for name in names
+def joined(result: dict[str, Any]) -> Numbers:
+    """The pieces of an arm as one."""
+    pieces = result['pieces']
+    curves = [key for key, values in pieces[0].items() if _is_curve(key, values)]
+    steps = array(pieces[0]['env_steps'])
+    assert all(piece['env_steps'] == pieces[0]['env_steps'] for piece in pieces)
+    return {
+        'env_steps': steps,
+        **{key: np.concatenate([array(piece[key]) for piece in pieces]) for key in curves},
     }
-    rival = 'SAIL-RevKL, ref to policy'
-    rows = []
-    for name in names:
-        fallen = [collapsed(array(results[name]['return'])) for results in environments.values()]
-        better = bootstrap(scores[rival] + scores[name], improvement) if name != rival else None
-        kl = [array(results[name]['kl_policy_to_ref'])[:, -1] for results in environments.values()]
-        rows.append(
-            {
-                'method': name,
-                'iqm': bootstrap(scores[name], iqm)._asdict(),
-                'rival_improves': better and better._asdict(),
-                'collapsed': float(np.concatenate(fallen).mean()),
-                'kl_policy_to_ref': float(np.nanmedian(np.concatenate(kl))),
-                'envs': {
-                    env: {
-                        'return': bootstrap([last(results, name)], iqm)._asdict(),
-                        'start': float(array(results[name]['return'])[:, 0].mean()),
-                        'normalised': float(iqm(normalised(results, name))),
-                        'collapsed': float(collapsed(array(results[name]['return'])).mean()),
-                        'settings': results[name].get('settings'),
-                    }
-                    for env, results in environments.items()
-                },
-            }
-        )
+
+
+def _is_curve(key: str, values: Any) -> bool:
+    return key not in ('seeds', 'env_steps', 'labels', 'skipped') and isinstance(values, list)
+
+
+def at_end(numbers: dict[str, Numbers], arm: str, key: str = 'return') -> np.ndarray:
+    """Of one arm at the env steps where the first of all arms ends, [seeds]."""
+    end = min(each['env_steps'][-1] for each in numbers.values())
+    return np.asarray([np.interp(end, numbers[arm]['env_steps'], x) for x in numbers[arm][key]])
+
+
+def scores(numbers: dict[str, Numbers], one: float) -> dict[str, np.ndarray]:
+    """Returns of all arms between the mean start of all seeds, 0, and the return `one`."""
+    zero = start(numbers)
+    return {arm: (at_end(numbers, arm) - zero) / (one - zero) for arm in numbers}
+
+
+def start(numbers: dict[str, Numbers]) -> float:
+    """Mean return of the policies that all arms start from, over the seeds that most arms have."""
+    most = max(numbers.values(), key=lambda each: len(each['return']))
+    return float(most['return'][:, 0].mean())
+
+
+def of_environment(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A row an arm."""
+    numbers = {arm: joined(result) for arm, result in results.items()}
+    means = {arm: at_end(numbers, arm).mean() for arm in numbers}
+    of_best = scores(numbers, max(means.values()))
+    of_ppo = scores(numbers, means[PPO]) if PPO in means else {}
+    rivals = [rival for rival in RIVALS if rival in numbers]
+    rows = {}
+    for arm, result in results.items():
+        ours = at_end(numbers, arm)
+        others = {rival: at_end(numbers, rival) for rival in rivals if rival != arm}
+        middle = lambda key, arm=arm: float(np.nanmedian(at_end(numbers, arm, key)))
+        rows[arm] = {
+            'told': result['told'],
+            'seeds': len(ours),
+            'labels': result['pieces'][0].get('labels', [0])[-1],
+            'return': bootstrap([ours], iqm)._asdict(),
+            'mode': bootstrap([at_end(numbers, arm, 'deterministic_return')], iqm)._asdict(),
+            'normalised': bootstrap([of_ppo[arm]], iqm)._asdict() if of_ppo else None,
+            'of_best': bootstrap([of_best[arm]], iqm)._asdict(),
+            'improves': {
+                rival: bootstrap([ours, theirs], improvement)._asdict()
+                for rival, theirs in others.items()
+            },
+            'cohens_d': {rival: cohens_d(ours, theirs) for rival, theirs in others.items()},
+            'collapsed': int(collapsed(numbers[arm]['return']).sum()),
+            **{key: middle(key) for key in ('action_std', 'entropy', 'kl_policy_to_start')},
+            'settings': result['settings'],
+            'open': result['open'],
+            'trials': len(result['trials']),
+            'minutes': [piece['minutes'] for piece in result['pieces']],
+        }
     return rows
 
 
-def machines(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """What an environment's methods were measured on, each once."""
-    outcome = {json.dumps(result['machine']): result['machine'] for result in results.values()}
-    return list(outcome.values())
+def together(raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A row an arm, over the environments; only of arms that all of them have."""
+    environments = {
+        env: {arm: joined(result) for arm, result in results.items()}
+        for env, results in raw['envs'].items()
+    }
+    common = set.intersection(*(set(numbers) for numbers in environments.values()))
+    arms = [arm for arm in next(iter(environments.values())) if arm in common]
+    ends = {arm: [at_end(numbers, arm) for numbers in environments.values()] for arm in arms}
+    best = [
+        scores(numbers, max(at_end(numbers, arm).mean() for arm in numbers))
+        for numbers in environments.values()
+    ]
+    rows = {}
+    for arm in arms:
+        fallen = [collapsed(numbers[arm]['return']) for numbers in environments.values()]
+        rows[arm] = {
+            'of_best': bootstrap([each[arm] for each in best], iqm)._asdict(),
+            'improves': {
+                rival: bootstrap(ends[arm] + ends[rival], improvement)._asdict()
+                for rival in RIVALS
+                if rival in arms and rival != arm
+            },
+            'collapsed': int(sum(map(np.sum, fallen))),
+            'seeds': int(sum(map(len, fallen))),
+        }
+    return rows
+
+
+def summarise(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """One entry an arm: its environments, and all of them together."""
+    environments = {env: of_environment(results) for env, results in raw['envs'].items()}
+    pooled = together(raw)
+    arms = list(dict.fromkeys(arm for rows in environments.values() for arm in rows))
+    return [
+        {
+            'method': arm,
+            'envs': {env: rows[arm] for env, rows in environments.items() if arm in rows},
+            'together': pooled.get(arm),
+        }
+        for arm in arms
+    ]
 
 
 def measurement(machine: dict[str, Any]) -> str:
+    """What something was measured on, in a line."""
     return (
         f'`{machine["command"]}`, {machine["cpu_cores"]} {machine["platform"]} cores, '
         f'jax {machine["versions"]["jax"]}, {machine["date"]}'
     )
 
 
-def markdown(raw: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The tables."""
-    size = raw['size']
-    interval = lambda x: str(Interval(**x)) if x else ''
-    lines = [
-        f'{size["seeds"]} seeds, {size["env_steps"]:,} env steps, rounded up to whole evaluations.',
+def measurements(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an environment's pieces were measured on, each once."""
+    pieces = [piece['machine'] for result in results.values() for piece in result['pieces']]
+    return list({json.dumps(machine): machine for machine in pieces}.values())
+
+
+def interval(numbers: dict[str, float] | None, digits: int = 2) -> str:
+    return '' if numbers is None else Interval(**numbers).rounded(digits)
+
+
+def settings_of(row: dict[str, Any]) -> str:
+    """What an arm chose; a star at what has a neighbour that was not tried."""
+    star = lambda key: '*' if key in row['open'] else ''
+    return ', '.join(f'{key} {value:g}{star(key)}' for key, value in row['settings'].items())
+
+
+def lines_of_environment(env: str, rows: dict[str, Any], measured: str) -> list[str]:
+    """The tables of one environment."""
+    first = [
+        f'## {env}',
         '',
-        '| method | IQM of normalised return | P(SAIL-RevKL, ref to policy, is better) | collapsed '
-        '| KL(policy to start), nats per step |',
+        measured,
+        '',
+        '| arm | told | seeds | return | of the mode | PPO = 1 | best arm = 1 | P(better than PPO) '
+        '| P(better than online DPO, refreshed) | d to PPO | d to that | collapsed |',
+        '|---|---|---|---|---|---|---|---|---|---|---|---|',
+    ]
+    second = [
+        '',
+        '| arm | standard deviation of actions | entropy, nats a step '
+        '| KL(policy to start), nats a step | labels | settings | tried | minutes |',
+        '|---|---|---|---|---|---|---|---|',
+    ]
+    for arm, row in rows.items():
+        chances = [interval(row['improves'].get(rival)) for rival in RIVALS]
+        effects = [f'{row["cohens_d"].get(rival, np.nan):.2f}' for rival in RIVALS]
+        cells = [
+            arm,
+            row['told'],
+            str(row['seeds']),
+            interval(row['return'], 0),
+            interval(row['mode'], 0),
+            interval(row['normalised']),
+            interval(row['of_best']),
+            *chances,
+            *('' if text == 'nan' else text for text in effects),
+            f'{row["collapsed"]} of {row["seeds"]}',
+        ]
+        first.append(f'| {" | ".join(cells)} |')
+        minutes = ' + '.join('?' if x is None else f'{x:.0f}' for x in row['minutes'])
+        second.append(
+            f'| {arm} | {row["action_std"]:.3f} | {row["entropy"]:.2f} '
+            f'| {row["kl_policy_to_start"]:.3g} | {row["labels"]:,} | {settings_of(row)} '
+            f'| {row["trials"]} | {minutes} |'
+        )
+    return [*first, *second, '']
+
+
+def lines_together(raw: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """The table over environments."""
+    lines = [
+        f'## {", ".join(raw["envs"])} together',
+        '',
+        '| arm | best arm = 1 | P(better than PPO) | P(better than online DPO, refreshed) '
+        '| collapsed |',
         '|---|---|---|---|---|',
     ]
     for row in rows:
-        lines.append(
-            f'| {row["method"]} | {interval(row["iqm"])} | {interval(row["rival_improves"])} '
-            f'| {row["collapsed"]:.0%} | {row["kl_policy_to_ref"]:.3g} |'
-        )
-    for env in raw['envs']:
-        start = rows[0]['envs'][env]['start']
-        measured = '; '.join(map(measurement, machines(raw['envs'][env])))
-        lines += ['', f'{env}: reference {start:.1f}. {measured}', '']
-        lines += [
-            '| method | IQM of return | normalised | collapsed | settings |',
-            '|---|---|---|---|---|',
-        ]
-        for row in rows:
-            numbers = row['envs'][env]
-            value = Interval(**numbers['return'])
-            settings = ', '.join(f'{k} {v:g}' for k, v in (numbers['settings'] or {}).items())
-            lines.append(
-                f'| {row["method"]} | {value.value:.0f} [{value.low:.0f}, {value.high:.0f}] '
-                f'| {numbers["normalised"]:.2f} | {numbers["collapsed"]:.0%} | {settings} |'
-            )
-    return '\n'.join(lines) + '\n'
+        if both := row['together']:
+            chances = [interval(both['improves'].get(rival)) for rival in RIVALS]
+            cells = [row['method'], interval(both['of_best']), *chances]
+            lines.append(f'| {" | ".join(cells)} | {both["collapsed"]} of {both["seeds"]} |')
+    return lines
 
 
-def curve(axis: plt.Axes, x: list[float], returns: np.ndarray, color: str, label: str) -> None:
-    """IQM over seeds with its interval, at each evaluation."""
-    points = [bootstrap([column], iqm) for column in returns.T]
-    axis.plot(x, [p.value for p in points], color=color, label=label, marker='.', markersize=4)
-    axis.fill_between(
-        x, [p.low for p in points], [p.high for p in points], color=color, alpha=0.15, lw=0
+def markdown(raw: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The tables; those of single environments come first."""
+    size = raw['size']
+    tuned = (
+        f'Settings were chosen in runs of {size["tuning_env_steps"]:,} env steps on other seeds; a '
+        'star is at a setting with a neighbour that was not tried.'
+        if size['tuning_env_steps']
+        else 'Nothing was tuned.'
     )
-
-
-def figure_returns(raw: dict[str, Any], out: Path) -> None:
-    """Return against env steps, labels and J, a row an environment."""
-    environments = raw['envs']
-    figure, axes = plt.subplots(
-        len(environments),
-        3,
-        figsize=(11, 2.9 * len(environments)),
-        squeeze=False,
-        sharey='row',
-        layout='constrained',
-    )
-    for row, (env, results) in zip(axes, environments.items(), strict=True):
-        for index, (name, result) in enumerate(results.items()):
-            color = 'black' if name == PPO else f'C{index}'
-            returns = array(result['return'])
-            curve(row[0], result['env_steps'], returns, color, name)
-            if name == PPO:
-                continue
-            curve(row[1], result['labels'], returns, color, name)
-            J = np.nanmean(array(result['J'])[:, 1:], 0)
-            row[2].plot(J, iqm(returns.T[1:]), color=color, marker='.', markersize=4, lw=1)
-            row[2].plot(J[-1:], iqm(returns.T[-1:]), color=color, marker='o')
-        # J goes from -log 2 towards 0, and far below where the margins have the wrong sign.
-        row[2].set_xscale('symlog', linthresh=1)
-        row[2].set_xlim(right=0)
-        row[0].set_ylabel(f'{env}: return')
-        for axis, title in zip(
-            row, ('env steps', 'labels', 'J, training batches (end of run: disc)'), strict=True
-        ):
-            axis.grid(alpha=0.3)
-            if axis in axes[-1]:
-                axis.set_xlabel(title)
-        for axis in row[:2]:
-            axis.xaxis.set_major_formatter(EngFormatter(sep=''))
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
-    save(figure, out, 'returns')
-
-
-def figure_summary(rows: list[dict[str, Any]], out: Path) -> None:
-    """Normalised return and share of collapsed seeds, a bar a method."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), sharey=True, layout='constrained')
-    for index, row in enumerate(reversed(rows)):
-        color = 'black' if row['method'] == PPO else f'C{len(rows) - 1 - index}'
-        value = Interval(**row['iqm'])
-        left.barh(index, value.value, color=color, alpha=0.6)
-        left.plot([value.low, value.high], [index, index], color='black', lw=1.5)
-        right.barh(index, row['collapsed'], color=color, alpha=0.6)
-    left.set_yticks(range(len(rows)), [row['method'] for row in reversed(rows)], fontsize=8)
-    left.set_xlabel('IQM of return (reference 0, PPO 1), 95 % interval')
-    right.set_xlabel('share of collapsed seeds')
-    right.set_xlim(0, 1)
-    for axis in (left, right):
-        axis.grid(alpha=0.3, axis='x')
-    save(figure, out, 'summary')
-
-
-def save(figure: plt.Figure, out: Path, name: str) -> None:
-    for suffix in ('png', 'pdf'):
-        figure.savefig(out / f'{name}.{suffix}', dpi=150)
-    plt.close(figure)
+    lines = [f'{size["env_steps"]:,} env steps, rounded up to whole evaluations. {tuned}', '']
+    lines += [*(f'* told {name}: {meaning}' for name, meaning in TOLD.items()), '']
+    for env, results in raw['envs'].items():
+        measured = '; '.join(map(measurement, measurements(results)))
+        of_env = {row['method']: row['envs'][env] for row in rows if env in row['envs']}
+        lines += lines_of_environment(env, of_env, measured)
+    if len(raw['envs']) > 1:
+        lines += lines_together(raw, rows)
+    return '\n'.join(lines).rstrip() + '\n'
 
 
 def write(raw: dict[str, Any], out: Path) -> None:
-    """`table.json`, `table.md`, `returns` and `summary` (PNG, PDF) in `out`."""
+    """`table.json`, `table.md`, and the figures (PNG, PDF) in `out`."""
     rows = summarise(raw)
-    measured = {env: machines(results) for env, results in raw['envs'].items()}
+    measured = {env: measurements(results) for env, results in raw['envs'].items()}
     write_json({'machines': measured, 'methods': rows}, out / 'table.json')
     (out / 'table.md').write_text(markdown(raw, rows))
-    figure_returns(raw, out)
-    figure_summary(rows, out)
+    curves = {
+        env: {arm: joined(result) for arm, result in results.items()}
+        for env, results in raw['envs'].items()
+    }
+    convergence_figures.draw(curves, out)
+
+
+if __name__ == '__main__':
+    directory = Path(sys.argv[1])
+    write(json.loads((directory / 'raw.json').read_text()), directory)

@@ -12,16 +12,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import EngFormatter
 
-from benchmarks.convergence_report import (
+from benchmarks.convergence_figures import curve, save
+from benchmarks.convergence_report import measurement
+from benchmarks.convergence_statistics import (
     Interval,
     array,
     bootstrap,
     cohens_d,
-    curve,
     improvement,
     iqm,
-    measurement,
-    save,
 )
 from benchmarks.machine import write as write_json
 
@@ -106,7 +105,7 @@ def figure(raw: dict[str, Any], out: Path, name: str) -> None:
         for index, (arm, result) in enumerate(arms.items()):
             x, returns = result['env_steps'], array(result['mode'])
             if name == 'ours':
-                curve(axis, x, returns, f'C{index}', arm)
+                curve(axis, x, returns, arm, color=f'C{index}')
                 continue
             low, middle, high = np.percentile(smoothed(returns), (25, 50, 75), axis=0)
             axis.plot(x, middle, color=f'C{index}', label=arm)

@@ -1,0 +1,141 @@
+"""What makes SAIL-RevKL reach PPO's return? Single changes to the shipped control settings.
+
+Hypotheses, each a program of a few members, without tuning, on a few seeds: (a) a larger learning
+rate; (b) what the penalty does to the spread of the actions: either direction of the KL, none, and
+one that falls to 0; (c) less of the response-score term, and one that falls to 0. All with the
+reference refreshed every 25k env steps.
+
+    python -m benchmarks.recipe --runs runs/recipe --out runs/recipe.json --envs reacher ant
+
+What is finished in --runs is read, and what was stopped goes on.
+"""
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import convergence
+from benchmarks.convergence_arms import REFRESH, TO_REF, online
+from benchmarks.convergence_statistics import array, collapsed
+from benchmarks.convergence_tuning import slug
+from benchmarks.machine import machine, write
+from sail_jax import configfile
+from sail_jax.sweep import SECTIONS, Members
+from sail_jax.training import devices
+
+HALF = 16
+"""Updates of half the default length."""
+
+
+def with_setting(settings: dict[str, Any], section: str, **more: Any) -> dict[str, Any]:
+    """Settings with some more in a section."""
+    return settings | {section: settings[section] | more}
+
+
+Programs = dict[str, tuple[dict[str, Any], dict[str, tuple[float, ...]]]]
+PROGRAMS: Programs = {
+    'ref to policy, and no penalty': (
+        online(0.3, 0.1, **REFRESH),
+        {'learning_rate': (1e-3,), 'response_grad': (0.0, 0.3), 'coefficient': (0.0, 0.1)},
+    ),
+    'policy to ref': (
+        online(0.3, 0.1, **TO_REF, **REFRESH),
+        {'learning_rate': (1e-3,), 'response_grad': (0.0, 0.3), 'coefficient': (0.1,)},
+    ),
+    'response_grad falls to 0': (
+        with_setting(online(0.3, 0.1, **REFRESH), 'objective', response_grad_updates=HALF),
+        {'learning_rate': (1e-3,), 'response_grad': (0.3, 1.0), 'coefficient': (0.1,)},
+    ),
+    'coefficient falls to 0': (
+        with_setting(online(0.3, 0.1, **REFRESH), 'divergence', coefficient_updates=HALF),
+        {'learning_rate': (1e-3,), 'response_grad': (0.0,), 'coefficient': (0.1, 1.0)},
+    ),
+    'the shipped rate': (
+        online(0.3, 0.1, **REFRESH),
+        {'learning_rate': (3e-4,), 'response_grad': (0.3,), 'coefficient': (0.1,)},
+    ),
+    'larger beta': (
+        online(0.3, 0.1, **REFRESH),
+        {'learning_rate': (1e-3,), 'response_grad': (0.0, 0.3), 'beta': (0.3, 1.0)},
+    ),
+}
+"""Settings, and the values that all combinations are trained of, in the order they are done."""
+
+
+def members(
+    env: str, name: str, size: convergence.Size, seeds: tuple[int, ...], runs: Path
+) -> list[dict[str, Any]]:
+    """A row of numbers for each setting of a program, over the seeds."""
+    settings, box = PROGRAMS[name]
+    run = convergence.configuration(env, settings, size.env_steps, size, seeds=seeds, sweep=box)
+    directory = slug({**box, 'seeds': seeds})
+    trained = convergence.train(run, runs / env / convergence.slug(name) / directory)
+    by_settings: dict[tuple, list[list[dict[str, Any]]]] = {}
+    for member, rows in zip(Members.of(run).each, trained.evaluations, strict=True):
+        data = configfile.flatten(member.run)
+        point = tuple(data[f'{SECTIONS[key]}.{key}'] for key in box)
+        by_settings.setdefault(point, []).append(rows)
+    return [
+        {
+            'program': name,
+            'settings': dict(zip(box, point, strict=True)),
+            'seeds': seeds,
+            'env_steps': [row['env_steps'] for row in each[0]],
+            **{
+                title: [[row.get(key) for row in rows] for rows in each]
+                for title, key in (convergence.COLUMNS | convergence.OF_TRAINING).items()
+            },
+            'minutes_of_the_program': trained.minutes,
+        }
+        for point, each in by_settings.items()
+    ]
+
+
+def line(row: dict[str, Any]) -> str:
+    """The end of a row's curves, means over the seeds."""
+    ends = lambda key: array(row[key])[:, -1]
+    settings = ', '.join(f'{key} {value:g}' for key, value in row['settings'].items())
+    returns = ' '.join(f'{x:.0f}' for x in ends('return'))
+    return (
+        f'{row["program"]}: {settings}: returns {returns}, mean {ends("return").mean():.0f}; mode '
+        f'{ends("deterministic_return").mean():.0f}; standard deviation of actions '
+        f'{ends("action_std").mean():.3f}; entropy {ends("entropy").mean():.2f}; KL to start '
+        f'{ends("kl_policy_to_start").mean():.2f}; collapsed '
+        f'{int(collapsed(array(row["return"])).sum())} of {len(row["seeds"])}'
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--runs', type=Path, required=True, help='directory of the runs')
+    parser.add_argument('--out', type=Path, required=True, help='JSON file')
+    parser.add_argument('--envs', nargs='+', default=['reacher', 'ant'])
+    parser.add_argument('--programs', nargs='+', choices=PROGRAMS, default=[*PROGRAMS])
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--env-steps', type=int, default=250_000)
+    options = parser.parse_args()
+    size = convergence.Size(options.env_steps, 0, 8, 2)
+    seeds = tuple(options.seeds)
+    counts = [len(seeds) * math.prod(map(len, PROGRAMS[x][1].values())) for x in options.programs]
+    devices.use_cores(math.gcd(*counts))
+    convergence.keep_compiled()
+    results: dict[str, Any] = {'machine': machine('benchmarks.recipe'), 'envs': {}}
+    for env in options.envs:
+        results['envs'][env] = []
+        for name in options.programs:
+            rows = members(env, name, size, seeds, options.runs)
+            results['envs'][env] += rows
+            print(f'{env}: start {np.mean(array(rows[0]["return"])[:, 0]):.0f}')
+            print('\n'.join(map(line, rows)), flush=True)
+            write(results, options.out, indent=None)
+            jax.clear_caches()
+
+
+if __name__ == '__main__':
+    main()
