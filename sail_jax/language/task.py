@@ -129,14 +129,31 @@ def batch_bytes(run: LanguageRun, decoders: policy.Decoders) -> int:
 class Drawn(NamedTuple):
     """What every process's host has to know of all rows of a batch."""
 
-    lengths_BxL: jax.Array
+    lengths_BxL: np.ndarray
     route: Route
+
+
+def pack(lengths_BxL: jax.Array, route: Route) -> jax.Array:
+    """What `unpack` makes `Drawn` of, in one array: one collective brings it to every host, and it
+    waits for the loop that draws.
+
+    Collectives that do not depend on the loop's own would have no order among them, and CPU devices
+    that begin with different ones wait for each other for ever.
+    """
+    return jnp.concatenate([lengths_BxL, jnp.stack(route, -1).astype(jnp.int32)], -1)
+
+
+def unpack(packed: Any) -> Drawn:
+    on_policy_B, policy_label_B = packed[:, -2:].astype(bool).T
+    route = Route(on_policy_B=on_policy_B, policy_label_B=policy_label_B)
+    return Drawn(lengths_BxL=packed[:, :-2], route=route)
 
 
 class UpdatePrograms(NamedTuple):
     """The two compiled programs of an update; the host scores what lies between them."""
 
-    draw: Callable[[State, workload.PromptBatch], tuple[Sampled, Drawn]]
+    draw: Callable[[State, workload.PromptBatch], tuple[Sampled, jax.Array]]
+    """The array is `pack`'s."""
     learn: Callable[[State, Sampled, Any], tuple[State, Metrics]]
     """Takes the labeller's scores too; the state's buffers are donated."""
 
@@ -158,10 +175,10 @@ def make_programs(run: LanguageRun, functions: Workload, mesh: Mesh) -> UpdatePr
 
     @partial(jax.jit, out_shardings=(layout_of_drawn, everywhere))
     @at_precision
-    def draw(state: State, rows: workload.PromptBatch) -> tuple[Sampled, Drawn]:
+    def draw(state: State, rows: workload.PromptBatch) -> tuple[Sampled, jax.Array]:
         sampled = update.draw(functions, state._replace(sampler=rows))
         batch = sampled.batch
-        return sampled, Drawn(lengths_BxL=batch.mask_BxLxT.sum(-1), route=batch.route)
+        return sampled, pack(batch.mask_BxLxT.sum(-1), batch.route)
 
     @partial(jax.jit, donate_argnums=0)
     @at_precision
@@ -220,8 +237,8 @@ def make_source(
     def draw(state: State) -> DrawnBatch:
         step = int(state.step)
         examples = hosts.together(lambda: read(step))
-        sampled, drawn = programs.draw(state, split.place(collate(run, examples)))
-        return DrawnBatch(examples, sampled, jax.device_get(drawn))
+        sampled, packed = programs.draw(state, split.place(collate(run, examples)))
+        return DrawnBatch(examples, sampled, unpack(jax.device_get(packed)))
 
     def prefetch(step: int) -> None:
         with contextlib.suppress(UserError):  # The update that needs them says it.

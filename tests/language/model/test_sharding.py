@@ -160,6 +160,27 @@ def test_a_reward_model_is_split_as_the_policy_and_scores_as_on_one_device(tmp_p
     np.testing.assert_allclose(split['scores'], one['scores'], atol=1e-4, rtol=0)
 
 
+DRAW = """
+import json, sys
+from pathlib import Path
+import jax, numpy as np
+from sail_jax import workloads
+from tests.support import small
+
+out = Path(sys.argv[2])
+model = small.checkpoint(out.parent / 'model')
+run = small.run(model, out.parent / 'none', prompts_per_update=8, **json.loads(sys.argv[1]))
+draw = workloads.of(run).programs(run, jax.devices()).programs[0]
+text = draw.function.lower(*draw.arguments).compile().as_text()
+np.savez(out, devices=jax.device_count(), gathers=text.count(' all-gather('))
+"""
+
+
+@pytest.mark.slow
+def test_one_collective_tells_every_host_what_was_drawn(tmp_path):
+    assert run_on(8, DRAW, {}, tmp_path / 'draw.npz')['gathers'] == 1
+
+
 KINDS = {
     'full': {},
     'lora': {'model': {'train': 'lora', 'lora': {'rank': 4}}},
