@@ -33,6 +33,17 @@ class Memory(NamedTuple):
         """With the layers as a tuple, for decoding: each is read and written where it lies."""
         return self._replace(keys=tuple(self.keys), values=tuple(self.values))
 
+    def write(self, index: jax.Array, keys: jax.Array, values: jax.Array) -> 'Memory':
+        """A layer's, with the keys and values of the token at `index`, in place."""
+
+        def written(to: jax.Array, value: jax.Array) -> jax.Array:
+            # Fused into what reads it, the update would no longer be in place.
+            return jax.lax.optimization_barrier(
+                jax.lax.dynamic_update_slice_in_dim(to, value, index, axis=-2)
+            )
+
+        return self._replace(keys=written(self.keys, keys), values=written(self.values, values))
+
 
 def prompt_positions(lengths_B: jax.Array, size: int) -> jax.Array:
     """0, 1, ... for the prompt's tokens, `NOWHERE` after them: [B, 1, size]."""

@@ -51,11 +51,11 @@ def kernel(
       heads: the axis of the mesh that splits heads, if any.
       follows: whether the tokens follow a prompt.
     """
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    device = first_device(mesh)
     # Splash's windows are of places, and behind a prompt there is padding.
     if device.platform == 'tpu' and not (follows and score.window):
         attention = splash
-    elif device.platform == 'gpu' and _has_cudnn(device, query) and score.cap is None:
+    elif is_ampere(device) and _has_cudnn(query) and score.cap is None:
         attention = cudnn
     else:
         return None
@@ -81,11 +81,21 @@ def over_devices(
     )
 
 
-def _has_cudnn(device: Any, query: jax.ShapeDtypeStruct) -> bool:
-    """cuDNN's attention takes 16 bits and heads of at most 128, on Ampere and later."""
-    recent = 'NVIDIA' in device.device_kind and float(device.compute_capability) >= 8
+def first_device(mesh: Mesh | None) -> Any:
+    """The first of the devices; JAX's where there is no mesh."""
+    return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+
+
+def is_ampere(device: Any) -> bool:
+    """Whether it is a GPU of NVIDIA's, of that generation or later."""
+    nvidia = device.platform == 'gpu' and 'NVIDIA' in device.device_kind
+    return nvidia and float(device.compute_capability) >= 8
+
+
+def _has_cudnn(query: jax.ShapeDtypeStruct) -> bool:
+    """cuDNN's attention takes 16 bits and heads of at most 128."""
     narrow, H = query.dtype in (jnp.bfloat16, jnp.float16), query.shape[-1]
-    return recent and narrow and H <= 128 and H % 8 == 0
+    return narrow and H <= 128 and H % 8 == 0
 
 
 def reach(windows: tuple[int, ...], size: int) -> int | None:

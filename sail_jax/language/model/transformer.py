@@ -21,11 +21,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sail_jax.language.model import fused, sharding
+from sail_jax.language.model import decode_kernel, fused, sharding
 from sail_jax.language.model.architecture import Architecture
 from sail_jax.language.model.attention import Memory, Scoring, as_prefix, attend
 from sail_jax.language.model.families import FAMILIES
-from sail_jax.language.model.layers import Block, Linear, Make, parts_of, unchanged
+from sail_jax.language.model.layers import Block, Linear, Make, OneKernelNorm, parts_of, unchanged
 from sail_jax.language.model.rotary import Rotary, Rotation
 from sail_jax.training import devices
 
@@ -123,12 +123,14 @@ class Decoder(nnx.Module):
         self.length: int | None = None
         types: dict[str, Any] = {'dtype': dtype, 'param_dtype': param_dtype}
         init, parts = nnx.initializers.normal(0.02), parts_of(a)
+        on_gpu = fused.first_device(mesh).platform == 'gpu'
+        norm_class = OneKernelNorm if on_gpu and parts.norm is nnx.RMSNorm else parts.norm
 
         def linear(*sizes: int, **kwargs) -> Linear:
             return Linear(*sizes, kernel_init=init, **types, **kwargs)
 
         def norm(size: int, rngs: nnx.Rngs) -> nnx.Module:
-            return parts.norm(size, epsilon=a.norm_eps, rngs=rngs, **types)
+            return norm_class(size, epsilon=a.norm_eps, rngs=rngs, **types)
 
         @nnx.split_rngs(splits=a.layers)
         @nnx.vmap
@@ -316,8 +318,9 @@ class Decoder(nnx.Module):
         rotary = Rotary.of(a, self.length)
 
         for i, block in enumerate(weights.blocks):
-            remember = partial(_write, memory.layer(i), index)
-            scoring = self._scoring(jnp.asarray(a.windows[i] if a.windows else 0))
+            remember = partial(memory.layer(i).write, index)
+            window = a.windows[i] if a.windows else 0
+            scoring = self._scoring(jnp.asarray(window), self._token_kernel(at, window))
             rotation = rotary.rotation(rotary.of_layers[i], at)
             through = Pass(at, rotation, remember, rows, self._width(a.heads * a.head_dim))
             x, layer = self._layer(block, x, through, scoring, prefix.layer(i))
@@ -358,6 +361,14 @@ class Decoder(nnx.Module):
         score = fused.Score(scale=scoring.scale, cap=scoring.cap, window=window)
         return fused.kernel(score, query, self.mesh, self._heads, follows=before > 0)
 
+    def _token_kernel(self, at_BxLx1: jax.Array, window: int) -> fused.Kernel | None:
+        """Of attention of one token of each lane, where the devices have one."""
+        a, scoring = self.architecture, self._scoring(jnp.asarray(window))
+        query = jax.ShapeDtypeStruct((*at_BxLx1.shape, a.heads, a.head_dim), self.dtype)
+        score = fused.Score(scale=scoring.scale, cap=scoring.cap, window=window)
+        attend = decode_kernel.kernel(score, query, self.mesh, self._heads)
+        return attend and partial(attend, at_BxLx1)
+
     def _layer(
         self,
         block: Block,
@@ -385,15 +396,3 @@ class Decoder(nnx.Module):
 
         x, memory = block(x_BxLxTxD, attention)
         return self.on_mesh(x, rows), memory
-
-
-def _write(memory: Memory, index: jax.Array, keys: jax.Array, values: jax.Array) -> Memory:
-    """A layer's memory with the keys and values of the token at `index`."""
-
-    def write(to: jax.Array, value: jax.Array) -> jax.Array:
-        # Fused into what reads it, the update would no longer be in place.
-        return jax.lax.optimization_barrier(
-            jax.lax.dynamic_update_slice_in_dim(to, value, index, axis=-2)
-        )
-
-    return memory._replace(keys=write(memory.keys, keys), values=write(memory.values, values))
