@@ -69,6 +69,7 @@ setup(
             'ruff>=0.8',
             'starlette>=1.0',  # As of the extra `label`.
             'uvicorn>=0.40',
+            'av>=14',  # As of the extra `video`.
             'setuptools>=77',  # Builds the wheel that a test installs.
             'tensorboard>=2.18',
         ],
@@ -85,6 +86,7 @@ setup(
         'label': ['starlette>=1.0', 'uvicorn>=0.40'],
         'playground': ['playground>=0.2'],
         'tensorboard': ['tensorboard>=2.18'],
+        'video': ['av>=14'],
         'wandb': ['wandb>=0.19'],
     },
     entry_points={'console_scripts': ['sail-jax = sail_jax.cli:main']},

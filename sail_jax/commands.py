@@ -139,9 +139,14 @@ def _add_plot(commands: Commands) -> None:
 
 
 def _add_render(commands: Commands) -> None:
-    command = commands.add_parser('render', help='an episode as a web page')
+    command = commands.add_parser('render', help='an episode as a web page or a film')
     command.add_argument('run', type=Path, help='a run directory')
-    command.add_argument('--out', type=option_types.file, default=Path('episode.html'))
+    command.add_argument(
+        '--out',
+        type=option_types.file,
+        default=Path('episode.html'),
+        help='a film where it ends in .mp4 or .gif',
+    )
     command.add_argument(
         '--seed', type=option_types.integer(0), default=0, help='of the start state'
     )

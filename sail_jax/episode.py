@@ -2,6 +2,8 @@
 
 import dataclasses
 import html
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 from sail_jax import files
@@ -9,11 +11,24 @@ from sail_jax.errors import UserError
 
 HEIGHT = 480
 """Pixels of a notebook's output."""
+FILMS = {'.mp4': 'av', '.gif': 'PIL'}
+"""What a film's name ends in, and the package that writes it."""
+
+
+def check(path: str | Path) -> None:
+    """Refuses a film that nothing here could write, before there is an episode.
+
+    Raises:
+      UserError: naming what is missing.
+    """
+    package = FILMS.get(Path(path).suffix)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise UserError(f"{path}: needs {package}; pip install 'sail-jax[video]'")
 
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-    """An episode of a policy as a web page that needs nothing else."""
+    """An episode of a policy as a web page that needs nothing else, or as a film."""
 
     page: str = dataclasses.field(repr=False)
     """HTML."""
@@ -21,18 +36,25 @@ class Episode:
     """Under the true reward."""
     length: int
     """In env steps."""
+    film: Callable[[Path], None] = dataclasses.field(repr=False, compare=False)
+    """Writes it as a film, `.mp4` or `.gif`."""
 
     def write(self, path: str | Path) -> None:
-        """Writes the page; the directory is made.
+        """Writes the page, or a film where the name ends in `.mp4` or `.gif`; the directory is
+        made.
 
         Raises:
-          UserError: the file cannot be written.
+          UserError: the file cannot be written, or nothing here can draw a film.
         """
         path = Path(path)
+        check(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix in FILMS:
+                self.film(path)
+                return
         except OSError as error:
-            raise UserError(f'{path}: {error.strerror}') from None
+            raise UserError(f'{path}: {error.strerror or error}') from None
         files.write(path, self.page.encode())
 
     def _repr_html_(self) -> str:

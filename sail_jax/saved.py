@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sail_jax import configfile, files, runs, scalars, workloads
+from sail_jax import episode as episodes
 from sail_jax.errors import UserError
 from sail_jax.kind import Command, Saved
 
@@ -46,12 +47,13 @@ def render(
     best: bool = False,
     **handed: Any,
 ) -> Episode:
-    """An episode of a run's policy as a web page that needs nothing else.
+    """An episode of a run's policy as a web page that needs nothing else, or as a film.
 
     A notebook's cell that ends with it shows it.
 
     Args:
-      out: the file to write the page to; none writes nothing.
+      out: the file to write the page to, or a film where its name ends in `.mp4` or `.gif`; none
+        writes nothing.
       seed: of the start state and the noise.
       stochastic: sample actions, instead of taking the distribution's mode.
       start: the policy before training.
@@ -65,6 +67,8 @@ def render(
       UserError: as of `open_run`; a workload or an environment of which there is no picture; the
         file cannot be written.
     """
+    if out is not None:
+        episodes.check(out)
     draw, saved, handed = _saved(Path(run_dir), best, 'render', handed)
     seed = _integer('seed', seed)
     episode = draw(saved, seed=seed, stochastic=stochastic, start=start, **handed)

@@ -1,8 +1,9 @@
-"""One episode as a web page that needs nothing else."""
+"""One episode as a web page that needs nothing else, or as a film."""
 
 import base64
 import json
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -11,10 +12,9 @@ import sail_jax.control.compat  # noqa: F401
 import jax
 import jax.numpy as jnp
 import numpy as np
-from brax.base import System
 from brax.envs.base import Env, PipelineEnv, State
 
-from sail_jax.control import envs
+from sail_jax.control import envs, film
 from sail_jax.control import policy as control_policy
 from sail_jax.control.policy import ActorNetworks
 from sail_jax.core import precision
@@ -32,7 +32,9 @@ SHAPES = {
     7: 'mesh',
 }
 """MuJoCo's kinds of geom that are drawn."""
-GREY, BROWN = (0.5, 0.5, 0.5, 1.0), (0.62, 0.47, 0.35, 1.0)
+VISUAL = (0, 1, 2)
+"""Groups of geoms that are there to be seen; MuJoCo's viewer hides the others too."""
+GREY, WHITE, BROWN = (0.5, 0.5, 0.5, 1.0), (1.0, 1.0, 1.0, 1.0), (0.62, 0.47, 0.35, 1.0)
 
 
 class Drive(NamedTuple):
@@ -66,11 +68,14 @@ def render(
       make_networks: of the environment and the run.
 
     Raises:
-      UserError: the environment is not one of Brax's.
+      UserError: the environment cannot be drawn.
     """
     env = envs.make(run.env) if env is None else env
-    if not isinstance(env, PipelineEnv):
-        raise UserError(f'render: only Brax environments have this viewer, not {run.env.backend}')
+    if model(env) is None:
+        raise UserError(
+            'render: only environments of Brax and MuJoCo Playground have this viewer, not '
+            f'{run.env.backend}'
+        )
     networks = make_networks(env, run)
     record = precision.traced_at(precision.resolved(run))(_drive)
     drive = record(env, networks, run.env.episode_length, policy, seed, stochastic)
@@ -83,12 +88,22 @@ def render(
         'rewards': _base64(drive.reward_T),
     }
     return Episode(
-        page=page(shown), episode_return=float(drive.reward_T.sum()), length=len(drive.reward_T)
+        page=page(shown),
+        episode_return=float(drive.reward_T.sum()),
+        length=len(drive.reward_T),
+        film=partial(film.write, shown, drive.pose_TxLx7),
     )
 
 
+def model(env: Any) -> Any:
+    """MuJoCo's model of what is drawn of an environment; None where there is nothing to draw."""
+    if isinstance(env, PipelineEnv):
+        return env.sys.mj_model
+    return getattr(env, 'mj_model', None)
+
+
 def _drive(
-    env: PipelineEnv,
+    env: Env,
     networks: ActorNetworks,
     episode_length: int,
     policy: Policy,
@@ -118,22 +133,25 @@ def _drive(
 
 
 def pose(state: State) -> jax.Array:
-    """Position and rotation (w, x, y, z) of every link in a Brax environment's state, [L, 7]."""
-    where: Any = state.pipeline_state
+    """Position and rotation (w, x, y, z) of every link in the state of an environment of Brax or
+    of MuJoCo Playground, [L, 7]."""
+    where: Any = state.pipeline_state if isinstance(state, State) else state
+    if hasattr(where, 'data'):  # Of Playground; its first body is the world.
+        return jnp.concatenate([where.data.xpos[1:], where.data.xquat[1:]], -1)
     return jnp.concatenate([where.x.pos, where.x.rot], -1)
 
 
-def world(env: PipelineEnv, pose_Lx7: np.ndarray) -> dict[str, Any]:
+def world(env: Env, pose_Lx7: np.ndarray) -> dict[str, Any]:
     """What `scene.js` draws of an environment, wherever its links are; seconds of an env step.
 
     Args:
       pose_Lx7: of a start, which the camera is set to.
     """
     return {
-        'dt': float(env.dt),
+        'dt': float(env.dt),  # pyright: ignore[reportAttributeAccessIssue]
         'view': _view(pose_Lx7),
         'links': len(pose_Lx7),
-        'geoms': geoms(env.sys),
+        'geoms': geoms(model(env)),
     }
 
 
@@ -145,30 +163,39 @@ def page(shown: dict[str, Any]) -> str:
     return template.replace('SCENE', scene, 1).replace('EPISODE', data, 1)
 
 
-def geoms(system: System) -> list[dict[str, Any]]:
-    """What is drawn of a simulated system: shapes, and the links that carry them (-1: the world).
+def geoms(model: Any) -> list[dict[str, Any]]:
+    """What is drawn of MuJoCo's model: shapes, and the links that carry them (-1: the world).
 
     Lengths in metres, rotations as (w, x, y, z), colours as red, green, blue and opacity.
     """
-    drawn, model = [], system.mj_model
+    drawn = []
     for i, kind in enumerate(model.geom_type):
-        if int(kind) not in SHAPES:
+        if int(kind) not in SHAPES or model.geom_group[i] not in VISUAL:
             continue
-        color = model.geom_rgba[i].tolist()
-        if np.allclose(color, GREY):  # Nobody chose it.
-            color = BROWN
         geom = {
             'type': SHAPES[int(kind)],
             'link': int(model.geom_bodyid[i]) - 1,
             'pos': model.geom_pos[i].tolist(),
             'rot': model.geom_quat[i].tolist(),
             'size': model.geom_size[i].tolist(),
-            'color': color,
+            'color': _color(model, i),
         }
         if geom['type'] == 'mesh':
             geom |= _mesh(model, int(model.geom_dataid[i]))
         drawn.append(geom)
     return drawn
+
+
+def _color(model: Any, i: int) -> list[float]:
+    """Of a geom: its own, or its material's; brown where nobody chose one (a white material has a
+    texture, which is not drawn)."""
+    material = model.geom_matid[i]
+    color = model.geom_rgba[i]
+    if np.allclose(color, GREY) and material >= 0:
+        color = model.mat_rgba[material]
+    if np.allclose(color, GREY) or (material >= 0 and np.allclose(color, WHITE)):
+        return list(BROWN)
+    return color.tolist()
 
 
 def _mesh(model: Any, i: int) -> dict[str, Any]:

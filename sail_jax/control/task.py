@@ -115,8 +115,8 @@ def make(
     networks = control_policy.make_networks(env, run)
     exchange = None
     if run.labeller.by_people:
-        drawn = people.drawable(run, env, segment_reward)
-        exchange = partial(people.open_exchange, run, drawn, mesh)
+        people.require_drawable(run, env, segment_reward)
+        exchange = partial(people.open_exchange, run, env, mesh)
     return Task(
         workload=workload.make(env, networks, run, mesh, segment_reward),
         shardings=partial(shardings, mesh),

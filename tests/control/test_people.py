@@ -67,7 +67,7 @@ def test_settings_of_people_and_of_teachers_do_not_mix(labeller, said):
 def test_people_are_asked_for_one_run_of_an_environment_that_can_be_drawn(tmp_path):
     seeds = run().model_copy(update={'seeds': 2})
     assert 'without seeds and sweep' in message(check, seeds)
-    with pytest.raises(UserError, match='only Brax environments can be drawn'):
+    with pytest.raises(UserError, match='only environments of Brax and MuJoCo Playground can be'):
         sail_jax.train(run(), tmp_path / 'a', env=Point(), quiet=True)
     with pytest.raises(UserError, match='segment_reward: not used by'):
         sail_jax.train(run(), tmp_path / 'b', segment_reward=lambda s: s.reward, quiet=True)

@@ -96,7 +96,7 @@ def test_a_browser_draws_it(drawn, tmp_path):
 @pytest.mark.parametrize('name', ['pusher', 'humanoid'])
 def test_every_geom_is_drawn(name):
     env = envs.make(RUN.env.model_copy(update={'name': name}))
-    geoms = render.geoms(env.sys)
+    geoms = render.geoms(render.model(env))
     assert len(geoms) == env.sys.ngeom
     assert {geom['type'] for geom in geoms} <= {'plane', 'sphere', 'capsule', 'cylinder', 'box'}
     json.dumps(geoms)
@@ -105,6 +105,29 @@ def test_every_geom_is_drawn(name):
 def test_what_cannot_be_drawn_or_written_is_one_line(tmp_path):
     env = Point()
     fresh = policy.init(jax.random.key(0), env, policy.make_networks(env, RUN), RUN)
-    with pytest.raises(UserError, match='only Brax environments have this viewer'):
+    with pytest.raises(UserError, match='only environments of Brax and MuJoCo'):
         render.render(RUN, fresh, 0, True, env=env)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_an_episode_of_playground_is_drawn_as_mujoco_has_it(tmp_path):
+    pytest.importorskip('mujoco_playground')
+    import mujoco
+
+    settings = {'env': {'name': 'CartpoleBalance', 'backend': 'playground', 'episode_length': 4}}
+    run = ControlRun.model_validate(SETTINGS | settings)
+    env = envs.make(run.env)
+    state = jax.jit(env.reset)(jax.random.PRNGKey(0))
+    model, data = render.model(env), mujoco.MjData(render.model(env))
+    data.qpos[:] = state.data.qpos
+    mujoco.mj_forward(model, data)
+    pose = np.asarray(render.pose(state))
+    np.testing.assert_allclose(pose[:, :3], data.xpos[1:], atol=1e-5)
+    np.testing.assert_allclose(pose[:, 3:], data.xquat[1:], atol=1e-5)
+    fresh = policy.init(jax.random.key(0), env, policy.make_networks(env, run), run)
+    episode = render.render(run, fresh, 0, False)
+    shown = json.loads(Elements(episode.page).within['episode'])
+    assert shown['links'] == model.nbody - 1 == 2
+    assert {geom['link'] for geom in shown['geoms']} == {-1, 0, 1}
+    assert len(np.frombuffer(base64.b64decode(shown['poses']), '<f4')) == 5 * 2 * 7

@@ -15,7 +15,7 @@ import sail_jax.control.compat  # noqa: F401
 import jax
 import jax.numpy as jnp
 import numpy as np
-from brax.envs.base import Env, PipelineEnv
+from brax.envs.base import Env
 from jax.sharding import Mesh
 
 from sail_jax.control import policy as control_policy
@@ -48,8 +48,8 @@ Learn = Callable[[LearnedReward, AskedPeople, Told, jax.Array], tuple[LearnedRew
 """Puts answers into their places, and fits the ensemble on all that there are."""
 
 
-def drawable(run: ControlRun, env: Env, segment_reward: Any) -> PipelineEnv:
-    """The environment, which people can be asked about.
+def require_drawable(run: ControlRun, env: Env, segment_reward: Any) -> None:
+    """Refuses what people cannot be asked about.
 
     Raises:
       UserError: they cannot; naming why.
@@ -57,10 +57,12 @@ def drawable(run: ControlRun, env: Env, segment_reward: Any) -> PipelineEnv:
     who = 'labeller.source: people'
     if segment_reward is not None:
         raise UserError(f'segment_reward: not used by {who}, who go by what they see')
-    if not isinstance(env, PipelineEnv):
-        raise UserError(f'{who}: only Brax environments can be drawn, not {run.env.backend}')
+    if render.model(env) is None:
+        raise UserError(
+            f'{who}: only environments of Brax and MuJoCo Playground can be drawn, not '
+            f'{run.env.backend}'
+        )
     hosts.require_one_process(f'runs with {who}')
-    return env
 
 
 def make_learn(run: ControlRun, env: Env, mesh: Mesh) -> Learn:
@@ -165,7 +167,7 @@ class People:
         return state._replace(sampler=state.sampler._replace(reward=reward, asked=asked))
 
 
-def open_exchange(run: ControlRun, env: PipelineEnv, mesh: Mesh, run_dir: Path) -> HostExchange:
+def open_exchange(run: ControlRun, env: Env, mesh: Mesh, run_dir: Path) -> HostExchange:
     """How a run asks people, and learns of their answers.
 
     Raises:
