@@ -146,7 +146,7 @@ def main() -> None:
     for path, run in runs.items():
         parallel = run.env_steps_per_update // run.rollout.segment_length
         results['configs'][path] = {
-            'env': f'{run.env.name} ({run.env.backend})',
+            'env': run.env.subject,
             'parallel_envs': parallel,
             'segment_length': run.rollout.segment_length,
             'env_steps_per_call': options.updates * run.env_steps_per_update,

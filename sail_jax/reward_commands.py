@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sail_jax import option_types, saved, terminal
+from sail_jax import files, option_types, saved, terminal
 from sail_jax.errors import UserError
 
 
@@ -68,6 +68,8 @@ def _export_reward(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     file = None if options.reward.is_dir() else options.reward
+    if not files.exists(options.reward):
+        raise UserError(f'{options.reward}: no such file or directory')
     if file is not None and options.on is None:
         raise UserError(
             f'{file}: a reward has no behaviour to judge; name a run whose policies act: --on RUN'

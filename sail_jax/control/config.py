@@ -33,6 +33,11 @@ class Environment(Section):
     episode_length: int = Field(default=1000, ge=1, le=2**20)
     """Env steps after which an episode is cut off."""
 
+    @property
+    def subject(self) -> str:
+        """Which task on which physics, in words."""
+        return f'{self.name} ({self.backend})'
+
 
 class Network(Section):
     """Brax's PPO policy: an MLP with a tanh-squashed normal on top."""

@@ -60,7 +60,7 @@ FIGURE = Figure(
         'eval/deterministic_return': 'return (deterministic policy)',
         'eval/kl_policy_to_start': 'KL(policy || start), nats per step',
     },
-    subject=lambda run: f'{run.env.name} ({run.env.backend})',
+    subject=lambda run: run.env.subject,
     penalised=penalised,
 )
 CALLS: dict[Doing, str] = {

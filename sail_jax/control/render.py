@@ -81,7 +81,7 @@ def render(
     drive = record(env, networks, run.env.episode_length, policy, seed, stochastic)
     shown = {
         'run': name,
-        'env': f'{run.env.name} ({run.env.backend})',
+        'env': run.env.subject,
         'policy': f'{whose}, {"sampled actions" if stochastic else "mode"}, seed {seed}',
         **world(env, drive.pose_TxLx7[0]),
         'poses': _base64(drive.pose_TxLx7),

@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from sail_jax.control.reward.config import RewardEnsemble
 from sail_jax.control.reward.evaluate import Played
 from sail_jax.control.reward.state import begun, nothing
 from tests.support.checkpoints import same
+from tests.support.disk import disk_of
 from tests.support.refused import message
 from tests.support.toy import Point, make_run, train
 
@@ -77,6 +79,8 @@ GOOD = {'obs': [[[0.0, 1.0]], [[1.0, 0.0]]], 'action': [[[0.5]], [[0.1]]], 'choi
         ({'action': [[[0.1], [0.2]], [[0.1]]]}, ':2: action: as many steps as obs'),
         ({'choice': 2}, ':2: choice: should be null or from 0 to 1, got 2'),
         ({'choice': True}, ':2: choice: should be null or from 0 to 1, got True'),
+        ({'obs': [[[10**400, 1.0]], [[1.0, 0.0]]]}, ':2: obs: expected rows of numbers'),
+        ({'obs': [[[1e39, 1.0]], [[1.0, 0.0]]]}, ':2: obs: NaN or infinity'),
     ],
 )
 def test_a_row_that_is_none_is_one_line(tmp_path, change, said):
@@ -92,6 +96,7 @@ def test_a_row_that_is_none_is_one_line(tmp_path, change, said):
         ('a.jsonl', b'{"obs"', ':1: not JSON'),
         ('a.jsonl', b'[1]', ':1: expected an object, got list'),
         ('a.arrayrecord', b'no such thing', ': cannot be read ('),
+        ('a.jsonl', b'<html>', ': an HTML page in the place of the file'),
         ('b.jsonl', None, ': No such file'),
     ],
 )
@@ -100,6 +105,58 @@ def test_a_file_that_is_none_is_one_line(tmp_path, name, content, said):
     if content is not None:
         path.write_bytes(content)
     assert message(answers.read, path, WIDTHS).startswith(f'{path}{said}')
+
+
+def test_answers_that_nobody_gave_are_none(tmp_path):
+    """Nothing would be learned from them, without a word."""
+    path = tmp_path / 'answers.jsonl'
+    path.write_text('\n'.join([json.dumps(GOOD | {'choice': None})] * 3))
+    said = f'{path}: no answers: none of its 3 rows has a choice'
+    assert message(answers.read, path, WIDTHS) == said
+    path.write_text(json.dumps({('label' if key == 'choice' else key): GOOD[key] for key in GOOD}))
+    said = f'{path}:1: choice: missing; null where nobody could tell'
+    assert message(answers.read, path, WIDTHS) == said
+
+
+def test_a_damaged_record_is_one_line(tmp_path):
+    path = tmp_path / 'answers.arrayrecord'
+    answers.write(path, iter([GOOD] * 50))
+    content = bytearray(path.read_bytes())
+    content[200] ^= 0xFF
+    path.write_bytes(content)
+    assert message(answers.read, path, WIDTHS).startswith(f'{path}: cannot be read (Corrupted')
+
+
+def test_what_was_asked_of_a_segment_without_a_step_is_left_out(tmp_path):
+    reward = told()
+    mask = reward.answers.mask.copy()
+    mask[1, 0] = 0
+    reward = reward._replace(answers=reward.answers._replace(mask=mask))
+    path = tmp_path / 'answers.jsonl'
+    answers.write(path, answers.rows(reward, 'teacher', env_steps_per_update=100))
+    assert len(answers.read(path, WIDTHS).prob) == 2
+
+
+@pytest.mark.parametrize('name', ['answers.jsonl', 'answers.arrayrecord', 'reward.safetensors'])
+def test_of_what_a_full_disk_does_not_take_no_part_stays(tmp_path, params, name):
+    path = tmp_path / name
+    with disk_of(300):
+        if path.suffix == '.safetensors':
+            said = message(weights.save, path, params, SETTINGS, 'point (none)')
+        else:
+            said = message(answers.write, path, iter([GOOD] * 9))
+    assert 'File too large' in said
+    assert not path.exists()
+
+
+def test_a_file_is_written_where_a_link_leads(tmp_path, params):
+    """As root, a device that was replaced would be lost to the whole system."""
+    path, link = tmp_path / 'there', tmp_path / 'reward.safetensors'
+    path.touch()
+    link.symlink_to(path)
+    weights.save(link, params, SETTINGS, 'point (none)')
+    assert link.is_symlink()
+    same(weights.load(path, params, 'point (none)'), params)
 
 
 @pytest.fixture(scope='module')
@@ -111,24 +168,42 @@ def params():
 def test_a_reward_is_read_as_it_was_written(tmp_path, params):
     path = tmp_path / 'reward.safetensors'
     weights.save(path, params, SETTINGS, 'point (none)')
-    same(weights.load(path, params), params)
+    same(weights.load(path, params, 'point (none)'), params)
     assert weights.settings(path) == SETTINGS
+
+
+def test_a_reward_is_of_the_type_that_is_needed(tmp_path, params):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    path = tmp_path / 'reward.safetensors'
+    weights.save(path, half, SETTINGS, 'point (none)')
+    rounded = jax.tree.map(lambda x: x.astype(np.float32), half)
+    same(weights.load(path, params, 'point (none)'), rounded)
+
+
+def test_a_reward_of_another_environment_is_told(tmp_path, params, capsys):
+    path = tmp_path / 'reward.safetensors'
+    weights.save(path, params, SETTINGS, 'halfcheetah (spring)')
+    weights.load(path, params, 'halfcheetah (spring)')
+    assert capsys.readouterr().err == ''
+    weights.load(path, params, 'walker2d (spring)')
+    said = f'{path}: a reward of halfcheetah (spring), used on walker2d (spring)\n'
+    assert capsys.readouterr().err == said
 
 
 def test_another_reward_is_refused(tmp_path, params):
     path = tmp_path / 'reward.safetensors'
     weights.save(path, params, SETTINGS, 'point (none)')
     other = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), params)
-    said = message(weights.load, path, other)
+    said = message(weights.load, path, other, 'point (none)')
     assert said.startswith(
         f'{path}: a reward of point (none): params.hidden_0.bias is (2, 4); this'
     )
     assert said.endswith('reward.members and reward.hidden need (3, 4)')
     broken = jax.tree.map(lambda x: x * np.nan, params)
     weights.save(path, broken, SETTINGS, 'point (none)')
-    assert message(weights.load, path, params).endswith('NaN or infinity')
+    assert message(weights.load, path, params, 'point (none)').endswith('NaN or infinity')
     path.write_bytes(b'junk')
-    for read in (weights.settings, lambda path: weights.load(path, params)):
+    for read in (weights.settings, lambda path: weights.load(path, params, 'point (none)')):
         assert 'cannot be read' in message(read, path)
     np.savez(path.open('wb'), a=1)
     assert message(weights.settings, path)

@@ -8,7 +8,9 @@
 could tell; `source` says who answered, `env_steps` when it was asked.
 """
 
+import contextlib
 import json
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -36,7 +38,8 @@ class Widths(NamedTuple):
 
 
 def rows(reward: LearnedReward, source: str, env_steps_per_update: int) -> Iterator[dict[str, Any]]:
-    """The questions that a run has asked, in their order.
+    """The questions that a run has asked, in their order; without those of which a segment has no
+    step, since the simulator broke as it began.
 
     Args:
       reward: on the host.
@@ -45,6 +48,8 @@ def rows(reward: LearnedReward, source: str, env_steps_per_update: int) -> Itera
     answers = reward.answers
     for n in np.flatnonzero(np.asarray(reward.update_N)):
         steps = np.asarray(answers.mask[n]).sum(-1).astype(int)
+        if not steps.all():
+            continue
         both = lambda x, n=n, steps=steps: [
             np.asarray(x[n, i, : steps[i]]).tolist() for i in (0, 1)
         ]
@@ -61,33 +66,43 @@ def write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
     """Writes a file; an ArrayRecord where its name ends so, else JSON lines.
 
     Raises:
-      TrainingFailed: it cannot be written.
+      UserError, TrainingFailed: it cannot be written; no part of it stays.
     """
     lines = [json.dumps(row).encode() for row in rows]
     with files.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix != ARRAY_RECORD:
-            path.write_bytes(b''.join(line + b'\n' for line in lines))
-            return
-        # A row a group, so that any of them is read by itself.
-        writer = ArrayRecordWriter(str(path), 'group_size:1')
-        for line in lines:
-            writer.write(line)
-        writer.close()
+    records = path.suffix == ARRAY_RECORD
+    files.write(path, _array_record(lines) if records else b''.join(x + b'\n' for x in lines))
+
+
+def _array_record(records: list[bytes]) -> bytes:
+    """The content of a file."""
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            part = Path(directory) / f'part{ARRAY_RECORD}'
+            # A row a group, so that any of them is read by itself.
+            writer = ArrayRecordWriter(str(part), 'group_size:1')
+            for record in records:
+                writer.write(record)
+            writer.close()
+            return part.read_bytes()
+    except (OSError, RuntimeError) as error:  # The library's are all of the second kind.
+        raise UserError(f'{ARRAY_RECORD[1:]}: cannot be written ({one_line(error)})') from None
 
 
 def read(path: Path, widths: Widths) -> Comparisons:
     """Reads a file of `write`, or of anybody who writes such rows; padded to its longest segment.
 
     Raises:
-      UserError: it cannot be read or has no row; a row is not one, or of another environment.
+      UserError: it cannot be read or has no answer; a row is not one, or of another environment.
     """
-    dataset = grain.MapDataset.source(_records(path)).map_with_index(
-        partial(_decoded, path, widths)
-    )
-    read_rows: list[dict[str, Any]] = [dataset[i] for i in range(len(dataset))]  # pyright: ignore[reportAssignmentType]
-    if not read_rows:
-        raise UserError(f'{path}: no answers')
+    with _readable(path):
+        dataset = grain.MapDataset.source(_records(path)).map_with_index(
+            partial(_decoded, path, widths)
+        )
+        read_rows: list[dict[str, Any]] = [dataset[i] for i in range(len(dataset))]  # pyright: ignore[reportAssignmentType]
+    if all(row['choice'] is None for row in read_rows):
+        raise UserError(f'{path}: no answers: none of its {len(read_rows)} rows has a choice')
     N, T = len(read_rows), max(len(obs) for row in read_rows for obs in row['obs'])
     obs = np.zeros((N, 2, T, widths.obs), np.float32)
     action = np.zeros((N, 2, T, widths.action), np.float32)
@@ -106,13 +121,22 @@ def read(path: Path, widths: Widths) -> Comparisons:
 
 def _records(path: Path) -> Any:
     """A sequence of bytes."""
-    if path.suffix != ARRAY_RECORD:
-        return [line for line in files.lines(path, MAX_ROW) if line.strip()]
     files.check(path)
-    try:
+    if path.suffix == ARRAY_RECORD:
         return grain.sources.ArrayRecordDataSource(str(path))
-    except Exception as error:  # Of a library in C++, whatever the damage happens to hit.
-        raise UserError(f'{path}: cannot be read ({one_line(error)})') from None
+    return [line for line in files.lines(path, MAX_ROW) if line.strip()]
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever a library in C++ says of the damage that it happens to hit, a record's too."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = one_line(error) or type(error).__name__
+        raise UserError(f'{path}: cannot be read ({why})') from None
 
 
 def _decoded(path: Path, widths: Widths, index: int, record: bytes) -> dict[str, Any]:
@@ -128,7 +152,9 @@ def _decoded(path: Path, widths: Widths, index: int, record: bytes) -> dict[str,
     action = _segments(where, row, 'action', widths.action)
     if any(len(a) != len(b) for a, b in zip(obs, action, strict=True)):
         raise UserError(f'{where}: action: as many steps as obs are needed')
-    choice = row.get('choice')
+    if 'choice' not in row:
+        raise UserError(f'{where}: choice: missing; null where nobody could tell')
+    choice = row['choice']
     number = isinstance(choice, int | float) and not isinstance(choice, bool)
     if choice is not None and not (number and 0 <= choice <= 1):
         raise UserError(f'{where}: choice: should be null or from 0 to 1, got {choice!r:.40}')
@@ -140,8 +166,9 @@ def _segments(where: str, row: dict[str, Any], key: str, width: int) -> list[np.
     if not isinstance(both, list) or len(both) != 2:
         raise UserError(f'{where}: {key}: expected two segments')
     try:
-        arrays = [np.asarray(segment, np.float32) for segment in both]
-    except (ValueError, TypeError):
+        with np.errstate(over='ignore'):  # Infinity, which is refused.
+            arrays = [np.asarray(segment, np.float32) for segment in both]
+    except (ValueError, TypeError, OverflowError):
         raise UserError(f'{where}: {key}: expected rows of numbers, all of one length') from None
     for array in arrays:
         if array.ndim != 2 or not len(array) or array.shape[1] != width:

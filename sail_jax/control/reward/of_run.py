@@ -56,8 +56,8 @@ def export_answers(saved: Saved, out: Path, env: Env | None = None) -> Path:
 
 def export_reward(saved: Saved, out: Path, env: Env | None = None) -> Path:
     """Writes the ensemble; see `weights.save`."""
-    name = f'{saved.run.env.name} ({saved.run.env.backend})'
-    weights.save(out, learned(saved.run, saved.run_dir, env).fitted.params, saved.run.reward, name)
+    params = learned(saved.run, saved.run_dir, env).fitted.params
+    weights.save(out, params, saved.run.reward, saved.run.env.subject)
     return out
 
 
@@ -82,6 +82,7 @@ def evaluate_reward(
         directory = reward or saved.run_dir
         whose: ControlRun = runs_of(directory) if reward else run
         settings, params = whose.reward, learned(whose, directory, env).fitted.params
+        weights.say_if_other(directory, whose.env.subject, run.env.subject)
     else:
         settings, params = weights.settings(reward), None
     shape = control_policy.observation_shape(made)
@@ -89,7 +90,7 @@ def evaluate_reward(
     if params is None:
         assert reward is not None
         abstract = jax.eval_shape(ensemble.init, jax.random.key(0)).params
-        params = weights.load(reward, abstract)
+        params = weights.load(reward, abstract, run.env.subject)
     known = {}
     if held_out is not None:
         widths = Widths(obs=observed(shape)[0], action=made.action_size)

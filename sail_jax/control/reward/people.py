@@ -176,7 +176,7 @@ def open_exchange(run: ControlRun, env: Env, mesh: Mesh, run_dir: Path) -> HostE
     first = jax.jit(lambda key: render.pose(env.reset(key)))(jax.random.PRNGKey(run.seed))
     about = {
         'kind': 'segments',
-        'task': f'{run.env.name} ({run.env.backend})',
+        'task': run.env.subject,
         'instruction': run.labeller.instruction,
         'repeat_every': run.labeller.repeat_every,
         'world': render.world(env, np.asarray(first)),

@@ -89,7 +89,7 @@ def make(
     start = None
     if settings.path is not None:
         abstract = jax.eval_shape(ensemble.init, jax.random.key(0)).params
-        start = weights.load(settings.path, abstract)
+        start = weights.load(settings.path, abstract, run.env.subject)
     prior = state.nothing(*widths)
     if settings.answers is not None:
         prior = answers.read(settings.answers, widths)
