@@ -108,14 +108,16 @@ def write(path: Path, content: bytes) -> None:
     """Writes a file; where there is no room for all of it, no part of it stays.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: it cannot be written; what cannot be opened stays as it is.
     """
+    opened = False
     try:
         with path.open('wb', buffering=0) as file:
+            opened = True
             while content:
                 content = content[file.write(content) :]
     except OSError as error:
-        if content and path.is_file():  # Not a device.
+        if opened and content and path.is_file():  # Not a device.
             with contextlib.suppress(OSError):
                 path.unlink()
         raise UserError(f'{path}: {error.strerror}') from None

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -82,6 +83,15 @@ def test_only_regular_files_are_left_to_libraries(tmp_path):
         refuse('not a regular file', files.digest, tmp_path / name)
     refuse('No such file', files.check, tmp_path / 'none')
     refuse('null', files.check, tmp_path / 'a\0b')
+
+
+def test_what_cannot_be_opened_for_writing_stays_as_it_is(tmp_path):
+    program = Path(shutil.copy('/bin/sleep', tmp_path / 'program'))
+    content = program.read_bytes()
+    with subprocess.Popen([program, '60']) as running:
+        refuse('Text file busy', files.write, program, b'another')
+        running.kill()
+    assert program.read_bytes() == content
 
 
 def test_lines_are_of_bounded_length_and_of_a_regular_file(tmp_path, monkeypatch):
