@@ -75,7 +75,7 @@ def require_same_origin(request: Request) -> None:
     Denied: the request is not of this page, as far as the browser says.
     """
     origin, site = request.headers.get('origin'), request.headers.get('sec-fetch-site')
-    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get('host')
+    foreign = origin is not None and _netloc(origin) != request.headers.get('host')
     if foreign or site not in (None, 'same-origin') or request.headers.get(HEADER) != '1':
         raise Denied(403, 'not from this page')
     if request.headers.get('content-type') != 'application/json':
@@ -108,6 +108,13 @@ async def body(request: Request) -> bytes:
         return await asyncio.wait_for(read(), BODY_S)
     except TimeoutError:
         raise Denied(408, 'the request did not come to its end') from None
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _name(netloc: str) -> str | None:

@@ -206,7 +206,7 @@ def _said(store: Store, body: Body, shown: ShownQuestion | None) -> dict[str, An
     said: dict[str, Any] = {'progress': progress._asdict() | {'waiting': progress.waiting}}
     if shown is None:
         return said | {'question': None}
-    drawn = payloads.for_page(store.about()['kind'], shown.payload, shown.turned)
+    drawn = payloads.for_page(store.about().get('kind', 'segments'), shown.payload, shown.turned)
     return said | {'question': {'ticket': shown.ticket, 'number': shown.number, **drawn}}
 
 

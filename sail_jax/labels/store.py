@@ -147,7 +147,7 @@ class Store:
         """`kind` of payload, `task` and `instruction` for the page, `repeat_every`, and what the
         kind needs; and `token`, which pages on other hosts have to know."""
         with self._reading() as db:
-            return {key: json.loads(value) for key, value in db.execute('select * from about')}
+            return self._about(db)
 
     def ask(self, questions: Sequence[Question]) -> None:
         """Adds questions; those that are there already stay as they are.
@@ -173,8 +173,7 @@ class Store:
         """A question for a page: the one it has, or one that no other page has; None where nothing
         is to be answered now."""
         with self._writing() as db:
-            repeat_every = json.loads(_one(db, "select value from about where key='repeat_every'"))
-            ticket = queue.next_ticket(db, client, repeat_every, time.time())
+            ticket = queue.next_ticket(db, client, self._about(db)['repeat_every'], time.time())
             return None if ticket is None else self._shown(db, ticket)
 
     def answer(self, ticket: str, client: str, who: str, choice: Choice) -> None:
@@ -278,6 +277,16 @@ class Store:
         """
         with self._reading() as db:
             return self._payload(db, number)
+
+    def _about(self, db: sqlite3.Connection) -> dict[str, Any]:
+        try:
+            about = {key: json.loads(value) for key, value in db.execute('select * from about')}
+        except ValueError:
+            about = {}
+        known = {'repeat_every': int, 'token': str}
+        if not all(isinstance(about.get(key), kind) for key, kind in known.items()):
+            raise UserError(f'{self.path}: damaged: what it is about cannot be read')
+        return about
 
     def _shown(self, db: sqlite3.Connection, ticket: Ticket) -> ShownQuestion:
         payload = self._payload(db, ticket.question)

@@ -129,6 +129,7 @@ def test_an_answer_has_a_name_and_a_choice(port, field, value):
     [
         ({'Origin': 'http://evil.example'}, 403, 'not from this page'),
         ({'Origin': 'null'}, 403, 'not from this page'),
+        ({'Origin': 'http://['}, 403, 'not from this page'),
         ({'Sec-Fetch-Site': 'cross-site'}, 403, 'not from this page'),
         ({'X-Sail-Label': ''}, 403, 'not from this page'),
         ({'Content-Type': 'text/plain'}, 415, 'expected JSON'),

@@ -162,6 +162,13 @@ def test_a_damaged_question_is_one_line(store):
     assert 'there is no question 77' in message(store.payload, 77)
 
 
+@pytest.mark.parametrize('value', ['[', '"ten"', 'null'])
+def test_a_store_that_says_nothing_of_itself_is_one_line(store, value):
+    sql(store.path, f"update about set value = '{value}' where key = 'repeat_every'")
+    for ask in (store.about, lambda: store.next(ANN)):
+        assert f'{store.path}: damaged' in message(ask)
+
+
 def sql(path, statement):
     db = sqlite3.connect(path)
     with db:

@@ -84,6 +84,7 @@ async function act(name, body) {
     show(await call(name, body));
   } catch (error) {  // Refused: somebody else was faster, or training has learned of it.
     const why = error.message;
+    if (error.refused === 400 && question) { ready(); trouble(why); return; }  // A name, say.
     if (error.refused !== 409) { trouble(why); return; }
     try { show(await call('next', {})); } catch (again) { trouble(again.message); return; }
     trouble(why);
