@@ -134,12 +134,17 @@ def test_it_learns_to_come_to_the_origin(tmp_path):
 
 
 def test_it_learns_to_balance(tmp_path):
-    """A pole stays up at least twice as long as under the untrained policy."""
+    """A pole stays up for the whole episode, or nearly. On `spring` none learns that, Brax's own
+    neither: it does not observe what its springs store."""
     run = sac.run(
         **LEARNING
         | {
             'total_env_steps': 12_000,
-            'env': {'name': 'inverted_pendulum', 'backend': 'spring', 'episode_length': 200},
+            'env': {
+                'name': 'inverted_pendulum',
+                'backend': 'generalized',
+                'episode_length': 200,
+            },
             'actor.hidden': (64, 64),
             'critic': {'hidden': (64, 64), 'tau': 0.005, 'target_every': 1},
             'rollout': {'envs': 4, 'steps': 50, 'random_env_steps': 1000, 'update_to_data': 1.0},
@@ -150,7 +155,7 @@ def test_it_learns_to_balance(tmp_path):
     )
     result = sail_jax.train(run, tmp_path / 'run', quiet=True)
     assert result.before['eval/return'] < 35
-    assert result.after['eval/return'] > 70
+    assert result.after['eval/return'] > 180
 
 
 PEBBLE = {
