@@ -314,7 +314,7 @@ def flatten(run: BaseModel) -> dict[str, Any]:
     return _flatten(run.model_dump(mode='json'))
 
 
-WHOLE = ('arguments', 'schedule_arguments', 'chat_template_kwargs', 'rewards')
+WHOLE = ('arguments', 'overrides', 'schedule_arguments', 'chat_template_kwargs', 'rewards')
 """Settings whose keys are the user's: of two runs they compare as a whole."""
 
 

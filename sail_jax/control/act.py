@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from brax.envs.base import Env
 
-from sail_jax.control import contract, envs
+from sail_jax.control import envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control.policy import ActorNetworks
 from sail_jax.core import precision
@@ -48,7 +48,7 @@ def make(
       env: the environment that `train` was given, if it was.
       make_networks: of the environment and the run.
     """
-    env = envs.make(run.env) if env is None else contract.sound(env)
+    env = envs.make(run.env, env)
     networks = make_networks(env, run)
     shapes = control_policy.observation_shape(env)
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from sail_jax import config, sweep
-from sail_jax.config import Section, Teacher
+from sail_jax.config import Argument, Section, Teacher
 from sail_jax.control.reward.config import RewardEnsemble, Width
 from sail_jax.errors import UserError
 from sail_jax.labels import settings as people
@@ -32,6 +32,13 @@ class Environment(Section):
     was given from Python; `name` is then its class's."""
     episode_length: int = Field(default=1000, ge=1, le=2**20)
     """Env steps after which an episode is cut off."""
+    action_repeat: int = Field(default=1, ge=1, le=2**10)
+    """The environment's own steps in an env step: all by one action, up to an episode's end, their
+    rewards summed. Everything here counts env steps, `episode_length` too."""
+    overrides: dict[str, Argument] = Field(default_factory=dict)
+    """Of the environment's own configuration, with backend `playground`: by dotted keys,
+    `{ctrl_dt: 0.02, impl: warp}` for example. `impl`, which physics, is `jax` where it is not
+    here."""
 
     @property
     def subject(self) -> str:

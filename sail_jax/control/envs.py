@@ -9,10 +9,14 @@ from typing import Any
 
 import sail_jax.control.compat  # noqa: F401
 
+import jax
+import jax.numpy as jnp
 from brax import envs
-from brax.envs.base import Env
+from brax.envs.base import Env, State, Wrapper
 
+from sail_jax.control import contract
 from sail_jax.control.config import PYTHON, Environment
+from sail_jax.control.lanes import select
 from sail_jax.errors import UserError, one_line
 
 NAMES = (
@@ -30,19 +34,68 @@ BACKENDS = ('spring', 'positional', 'generalized', 'mjx')
 _LOG = logging.getLogger(__name__)
 
 
-def make(settings: Environment) -> Env:
+class Repeated(Wrapper):
+    """An environment whose step is several of its own, by one action; nothing happens after its
+    `done`."""
+
+    def __init__(self, env: Env, times: int):
+        super().__init__(env)
+        self._times = times
+
+    def step(self, state: Any, action: jax.Array) -> State:
+        def once(carry: tuple[Any, jax.Array], _: None) -> tuple[tuple[Any, jax.Array], None]:
+            before, total = carry
+            ended = before.done > 0
+            after = self.env.step(before, action)
+            total += jnp.where(ended, 0, after.reward)
+            return (select(ended, before, after), total), None
+
+        start = (state, jnp.zeros((), jnp.float32))
+        (state, total), _ = jax.lax.scan(once, start, length=self._times)
+        return state.replace(reward=total)
+
+    @property
+    def dt(self) -> float:
+        """Seconds of a step."""
+        env: Any = self.env
+        return env.dt * self._times
+
+
+def make(settings: Environment, env: Any = None) -> Env:
     """The environment, bare: without episode limit, batching or automatic reset.
 
+    Args:
+      env: any environment with Brax's interface, see `contract.sound`; replaces `name` and
+        `backend`.
+
     Raises:
-      UserError: unknown name or backend, or a pair that Brax does not have.
+      UserError: unknown name or backend, or a pair that Brax does not have; overrides that there
+        are not; an environment that is not what it should be.
     """
+    if settings.overrides and (env is not None or settings.backend != 'playground'):
+        raise UserError('env.overrides: only environments of backend playground have such')
+    env = _by_name(settings) if env is None else contract.sound(env)
+    return repeated(settings, env)
+
+
+def repeated(settings: Environment, env: Env) -> Env:
+    """The environment with as many steps in one as is set."""
+    return env if settings.action_repeat == 1 else Repeated(env, settings.action_repeat)
+
+
+def bare(env: Env) -> Env:
+    """The environment that steps are repeated of."""
+    return env.env if isinstance(env, Repeated) else env
+
+
+def _by_name(settings: Environment) -> Env:
     if settings.backend == PYTHON:
         raise UserError(
             f'env.backend: python: {settings.name} is an environment from Python, which its name '
             'does not find; give it from Python, as env='
         )
     if settings.backend == 'playground':
-        return _playground(settings.name)
+        return _playground(settings)
     if settings.name not in NAMES:
         raise UserError(f'env.name: {_unknown("environment", settings.name, NAMES)}')
     if settings.backend not in BACKENDS:
@@ -65,7 +118,8 @@ def _has(name: str, backend: str) -> bool:
     return True
 
 
-def _playground(name: str) -> Env:
+def _playground(settings: Environment) -> Env:
+    name = settings.name
     try:
         from mujoco_playground import registry
     except Exception as error:  # An ImportError, or what a MuJoCo that does not suit it lacks.
@@ -75,15 +129,23 @@ def _playground(name: str) -> Env:
         ) from None
     if name not in registry.ALL_ENVS:
         raise UserError(f'env.name: {_unknown("Playground environment", name, registry.ALL_ENVS)}')
+    config = registry.get_default_config(name)
+    overrides = _overrides(settings, config)
+    steps = settings.episode_length * settings.action_repeat
+    if 'episode_length' in config and config.episode_length != steps:
+        _LOG.warning(
+            "%s's own episodes have %d of its steps, this run's %d "
+            '(env.episode_length, env.action_repeat)',
+            name,
+            config.episode_length,
+            steps,
+        )
     printed = io.StringIO()
     waiting = threading.Timer(5, _LOG.warning, ('Playground loads %s and fetches its robots', name))
     waiting.start()
     try:
         # It prints, and draws a bar of its own.
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            overrides: Any = (
-                {'impl': 'jax'} if 'impl' in registry.get_default_config(name) else None
-            )
             env: Any = registry.load(name, config_overrides=overrides)
             return env  # Of Brax's interface.
     except Exception as error:  # Of git, of a file that is not there, of MuJoCo.
@@ -93,6 +155,42 @@ def _playground(name: str) -> Env:
         ) from error
     finally:
         waiting.cancel()
+
+
+COUNTED = {'episode_length': 'env.episode_length', 'action_repeat': 'env.action_repeat'}
+"""What Playground leaves to those who train, and what it is here."""
+
+
+def _overrides(settings: Environment, config: Any) -> dict[str, Any] | None:
+    """Of the environment's own configuration.
+
+    Raises:
+      UserError: a key that it does not have, a value of another type, what is a setting here.
+    """
+    known = _flat(config.lock().to_dict()) if settings.overrides else {}
+    for key, value in settings.overrides.items():
+        if key in COUNTED:
+            raise UserError(f'env.overrides.{key}: is the setting {COUNTED[key]} here')
+        if key not in known:
+            unknown = _unknown('key', key, tuple(known))
+            raise UserError(f'env.overrides: {settings.name}: {unknown}')
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (TypeError, ValueError):
+            raise UserError(
+                f'env.overrides.{key}: {value!r:.80}; {settings.name} has {known[key]!r:.80} '
+                'there, of another type'
+            ) from None
+    return ({'impl': 'jax'} if 'impl' in config else {}) | settings.overrides or None
+
+
+def _flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    """By dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f'{prefix}{key}.') if inner else {prefix + key: value}
+    return flat
 
 
 def _of_robots(name: str) -> str:

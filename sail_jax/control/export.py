@@ -10,7 +10,7 @@ from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 from brax.training.agents.ppo import networks as ppo_networks
 
 from sail_jax import files
-from sail_jax.control import contract, envs
+from sail_jax.control import envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.core.types import Policy
@@ -32,7 +32,7 @@ def export_brax(run: ControlRun, policy: Policy, path: Path, env: Env | None = N
     """
     path = path.absolute()  # Orbax takes no other.
     files.check_checkpoint_path(path)
-    env = envs.make(run.env) if env is None else contract.sound(env)
+    env = envs.make(run.env, env)
     networks = control_policy.make_networks(env, run)
     value = policy.params.get('value') or networks.value_network.init(jax.random.key(0))
 

@@ -16,7 +16,7 @@ from brax.training.agents.ppo import train as ppo
 from brax.training.agents.ppo.networks import PPONetworks
 
 from sail_jax import configfile
-from sail_jax.control import brax_checkpoint
+from sail_jax.control import brax_checkpoint, envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.core import precision
@@ -122,7 +122,8 @@ def train_ppo(
         )
 
     wrap = None
-    if any(base.__module__.startswith('mujoco_playground') for base in type(env).__mro__):
+    bases = type(envs.bare(env)).__mro__
+    if any(base.__module__.startswith('mujoco_playground') for base in bases):
         from mujoco_playground import wrapper
 
         wrap = wrapper.wrap_for_brax_training

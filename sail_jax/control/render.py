@@ -70,7 +70,7 @@ def render(
     Raises:
       UserError: the environment cannot be drawn.
     """
-    env = envs.make(run.env) if env is None else env
+    env = envs.make(run.env) if env is None else envs.repeated(run.env, env)
     if model(env) is None:
         raise UserError(
             'render: only environments of Brax and MuJoCo Playground have this viewer, not '
@@ -97,6 +97,7 @@ def render(
 
 def model(env: Any) -> Any:
     """MuJoCo's model of what is drawn of an environment; None where there is nothing to draw."""
+    env = envs.bare(env)
     if isinstance(env, PipelineEnv):
         return env.sys.mj_model
     return getattr(env, 'mj_model', None)

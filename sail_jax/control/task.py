@@ -10,7 +10,7 @@ from brax.envs.base import Env
 from jax.sharding import Mesh
 
 from sail_jax import files
-from sail_jax.control import contract, envs, evaluate, reference, workload
+from sail_jax.control import envs, evaluate, reference, workload
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun, check
 from sail_jax.control.judgement import SegmentReward
@@ -111,7 +111,7 @@ def make(
     members = Members.of(run)
     run = members.shared
     mesh = mesh or make_mesh(run)
-    env = envs.make(run.env) if env is None else contract.sound(env)
+    env = envs.make(run.env, env)
     networks = control_policy.make_networks(env, run)
     exchange = None
     if run.labeller.by_people:

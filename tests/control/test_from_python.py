@@ -37,7 +37,7 @@ def said(capsys):
 
 def test_config_yaml_says_what_python_gave_and_loads(trained):
     data = yaml.safe_load((trained / 'config.yaml').read_text())
-    assert data['env'] == {'name': 'Point', 'backend': 'python', 'episode_length': 20}
+    assert data['env'] == RUN.env.model_dump() | {'name': 'Point', 'backend': 'python'}
     assert data['segment_reward'] == 'low_effort'
     assert sail_jax.load(trained / 'config.yaml') == recorded(RUN, Point(), low_effort)
 

@@ -237,6 +237,53 @@ def test_playground_without_a_choice_of_simulator(monkeypatch):
     assert asked == [None], 'its locked configuration has no impl'
 
 
+OVERRIDES = [
+    ({'ctrl_df': 0.02}, r"env\.overrides: CheetahRun: unknown key 'ctrl_df'; did you mean ctrl_dt"),
+    ({'ctrl_dt': 'much'}, r"env\.overrides\.ctrl_dt: 'much'; CheetahRun has 0\.01 there"),
+    ({'episode_length': 5}, r'env\.overrides\.episode_length: is the setting env\.episode_length'),
+    ({'action_repeat': 2}, r'env\.overrides\.action_repeat: is the setting env\.action_repeat'),
+    ({'vision': True}, 'Playground raised NotImplementedError: Vision not'),
+    ({'impl': 'wrap'}, "Playground raised ValueError: 'wrap'"),
+]
+
+
+@pytest.mark.parametrize(('overrides', 'message'), OVERRIDES)
+def test_overrides_that_playground_does_not_take(overrides, message):
+    pytest.importorskip('mujoco_playground')
+    with pytest.raises(UserError, match=message) as caught:
+        envs.make(Environment(name='CheetahRun', backend='playground', overrides=overrides))
+    assert '\n' not in str(caught.value)
+
+
+def test_overrides_reach_playground(caplog):
+    pytest.importorskip('mujoco_playground')
+    settings = {'overrides': {'ctrl_dt': 0.02}, 'action_repeat': 2, 'episode_length': 400}
+    env = envs.make(Environment(name='CheetahRun', backend='playground', **settings))
+    assert envs.bare(env).n_substeps == 2
+    assert env.dt == 0.04
+    assert "CheetahRun's own episodes have 1000 of its steps, this run's 800" in caplog.text
+
+
+def test_overrides_are_playgrounds():
+    for where in ({}, {'env': Point()}):
+        with pytest.raises(UserError, match=r'env\.overrides: only environments of backend play'):
+            envs.make(Environment(overrides={'ctrl_dt': 0.02}), **where)
+
+
+def test_a_repeated_action_sums_rewards_up_to_the_end():
+    point, three = Point(), envs.make(Environment(action_repeat=3), Point())
+    state = point.reset(jax.random.PRNGKey(0))
+    state = state.replace(pipeline_state=jnp.asarray([0.75, 0.0]), obs=jnp.asarray([0.75, 0.0]))
+    step = jax.jit(three.step)
+    first = step(state, jnp.asarray([0.5, 0.0]))  # To 0.8, 0.85 and 0.9.
+    np.testing.assert_allclose(first.reward, 0.2 + 0.15 + 0.1, rtol=1e-5)
+    np.testing.assert_allclose(first.obs, [0.9, 0], rtol=1e-6)
+    last = step(first, jnp.asarray([1.5, 0.0]))  # To 1.05, which is outside.
+    assert last.done == 1
+    np.testing.assert_allclose(last.reward, -0.05, rtol=1e-4)
+    np.testing.assert_allclose(last.obs, [1.05, 0], rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_training_on_playground(tmp_path):
     pytest.importorskip('mujoco_playground')

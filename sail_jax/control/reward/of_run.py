@@ -8,7 +8,7 @@ import jax
 from brax.envs.base import Env
 
 from sail_jax import configfile
-from sail_jax.control import contract, envs, task
+from sail_jax.control import envs, task
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.control.reward import answers, evaluate, weights
@@ -77,7 +77,7 @@ def evaluate_reward(
       held_out: a file of answered pairs to hold it against besides.
     """
     run: ControlRun = saved.run
-    made = envs.make(run.env) if env is None else contract.sound(env)
+    made = envs.make(run.env, env)
     if reward is None or reward.is_dir():
         directory = reward or saved.run_dir
         whose: ControlRun = runs_of(directory) if reward else run

@@ -8,7 +8,7 @@ import jax
 from brax.envs.base import Env
 from jax.sharding import Mesh
 
-from sail_jax.control import contract, envs
+from sail_jax.control import envs
 from sail_jax.control.sac import evaluate, networks, session, update
 from sail_jax.control.sac.config import SacRun, check
 from sail_jax.control.sac.learn import SacHyper
@@ -94,7 +94,7 @@ def make(
     members = Members.of(run)
     run = members.shared
     mesh = mesh or make_mesh(run)
-    env = envs.make(run.env) if env is None else contract.sound(env)
+    env = envs.make(run.env, env)
     nets = networks.make(env, run)
     learned = session.make(env, run) if run.reward.source == 'learned' else None
     one = update.make_update(env, nets, run, learned)
