@@ -2,6 +2,7 @@
 
     python -m benchmarks.plan                              # all; hours, unless compiled before
     python -m benchmarks.plan qwen2.5-0.5b-ultrafeedback   # of one file
+    python -m benchmarks.plan llama-3-8b-saferlhf-v5e      # on one kind of target
     python -m benchmarks.plan --table                      # a table of the results that there are
 
 Nothing is measured: the figures are what `sail-jax plan CONFIG --on TARGET --json FILE` predicts.
@@ -19,20 +20,28 @@ from benchmarks.machine import make_parser
 
 OUT = Path(__file__).parent / 'results' / 'plan'
 CONFIGS = Path(__file__).parents[1] / 'configs'
-CONTROL = ('h100:1', 'v5e:1x1')
+ONE = ('h100:1', 'v5e:1x1')
 TARGETS = {
+    'quickstart': ONE,
     'language/qwen2.5-0.5b-ultrafeedback': ('h100:8', 'v5e:2x4', 'v6e:2x4'),
     'language/qwen2.5-0.5b-saferlhf-lora': ('h100:8', 'v5e:2x4'),
     'language/llama-3-8b-ultrafeedback-lora': ('h100:8', 'v5e:4x4', 'v6e:2x4'),
-    'language/llama-3-8b-saferlhf': ('h100:8', 'v5e:4x4', 'v5p:2x2x2'),
+    'language/llama-3-8b-saferlhf': ('h100:8', 'v5e:4x4', 'v6e:4x4', 'v5p:2x2x2'),
     'language/sft': ('h100:8', 'v5e:2x4'),
-    'quickstart': CONTROL,
-} | {f'control/{path.stem}': CONTROL for path in sorted((CONFIGS / 'control').glob('*.yaml'))}
+    'language/reward': ('h100:8', 'v5e:2x4'),
+    **{
+        path.relative_to(CONFIGS).with_suffix('').as_posix(): targets
+        for folder, targets in (('control', ONE), ('language/paper', ONE[:1]))
+        for path in sorted((CONFIGS / folder).rglob('*.yaml'))
+    },
+}
+MODELS = {'language/paper/u10': 'Qwen1.5-0.5B', 'language/paper/pp10': 'Qwen1.5-0.5B'}
+"""Of files that start from what another run left, the model that this one started from."""
 
 
 def main() -> int:
     parser = make_parser(__doc__)
-    parser.add_argument('names', nargs='*', help='parts of the names of files; none: all')
+    parser.add_argument('names', nargs='*', help='parts of the names of results; none: all')
     parser.add_argument('--table', action='store_true', help='print what there is')
     options = parser.parse_args()
     if options.table:
@@ -40,10 +49,10 @@ def main() -> int:
         return 0
     failed = 0
     for name, targets in TARGETS.items():
-        if options.names and not any(part in name for part in options.names):
-            continue
         for target in targets:
-            failed += not plan(name, target)
+            asked = [part in result(name, target).stem for part in options.names]
+            if any(asked) or not asked:
+                failed += not plan(name, target)
     return failed > 0
 
 
@@ -52,6 +61,9 @@ def plan(name: str, target: str) -> bool:
     file = result(name, target)
     file.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, '-m', 'sail_jax.cli', 'plan', f'configs/{name}.yaml']
+    command += [
+        f'--model.path=models/{model}' for part, model in MODELS.items() if name.startswith(part)
+    ]
     print(f'{name} on {target}', file=sys.stderr, flush=True)
     done = subprocess.run(
         [*command, '--on', target, '--json', str(file)], cwd=CONFIGS.parent, check=False
@@ -64,32 +76,52 @@ def result(name: str, target: str) -> Path:
     return OUT / f'{name.replace("/", "-")}-{target.replace(":", "-")}.json'
 
 
+HEADING = (
+    'file',
+    'target',
+    'fits',
+    'fullest, of GiB',
+    'update, ms',
+    'learning / its products',
+    'kernels a step',
+    'bound by',
+    'a second',
+)
+
+
 def table() -> str:
     """Markdown, of the results that there are."""
-    heading = ('file', 'target', 'fits', 'fullest, GiB', 'update, ms', 'its products, ms')
-    heading += ('bound by', 'a second')
-    lines = [_line(heading), _line(['---'] * len(heading))]
+    lines = [_line(HEADING), _line(['---'] * len(HEADING))]
     for name, targets in TARGETS.items():
         for target in targets:
             if (file := result(name, target)).exists():
-                lines.append(_row(name, target, json.loads(file.read_text())))
+                lines.append(_line(_row(name, target, json.loads(file.read_text()))))
     return '\n'.join(lines) + '\n'
 
 
-def _row(name: str, target: str, said: dict[str, Any]) -> str:
-    fullest = max(x['bytes_per_device']['total'] for x in said['programs'].values())
-    bounds = said['bounds']
-    broken = [name for name, x in said['programs'].items() if 'error' in x]
-    cells = [name, target, 'yes' if said['fits'] else 'no', f'{fullest / 2**30:.1f}']
+def _row(name: str, target: str, said: dict[str, Any]) -> list[str]:
+    programs, bounds = said['programs'], said['bounds']
+    fullest = max(x['bytes_per_device']['total'] for x in programs.values())
+    cells = [name, target, 'yes' if said['fits'] else 'no']
+    cells += [f'{fullest / 2**30:.1f} of {said["chip"]["memory"] / 2**30:.0f}']
     if not bounds:
-        return _line([*cells, f'{", ".join(broken)} does not compile', '', '', ''])
-    training = [x for n, x in said['programs'].items() if n not in ('evaluate', 'weigh')]
-    products = sum(x['per_update'] * x['matmul_s'] for x in training)
-    units = ('env_steps_per_s', 'pairs_per_s', 'tokens_per_s')
-    unit = next(key for key in units if key in bounds)
-    speed = f'{bounds[unit]:,.0f} {unit.removesuffix("_per_s").replace("_", " ")}'
-    cells += [f'{1000 * bounds["update_s"]:.3g}', f'{1000 * products:.3g}']
-    return _line([*cells, bounds['bound_by'], speed])
+        broken = [f'{name}: {x["error"][:80]}' for name, x in programs.items() if 'error' in x]
+        return [*cells, '; '.join(broken), '', '', '', '']
+    learn, draws = programs.get('learn'), programs.get('draw', programs.get('update', {}))
+    on_gpu = said['chip']['platform'] == 'cuda'  # A TPU's program is launched as one.
+    unit = next(x for x in ('env_steps', 'pairs', 'tokens') if f'{x}_per_s' in bounds)
+    return [
+        *cells,
+        _number(1000 * bounds['update_s']),
+        f'{learn["roofline_s"] / learn["matmul_s"]:.2f}' if learn else '',
+        f'{draws["kernels_per_step"]:.0f}' if on_gpu and 'kernels_per_step' in draws else '',
+        bounds['bound_by'],
+        f'{bounds[f"{unit}_per_s"]:,.0f} {unit.replace("_", " ")}',
+    ]
+
+
+def _number(x: float) -> str:
+    return f'{x:,.0f}' if x >= 100 else f'{x:.3g}'
 
 
 def _line(cells: Iterable[str]) -> str:
