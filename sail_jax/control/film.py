@@ -81,6 +81,8 @@ def scene_of(shown: Mapping[str, Any]) -> Any:
     """MuJoCo's model of what the page draws: a body for each link, which goes where it is put, and
     before them one with a light, which goes with the camera."""
     spec = mj.MjSpec()
+    # What shadows and clipping are measured in; links all lie at the origin when it is compiled.
+    spec.stat.extent, spec.stat.center = shown['view'][0], [0, 0, shown['view'][1]]
     spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [0.5] * 3, [0.25] * 3
     spec.visual.headlight.specular = [0.1] * 3
     gradient, checks = mj.mjtBuiltin.mjBUILTIN_GRADIENT, mj.mjtBuiltin.mjBUILTIN_CHECKER
@@ -91,7 +93,12 @@ def scene_of(shown: Mapping[str, Any]) -> Any:
     floor = spec.add_material(name='floor', texrepeat=[0.5, 0.5], texuniform=True)
     floor.textures[mj.mjtTextureRole.mjTEXROLE_RGB] = 'floor'
     light = spec.worldbody.add_body(mocap=True)
-    light.add_light(pos=[1.4, -1.8, 5], dir=[-0.35, 0.45, -0.82], diffuse=[0.55] * 3)
+    light.add_light(
+        type=mj.mjtLightType.mjLIGHT_DIRECTIONAL,
+        pos=[1.4, -1.8, 3.3],
+        dir=[-0.35, 0.45, -0.82],
+        diffuse=[0.45] * 3,
+    )
     bodies = [spec.worldbody.add_body(mocap=True) for _ in range(shown['links'])]
     bodies.append(spec.worldbody)  # Link -1.
     planes = 0

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from benchmarks import people_study
 from sail_jax.labels import guard, payloads, server
 from sail_jax.labels.payloads import ResponsePair
 from sail_jax.labels.store import NAME, Question, Store
@@ -234,3 +235,29 @@ def test_segments_that_are_none_are_one_line(tmp_path, payload, said):
     assert status == 500
     assert said in error['error']
     assert '\n' not in error['error']
+
+
+def test_the_studys_person_goes_by_what_the_page_shows_and_errs_as_often_as_it_should(tmp_path):
+    store = labelling.make(tmp_path / NAME, 70)  # More than are answered at once.
+    with serving(store) as port:
+        person = people_study.ScriptedPerson(f'http://localhost:{port}/', seed=3, mistakes=0.2)
+        person.answer_all()
+    said = [answer.choice for answer in store.answers()]
+    # The second of a pair ends early where it is shorter: upright for less long.
+    true = ['left' if number % 2 == 0 else 'right' for number in range(70)]
+    wrong = sum(a != b for a, b in zip(said, true, strict=True))
+    assert wrong == person.wrong
+    assert 6 <= wrong <= 23
+    assert person.answers == 70
+
+
+def test_the_study_asks_for_a_gain_that_its_interval_is_above():
+    def of(*gains):
+        ends = ({'reference': {'return': 50.0}, 'trained': {'return': 50.0 + g}} for g in gains)
+        return people_study.verdict(dict(enumerate(ends)))
+
+    sure = of(200.0, 210.0, 190.0, 205.0, 195.0)
+    assert sure['passed']
+    assert sure['gain']['value'] == 200
+    assert 190 < sure['gain']['low'] < 200 < sure['gain']['high'] < 210
+    assert not of(400.0, 10.0, 0.0, 300.0, 20.0)['passed']
