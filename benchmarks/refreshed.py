@@ -29,8 +29,10 @@ BETAS = np.array([0.1, 0.3, 1.0])
 COEFFICIENTS = np.geomspace(0.01, 10, 25)
 SHOWN = (0.1, 0.2, 1.0, 5.0)
 """Lambdas of the sequences, at `RUN.beta`."""
-REFRESHES = 60
-EVERY = (None, 1024, 256, 64)
+REFRESHES = 200
+BOUNDED = (0, 1, 4, 20, REFRESHES)
+"""References against which the thresholds are taken, by the refreshes before."""
+EVERY = (None, 256, 64, 16)
 """Updates between refreshes."""
 SEEDS, UPDATES, CONTEXTS, GROUP_SIZE = 8, 8192, 4, 2
 PLANE = 81
@@ -64,6 +66,21 @@ def thresholds(
     of_references = jax.vmap(one, in_axes=(None, None, 0))
     of_problems = jax.vmap(of_references, in_axes=(None, 0, 0))
     return jax.vmap(of_problems, in_axes=(0, None, None))(BETAS, problems, references_PxNxD)
+
+
+class Ends(NamedTuple):
+    """Of the maximum against the first reference, and of the limit of refreshing."""
+
+    fixed: jax.Array
+    """By how much the limit beats the maximum."""
+    fixed_entropy: jax.Array
+    limit_entropy: jax.Array
+
+
+def entropy(problem: Problem, theta_D: jax.Array) -> jax.Array:
+    """Of the responses, nats, mean over the contexts."""
+    logp_XxY = exact.log_prob(problem, theta_D)
+    return -(jnp.exp(logp_XxY) * logp_XxY).sum(-1).mean()
 
 
 def contractions(problems: Problem, limits_PxD: jax.Array) -> np.ndarray:
@@ -119,7 +136,11 @@ def sampled(problems: Problem, limits_PxD: jax.Array) -> dict[str, Any]:
     @jax.vmap
     def fixed(problem, limit_D):
         end = landscape.search(problem, objective, jnp.zeros(dimension), RUN.radius)
-        return refresh.advantage(problem, limit_D, end.theta)
+        return Ends(
+            fixed=refresh.advantage(problem, limit_D, end.theta),
+            fixed_entropy=entropy(problem, end.theta),
+            limit_entropy=entropy(problem, limit_D),
+        )
 
     @jax.jit
     @jax.vmap
@@ -146,13 +167,13 @@ def sampled(problems: Problem, limits_PxD: jax.Array) -> dict[str, Any]:
     return {
         'labels': moments * CONTEXTS * GROUP_SIZE * (GROUP_SIZE - 1) // 2,
         'curves': curves,
-        'fixed': np.asarray(fixed(first, limits_PxD)),
+        **{key: np.asarray(x) for key, x in fixed(first, limits_PxD)._asdict().items()},
     }
 
 
 def planes() -> dict[str, Any]:
-    """A problem of two features: F of the plane for the references 0, 1, 3 and the last, and SAIL
-    of the first."""
+    """A problem of two features: F on the plane against some references, and SAIL's J against the
+    first."""
     settings = RUN.problems.model_copy(update={'features': 2})
     problem = exact.random(np.random.default_rng((RUN.seed, 0)), settings)
     objective = ExactObjective(RUN.beta, RUN.coefficient)
@@ -169,7 +190,7 @@ def planes() -> dict[str, Any]:
         against = refresh.refreshed(problem, theta_D)
         return jax.vmap(jax.vmap(partial(exact.value, against, objective)))(grid)
 
-    shown = (0, 1, 3, 10)
+    shown = (0, 10, 25, 50)
     return {
         'axis': axis,
         'path': path,
@@ -184,11 +205,18 @@ def measured() -> dict[str, Any]:
     problems = measure.make_problems(RUN)
     dimension = problems.features_XxYxD.shape[-1]
     rng = measure.generator(RUN)
-    limits_PxD = np.asarray(
-        jax.jit(jax.vmap(lambda x: refresh.limit(x, jnp.zeros(dimension), RUN.radius)))(problems)
-    )
     path_LxPxNxD = sequences(problems)
-    references_PxNxD = path_LxPxNxD[SHOWN.index(RUN.coefficient)][:, [0, 1, 4, -1]]
+    ends = np.stack([np.zeros((len(path_LxPxNxD[0]), dimension)), *path_LxPxNxD[:, :, -1]])
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(None, 0))
+    @partial(jax.vmap, in_axes=(0, 0))
+    def limits(problem, start_D):
+        return refresh.limit(problem, start_D, RUN.radius)
+
+    of_start_PxD, *of_each = np.asarray(limits(problems, ends))
+    shown = SHOWN.index(RUN.coefficient)
+    limits_PxD, references_PxNxD = of_each[shown], path_LxPxNxD[shown][:, BOUNDED]
     bounds = thresholds(
         problems,
         references_PxNxD,
@@ -198,7 +226,8 @@ def measured() -> dict[str, Any]:
     )
     return {
         'limits': limits_PxD,
-        'distance': np.linalg.norm(path_LxPxNxD - limits_PxD[:, None], axis=-1),
+        'apart': np.linalg.norm(np.stack(of_each) - of_start_PxD, axis=-1),
+        'distance': np.linalg.norm(path_LxPxNxD - np.stack(of_each)[:, :, None], axis=-1),
         'contraction': contractions(problems, limits_PxD),
         'sharp': np.asarray(bounds.sharp),
         'certified': np.asarray(bounds.certified),
@@ -222,11 +251,15 @@ def numbers(found: dict[str, Any]) -> dict[str, Any]:
     }
     return {
         'limit_length': span(np.linalg.norm(found['limits'], axis=-1)),
+        'problems_with_two_limits': int((found['apart'] > 0.1).any(0).sum()),
         'thresholds': [
             {
                 'beta': float(beta),
                 'sharp': span(found['sharp'][b]),
                 'certified': span(found['certified'][b]),
+                'sharp_after': {
+                    str(n): span(found['sharp'][b, :, i]) for i, n in enumerate(BOUNDED)
+                },
             }
             for b, beta in enumerate(BETAS)
         ],
@@ -242,6 +275,10 @@ def numbers(found: dict[str, Any]) -> dict[str, Any]:
         'limit_beats': {
             'maximum_against_first_reference': span(samples['fixed']),
             **{names[every]: span(curve[:, -1]) for every, curve in samples['curves'].items()},
+        },
+        'entropy': {
+            'maximum_against_first_reference': span(samples['fixed_entropy']),
+            'limit': span(samples['limit_entropy']),
         },
         'slopes': slopes,
         'labels': int(samples['labels'][-1]),

@@ -41,8 +41,8 @@ def draw(
 def _planes(axes: Any, plane: dict[str, Any]) -> None:
     axis, path = plane['axis'], plane['path']
     radius = axis[-1]
-    titles = ['SAIL, no penalty'] + [f'after {n} refreshes' for n in plane['shown']]
-    titles[1:3] = ['first reference', 'after 1 refresh']
+    titles = ['SAIL, no penalty', 'RevKL, first reference']
+    titles += [f'after {n} refreshes' for n in plane['shown'][1:]]
     ends = [None, *plane['shown']]
     for panel, title, value, n in zip(
         axes, titles, [plane['sail'], *plane['values']], ends, strict=True
@@ -86,7 +86,7 @@ def _distance(
             x, distance_PxN.min(0), distance_PxN.max(0), color=SHADES[index], alpha=0.15, lw=0
         )
         axis.semilogy(x, np.median(distance_PxN, 0), color=SHADES[index], label=label)
-    axis.set_ylim(1e-5, 10)
+    axis.set_ylim(1e-4, 10)
     axis.set_xlabel('refreshes')
     axis.set_ylabel('distance of the reference to its limit')
     axis.set_title(rf'exact sequences, $\beta$ = {betas[0]:g}, 8 problems')
@@ -101,17 +101,17 @@ def _contraction(
         axis.fill_between(coefficients, rate.min(1), rate.max(1), color=SHADES[b], alpha=0.2, lw=0)
         label = rf'$\beta$ = {beta:g}'
         axis.semilogx(coefficients, np.median(rate, 1), color=SHADES[b], label=label)
-        height = 0.16 + 0.07 * (len(betas) - 1 - b)
+        height = 0.04 + 0.06 * (len(betas) - 1 - b)
         for name, style in (('sharp', '-'), ('certified', ':')):
             ends = found[name][b].min(), found[name][b].max()
             axis.plot(ends, [height] * 2, color=SHADES[b], ls=style, marker='|', lw=2, ms=7)
-    axis.plot([], [], 'k-', label='strongly concave above: sharp')
-    axis.plot([], [], 'k:', label='... and proven')
+    axis.plot([], [], 'k-', label='strongly concave above, searched')
+    axis.plot([], [], 'k:', label='strongly concave above, proven')
     axis.set_ylim(0, 1.02)
     axis.set_xlabel(r'$\lambda$')
     axis.set_ylabel('contraction per refresh, at the limit')
     axis.set_title('closed form; ranges over problems')
-    axis.legend(loc='upper left', fontsize=7)
+    axis.legend(loc='lower left', fontsize=7, bbox_to_anchor=(0, 0.2))
 
 
 def _samples(axis: Axes, samples: dict[str, Any]) -> None:

@@ -10,8 +10,9 @@ response score, of a constant, and the gradient of either KL vanish:
 
     grad_theta F(theta; r) at theta = r is V(r) = beta E_x E_ab [(P_ab - 1/2) (phi_a - phi_b)].
 
-A fixed point of T is a maximum over the ball of the win rate against itself, held fixed:
-**neither lambda nor beta moves it**; the policy is not held back for good, as by a fixed reference.
+A fixed point of T is a stationary point over the ball of the win rate against itself, held fixed:
+**neither lambda nor beta moves it**, and the policy is not held back for good, as by a fixed
+reference. There may be several; which one a sequence goes to may depend on its steps.
 
 **How fast.** Write `S = E_x Cov(phi)`, `A = dV/dr / beta = E_x E_ab [(P_ab - 1/2) Delta s^T]` with
 `Delta = phi_a - phi_b` and `s = grad log(pi_a pi_b)`. Differentiating `F` twice at `theta = r`
