@@ -152,13 +152,13 @@ def sampled(problems: Problem, limits_PxD: jax.Array) -> dict[str, Any]:
     problems32, steps32 = jax.tree.map(stochastic.to_float32, (first, steps))
     curves = {}
     for every in EVERY:
-        sampling = refresh.Sampling(CONTEXTS, GROUP_SIZE, UPDATES, every)
+        draws = refresh.Draws(CONTEXTS, GROUP_SIZE, UPDATES, every)
 
         @jax.jit
         @partial(jax.vmap, in_axes=(0, 0, 0))
-        def ascend(problem, seed_S, steps, sampling=sampling):
+        def ascend(problem, seed_S, steps, draws=draws):
             start_D = jnp.zeros(dimension, jnp.float32)
-            each = lambda seed: refresh.ascend(problem, start_D, seed, steps, sampling, settings)
+            each = lambda seed: refresh.ascend(problem, start_D, seed, steps, draws, settings)
             return jax.vmap(each)(seed_S)[:, moments - 1]
 
         with jax.enable_x64(False):

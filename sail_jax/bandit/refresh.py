@@ -117,7 +117,7 @@ def contraction(
     return jnp.abs(jnp.linalg.eigvals(tangent_DxD - jnp.linalg.solve(inner_DxD, moved_DxD))).max()
 
 
-class Sampling(NamedTuple):
+class Draws(NamedTuple):
     """How stochastic ascent samples."""
 
     contexts: int
@@ -133,7 +133,7 @@ def ascend(
     start_D: jax.Array,
     seed: jax.Array,
     steps: tuple[jax.Array, jax.Array],
-    sampling: Sampling,
+    draws: Draws,
     settings: config.Run,
 ) -> jax.Array:
     """Iterates of stochastic ascent through `update`, whose reference begins as the policy of the
@@ -143,14 +143,12 @@ def ascend(
       steps: smoothness L, and the ratio mu / L: plain SGD of `(1 + t mu / L)^(-2/3) / L`.
     """
     smoothness, ratio = steps
-    task = workload.make(problem, sampling.contexts, sampling.group_size)
+    task = workload.make(problem, draws.contexts, draws.group_size)
 
     def predict_reference(policies: Any, inputs: workload.BanditInputs) -> jax.Array:
         return exact.log_prob(problem, policies.reference.params)[inputs.context_B]
 
-    task = task._replace(
-        predict_reference=predict_reference, refresh_updates=sampling.refresh_updates
-    )
+    task = task._replace(predict_reference=predict_reference, refresh_updates=draws.refresh_updates)
     optimizer = optax.sgd(lambda t: (1 + t * ratio) ** (-2 / 3) / smoothness)
     policies = workload.policies(problem, start_D)
     policies = policies._replace(reference=policies.policy)
@@ -161,4 +159,4 @@ def ascend(
         state, _ = step(state)
         return state, state.policy.params
 
-    return jax.lax.scan(body, state, length=sampling.updates)[1]
+    return jax.lax.scan(body, state, length=draws.updates)[1]

@@ -100,9 +100,9 @@ def test_samples_lead_to_the_limit_with_refreshes_and_short_of_it_without(proble
     settings = workload.settings(0, 0.5, 0.4, 'ref_to_policy', RADIUS)
 
     def end(refresh_updates):
-        sampling = refresh.Sampling(8, 2, 600, refresh_updates)
+        draws = refresh.Draws(8, 2, 600, refresh_updates)
         ascend = lambda seed: refresh.ascend(
-            problem, jnp.zeros(2), seed, (jnp.array(0.4), jnp.array(0.01)), sampling, settings
+            problem, jnp.zeros(2), seed, (jnp.array(0.4), jnp.array(0.01)), draws, settings
         )[-100:].mean(0)
         return jax.jit(jax.vmap(ascend))(jnp.arange(6, dtype=jnp.uint32)).mean(0)
 
