@@ -139,7 +139,9 @@ def arguments(model: type[BaseModel], printed: str) -> str:
     if pairs := re.search(r'Error parsing --(\S+): Failed to parse key-value pairs', text):
         return _named_values(model, setting(pairs[1])) or text
     if wrong := re.search(r'Error parsing --(\S+): Could not find .*?: (\[.*?\]) Argument', text):
-        return f'{wrong[1].replace("-", "_")}: cannot be {wrong[2]:.80}'
+        several = f'; values stand one after the other, e.g. --{wrong[1]} A B'
+        listed = re.search(r'[],\[]', wrong[2][1:-1])
+        return f'{setting(wrong[1])}: cannot be {wrong[2]:.80}{several if listed else ""}'
     if wrong := re.search(
         r"choice ('.*') for argument '--(\S+)'\. Expected one of \((.*?),?\)", text
     ):

@@ -205,6 +205,10 @@ BAD_OVERRIDES = {
     'single dash': (['-seed', '1'], ['-seed']),
     'other workload': (['--workload', 'chess'], ['workload', 'chess']),
     'a section': (['--objective', '1'], ['objective']),
+    'a list as YAML writes it': (
+        ['--policy.hidden', '[64, 64]'],
+        ['policy.hidden:', 'one after the other', '--policy.hidden A B'],
+    ),
 }
 
 

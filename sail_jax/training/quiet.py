@@ -8,6 +8,7 @@ import asyncio
 import concurrent.futures
 import functools
 import logging
+import os
 import sys
 import threading
 import warnings
@@ -43,11 +44,14 @@ def silence_failed_saves() -> None:
     said = sys.unraisablehook
 
     def hook(what: Any, /) -> None:
-        if isinstance(what.exc_value, RuntimeError) and 'Event loop is closed' in str(
+        # Of a read that failed, those of its arrays that were under way have the same to say.
+        code = getattr(getattr(what, 'object', None), 'cr_code', None)
+        orbax = code is not None and f'{os.sep}orbax{os.sep}' in code.co_filename
+        closed = isinstance(what.exc_value, RuntimeError) and 'Event loop is closed' in str(
             what.exc_value
-        ):
-            return
-        said(what)
+        )
+        if not orbax and not closed:
+            said(what)
 
     sys.unraisablehook = hook
     logging.getLogger(asyncio.__name__).addFilter(

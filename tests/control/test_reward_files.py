@@ -1,6 +1,7 @@
 """Answered pairs and rewards as files: what runs write, what others begin with, what is refused."""
 
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -207,6 +208,13 @@ def test_another_reward_is_refused(tmp_path, params):
         assert 'cannot be read' in message(read, path)
     np.savez(path.open('wb'), a=1)
     assert message(weights.settings, path)
+
+
+def test_returns_that_do_not_vary_go_with_nothing_and_warn_nobody():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert np.isnan(evaluate.pearson(np.ones(4), np.arange(4.0)))
+    assert evaluate.pearson(np.arange(4.0), -np.arange(4.0)) == pytest.approx(-1)
 
 
 def test_a_reward_is_held_against_answers(params):

@@ -101,9 +101,22 @@ def test_only_the_tracebacks_of_failed_saves_are_left_out(opened, monkeypatch):
             saver.save(step, make_state(step), {}, wait=True)
     closed = SimpleNamespace(exc_value=RuntimeError('Event loop is closed'))
     other = SimpleNamespace(exc_value=RuntimeError('another'))
-    for what in (closed, other):
+    read, own = (
+        SimpleNamespace(exc_value=ValueError('another shape'), object=coroutine(file))
+        for file in ('/venv/orbax/checkpoint/read.py', '/mine/read.py')
+    )
+    for what in (closed, other, read, own):
         sys.unraisablehook(what)
-    assert seen == [other]
+    assert seen == [other, own]
+
+
+def coroutine(file):
+    """One of a file's, that has come to its end."""
+    names = {}
+    exec(compile('async def read(): pass', file, 'exec'), names)
+    ended = names['read']()
+    ended.close()
+    return ended
 
 
 FAILING = """

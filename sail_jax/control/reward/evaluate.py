@@ -74,11 +74,17 @@ def evaluate(
         one = what.removesuffix('s')
         numbers[what] = len(true)
         ranks = [scipy.stats.rankdata(x) for x in (true, learned)]
-        numbers[f'{one}_correlation'] = float(np.corrcoef(true, learned)[0, 1])
-        numbers[f'{one}_rank_correlation'] = float(np.corrcoef(*ranks)[0, 1])
+        numbers[f'{one}_correlation'] = pearson(true, learned)
+        numbers[f'{one}_rank_correlation'] = pearson(*ranks)
     steps = sum(one.mask_NxT.sum() for one in played.values())
     numbers['spread'] = float(sum(one.spread_NxT.sum() for one in played.values()) / steps)
     return RewardReport(numbers, draw(points, numbers))
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
+    """Their correlation; NaN where one of them does not vary."""
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return float(np.corrcoef(a, b)[0, 1])
 
 
 def on_answers(ensemble: Ensemble, params: Any, pairs: Comparisons) -> dict[str, float]:
