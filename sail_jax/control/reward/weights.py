@@ -52,7 +52,7 @@ def load(path: Path, abstract: Any, environment: str) -> Any:
       UserError: it cannot be read, is something else, or of other shapes.
     """
     metadata, tensors = _read(path)
-    needed = traverse_util.flatten_dict(abstract, sep='.')
+    needed: dict[Any, Any] = traverse_util.flatten_dict(abstract, sep='.')
     shapes = lambda tree: {name: tuple(value.shape) for name, value in tree.items()}
     ours, theirs = shapes(needed), shapes(tensors)
     if ours != theirs:
