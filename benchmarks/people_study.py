@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument('--runs', type=Path, required=True, help='directory of the runs')
     options = parser.parse_args()
     seeds: dict[int, Any] = {}
+    results = {'machine': machine('benchmarks.people_study'), 'mistakes': MISTAKES}
     for seed in options.seeds:
         run_dir = options.runs / f'seed{seed}'
         said = run_dir / 'person.json'
@@ -150,8 +151,7 @@ def main() -> None:
             said.write_text(json.dumps(counted))
         counted = json.loads(said.read_text())
         seeds[seed] = summary(run_dir) | counted | agreement(run_dir)
-    results = {'machine': machine('benchmarks.people_study'), 'mistakes': MISTAKES}
-    write(results | verdict(seeds) | {'seeds': seeds}, options.out)
+        write(results | verdict(seeds) | {'seeds': seeds}, options.out)
 
 
 if __name__ == '__main__':

@@ -219,6 +219,9 @@ def test_responses_of_a_language_model_are_shown_as_plain_text(browser, tmp_path
         assert shown == list(texts)
         assert page.query_selector('.side b, .side img') is None
         assert page.title() == 'Which is better?'
+        assert page.inner_text('#left') == '↑ Upper'
+        page.set_viewport_size(DESKTOP)
+        assert page.inner_text('#left') == '← Left'
         answered(page, lambda page: page.click('#left'))
     served.kill()
     assert [a.choice for a in store.answers()] == ['left']

@@ -15,6 +15,14 @@ const who = at('who');
 who.value = localStorage.who || '';
 who.oninput = () => { localStorage.who = who.value.trim(); who.classList.remove('missing'); };
 
+// Responses stand one above the other where there is no room beside each other.
+const narrow = matchMedia('(max-width: 700px)');
+function nameSides() {
+  const stacked = narrow.matches && about.kind === 'responses';
+  at('left').textContent = stacked ? '\u2191 Upper' : '\u2190 Left';
+  at('right').textContent = stacked ? 'Lower \u2193' : 'Right \u2192';
+}
+
 const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 const trouble = (text) => { at('trouble').textContent = text; };
 
@@ -137,6 +145,8 @@ async function begin() {
     for (const side of sides) { side.canvas.hidden = !moving; side.text.hidden = moving; }
     if (about.instruction) at('instruction').textContent = about.instruction;
     at('task').textContent = about.task;
+    nameSides();
+    narrow.onchange = nameSides;
     if (moving) {
       // Nearer where a side is narrow.
       const far = about.world.view[0] * (innerWidth < 700 ? 0.6 : 1);
