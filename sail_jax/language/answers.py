@@ -35,7 +35,7 @@ def export_answers(saved: Saved, out: Path, **handed: Any) -> Path:
 
     Raises:
       UserError: people were not asked, or have not said that of any; the file has another form.
-      TrainingFailed: it cannot be written.
+      UserError, TrainingFailed: it cannot be written; no part of it stays.
     """
     labeller = saved.run.labeller
     if not labeller.by_people:
@@ -55,6 +55,6 @@ def export_answers(saved: Saved, out: Path, **handed: Any) -> Path:
         raise UserError(f'{store.path}: nobody has said yet that a response is better')
     with files.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        lines = ''.join(f'{json.dumps(one | {"source": labeller.source})}\n' for one in rows)
-        out.write_text(lines)
+    lines = ''.join(f'{json.dumps(one | {"source": labeller.source})}\n' for one in rows)
+    files.write(out, lines.encode())
     return out

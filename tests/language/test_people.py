@@ -11,14 +11,15 @@ from sail_jax import saved
 from sail_jax.errors import Interrupted, UserError
 from sail_jax.labels import payloads
 from sail_jax.labels.payloads import ResponsePair
-from sail_jax.labels.store import NAME, Answer, Store
+from sail_jax.labels.store import NAME, Answer, Question, Store
 from sail_jax.language import answers, people
 from sail_jax.language.config import check
 from sail_jax.language.data import rows
 from sail_jax.language.data.rows import Message
-from tests.support import answering, small
+from tests.support import answering, labelling, small
 from tests.support.answering import Person, StoppedWhenWaiting
 from tests.support.checkpoints import same
+from tests.support.disk import disk_of
 from tests.support.refused import message
 
 PEOPLE = {'source': 'people', 'repeat_every': 0}
@@ -199,6 +200,21 @@ def test_the_same_answers_give_the_same_run_however_it_is_stopped(whole, tmp_pat
             sail_jax.train(run, tmp_path, quiet=True, **resumed)
         answering.answer(Store(tmp_path / NAME), says=by_letters)
     same(stopped.policy, result.policy)
+
+
+def test_of_answers_that_a_full_disk_does_not_take_no_part_stays(made, tmp_path):
+    """A file that ends with a line is read: rows would be missing without a word."""
+    store = Store.of_run(tmp_path / NAME, labelling.RESPONSES)
+    pair = payloads.pack_responses(ResponsePair('a question', ('one' * 3000, 'another')))
+    store.ask([Question(number, 1, pair) for number in range(9)])
+    answering.answer(store, says=lambda *_: 'left')
+    run = SimpleNamespace(run=made(labeller=PEOPLE), run_dir=tmp_path)
+    out = tmp_path / 'pairs.jsonl'
+    with disk_of(60_000):
+        assert f'{out}: File too large' in message(answers.export_answers, run, out)
+    assert not out.exists()
+    answers.export_answers(run, out)
+    assert len(out.read_text().splitlines()) == 9
 
 
 @pytest.mark.slow
