@@ -2,8 +2,10 @@
 
 Soft actor-critic on the true reward, PEBBLE (a reward that is learned from 250 answers), and PEBBLE
 with the RevKL penalty at 1e-4, which is what the paper's authors released as SAIL-RevKL, on MuJoCo
-Playground's CheetahRun, WalkerWalk and WalkerStand. Both PEBBLE arms have the same number of
-answers; an arm's seeds train side by side.
+Playground's CheetahRun, WalkerWalk and WalkerStand; and this project's own SAIL and SAIL-RevKL,
+which compare segments, on a reward that is learned from answers in the same way. All but the first
+have the same number of answers, of the same teacher, about segments of the same length; an arm's
+seeds train side by side.
 
     python -m benchmarks.paper_control --scale paper --runs runs/paper --out DIR
     python -m benchmarks.paper_control --scale small --runs runs/small --out DIR
@@ -22,6 +24,8 @@ import sail_jax
 from benchmarks import paper_control_report
 from benchmarks.machine import machine, make_parser
 from sail_jax import configfile, files, runs
+from sail_jax.config import Trained
+from sail_jax.control.config import ControlRun
 from sail_jax.control.sac.config import SacRun
 from sail_jax.errors import Interrupted, UserError
 from sail_jax.sweep import Members
@@ -30,6 +34,8 @@ from sail_jax.training import metrics
 ENVS = ('cheetah_run', 'walker_walk', 'walker_stand')
 ARMS = {'SAC, true reward': '', 'PEBBLE': '_pebble', 'PEBBLE + RevKL': '_pebble_revkl'}
 """What the name of an arm's file ends with, in `configs/control/sac`."""
+OURS = {'SAIL': 0.0, 'SAIL-RevKL': 0.1}
+"""`divergence.coefficient` of the workload `control`."""
 DIRECTORY = Path(__file__).parents[1] / 'configs' / 'control' / 'sac'
 
 
@@ -89,15 +95,57 @@ SCALES = {
 }
 
 
-def configuration(env: str, arm: str, scale: Scale, seeds: int) -> SacRun:
+CONTEXTS, GROUP = 8, 8
+"""Segments of an update of ours: few and short updates, since env steps are few."""
+OF_REPLAY = {'source', 'segment_length', 'newest_env_steps'}
+"""Settings of a reward that only soft actor-critic has."""
+
+
+def configuration(env: str, arm: str, scale: Scale, seeds: int) -> SacRun | ControlRun:
     """The run of an arm on an environment, all seeds."""
+    if arm in OURS:
+        return ours(configuration(env, 'PEBBLE', scale, seeds), OURS[arm])
     file = runs.load(DIRECTORY / f'{env}{ARMS[arm]}.yaml')
     assert isinstance(file, SacRun)
     settings = scale.settings | (scale.learned if file.reward.source == 'learned' else {})
     return configfile.update(file, settings | {'seeds': seeds, 'logging.tensorboard': False})
 
 
-def evaluations(run: SacRun, run_dir: Path) -> list[list[metrics.MetricsRow]]:
+def ours(pebble: SacRun | ControlRun, coefficient: float) -> ControlRun:
+    """SAIL with what PEBBLE has: environment, env steps, answers, reward ensemble, evaluations."""
+    assert isinstance(pebble, SacRun)
+    file = runs.load(DIRECTORY.parent / 'learned-reward-hopper.yaml')
+    settings = {
+        'env': pebble.env.model_dump(),
+        'total_env_steps': pebble.total_env_steps,
+        'updates_per_dispatch': 1,
+        'policy.hidden': pebble.actor.hidden,
+        'rollout': {
+            'contexts': CONTEXTS,
+            'group_size': GROUP,
+            'segment_length': pebble.reward.segment_length,
+        },
+        'reward': pebble.reward.model_dump(exclude=OF_REPLAY),
+        'divergence.coefficient': coefficient,
+        'evaluation.episodes': pebble.evaluation.episodes,
+        'seeds': pebble.seeds,
+        'logging.tensorboard': False,
+    }
+    run = configfile.update(file, settings)
+    assert isinstance(run, ControlRun)
+    every = pebble.evaluation.every_updates * pebble.env_steps_per_update
+    return configfile.update(
+        run, {'evaluation.every_updates': -(-every // run.env_steps_per_update)}
+    )
+
+
+def directory(arm: str) -> str:
+    """What the run directory of an arm is called."""
+    name = ARMS[arm].strip('_') if arm in ARMS else arm.lower().replace('-', '_')
+    return name or 'true'
+
+
+def evaluations(run: Trained, run_dir: Path) -> list[list[metrics.MetricsRow]]:
     """Of each seed, the rows with an evaluation."""
     return [
         [row for row in metrics.read_rows(path / 'metrics.jsonl') if 'eval/return' in row]
@@ -105,7 +153,7 @@ def evaluations(run: SacRun, run_dir: Path) -> list[list[metrics.MetricsRow]]:
     ]
 
 
-def finished(run: SacRun, run_dir: Path) -> bool:
+def finished(run: Trained, run_dir: Path) -> bool:
     """Whether every seed has the evaluation at its end."""
     if not all((path / 'metrics.jsonl').exists() for path in Members.of(run).directories(run_dir)):
         return False
@@ -114,7 +162,7 @@ def finished(run: SacRun, run_dir: Path) -> bool:
     )
 
 
-def train(run: SacRun, run_dir: Path) -> dict[str, Any]:
+def train(run: Trained, run_dir: Path) -> dict[str, Any]:
     """Returns at each evaluation, [seeds, evaluations]; goes on with, or reads, what is there."""
     if not finished(run, run_dir):
         sail_jax.train(run, run_dir, resume=files.exists(run_dir / 'config.yaml'))
@@ -134,7 +182,7 @@ def main() -> None:
     parser.add_argument('--scale', choices=('paper', 'small'), default='small')
     parser.add_argument('--quick', action='store_true', help='only tries the parts')
     parser.add_argument('--envs', nargs='+', choices=ENVS)
-    parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS))
+    parser.add_argument('--arms', nargs='+', choices=[*ARMS, *OURS], default=[*ARMS, *OURS])
     parser.add_argument('--seeds', type=int, help="instead of the scale's")
     options = parser.parse_args()
     name = 'quick' if options.quick else options.scale
@@ -144,7 +192,7 @@ def main() -> None:
     for env in options.envs or scale.envs:
         for arm in options.arms:
             run = configuration(env, arm, scale, seeds)
-            run_dir = options.runs / name / env / (ARMS[arm].strip('_') or 'true')
+            run_dir = options.runs / name / env / directory(arm)
             try:
                 result = train(run, run_dir)
             except (UserError, Interrupted) as error:
