@@ -225,3 +225,17 @@ def test_responses_of_a_language_model_are_shown_as_plain_text(browser, tmp_path
         answered(page, lambda page: page.click('#left'))
     served.kill()
     assert [a.choice for a in store.answers()] == ['left']
+
+
+def test_a_name_that_is_not_taken_is_told_and_another_goes_on(browser, tmp_path):
+    store = Store.of_run(tmp_path / NAME, labelling.RESPONSES)
+    pair = payloads.pack_responses(ResponsePair('a question', ('a', 'b')))
+    store.ask([Question(0, 1, pair)])
+    served = Served(tmp_path)
+    with opened(browser, served, 'Ann\tB', DESKTOP) as page:
+        page.click('#left')
+        page.wait_for_function("document.querySelector('#trouble').textContent.startsWith('who')")
+        page.fill('#who', 'Ann')
+        answered(page, lambda page: page.click('#left'))
+    served.kill()
+    assert [(a.who, a.choice) for a in store.answers()] == [('Ann', 'left')]
