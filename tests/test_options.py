@@ -48,7 +48,7 @@ def said(capsys, *arguments):
         (['generate', 'none', 'x', '--max-tokens', '9' * 30], 'from 1 to 1048576'),
         (['generate', 'none', 'x', '--temperature', '٣'], "should be a number, got '٣'"),
         (['reward', 'evaluate', 'none', '--episodes', '1'], 'from 2 to 65536'),
-        (['reward', 'evaluate', 'none'], 'name a run whose policies act: --on RUN'),
+        (['reward', 'evaluate', QUICKSTART], 'name a run whose policies act: --on RUN'),
         (['labels', 'export', 'none', ''], 'out: is empty'),
         (['doctor', '--num-processes', '0'], 'from 1 to 65536'),
         (['doctor', '--process-id', '-1'], 'from 0 to 65536'),

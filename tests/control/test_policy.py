@@ -118,7 +118,7 @@ def test_missing_brax_checkpoint(tmp_path):
 
 def test_a_run_is_anothers_reference_and_goes_to_brax(tmp_path, monkeypatch):
     settings = {**SETTINGS, 'env': {'name': 'inverted_pendulum', 'episode_length': 20}}
-    monkeypatch.setattr(envs, 'make', lambda _: Point())
+    monkeypatch.setattr(envs, 'make', lambda *_: Point())
     first = sail_jax.train(ControlRun.model_validate(settings), tmp_path / 'one', quiet=True)
     second = {**settings, 'reference': {'source': 'run', 'path': str(tmp_path / 'one')}, 'seed': 5}
     result = sail_jax.train(ControlRun.model_validate(second), tmp_path / 'two', quiet=True)

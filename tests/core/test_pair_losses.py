@@ -93,7 +93,7 @@ def test_names_that_nobody_has_given_are_one_line():
         update.check(run)
     said = str(error.value)
     assert said.startswith(
-        "objective.loss: 'dop'; did you mean dpo? There are dpo, ipo, hinge, simpo, rebel, and"
+        "objective.loss: 'dop'; did you mean dpo? There are dpo, ipo, hinge, simpo, rebel"
     )
     assert '\n' not in said
 

@@ -101,7 +101,7 @@ def test_of_a_damaged_best_checkpoint_the_next_best_is_taken(falling, tmp_path, 
 def test_the_command_line_and_another_run_take_the_best(falling, tmp_path, monkeypatch, capsys):
     result, path = falling
     # As if the environment had been found by its name.
-    monkeypatch.setattr(envs, 'make', lambda _: Point())
+    monkeypatch.setattr(envs, 'make', lambda *_: Point())
     named = shutil.copytree(path, tmp_path / 'named')
     config = (named / 'config.yaml').read_text()
     (named / 'config.yaml').write_text(config.replace('backend: python', 'backend: spring'))

@@ -1,6 +1,7 @@
 """Rounds of questions about the replay: when, about what, and what becomes of the answers."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def there():
 
 @pytest.fixture(scope='module')
 def shown(there):
-    return jax.jit(session.shown, static_argnums=0)(RUN, there, jax.random.key(0))
+    return jax.jit(partial(session.shown, RUN))(there, jax.random.key(0))
 
 
 def test_rounds_come_after_the_random_steps_until_the_budget_is_spent():
@@ -64,10 +65,10 @@ def test_candidates_are_of_the_newest_steps_and_whole_where_there_are_such(shown
 
 def test_answers_are_the_oracles_and_have_places_up_to_the_budget(shown):
     taught = jax.jit(TEACH.init)(jax.random.key(1))
-    told = jax.jit(session.answered, static_argnums=(0, 1))
     ensemble = session.reward_ensemble.make(RUN.reward, (2,), 2)
+    told = jax.jit(partial(session.answered, RUN, ensemble))
     for asked in (4, 8, 10, 10):
-        taught = told(RUN, ensemble, taught, shown, jax.random.key(asked))
+        taught = told(taught, shown, jax.random.key(asked))
         assert int(taught.asked) == asked
         np.testing.assert_array_equal(taught.answers.weight, np.arange(10) < asked)
     answers = taught.answers

@@ -134,8 +134,8 @@ def test_it_learns_to_come_to_the_origin(tmp_path):
 
 
 def test_it_learns_to_balance(tmp_path):
-    """A pole stays up for the whole episode, or nearly. On `spring` none learns that, Brax's own
-    neither: it does not observe what its springs store."""
+    """A pole stays up for the whole episode, or nearly. On `spring` neither this one nor Brax's own
+    was seen to learn that."""
     run = sac.run(
         **LEARNING
         | {
