@@ -112,7 +112,9 @@ def test_a_policy_of_an_environment_from_python_is_loaded_with_it(tmp_path):
     assert sail_jax.load_policy(path, env=Point())(np.zeros(2)).shape == (2,)
     with pytest.raises(UserError, match='env Point came from Python'):
         sail_jax.load_policy(path)
-    with pytest.raises(UserError, match='only environments of Brax and MuJoCo Playground have this viewer'):
+    with pytest.raises(
+        UserError, match='only environments of Brax and MuJoCo Playground have this viewer'
+    ):
         sail_jax.render(path, env=Point())
 
 
