@@ -82,7 +82,7 @@ def test_what_the_page_shows_is_the_episode(drawn):
 def test_a_browser_draws_it(drawn, tmp_path):
     page = drawn[0].as_uri() + '#3'
     command = [BROWSER, '--headless=new', '--no-sandbox', '--disable-gpu', '--dump-dom']
-    command += [f'--user-data-dir={tmp_path}', '--virtual-time-budget=2000']
+    command += [f'--user-data-dir={tmp_path}', '--virtual-time-budget=20000']
     command += ['--host-resolver-rules=MAP * ~NOTFOUND', '--enable-logging=stderr', page]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert 'CONSOLE' not in done.stderr
