@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 
 from sail_jax.labels.store import NAME, Store
 
