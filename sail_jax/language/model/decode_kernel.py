@@ -16,11 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from sail_jax.language.model.attention import Memory
-from sail_jax.language.model.fused import Score, first_device, is_ampere
-from sail_jax.training import devices
+from sail_jax.language.model.fused import Score, first_device, is_ampere, layouts
 
 BLOCK = 128, 2**14
 """Keys that are scored at once, and numbers in them, at most: shared memory holds a few blocks."""
@@ -71,16 +69,13 @@ def kernel(
 
 
 def over_devices(kernel: Step, mesh: Mesh, rows: int, heads: str | None) -> Step:
-    """Each device has its rows and heads; all have all rows where they do not divide."""
-    of_rows: Any = devices.ROWS if rows % devices.parts(mesh, devices.ROWS) == 0 else None
-    split: Any = P(of_rows, heads)
-    positions: Any = P(of_rows)
-    memory = Memory(keys=split, values=split, positions=positions)
+    """Each device has its rows and heads."""
+    of = layouts(mesh, rows, heads)
     return jax.shard_map(
         kernel,
         mesh=mesh,
-        in_specs=(positions, P(of_rows, None, None, heads), memory, memory),
-        out_specs=P(of_rows, None, None, heads),
+        in_specs=(of.memory.positions, of.query, of.memory, of.memory),
+        out_specs=of.query,
         check_vma=False,
     )
 

@@ -67,18 +67,32 @@ def kernel(
 def over_devices(
     kernel: Kernel, mesh: Mesh, query: jax.ShapeDtypeStruct, heads: str | None, follows: bool
 ) -> Kernel:
-    """Each device has its rows and heads; all have all rows where they do not divide."""
-    rows = devices.ROWS if query.shape[0] % devices.parts(mesh, devices.ROWS) == 0 else None
-    split: Any = P(rows, heads)
-    layout_of_positions: Any = P(rows)
-    memory = Memory(keys=split, values=split, positions=layout_of_positions)
+    """Each device has its rows and heads."""
+    of = layouts(mesh, query.shape[0], heads)
     return jax.shard_map(
         kernel,
         mesh=mesh,
-        in_specs=(P(rows, None, None, heads), memory, memory if follows else None),
-        out_specs=P(rows, None, None, heads),
+        in_specs=(of.query, of.memory, of.memory if follows else None),
+        out_specs=of.query,
         check_vma=False,
     )
+
+
+class Layouts(NamedTuple):
+    """How what attention takes lies on a mesh."""
+
+    query: Any
+    """Of what attention gives, too."""
+    memory: Memory
+
+
+def layouts(mesh: Mesh, rows: int, heads: str | None) -> Layouts:
+    """Each device has its rows and heads; all have all rows where they do not divide."""
+    of_rows: Any = devices.ROWS if rows % devices.parts(mesh, devices.ROWS) == 0 else None
+    split: Any = P(of_rows, heads)
+    positions: Any = P(of_rows)
+    memory = Memory(keys=split, values=split, positions=positions)
+    return Layouts(query=P(of_rows, None, None, heads), memory=memory)
 
 
 def first_device(mesh: Mesh | None) -> Any:
