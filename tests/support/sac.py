@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from sail_jax import configfile
@@ -27,6 +28,22 @@ SETTINGS: dict[str, Any] = {
 def run(**settings: Any) -> SacRun:
     """The configuration with other settings, by dotted keys or as sections."""
     return configfile.update(SacRun.model_validate(SETTINGS), settings)
+
+
+def batch(terminated_B: jax.Array) -> Transition:
+    """Of `Point`'s sizes, all sound; the first three ended."""
+    B = len(terminated_B)
+    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), (B, *shape))
+    return Transition(
+        obs=draw(4, 2),
+        action=jnp.tanh(draw(5, 2)),
+        reward=draw(6),
+        true_reward=draw(7),
+        next_obs=draw(8, 2),
+        terminated=terminated_B,
+        ended=jnp.arange(B) < 3,
+        sound=jnp.ones(B, bool),
+    )
 
 
 def row(

@@ -9,7 +9,6 @@ from jax.scipy.stats import norm
 from sail_jax.control import policy as control_policy
 from sail_jax.control.sac import learn, networks
 from sail_jax.control.sac.learn import SacHyper
-from sail_jax.control.sac.replay import Transition
 from sail_jax.core.types import Policy
 from tests.support import sac
 from tests.support.toy import Point
@@ -25,17 +24,7 @@ def there():
     policy, reference = (networks.init_policy(jax.random.key(i), NETS) for i in range(2))
     learner = learn.init(RUN, NETS, policy, SacHyper.of(RUN), jax.random.key(2))
     learner = learner._replace(targets=NETS.q_network.init(jax.random.key(3)))
-    draw = lambda i, *shape: jax.random.normal(jax.random.key(i), (B, *shape))
-    batch = Transition(
-        obs=draw(4, 2),
-        action=jnp.tanh(draw(5, 2)),
-        reward=draw(6),
-        true_reward=draw(7),
-        next_obs=draw(8, 2),
-        terminated=jnp.arange(B) == 1,
-        ended=jnp.arange(B) < 3,
-        sound=jnp.ones(B, bool),
-    )
+    batch = sac.batch(terminated_B=jnp.arange(B) == 1)
     return learner, batch, reference
 
 
