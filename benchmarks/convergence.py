@@ -31,7 +31,7 @@ import jax
 
 import sail_jax
 from benchmarks import convergence_ppo, convergence_report, convergence_tuning
-from benchmarks.convergence_arms import ARMS, BASE, OF_PPO, PPO, Arm
+from benchmarks.convergence_arms import ARMS, BASE, FALLS, OF_PPO, PPO, Arm
 from benchmarks.convergence_tuning import Box, Choice
 from benchmarks.machine import machine, write
 from benchmarks.rounds import stopwatch
@@ -88,11 +88,9 @@ QUICK_ARMS = (
 QUICK_PIECES = Pieces(('hopper',), QUICK_ARMS, (0, 1))
 
 
-def configuration(
-    env: str, settings: dict[str, Any], env_steps: int, size: Size, **extra: Any
-) -> ControlRun:
+def configuration(env: str, arm: Arm, env_steps: int, size: Size, **extra: Any) -> ControlRun:
     """The run of an arm, with evaluations evenly spaced and checkpoints with them."""
-    data = {**BASE, **settings, 'total_env_steps': env_steps, **extra}
+    data = {**BASE, **arm.settings, 'total_env_steps': env_steps, **extra}
     data['env'] = {**BASE['env'], 'name': env}
     if env == 'swimmer':  # Which no other physics has.
         data['env']['backend'] = 'generalized'
@@ -104,6 +102,8 @@ def configuration(
         'evaluation': {'every_updates': every, 'episodes': size.episodes},
         'checkpoints': {'every_updates': every, 'keep': 1},
     }
+    for section, setting in map(FALLS.__getitem__, arm.falling):
+        data[section] = data[section] | {setting: max(every * size.evaluations // 2, 1)}
     return ControlRun.model_validate(data)
 
 
@@ -143,7 +143,7 @@ def tune(env: str, arm: Arm, size: Size, runs: Path) -> tuple[Choice, float | No
     def score(box: Box) -> list[list[float]]:
         one = size._replace(evaluations=1)
         several = {'seeds': TUNING_SEEDS, 'sweep': box}
-        run = configuration(env, arm.settings, size.tuning_env_steps, one, **several)
+        run = configuration(env, arm, size.tuning_env_steps, one, **several)
         trained = train(run, runs / f'tuning-{convergence_tuning.slug(box)}')
         taken.append(trained.minutes)
         ends: dict[tuple, list[float]] = {}
@@ -164,7 +164,7 @@ def study(
     """One arm on one environment: the choice, and the piece of these seeds, side by side."""
     choice, tuning_minutes = tune(env, arm, size, runs)
     box = {key: (value,) for key, value in choice.settings.items()}
-    run = configuration(env, arm.settings, size.env_steps, size, seeds=seeds, sweep=box)
+    run = configuration(env, arm, size.env_steps, size, seeds=seeds, sweep=box)
     name = f'reported-{convergence_tuning.slug({**box, "seeds": seeds})}'
     trained = train(run, runs / name)
     rows = trained.evaluations
@@ -187,7 +187,7 @@ def study_ppo(
     seconds = stopwatch()
     choice = convergence_tuning.untuned(OF_PPO.axes)
     if length := size.tuning_env_steps:
-        brief = configuration(env, {}, length, size._replace(evaluations=1))
+        brief = configuration(env, OF_PPO, length, size._replace(evaluations=1))
 
         def score(box: Box) -> list[list[float]]:
             settings = [dict(zip(box, x, strict=True)) for x in convergence_tuning.points(box)]
@@ -199,7 +199,7 @@ def study_ppo(
 
         choice = convergence_tuning.choose(OF_PPO.axes, score)
     tuned = seconds()
-    run = configuration(env, {}, size.env_steps, size)
+    run = configuration(env, OF_PPO, size.env_steps, size)
     each = [
         convergence_ppo.rows(run, seed, choice.settings, size.evaluations, runs) for seed in seeds
     ]

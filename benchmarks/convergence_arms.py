@@ -33,11 +33,18 @@ LEARNING_RATE = Axis(RATES, (1e-4, 3e-4, 1e-3, 3e-3), 1e-3)
 FOUR = Axis(THIRDS, (0.03, 0.1, 0.3, 1.0), 0.1)
 TWO = Axis(THIRDS, (0.1, 0.3), 0.1)
 LARGE = Axis(THIRDS, (0.3, 1.0), 0.3)
+NONE_OR_SOME = Axis((0.0, 0.3, 1.0), (0.0, 0.3), 0.3)
 
 FIRST_TRIALS = 16
 """Settings of every arm's first grid."""
 MAX_TRIALS = 24
 """Settings that an arm may try in all, where the best of its grid has neighbours to try."""
+
+FALLS = {
+    'coefficient': ('divergence', 'coefficient_updates'),
+    'response_grad': ('objective', 'response_grad_updates'),
+}
+"""What can fall to 0 within a run, and the setting that says in how many updates."""
 
 COMPARISONS = 'comparisons from one state'
 VALUE = "labeller's value"
@@ -58,6 +65,8 @@ class Arm(NamedTuple):
     axes: dict[str, Axis]
     told: str = f'{COMPARISONS}, {VALUE}'
     """What reaches it of the true reward; see `TOLD`."""
+    falling: tuple[str, ...] = ()
+    """Of `FALLS`, what falls linearly to 0 by half of a run, be it of tuning or reported."""
 
 
 def online(response_grad: float, coefficient: float = 0.0, **sections: Any) -> dict[str, Any]:
@@ -80,6 +89,11 @@ LONG = {
 OF_DPO = {'learning_rate': LEARNING_RATE, 'beta': FOUR}
 OF_SAIL = {'learning_rate': LEARNING_RATE, 'beta': TWO, 'response_grad': LARGE}
 OF_REVKL = {'learning_rate': LEARNING_RATE, 'beta': TWO, 'coefficient': TWO}
+OF_FALLING = {
+    'learning_rate': LEARNING_RATE,
+    'response_grad': NONE_OR_SOME,
+    'coefficient': TWO,
+}
 
 ARMS = {
     'offline DPO': Arm(
@@ -93,6 +107,9 @@ ARMS = {
     'SAIL, refreshed': Arm(online(0.3, **REFRESH), OF_SAIL),
     'SAIL-RevKL, ref to policy, refreshed': Arm(online(0.3, 0.1, **REFRESH), OF_REVKL),
     'SAIL-RevKL, policy to ref, refreshed': Arm(online(0.3, 0.1, **TO_REF, **REFRESH), OF_REVKL),
+    'SAIL-RevKL, ref to policy, refreshed, falling': Arm(
+        online(0.3, 0.1, **REFRESH), OF_FALLING, falling=('coefficient',)
+    ),
     'SAIL-RevKL, refreshed, no value': Arm(
         online(0.3, 0.1, **REFRESH, **LONG), OF_REVKL, COMPARISONS
     ),

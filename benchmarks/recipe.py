@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from benchmarks import convergence
-from benchmarks.convergence_arms import REFRESH, TO_REF, online
+from benchmarks.convergence_arms import REFRESH, TO_REF, Arm, online
 from benchmarks.convergence_statistics import array, collapsed
 from benchmarks.convergence_tuning import slug
 from benchmarks.machine import machine, write
@@ -27,51 +27,42 @@ from sail_jax import configfile
 from sail_jax.sweep import SECTIONS, Members
 from sail_jax.training import devices
 
-HALF = 16
-"""Updates of half the default length."""
-
-
-def with_setting(settings: dict[str, Any], section: str, **more: Any) -> dict[str, Any]:
-    """Settings with some more in a section."""
-    return settings | {section: settings[section] | more}
-
-
-Programs = dict[str, tuple[dict[str, Any], dict[str, tuple[float, ...]]]]
+Programs = dict[str, tuple[Arm, dict[str, tuple[float, ...]]]]
 PROGRAMS: Programs = {
     'ref to policy, and no penalty': (
-        online(0.3, 0.1, **REFRESH),
+        Arm(online(0.3, 0.1, **REFRESH), {}),
         {'learning_rate': (1e-3,), 'response_grad': (0.0, 0.3), 'coefficient': (0.0, 0.1)},
     ),
     'policy to ref': (
-        online(0.3, 0.1, **TO_REF, **REFRESH),
+        Arm(online(0.3, 0.1, **TO_REF, **REFRESH), {}),
         {'learning_rate': (1e-3,), 'response_grad': (0.0, 0.3), 'coefficient': (0.1,)},
     ),
     'response_grad falls to 0': (
-        with_setting(online(0.3, 0.1, **REFRESH), 'objective', response_grad_updates=HALF),
+        Arm(online(0.3, 0.1, **REFRESH), {}, falling=('response_grad',)),
         {'learning_rate': (1e-3,), 'response_grad': (0.3, 1.0), 'coefficient': (0.1,)},
     ),
     'coefficient falls to 0': (
-        with_setting(online(0.3, 0.1, **REFRESH), 'divergence', coefficient_updates=HALF),
+        Arm(online(0.3, 0.1, **REFRESH), {}, falling=('coefficient',)),
         {'learning_rate': (1e-3,), 'response_grad': (0.0,), 'coefficient': (0.1, 1.0)},
     ),
     'the shipped rate': (
-        online(0.3, 0.1, **REFRESH),
+        Arm(online(0.3, 0.1, **REFRESH), {}),
         {'learning_rate': (3e-4,), 'response_grad': (0.3,), 'coefficient': (0.1,)},
     ),
     'larger beta': (
-        online(0.3, 0.1, **REFRESH),
+        Arm(online(0.3, 0.1, **REFRESH), {}),
         {'learning_rate': (1e-3,), 'response_grad': (0.0, 0.3), 'beta': (0.3, 1.0)},
     ),
 }
-"""Settings, and the values that all combinations are trained of, in the order they are done."""
+"""Arms, and the values that all combinations are trained of, in the order they are done."""
 
 
 def members(
     env: str, name: str, size: convergence.Size, seeds: tuple[int, ...], runs: Path
 ) -> list[dict[str, Any]]:
     """A row of numbers for each setting of a program, over the seeds."""
-    settings, box = PROGRAMS[name]
-    run = convergence.configuration(env, settings, size.env_steps, size, seeds=seeds, sweep=box)
+    arm, box = PROGRAMS[name]
+    run = convergence.configuration(env, arm, size.env_steps, size, seeds=seeds, sweep=box)
     directory = slug({**box, 'seeds': seeds})
     trained = convergence.train(run, runs / env / convergence.slug(name) / directory)
     by_settings: dict[tuple, list[list[dict[str, Any]]]] = {}

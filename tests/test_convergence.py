@@ -35,7 +35,7 @@ def test_every_arm_has_the_same_rates_and_as_many_trials(name):
 
 def test_preference_arms_run_the_same_env_steps():
     runs = {
-        name: convergence.configuration('reacher', arm.settings, 250_000, convergence.FULL)
+        name: convergence.configuration('reacher', arm, 250_000, convergence.FULL)
         for name, arm in ARMS.items()
     }
     for run in runs.values():
@@ -45,6 +45,17 @@ def test_preference_arms_run_the_same_env_steps():
     assert refreshed == {name for name in ARMS if 'refreshed' in name}
     blind = {name for name, run in runs.items() if run.value.terminal == 'none'}
     assert blind == {name for name, arm in ARMS.items() if 'value' not in arm.told}
+
+
+def test_a_falling_penalty_is_gone_by_half_of_a_run_of_any_length():
+    arm = ARMS['SAIL-RevKL, ref to policy, refreshed, falling']
+    for env_steps, updates in ((131_072, 16), (262_144, 32)):
+        size = convergence.FULL._replace(env_steps=env_steps)
+        run = convergence.configuration('reacher', arm, env_steps, size)
+        assert run.divergence.coefficient == 0.1
+        assert run.divergence.coefficient_updates == updates // 2
+        assert run.total_env_steps == updates * run.env_steps_per_update
+        assert run.objective.response_grad_updates is None
 
 
 AXES = {
