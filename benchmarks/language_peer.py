@@ -169,10 +169,13 @@ def trl(settings: dict[str, Any]) -> None:
         'temperature': 1.0,
         'per_device_train_batch_size': settings['batch'],
     }
-    lengths = []
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(settings['model'])
+    end, lengths = tokenizer.eos_token_id, []
 
     def counted(prompts: list, completions: list, completion_ids: list, **_: Any) -> list[float]:
-        lengths.append(np.mean([len(ids) for ids in completion_ids]))
+        # TRL pads what it hands over to the longest of the batch.
+        kept = [ids.index(end) + 1 if end in ids else len(ids) for ids in completion_ids]
+        lengths.append(np.mean(kept))
         return reward(prompts, completions)
 
     class Turns(transformers.TrainerCallback):
@@ -222,9 +225,7 @@ def trl(settings: dict[str, Any]) -> None:
             reward_funcs=counted,
             args=args,
             train_dataset=datasets.Dataset.from_json(settings['prompts']),
-            processing_class=transformers.PreTrainedTokenizerFast.from_pretrained(
-                settings['model']
-            ),
+            processing_class=tokenizer,
             callbacks=[Turns()],
             peft_config=adapter(settings['trained']),
         )
