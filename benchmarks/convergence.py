@@ -14,15 +14,17 @@ the axes on which a choice has a neighbour that was not tried.
 
     python -m benchmarks.convergence --runs runs/convergence --out benchmarks/results/convergence
     python -m benchmarks.convergence --quick --runs runs/quick --out runs/quick
+    python -m benchmarks.convergence --merge FROM_A FROM_B --out benchmarks/results/convergence
 
 What is finished in --runs is read, not repeated, and what was stopped goes on, so the study may be
 stopped and started. It may be done in pieces (--envs, --arms, --seeds): the report in --out keeps
-what it has of the others.
+what it has of the others, and --merge takes in those of other machines.
 """
 
 import argparse
 import json
 import math
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -222,23 +224,36 @@ def reported(path: Path, size: Size) -> dict[str, Any]:
     return {'size': size._asdict(), 'envs': {}}
 
 
-def with_piece(
-    arm: Arm, before: dict[str, Any] | None, choice: Choice, piece: dict[str, Any]
-) -> dict[str, Any]:
-    """An arm's entry of the report, with a piece more; of pieces that share a seed the new one."""
-    kept = []
-    if before and before['settings'] == choice.settings:
-        kept = [old for old in before['pieces'] if not {*old['seeds']} & {*piece['seeds']}]
-    pieces = sorted(
-        [*kept, piece | {'machine': machine('benchmarks.convergence')}],
-        key=lambda x: min(x['seeds']),
-    )
+def with_pieces(entry: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+    """An arm's entry of the report, with what there was; of pieces that share a seed the new one,
+    and only it where other settings were chosen."""
+    pieces = entry['pieces']
+    if before and before['settings'] == entry['settings']:
+        seeds = {seed for piece in pieces for seed in piece['seeds']}
+        pieces = pieces + [old for old in before['pieces'] if not {*old['seeds']} & seeds]
+    return entry | {'pieces': sorted(pieces, key=lambda x: min(x['seeds']))}
+
+
+def new_entry(arm: Arm, choice: Choice, piece: dict[str, Any]) -> dict[str, Any]:
+    """An arm's entry of the report, of one piece."""
     return {
         'told': arm.told,
         'tuning_seeds': TUNING_SEEDS,
         **choice._asdict(),
-        'pieces': pieces,
+        'pieces': [piece | {'machine': machine('benchmarks.convergence')}],
     }
+
+
+def merge(raw: dict[str, Any], directories: list[Path]) -> None:
+    """Puts the pieces of other reports into a report; ends the program if one's size is another."""
+    for directory in directories:
+        other = json.loads((directory / 'raw.json').read_text())
+        if other['size'] != raw['size']:
+            sys.exit(f'{directory}: a report of {other["size"]}; asked for: {raw["size"]}')
+        for env, arms in other['envs'].items():
+            results = raw['envs'].setdefault(env, {})
+            for name, entry in arms.items():
+                results[name] = with_pieces(entry, results.get(name))
 
 
 def keep_compiled() -> None:
@@ -256,7 +271,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--runs', type=Path, required=True, help='directory of the runs')
+    parser.add_argument('--runs', type=Path, help='directory of the runs')
     parser.add_argument('--out', type=Path, required=True, help='directory of the report')
     parser.add_argument('--envs', nargs='+', help='environments; default: those of the study')
     parser.add_argument('--arms', nargs='+', choices=WHOLE.arms, metavar='ARM', help='default: all')
@@ -264,11 +279,17 @@ def arguments() -> argparse.Namespace:
         '--seeds', nargs='+', type=int, help='reported seeds, as 0 1 2; default: 0 to 9'
     )
     parser.add_argument('--env-steps', type=int, help='of a reported run; tuning gets half')
+    parser.add_argument(
+        '--merge', nargs='+', type=Path, metavar='OUT', help='train nothing: take these reports in'
+    )
     parser.add_argument('--untuned', action='store_true', help='tune nothing')
     parser.add_argument(
         '--quick', action='store_true', help='5 arms, hopper, 2 seeds, short, untuned'
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not (options.runs or options.merge):
+        parser.error('--runs, the directory of the runs, is missing')
+    return options
 
 
 def chosen(options: argparse.Namespace) -> tuple[Size, Pieces]:
@@ -285,25 +306,34 @@ def each_piece(pieces: Pieces) -> Iterable[tuple[str, str]]:
     return ((env, name) for env in pieces.envs for name in pieces.arms)
 
 
-def main() -> None:
-    options = arguments()
-    size, pieces = chosen(options)
+def add_pieces(raw: dict[str, Any], size: Size, pieces: Pieces, runs: Path, out: Path) -> None:
+    """Trains what is asked for, and writes the report's numbers after each arm."""
     # What divides the members of a tuning sweep, and the reported seeds.
     devices.use_cores(math.gcd(len(TUNING_SEEDS), len(pieces.seeds)))
     keep_compiled()
-    options.out.mkdir(parents=True, exist_ok=True)
-    raw = reported(options.out / 'raw.json', size)
     for env, name in each_piece(pieces):
-        runs, arm = options.runs / env / slug(name), ARMS.get(name, OF_PPO)
+        directory, arm = runs / env / slug(name), ARMS.get(name, OF_PPO)
         if name == PPO:
-            choice, piece = study_ppo(env, size, pieces.seeds, runs)
+            choice, piece = study_ppo(env, size, pieces.seeds, directory)
         else:
-            choice, piece = study(env, arm, size, pieces.seeds, runs)
+            choice, piece = study(env, arm, size, pieces.seeds, directory)
         results = raw['envs'].setdefault(env, {})
-        results[name] = with_piece(arm, results.get(name), choice, piece)
+        results[name] = with_pieces(new_entry(arm, choice, piece), results.get(name))
         # Each PPO compiles programs of its own; after 50 of them LLVM has no room for more.
         jax.clear_caches()
+        write(raw, out / 'raw.json', indent=None)
+
+
+def main() -> None:
+    options = arguments()
+    size, pieces = chosen(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    raw = reported(options.out / 'raw.json', size)
+    if options.merge:
+        merge(raw, options.merge)
         write(raw, options.out / 'raw.json', indent=None)
+    else:
+        add_pieces(raw, size, pieces, options.runs, options.out)
     convergence_report.write(raw, options.out)
 
 

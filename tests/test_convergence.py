@@ -189,14 +189,40 @@ def test_the_report_has_environments_first_and_pools_what_all_have(raw, tmp_path
         assert (tmp_path / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
 
 
+def entry_of(seeds, end, settings=None):
+    choice = convergence_tuning.Choice(settings or {'beta': 0.1}, [], [])
+    return convergence.new_entry(ARMS['SAIL'], choice, piece(seeds, [end] * len(seeds)))
+
+
+def seeds_of(entry):
+    return [part['seeds'] for part in entry['pieces']]
+
+
 def test_pieces_are_kept_beside_each_other_and_a_seed_once():
-    choice = convergence_tuning.Choice({'beta': 0.1}, [], [])
-    add = lambda before, seeds, end, choice=choice: convergence.with_piece(
-        ARMS['SAIL'], before, choice, piece(seeds, [end] * len(seeds))
-    )
-    two = add(add(None, [2, 3], 1.0), [0, 1], 2.0)
-    assert [part['seeds'] for part in two['pieces']] == [[0, 1], [2, 3]]
-    again = add(two, [3, 4], 5.0)
-    assert [part['seeds'] for part in again['pieces']] == [[0, 1], [3, 4]]
-    other = choice._replace(settings={'beta': 1.0})
-    assert [part['seeds'] for part in add(again, [5], 1.0, other)['pieces']] == [[5]]
+    two = convergence.with_pieces(entry_of([0, 1], 2.0), entry_of([2, 3], 1.0))
+    assert seeds_of(two) == [[0, 1], [2, 3]]
+    again = convergence.with_pieces(entry_of([3, 4], 5.0), two)
+    assert seeds_of(again) == [[0, 1], [3, 4]]
+    assert seeds_of(convergence.with_pieces(entry_of([5], 1.0, {'beta': 1.0}), again)) == [[5]]
+
+
+def test_reports_of_several_machines_become_one(tmp_path):
+    size = convergence.FULL._asdict()
+    reports = [
+        {'size': size, 'envs': {'ant': {'SAIL': entry_of([0, 1], 1.0)}}},
+        {'size': size, 'envs': {'ant': {'SAIL': entry_of([2], 2.0)}, 'reacher': {}}},
+        {'size': size | {'env_steps': 5}, 'envs': {}},
+    ]
+    directories = [tmp_path / str(i) for i in range(3)]
+    for directory, report in zip(directories, reports, strict=True):
+        directory.mkdir()
+        (directory / 'raw.json').write_text(json.dumps(report))
+    raw = {'size': size, 'envs': {'ant': {'SAIL, refreshed': entry_of([0], 3.0)}}}
+    convergence.merge(raw, directories[:2])
+    assert {env: list(arms) for env, arms in raw['envs'].items()} == {
+        'ant': ['SAIL, refreshed', 'SAIL'],
+        'reacher': [],
+    }
+    assert seeds_of(raw['envs']['ant']['SAIL']) == [[0, 1], [2]]
+    with pytest.raises(SystemExit, match='a report of'):
+        convergence.merge(raw, directories[2:])
