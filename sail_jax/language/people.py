@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sail_jax.core.types import Preferences, State
-from sail_jax.labels import payloads
+from sail_jax.labels import exchange, payloads
 from sail_jax.labels import store as label_store
 from sail_jax.labels.payloads import ResponsePair
 from sail_jax.labels.store import Answer, Question, Store
@@ -107,19 +107,10 @@ class ResponseQuestions:
         Raises:
           UserError: the store cannot be used.
         """
-        about = {
-            'kind': 'responses',
-            'task': start_model(self._run),
-            'instruction': self._run.labeller.instruction,
-            'repeat_every': self._run.labeller.repeat_every,
-        }
-        self._store = Store.of_run(run_dir / label_store.NAME, about)
-        return HostExchange(
-            publish=self.publish,
-            ready=self.ready,
-            take=self.take,
-            waiting=f'waiting for answers: sail-jax label {run_dir}',
+        self._store = exchange.open_store(
+            run_dir, self._run.labeller, kind='responses', task=start_model(self._run)
         )
+        return exchange.host_exchange(self, run_dir)
 
     def draw(self, state: State) -> Any:
         """The batch of a state, which is drawn once."""
