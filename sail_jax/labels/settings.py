@@ -24,8 +24,8 @@ class PeopleTeacher(Teacher):
     other way round, to see whether the answers agree; 0 asks none. With `source: people`."""
     wait: bool = True
     """Training waits until all questions are answered. Without it, training goes on with the
-    answers that there are, and asks a new round once the last one is answered. With
-    `source: people`."""
+    answers that there are (soft actor-critic once the first round is answered), and asks a new
+    round once the last one is answered. With `source: people`."""
 
     @property
     def by_people(self) -> bool:

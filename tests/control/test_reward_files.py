@@ -40,15 +40,19 @@ def told():
     return reward._replace(answers=shown, update_N=np.asarray([1, 1, 3, 0]), asked=3)
 
 
+def told_rows(reward):
+    return answers.rows(reward.answers, reward.update_N, 'teacher', env_steps_per_update=100)
+
+
 @pytest.mark.parametrize('name', ['answers.jsonl', 'answers.arrayrecord'])
 def test_answers_are_read_as_they_were_given(tmp_path, name):
     path = tmp_path / 'deep' / name
-    answers.write(path, answers.rows(told(), 'teacher', env_steps_per_update=100))
+    answers.write(path, told_rows(told()))
     same(answers.read(path, WIDTHS), jax.tree.map(lambda x: x[:3], told().answers))
 
 
 def test_a_row_says_who_answered_and_when(tmp_path):
-    rows = list(answers.rows(told(), 'teacher', env_steps_per_update=100))
+    rows = list(told_rows(told()))
     assert [row['choice'] for row in rows] == [1.0, 0.5, None]
     assert [row['env_steps'] for row in rows] == [100, 100, 300]
     assert {row['source'] for row in rows} == {'teacher'}
@@ -134,7 +138,7 @@ def test_what_was_asked_of_a_segment_without_a_step_is_left_out(tmp_path):
     mask[1, 0] = 0
     reward = reward._replace(answers=reward.answers._replace(mask=mask))
     path = tmp_path / 'answers.jsonl'
-    answers.write(path, answers.rows(reward, 'teacher', env_steps_per_update=100))
+    answers.write(path, told_rows(reward))
     assert len(answers.read(path, WIDTHS).prob) == 2
 
 

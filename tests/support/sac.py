@@ -1,13 +1,18 @@
 """A soft actor-critic run that is as small as can be, and rows of a replay."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from brax.envs.base import Env
 
-from sail_jax import configfile
+from sail_jax import configfile, runs
 from sail_jax.control.sac.config import SacRun
 from sail_jax.control.sac.replay import Transition
+from sail_jax.core.types import State
+from sail_jax.sweep import Members
+from sail_jax.training import checkpoint, setup
 
 SETTINGS: dict[str, Any] = {
     'workload': 'sac',
@@ -25,9 +30,36 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+REWARD: dict[str, Any] = {
+    'source': 'learned',
+    'segment_length': 3,
+    'newest_env_steps': 24,
+    'hidden': (8,),
+    'members': 2,
+    'learning_rate': 1e-2,
+    'passes': 5,
+    'questions': {'candidates': 6, 'per_round': 4, 'budget': 10, 'every_env_steps': 40},
+}
+"""A reward that is learned from ten answers, in three rounds."""
+
+
 def run(**settings: Any) -> SacRun:
     """The configuration with other settings, by dotted keys or as sections."""
     return configfile.update(SacRun.model_validate(SETTINGS), settings)
+
+
+def by_people(**settings: Any) -> SacRun:
+    """The same, on a reward that people teach."""
+    who = {'source': 'people', 'instruction': 'Which one is nearer?', 'repeat_every': 0}
+    return run(**{'reward': REWARD, 'labeller': who} | settings)
+
+
+def saved_state(path: Path, run: SacRun, env: Env) -> State:
+    """Of the newest checkpoint, replay and all."""
+    members, task = Members.of(run), runs.make_task(run, env=env)
+    layout = setup.Layout.of(members, task)
+    with checkpoint.open_manager(path / 'checkpoints') as manager:
+        return checkpoint.restore(manager, layout.state)[0]
 
 
 def batch(terminated_B: jax.Array) -> Transition:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
+import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from sail_jax import files
 from sail_jax.control.reward.ensemble import Comparisons
-from sail_jax.control.reward.state import LearnedReward
 from sail_jax.errors import UserError, one_line
 
 ARRAY_RECORD = '.arrayrecord'
@@ -37,16 +37,18 @@ class Widths(NamedTuple):
     action: int
 
 
-def rows(reward: LearnedReward, source: str, env_steps_per_update: int) -> Iterator[dict[str, Any]]:
+def rows(
+    answers: Comparisons, update_N: jax.Array | np.ndarray, source: str, env_steps_per_update: int
+) -> Iterator[dict[str, Any]]:
     """The questions that a run has asked, in their order; without those of which a segment has no
     step, since the simulator broke as it began.
 
     Args:
-      reward: on the host.
+      answers: on the host.
+      update_N: updates after which each was asked; 0 of those that are no questions of the run.
       source: who answered.
     """
-    answers = reward.answers
-    for n in np.flatnonzero(np.asarray(reward.update_N)):
+    for n in np.flatnonzero(update_N):
         steps = np.asarray(answers.mask[n]).sum(-1).astype(int)
         if not steps.all():
             continue
@@ -58,7 +60,7 @@ def rows(reward: LearnedReward, source: str, env_steps_per_update: int) -> Itera
             'action': both(answers.action),
             'choice': float(answers.prob[n]) if answers.weight[n] else None,
             'source': source,
-            'env_steps': int(reward.update_N[n]) * env_steps_per_update,
+            'env_steps': int(update_N[n]) * env_steps_per_update,
         }
 
 

@@ -49,7 +49,7 @@ def export_answers(saved: Saved, out: Path, env: Env | None = None) -> Path:
     if not reward.asked:
         raise UserError(f'{saved.run_dir}: its teacher was asked nothing yet')
     source = labeller.source if labeller.by_people else labeller.kind
-    rows = answers.rows(reward, source, saved.run.env_steps_per_update)
+    rows = answers.rows(reward.answers, reward.update_N, source, saved.run.env_steps_per_update)
     answers.write(out, rows)
     return out
 

@@ -151,7 +151,7 @@ def make_ask(
     """The function that an update begins with: a round where one is due, else nothing.
 
     A teacher answers at once, and the ensemble is fitted; people answer before another dispatch,
-    see `people.Taking`.
+    see `people.AskingUpdates`.
 
     Args:
       prior: answers that there are before the first update, which fits them.
@@ -169,11 +169,11 @@ def make_ask(
         """The questions of a round beside the earlier ones, with a teacher's answers."""
         draw_key, pick_key, answer_key = jax.random.split(key, 3)
         candidates = _candidates(shown, draw_key, settings.candidates, mesh)
-        margin_MxC = margins(ensemble, reward.fitted.params, _unanswered(candidates))
+        margin_MxC = margins(ensemble, reward.fitted.params, unanswered(candidates))
         first = (reward.asked == 0) & (not told)
         chosen_Q = questions.pick(settings, pick_key, margin_MxC, first)
         chosen = jax.tree.map(lambda x: x[chosen_Q], candidates)
-        new = _unanswered(chosen)
+        new = unanswered(chosen)
         if asked is None:
             prob, weight = teacher(run, answer_key, chosen)
             new = new._replace(prob=prob, weight=weight)
@@ -224,7 +224,8 @@ def fitted(ensemble: Ensemble, reward: LearnedReward, key: jax.Array) -> Learned
     return reward._replace(fitted=fit.fitted, accuracy=fit.accuracy, passes=fit.passes)
 
 
-def _unanswered(pairs: Shown) -> Comparisons:
+def unanswered(pairs: Shown) -> Comparisons:
+    """Pairs of which nothing is said yet."""
     count = len(pairs.mask)
     return Comparisons(
         obs=pairs.obs,

@@ -1,5 +1,6 @@
 """N environments that go on side by side, one step at a time, with new episodes where one ended."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import sail_jax.control.compat  # noqa: F401
@@ -11,7 +12,7 @@ from brax.envs.base import Env, State
 from sail_jax.control import rollout
 from sail_jax.control.lanes import select
 from sail_jax.control.sac.networks import seen
-from sail_jax.control.sac.replay import Transition
+from sail_jax.control.sac.replay import PosedTransition, Transition
 from sail_jax.core.keys import split_rows
 
 
@@ -69,12 +70,19 @@ def renew(env: Env, envs: Envs, key_N: jax.Array) -> Envs:
 
 
 def step(
-    env: Env, episode_length: int, envs: Envs, action: jax.Array
-) -> tuple[Envs, Transition, Finished]:
+    env: Env,
+    episode_length: int,
+    envs: Envs,
+    action: jax.Array,
+    pose: Callable[[State], jax.Array] | None = None,
+) -> tuple[Envs, Transition | PosedTransition, Finished]:
     """One step of every environment, by actions [N, A].
 
     The reward of the transition is the environment's. A step in which the simulator returns NaN or
     infinity stands as one that changed nothing, is not `sound`, and ends its episode.
+
+    Args:
+      pose: of the links in a state, where poses are wanted.
     """
     state: Any = jax.vmap(env.step)(envs.state, action)
     obs, finite = _finite(seen(state.obs))
@@ -95,6 +103,9 @@ def step(
         ended=ended,
         sound=sound,
     )
+    if pose is not None:
+        seen_N = jax.vmap(pose)(envs.state), jax.vmap(pose)(state)
+        transition = PosedTransition(*transition, pose=jnp.stack(seen_N, 1))
     after = Envs(
         state=select(ended, envs.fresh, state),
         obs=jnp.where(ended[:, None], _finite(seen(envs.fresh.obs))[0], next_obs),

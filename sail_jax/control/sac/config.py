@@ -5,10 +5,12 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from sail_jax import config, sweep
-from sail_jax.config import Section, Teacher
+from sail_jax.config import Section
 from sail_jax.control.config import MAX_ENV_STEPS, Environment, Width
 from sail_jax.control.reward.config import RewardEnsemble
 from sail_jax.errors import UserError
+from sail_jax.labels import settings as people
+from sail_jax.labels.settings import PeopleTeacher
 from sail_jax.scalars import INT_MAX
 
 Layers = Annotated[tuple[Width, ...], Field(min_length=1, max_length=64)]
@@ -120,8 +122,9 @@ class SacReward(RewardEnsemble):
 
     source: Literal['true', 'learned'] = 'true'
     """`true`: the environment's reward. `learned`: the ensemble's, and nothing that is learned
-    depends on the true reward but for the teacher's answers. Rounds of `questions` begin after the
-    random and the unsupervised steps; after each the whole replay has the new reward."""
+    depends on the true reward but for the teacher's answers; where people answer
+    (`labeller.source`), nothing. Rounds of `questions` begin after the random and the unsupervised
+    steps; after each the whole replay has the new reward."""
     segment_length: int = Field(default=50, ge=1, le=2**20)
     """Env steps of the segments that are compared."""
     newest_env_steps: int = Field(default=100_000, ge=1, le=MAX_ENV_STEPS)
@@ -172,7 +175,7 @@ class SacRun(config.Seeded):
     replay: ReplaySize = ReplaySize()
     unsupervised: Unsupervised = Unsupervised()
     reward: SacReward = SacReward()
-    labeller: Teacher = Teacher()
+    labeller: PeopleTeacher = PeopleTeacher()
     divergence: RevKL = RevKL()
     reference: SacReference = SacReference()
     optimizer: SacOptimizer = SacOptimizer()
@@ -262,9 +265,10 @@ def check(run: SacRun) -> None:
 
 def _check_reward(run: SacRun) -> None:
     if run.reward.source == 'true':
-        if run.labeller != Teacher():
+        if run.labeller != PeopleTeacher():
             raise UserError('labeller: not used by reward.source: true, which nobody labels')
         return
+    people.check(run)
     for key in ('path', 'answers'):
         if getattr(run.reward, key, None) is not None:
             raise UserError(f'reward.{key}: of control runs; a soft actor-critic run has none')
@@ -289,3 +293,22 @@ def _check_reward(run: SacRun) -> None:
     ):
         if length > steps:
             raise UserError(f'reward.segment_length: {length} is longer than {what}: {steps}')
+    if run.labeller.by_people:
+        _check_people(run)
+
+
+def _check_people(run: SacRun) -> None:
+    """They are asked between dispatches."""
+    dispatch = run.updates_per_dispatch
+    for what, updates in (
+        ('before the first round (rollout.random_env_steps, unsupervised)', run.reward_updates),
+        (
+            'between rounds (reward.questions.every_env_steps)',
+            run.updates_of(run.reward.questions.every_env_steps),
+        ),
+    ):
+        if updates % dispatch:
+            raise UserError(
+                f'updates_per_dispatch: {dispatch} does not divide the {updates} updates {what}; '
+                'people are asked between dispatches'
+            )

@@ -50,4 +50,5 @@ SAC = Kind(
     episodes='evaluation.episodes',
     render=partial(render, make_networks=NETWORKS),
     load_policy=partial(load_policy, make_networks=NETWORKS),
+    export_labels=late('sail_jax.control.sac.answers:export_answers'),
 )

@@ -37,10 +37,25 @@ class Transition(NamedTuple):
     """The simulator returned finite numbers; nothing is learned from other steps, bool."""
 
 
+class PosedTransition(NamedTuple):
+    """The same, with what people see of it."""
+
+    obs: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    true_reward: jax.Array
+    next_obs: jax.Array
+    terminated: jax.Array
+    ended: jax.Array
+    sound: jax.Array
+    pose: jax.Array
+    """Of the links before the step and after it, [..., 2, L, 7]."""
+
+
 class Replay(NamedTuple):
     """The newest env steps."""
 
-    steps: Transition
+    steps: Transition | PosedTransition
     """Leaves [C, N, ...]."""
     written: jax.Array
     """Rows written so far, of which the last C are kept, int32."""
@@ -56,7 +71,7 @@ class Replay(NamedTuple):
         return jnp.minimum(self.written, self.rows)
 
 
-def init(rows: int, one: Transition) -> Replay:
+def init(rows: int, one: Transition | PosedTransition) -> Replay:
     """An empty replay.
 
     Args:
@@ -67,7 +82,7 @@ def init(rows: int, one: Transition) -> Replay:
     return Replay(steps, jnp.zeros((), jnp.int32))
 
 
-def add(replay: Replay, row: Transition) -> Replay:
+def add(replay: Replay, row: Transition | PosedTransition) -> Replay:
     """One step of every environment, [N, ...], in the place of the oldest."""
     place = replay.written % replay.rows
     steps = jax.tree.map(lambda x, new: x.at[place].set(new), replay.steps, row)
@@ -75,12 +90,14 @@ def add(replay: Replay, row: Transition) -> Replay:
 
 
 def sample(replay: Replay, key: jax.Array, batch: int) -> Transition:
-    """Env steps drawn evenly of those there are, with replacement, [batch, ...]."""
+    """Env steps drawn evenly of those there are, with replacement, [batch, ...]; without poses,
+    which nothing is learned from."""
     row_key, env_key = jax.random.split(key)
     envs = replay.steps.reward.shape[1]
     rows_B = jax.random.randint(row_key, (batch,), 0, replay.filled)
     envs_B = jax.random.randint(env_key, (batch,), 0, envs)
-    return jax.tree.map(lambda x: x[rows_B, envs_B], replay.steps)
+    learned_from = Transition(*replay.steps[: len(Transition._fields)])
+    return jax.tree.map(lambda x: x[rows_B, envs_B], learned_from)
 
 
 def relabelled(
@@ -114,7 +131,7 @@ def with_rewards(replay: Replay, reward: jax.Array) -> Replay:
 
 def segments(
     replay: Replay, key: jax.Array, count: int, length: int, newest: int
-) -> tuple[Transition, jax.Array]:
+) -> tuple[Transition | PosedTransition, jax.Array]:
     """Segments of one environment each, drawn evenly, with replacement, [count, length, ...].
 
     Args:

@@ -2,10 +2,13 @@
 2106.05091).
 
 What the teacher goes by, the true reward, is read here alone, of the pairs that a round asks about.
+Where people answer instead, `people` has the round.
 
 Axes: C candidates, Q questions of a round, N of the run, M members, T env steps of a segment.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import sail_jax.control.compat  # noqa: F401
@@ -22,10 +25,10 @@ from sail_jax.control.reward.rounds import Shown
 from sail_jax.control.sac import replay
 from sail_jax.control.sac.config import SacRun
 from sail_jax.control.sac.networks import seen
-from sail_jax.control.sac.replay import Replay, Transition
-from sail_jax.control.sac.update import Asked, RewardFunctions
+from sail_jax.control.sac.replay import PosedTransition, Replay
+from sail_jax.control.sac.update import Experience, Now, RewardFunctions
 from sail_jax.core import bradley_terry
-from sail_jax.core.types import Metrics
+from sail_jax.core.types import Metrics, State
 
 SPARE = 2
 """Pairs drawn for each candidate; those within one episode come first."""
@@ -44,47 +47,130 @@ class Taught(NamedTuple):
     """Questions so far, int32."""
 
 
+class Proposal(NamedTuple):
+    """A round of questions, Q of them, before anybody has answered."""
+
+    pairs: Shown
+    """[Q, 2, T, ...]"""
+    margin_Q: jax.Array
+    """As of `Taught`."""
+
+
+class Asked(NamedTuple):
+    """What a session with the teacher and the fit after it came to."""
+
+    taught: Taught
+    labels: jax.Array
+    """Comparisons that it cost, int32."""
+    metrics: Metrics
+
+
+class Teaching(NamedTuple):
+    """How a reward is learned from a teacher: four pure functions."""
+
+    init: Callable[[jax.Array], Taught]
+    """`key -> Taught`: before any question."""
+    predict: Callable[[Taught, jax.Array, jax.Array], jax.Array]
+    """As of `RewardFunctions`."""
+    due: Callable[[jax.Array], jax.Array]
+    """Of a number of updates, whether a session comes before the next one."""
+    session: Callable[[Taught, Replay, jax.Array], Asked]
+    """`(taught, replay, key)`: questions about the replay, answers, and a fit. The whole replay is
+    relabelled afterwards."""
+
+
 def make(env: Env, run: SacRun) -> RewardFunctions:
-    """The functions of a run whose reward is learned."""
-    shape: Any = seen(control_policy.observation_shape(env))
-    settings = run.reward.questions
-    ensemble = reward_ensemble.make(run.reward, shape, env.action_size)
-    every = run.updates_of(settings.every_env_steps)
+    """The functions of a run whose reward is learned from a teacher."""
+    teaching = make_teaching(env, run)
+    begin = partial(asked_if_due, teaching, run)
+    return RewardFunctions(init=teaching.init, predict=teaching.predict, begin=begin)
+
+
+def make_teaching(env: Env, run: SacRun) -> Teaching:
+    """What `make` is made of."""
+    settings, ensemble = run.reward.questions, make_ensemble(env, run)
     rounds_of_run = -(-settings.budget // settings.per_round)
-
-    def init(key: jax.Array) -> Taught:
-        N, T = settings.budget, run.reward.segment_length
-        return Taught(
-            fitted=ensemble.init(key),
-            answers=Comparisons(
-                obs=jnp.zeros((N, 2, T, *shape)),
-                action=jnp.zeros((N, 2, T, env.action_size)),
-                mask=jnp.zeros((N, 2, T)),
-                prob=jnp.zeros(N),
-                weight=jnp.zeros(N),
-            ),
-            margin_N=jnp.zeros(N),
-            asked=jnp.zeros((), jnp.int32),
-        )
-
-    def predict(taught: Taught, obs: jax.Array, action: jax.Array) -> jax.Array:
-        return ensemble.predict(taught.fitted.params, obs, action).mean(0)
 
     def due(updates: jax.Array) -> jax.Array:
         since = updates - run.reward_updates
-        return (since >= 0) & (since % every == 0) & (since // every < rounds_of_run)
+        return on_time(run, updates) & (since // every_updates(run) < rounds_of_run)
 
     def session(taught: Taught, there: Replay, key: jax.Array) -> Asked:
         show_key, ask_key, fit_key = jax.random.split(key, 3)
         candidates = shown(run, there, show_key)
         number = jnp.minimum(settings.per_round, settings.budget - taught.asked)
         taught = answered(run, ensemble, taught, candidates, ask_key)
-        fit = ensemble.fit(taught.fitted, taught.answers, fit_key)
-        taught = taught._replace(fitted=fit.fitted)
-        numbers = {'fit_accuracy': fit.accuracy, 'fit_passes': fit.passes.astype(jnp.float32)}
-        return Asked(taught, number, numbers | metrics(ensemble, taught, candidates))
+        taught, numbers = refitted(ensemble, taught, candidates, fit_key)
+        return Asked(taught, number, numbers)
 
-    return RewardFunctions(init=init, predict=predict, due=due, session=session)
+    return Teaching(
+        init=partial(untaught, env, run, ensemble),
+        predict=partial(predicted, ensemble),
+        due=due,
+        session=session,
+    )
+
+
+def make_ensemble(env: Env, run: SacRun) -> Ensemble:
+    """The networks of a run's reward."""
+    shape: Any = seen(control_policy.observation_shape(env))
+    return reward_ensemble.make(run.reward, shape, env.action_size)
+
+
+def untaught(env: Env, run: SacRun, ensemble: Ensemble, key: jax.Array) -> Taught:
+    """Before any question."""
+    shape: Any = seen(control_policy.observation_shape(env))
+    N, T = run.reward.questions.budget, run.reward.segment_length
+    return Taught(
+        fitted=ensemble.init(key),
+        answers=Comparisons(
+            obs=jnp.zeros((N, 2, T, *shape)),
+            action=jnp.zeros((N, 2, T, env.action_size)),
+            mask=jnp.zeros((N, 2, T)),
+            prob=jnp.zeros(N),
+            weight=jnp.zeros(N),
+        ),
+        margin_N=jnp.zeros(N),
+        asked=jnp.zeros((), jnp.int32),
+    )
+
+
+def predicted(ensemble: Ensemble, taught: Taught, obs: jax.Array, action: jax.Array) -> jax.Array:
+    """The reward of steps [...]: the members' mean."""
+    return ensemble.predict(taught.fitted.params, obs, action).mean(0)
+
+
+def every_updates(run: SacRun) -> int:
+    """Updates from a round to the next."""
+    return run.updates_of(run.reward.questions.every_env_steps)
+
+
+def on_time(run: SacRun, updates: Any) -> Any:
+    """Whether so many updates are those of a round, of which there may have been enough."""
+    since = updates - run.reward_updates
+    return (since >= 0) & (since % every_updates(run) == 0)
+
+
+def asked_if_due(
+    teaching: Teaching, run: SacRun, state: State, now: Now, key: jax.Array
+) -> tuple[State, Metrics]:
+    """A session where one is due, and the whole replay with the new reward."""
+    there: Experience = state.sampler
+
+    def ask(there: Experience) -> tuple[Asked, jax.Array]:
+        asked = teaching.session(there.reward, there.replay, key)
+        filled = now.clock * run.rollout.steps
+        predict = partial(teaching.predict, asked.taught)
+        return asked, replay.relabelled(there.replay, predict, filled)
+
+    def wait(there: Experience) -> tuple[Asked, jax.Array]:
+        metrics = jax.eval_shape(ask, there)[0].metrics
+        nothing = {name: jnp.full(x.shape, jnp.nan) for name, x in metrics.items()}
+        return Asked(there.reward, jnp.zeros((), jnp.int32), nothing), there.replay.steps.reward
+
+    asked, reward = jax.lax.cond(teaching.due(now.clock), ask, wait, there)
+    there = there._replace(reward=asked.taught, replay=replay.with_rewards(there.replay, reward))
+    return state._replace(sampler=there, labels=state.labels + asked.labels), asked.metrics
 
 
 def shown(run: SacRun, there: Replay, key: jax.Array) -> Shown:
@@ -95,49 +181,68 @@ def shown(run: SacRun, there: Replay, key: jax.Array) -> Shown:
     C, T = run.reward.questions.candidates, run.reward.segment_length
     newest = max(run.reward.newest_env_steps // run.rollout.envs, T)
     cut, whole = replay.segments(there, key, 2 * SPARE * C, T, newest)
-    pairs: Transition = jax.tree.map(lambda x: x.reshape(SPARE * C, 2, *x.shape[1:]), cut)
+    pairs: Any = jax.tree.map(lambda x: x.reshape(SPARE * C, 2, *x.shape[1:]), cut)
     best_C = jnp.argsort(~whole.reshape(-1, 2).all(1), stable=True)[:C]
     pairs = jax.tree.map(lambda x: x[best_C], pairs)
     before = jnp.cumsum(pairs.ended, -1) - pairs.ended
     alive = before == 0
     mask = (alive & pairs.sound).astype(jnp.float32)
+    pose = None
+    if isinstance(pairs, PosedTransition):  # Before the first step, then after each.
+        pose = jnp.concatenate([pairs.pose[:, :, :1, 0], pairs.pose[:, :, :, 1]], 2)
     return Shown(
         obs=pairs.obs,
         action=pairs.action,
         mask=mask,
         true_reward=pairs.true_reward * mask,
         not_finite=(alive & ~pairs.sound).any(-1),
+        pose=pose,
+    )
+
+
+def proposed(
+    run: SacRun, ensemble: Ensemble, taught: Taught, candidates: Shown, key: jax.Array
+) -> Proposal:
+    """The candidates that are worth a question."""
+    margin_MxC = margins(ensemble, taught.fitted.params, rounds.unanswered(candidates))
+    first = taught.asked == 0
+    chosen_Q = questions.pick(run.reward.questions, key, margin_MxC, first)
+    pairs = jax.tree.map(lambda x: x[chosen_Q], candidates)
+    return Proposal(pairs=pairs, margin_Q=margin_MxC.mean(0)[chosen_Q])
+
+
+def placed(
+    run: SacRun, taught: Taught, proposal: Proposal, prob_Q: jax.Array, weight_Q: jax.Array
+) -> Taught:
+    """A round beside the earlier ones, with what is said of it so far."""
+    new = rounds.unanswered(proposal.pairs)._replace(prob=prob_Q, weight=weight_Q)
+    place_Q = taught.asked + jnp.arange(len(weight_Q))  # None beyond the budget.
+    put = lambda places, new: places.at[place_Q].set(new, mode='drop')
+    return taught._replace(
+        answers=jax.tree.map(put, taught.answers, new),
+        margin_N=put(taught.margin_N, proposal.margin_Q),
+        asked=jnp.minimum(taught.asked + len(weight_Q), run.reward.questions.budget),
     )
 
 
 def answered(
     run: SacRun, ensemble: Ensemble, taught: Taught, candidates: Shown, key: jax.Array
 ) -> Taught:
-    """The answers of a round beside the earlier ones."""
+    """A round, and the teacher's answers, beside the earlier ones."""
     pick_key, answer_key = jax.random.split(key)
-    nothing = jnp.zeros(len(candidates.mask))
-    pairs = Comparisons(
-        obs=candidates.obs,
-        action=candidates.action,
-        mask=candidates.mask,
-        prob=nothing,
-        weight=nothing,
-    )
-    margin_MxC = margins(ensemble, taught.fitted.params, pairs)
-    first = taught.asked == 0
-    chosen_Q = questions.pick(run.reward.questions, pick_key, margin_MxC, first)
-    take = lambda tree: jax.tree.map(lambda x: x[chosen_Q], tree)
+    proposal = proposed(run, ensemble, taught, candidates, pick_key)
     any_run: Any = run  # The teacher looks at `labeller` alone.
-    prob, weight = rounds.teacher(any_run, answer_key, take(candidates))
-    place_Q = taught.asked + jnp.arange(len(chosen_Q))  # None beyond the budget.
-    put = lambda places, new: places.at[place_Q].set(new, mode='drop')
-    new = take(pairs)._replace(prob=prob, weight=weight)
-    asked = jnp.minimum(taught.asked + len(chosen_Q), run.reward.questions.budget)
-    return taught._replace(
-        answers=jax.tree.map(put, taught.answers, new),
-        margin_N=put(taught.margin_N, margin_MxC.mean(0)[chosen_Q]),
-        asked=asked,
-    )
+    return placed(run, taught, proposal, *rounds.teacher(any_run, answer_key, proposal.pairs))
+
+
+def refitted(
+    ensemble: Ensemble, taught: Taught, candidates: Shown, key: jax.Array
+) -> tuple[Taught, Metrics]:
+    """After a fit on all answers so far, and `SESSION_METRICS`."""
+    fit = ensemble.fit(taught.fitted, taught.answers, key)
+    taught = taught._replace(fitted=fit.fitted)
+    numbers = {'fit_accuracy': fit.accuracy, 'fit_passes': fit.passes.astype(jnp.float32)}
+    return taught, numbers | metrics(ensemble, taught, candidates)
 
 
 SESSION_METRICS = (

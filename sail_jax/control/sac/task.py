@@ -9,7 +9,8 @@ from brax.envs.base import Env
 from jax.sharding import Mesh
 
 from sail_jax.control import envs
-from sail_jax.control.sac import evaluate, networks, session, update
+from sail_jax.control.reward import asking
+from sail_jax.control.sac import evaluate, networks, people, session, update
 from sail_jax.control.sac.config import SacRun, check
 from sail_jax.control.sac.learn import SacHyper
 from sail_jax.core.keys import START, stream
@@ -96,7 +97,13 @@ def make(
     mesh = mesh or make_mesh(run)
     env = envs.make(run.env, env)
     nets = networks.make(env, run)
-    learned = session.make(env, run) if run.reward.source == 'learned' else None
+    learned, exchange = None, None
+    if run.labeller.by_people:
+        asking.require_drawable(run, env)
+        learned = people.make(env, run)
+        exchange = partial(people.open_exchange, run, env, mesh)
+    elif run.reward.source == 'learned':
+        learned = session.make(env, run)
     one = update.make_update(env, nets, run, learned)
 
     def start(seed: int) -> Policy:
@@ -120,6 +127,7 @@ def make(
         units_per_update=run.env_steps_per_update,
         max_labels=None,
         watch=WATCH,
+        exchange=exchange,
         best=('eval/return',),
         absent=(*update.GRADIENT_METRICS, *session.SESSION_METRICS, 'episode_return'),
         smaller='lower replay.capacity, replay.batch, rollout.envs or evaluation.episodes',

@@ -12,11 +12,12 @@ from brax.envs.base import Env
 from brax.training.agents.sac.networks import SACNetworks
 
 from sail_jax.control import policy as control_policy
+from sail_jax.control import render
 from sail_jax.control.sac import collect, explore, learn, replay
 from sail_jax.control.sac.collect import Envs, Finished
 from sail_jax.control.sac.config import SacRun
 from sail_jax.control.sac.learn import SacHyper, SacLearner
-from sail_jax.control.sac.replay import Replay, Transition
+from sail_jax.control.sac.replay import PosedTransition, Replay, Transition
 from sail_jax.core import keys, precision, update
 from sail_jax.core.types import Metrics, Policy, State
 
@@ -47,30 +48,6 @@ class Experience(NamedTuple):
     """What `RewardFunctions` keeps; () where the reward is the environment's."""
 
 
-class Asked(NamedTuple):
-    """What a session of a labeller and the fit after it came to."""
-
-    reward: Any
-    """`Experience.reward`."""
-    labels: jax.Array
-    """Comparisons that it cost, int32."""
-    metrics: Metrics
-
-
-class RewardFunctions(NamedTuple):
-    """A reward that is learned while the policy is: four pure functions."""
-
-    init: Callable[[jax.Array], Any]
-    """`key -> Experience.reward`."""
-    predict: Callable[[Any, jax.Array, jax.Array], jax.Array]
-    """`(Experience.reward, obs [..., O], action [..., A]) -> reward [...]`."""
-    due: Callable[[jax.Array], jax.Array]
-    """Of a number of updates, whether a session comes before the next one."""
-    session: Callable[[Any, Replay, jax.Array], Asked]
-    """`(Experience.reward, replay, key)`: questions about the replay, answers, and a fit. The whole
-    replay is relabelled afterwards."""
-
-
 class Now(NamedTuple):
     """Where all members of a sweep are together: what branches of the program go by.
 
@@ -81,6 +58,41 @@ class Now(NamedTuple):
     """Updates so far."""
     renew: jax.Array
     """Whether some member has used starts of episodes, bool."""
+
+
+class RewardFunctions(NamedTuple):
+    """A reward that is learned while the policy is: three pure functions."""
+
+    init: Callable[[jax.Array], Any]
+    """`key -> Experience.reward`."""
+    predict: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    """`(Experience.reward, obs [..., O], action [..., A]) -> reward [...]`."""
+    begin: Callable[[State, Now, jax.Array], tuple[State, Metrics]]
+    """`(state, now, key) -> state, metrics`: what an update begins with."""
+
+
+class UpdateKeys(NamedTuple):
+    """Of randomness, for the parts of an update."""
+
+    renew: jax.Array
+    ask: jax.Array
+    restart: jax.Array
+    walk: jax.Array
+
+
+def update_keys(state: State) -> UpdateKeys:
+    """Those of the state's next update."""
+    return UpdateKeys(*jax.random.split(keys.update_key(state.seed, state.step + 1), 4))
+
+
+EnvStep = Callable[[Envs, jax.Array], tuple[Envs, Transition | PosedTransition, Finished]]
+"""`(envs, action [N, A]) -> envs, row, finished`."""
+
+
+def make_env_step(env: Env, run: SacRun) -> EnvStep:
+    """`collect.step` of a run, with poses where people look at them."""
+    pose = render.pose if run.labeller.by_people else None
+    return partial(collect.step, env, run.env.episode_length, pose=pose)
 
 
 Update = Callable[[State, Now], tuple[State, Metrics]]
@@ -100,7 +112,7 @@ def init_state(
     learner = learn.init(run, networks, start, hyper, critic_key)
     envs = collect.begin(env, keys.row_keys(env_key, run.rollout.envs))
     action = jnp.zeros((run.rollout.envs, env.action_size))
-    row = jax.eval_shape(partial(collect.step, env, run.env.episode_length), envs, action)[1]
+    row = jax.eval_shape(make_env_step(env, run), envs, action)[1]
     zero = lambda: jnp.zeros((), jnp.int32)  # Donated: no two leaves may share a buffer.
     return State(
         policy=start,
@@ -193,19 +205,18 @@ def make_update(
         return gradient_steps(state, start, learn_key, jnp.array(False), count)[0]
 
     def update(state: State, now: Now) -> tuple[State, Metrics]:
-        key = keys.update_key(state.seed, state.step + 1)
-        renew_key, ask_key, restart_key, walk_key = jax.random.split(key, 4)
+        key = update_keys(state)
         there: Experience = state.sampler
-        envs = jax.lax.cond(now.renew, renewed, lambda envs, key: envs, there.envs, renew_key)
+        envs = jax.lax.cond(now.renew, renewed, lambda envs, key: envs, there.envs, key.renew)
         state = state._replace(sampler=there._replace(envs=envs))
         metrics: Metrics = {}
         if learned is not None:
-            state, metrics = asked_if_due(learned, run, state, now, ask_key)
+            state, metrics = learned.begin(state, now, key.ask)
         if run.unsupervised.env_steps > 0:
             first = now.clock == run.reward_updates
             skip = lambda state, key: unpractised(state)
-            state = with_practice(state, jax.lax.cond(first, restarted, skip, state, restart_key))
-        state, walked = walk(state, now, walk_key)
+            state = with_practice(state, jax.lax.cond(first, restarted, skip, state, key.restart))
+        state, walked = walk(state, now, key.walk)
         state = state._replace(step=state.step + 1)
         return refreshed(run, state, now), {**walked, **metrics, 'skipped': state.skipped}
 
@@ -263,6 +274,7 @@ def make_walk(
     gradient_steps: GradientSteps,
 ) -> Callable[[State, Now, jax.Array], tuple[State, Metrics]]:
     """The env steps of an update, with the gradient steps that are due after each."""
+    env_step = make_env_step(env, run)
 
     def act(policy: Policy, obs_NxO: jax.Array, random: jax.Array, key: jax.Array) -> jax.Array:
         """Actions [N, A]: the policy's, or evenly random ones."""
@@ -288,7 +300,7 @@ def make_walk(
             act_key, learn_key = jax.random.split(key)
             there: Experience = state.sampler
             action = act(state.policy, there.envs.obs, random, act_key)
-            envs, row, finished = collect.step(env, run.env.episode_length, there.envs, action)
+            envs, row, finished = env_step(there.envs, action)
             if learned is not None:
                 row = row._replace(reward=learned.predict(there.reward, row.obs, row.action))
             state = state._replace(
@@ -309,28 +321,6 @@ def make_walk(
         }
 
     return walk
-
-
-def asked_if_due(
-    learned: RewardFunctions, run: SacRun, state: State, now: Now, key: jax.Array
-) -> tuple[State, Metrics]:
-    """A session of the labeller where one is due, and the whole replay with the new reward."""
-    there: Experience = state.sampler
-
-    def ask(there: Experience) -> tuple[Asked, jax.Array]:
-        asked = learned.session(there.reward, there.replay, key)
-        filled = now.clock * run.rollout.steps
-        predict = partial(learned.predict, asked.reward)
-        return asked, replay.relabelled(there.replay, predict, filled)
-
-    def wait(there: Experience) -> tuple[Asked, jax.Array]:
-        metrics = jax.eval_shape(ask, there)[0].metrics
-        nothing = {name: jnp.full(x.shape, jnp.nan) for name, x in metrics.items()}
-        return Asked(there.reward, jnp.zeros((), jnp.int32), nothing), there.replay.steps.reward
-
-    asked, reward = jax.lax.cond(learned.due(now.clock), ask, wait, there)
-    there = there._replace(reward=asked.reward, replay=replay.with_rewards(there.replay, reward))
-    return state._replace(sampler=there, labels=state.labels + asked.labels), asked.metrics
 
 
 def refreshed(run: SacRun, state: State, now: Now) -> State:

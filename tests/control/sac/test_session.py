@@ -26,7 +26,7 @@ LEARNED = {
     }
 }
 RUN = sac.run(**LEARNED)
-TEACH = session.make(Point(), RUN)
+TEACH = session.make_teaching(Point(), RUN)
 
 
 @pytest.fixture(scope='module')
@@ -84,7 +84,7 @@ def test_a_session_learns_what_the_teacher_said(there):
     talk = jax.jit(TEACH.session)
     for i in range(3):
         asked = talk(taught, there._replace(steps=small), jax.random.key(i))
-        taught = asked.reward
+        taught = asked.taught
         fits.append(int(asked.labels))
     assert fits == [4, 4, 2]
     assert set(asked.metrics) == set(session.SESSION_METRICS)

@@ -8,7 +8,7 @@ import sail_jax
 from sail_jax import runs
 from sail_jax.errors import UserError
 from sail_jax.sweep import Members
-from sail_jax.training import checkpoint, metrics, setup
+from sail_jax.training import metrics, setup
 from tests.support import sac
 from tests.support.checkpoints import same, without_times
 from tests.support.toy import Point
@@ -23,14 +23,6 @@ def train(path, run=RUN, **options):
     return sail_jax.train(run, path, env=Point(), quiet=True, **options)
 
 
-def saved_state(path, run=RUN):
-    """The state of the newest checkpoint, replay and all."""
-    members, task = Members.of(run), runs.make_task(run, env=Point())
-    layout = setup.Layout.of(members, task)
-    with checkpoint.open_manager(path / 'checkpoints') as manager:
-        return checkpoint.restore(manager, layout.state)[0]
-
-
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp('whole') / 'run'
@@ -43,7 +35,7 @@ def test_resume_continues_bit_for_bit_with_the_replay(whole, tmp_path):
     same(result.policy, whole[0].policy)
     assert result.after == whole[0].after
     assert without_times(tmp_path / 'run') == without_times(whole[1])
-    same(saved_state(tmp_path / 'run'), saved_state(whole[1]))
+    same(sac.saved_state(tmp_path / 'run', RUN, Point()), sac.saved_state(whole[1], RUN, Point()))
 
 
 def test_what_a_run_leaves(whole):
@@ -52,7 +44,7 @@ def test_what_a_run_leaves(whole):
     assert all(('train/critic_loss' in row) == (row['step'] > 2) for row in rows)
     assert all(np.isfinite(list(row.values())).all() for row in rows)
     assert {'eval/return', 'eval/deterministic_return', 'eval/kl_start_to_policy'} <= set(rows[4])
-    state = saved_state(whole[1])
+    state = sac.saved_state(whole[1], RUN, Point())
     # 80 written rows of a ring of 50; a gradient step after each but those of random steps.
     assert int(state.sampler.replay.written) == 80
     assert int(state.sampler.gradient_steps) == 60 + 4
