@@ -4,7 +4,8 @@ Axes: B prompts, L lanes (the K responses to one prompt; 1 for the prompt itself
 tokens attended to, N heads = G groups x M key-value heads, H entries of a head.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +35,7 @@ class Memory(NamedTuple):
         return self._replace(keys=tuple(self.keys), values=tuple(self.values))
 
     def write(self, index: jax.Array, keys: jax.Array, values: jax.Array) -> 'Memory':
-        """A layer's, with the keys and values of the token at `index`, in place."""
+        """A layer's, with the keys and values [B, L, 1, M, H] of the token at `index`, in place."""
 
         def written(to: jax.Array, value: jax.Array) -> jax.Array:
             # Fused into what reads it, the update would no longer be in place.
@@ -42,7 +43,13 @@ class Memory(NamedTuple):
                 jax.lax.dynamic_update_slice_in_dim(to, value, index, axis=-2)
             )
 
+        keys, values = _by_heads(keys), _by_heads(values)
         return self._replace(keys=written(self.keys, keys), values=written(self.values, values))
+
+
+def _by_heads(x_BxLxTxMxH: jax.Array) -> jax.Array:
+    """[B, M, L, T, H], as the products of attention read keys and values."""
+    return jnp.moveaxis(x_BxLxTxMxH, 3, 1)
 
 
 def prompt_positions(lengths_B: jax.Array, size: int) -> jax.Array:
@@ -83,6 +90,22 @@ def empty_memory(
         return tuple(jnp.zeros(shape, dtype) for _ in range(a.layers))
 
     return Memory(keys=room(), values=room(), positions=positions_BxLxS)
+
+
+def together(arrays: Sequence[jax.Array]) -> jax.Array:
+    """Of several arrays [B, L, T, ...] the tokens one after the other as those of one lane."""
+    if len(arrays) == 1:
+        return arrays[0]
+    return jnp.concatenate([x.reshape(x.shape[0], 1, -1, *x.shape[3:]) for x in arrays], 2)
+
+
+def apart(x: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
+    """What `together` made of arrays [B, L, T, ...], of which `shapes` has the first three."""
+    if len(shapes) == 1:
+        return [x]
+    ends = itertools.accumulate(L * T for _, L, T in shapes)
+    parts = jnp.split(x, list(ends)[:-1], axis=2)
+    return [part.reshape(*shape, *x.shape[3:]) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class Scoring(NamedTuple):
@@ -147,3 +170,33 @@ def attend(
         shared = jnp.matmul(weight[..., S:].reshape(*of_group, -1), prefix.values)
         out += shared.reshape(out.shape)
     return out.transpose(0, 2, 3, 1, 4, 5).reshape(B, L, T, N * H)
+
+
+def attend_parts(
+    query: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    *,
+    positions: Sequence[jax.Array],
+    scoring: Sequence[Scoring],
+    first: Memory | None = None,
+) -> tuple[jax.Array, Memory]:
+    """Causal attention of one layer over parts of which the later ones continue the first, a prompt
+    and its lanes, say.
+
+    Args:
+      query, keys, values: of the parts `together`, [B, L, T, heads, H].
+      positions, scoring: of each part.
+      first: the memory of the first part, if that is not one of them.
+
+    Returns:
+      What `attend` gives of the parts together, and the memory of the first.
+    """
+    shapes, out = [at.shape for at in positions], []
+    each = zip(*(apart(x, shapes) for x in (query, keys, values)), positions, scoring, strict=True)
+    for q, k, v, at, score in each:
+        memory = Memory(keys=_by_heads(k), values=_by_heads(v), positions=at)
+        out.append(attend(q, at, memory, first and as_prefix(first), score))
+        first = first or memory
+    assert first is not None
+    return together(out), first

@@ -28,13 +28,13 @@ class FusedMLP(MLP):
 
     def __init__(self, make: Make, rngs: nnx.Rngs):
         width, inner = make.architecture.hidden_size, make.architecture.intermediate_size
-        self.activation = make.parts.activation
+        self.activation, self.gated = make.parts.activation, make.gated
         self.gate_up_proj = make.linear(width, 2 * inner, use_bias=False, rngs=rngs)
         self.down_proj = make.linear(inner, width, use_bias=False, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         gate, up = jnp.split(self.gate_up_proj(x), 2, -1)
-        return self.down_proj(self.activation(gate) * up)
+        return self.down_proj(self.gated(self.activation, gate, up))
 
 
 def parts(a: Architecture) -> Parts:

@@ -10,6 +10,7 @@ the log-probabilities that training recomputes are the sampler's. Nothing is eve
 id: padding is a position that no query reaches.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from sail_jax.language.model import decode_kernel, fused, sharding
 from sail_jax.language.model.architecture import Architecture
-from sail_jax.language.model.attention import Memory, Scoring, as_prefix, attend
+from sail_jax.language.model.attention import Memory, Scoring, apart, attend, attend_parts, together
 from sail_jax.language.model.families import FAMILIES
 from sail_jax.language.model.layers import Block, Linear, Make, OneKernelNorm, parts_of, unchanged
 from sail_jax.language.model.rotary import Rotary, Rotation
@@ -81,10 +82,10 @@ class Decoding(NamedTuple):
 class Pass(NamedTuple):
     """How tokens go through a layer."""
 
-    positions_BxLxT: jax.Array
     rotation: Rotation
-    remember: Callable[[jax.Array, jax.Array], Memory]
-    """Of the tokens' keys and values."""
+    attend: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Memory]]
+    """From queries, keys and values [B, L, T, heads, H] to what attention gives, [B, L, T, N * H],
+    and what it remembers."""
     rows: str | tuple[str, ...] = devices.ROWS
     """The axes of the mesh that hidden states are split over by rows, outside of attention."""
     width: tuple[str, ...] | None = None
@@ -104,6 +105,8 @@ class Decoder(nnx.Module):
         layout to the compiler.
 
     Attributes:
+      together: whether a prompt and what continues it are the tokens of one lane but for attention,
+        so that gradients of matrices are written and added up once; on CPUs the copies cost more.
       length: tokens of the longest sequence that it is made to read, which some kinds of RoPE
         depend on, see `rotary`; None is within the original length.
     """
@@ -123,7 +126,8 @@ class Decoder(nnx.Module):
         self.length: int | None = None
         types: dict[str, Any] = {'dtype': dtype, 'param_dtype': param_dtype}
         init, parts = nnx.initializers.normal(0.02), parts_of(a)
-        on_gpu = fused.first_device(mesh).platform == 'gpu'
+        platform = fused.first_device(mesh).platform
+        self.together, on_gpu = platform != 'cpu', platform == 'gpu'
         norm_class = OneKernelNorm if on_gpu and parts.norm is nnx.RMSNorm else parts.norm
 
         def linear(*sizes: int, **kwargs) -> Linear:
@@ -135,7 +139,7 @@ class Decoder(nnx.Module):
         @nnx.split_rngs(splits=a.layers)
         @nnx.vmap
         def blocks(rngs: nnx.Rngs) -> Block:
-            return parts.block(Make(a, parts, linear, norm), rngs)
+            return parts.block(Make(a, parts, linear, norm, on_gpu), rngs)
 
         self.embed_tokens = nnx.Embed(
             a.vocab_size, a.hidden_size, embedding_init=init, rngs=rngs, **types
@@ -208,8 +212,7 @@ class Decoder(nnx.Module):
     def with_lanes(self, prompt: Tokens, lanes: Tokens) -> tuple[jax.Array, jax.Array]:
         """Hidden states of a prompt, [B, 1, P, D], and of the lanes that continue it, [B, L, T, D].
 
-        Each layer goes through both before the next one, so that its matrices are read, and their
-        gradients written and added up over devices, once.
+        Each layer goes through both before the next one.
         """
         (of_prompt, of_lanes), _ = self._through_layers((prompt, lanes))
         return of_prompt, of_lanes
@@ -223,32 +226,34 @@ class Decoder(nnx.Module):
         graphdef, stacked = nnx.split(self.layers)
         # Once, and not in each layer of each pass.
         stacked = jax.tree.map(lambda x: x.astype(self.dtype) if x.ndim > 2 else x, stacked)
+        windows = jnp.asarray(a.windows) if a.windows else jnp.zeros(a.layers, jnp.int32)
         before = (0, *(parts[0].ids.shape[-1] for _ in parts[1:]))
         kernels = [self._kernel(part.ids, size) for part, size in zip(parts, before, strict=True)]
-
-        rotary = Rotary.of(a, self.length)
+        each = list(zip(parts, kernels, strict=True))
+        groups, rotary = [each] if self.together else [[x] for x in each], Rotary.of(a, self.length)
 
         def layer(hidden: tuple[jax.Array, ...], xs: Any) -> tuple[tuple[jax.Array, ...], Any]:
             state, window, kind = xs
             block: Block = nnx.merge(graphdef, state)
-            memories, out = [], []
-            for x, part, kernel in zip(hidden, parts, kernels, strict=True):
-                rotation = rotary.rotation(kind, part.positions)
-                through = Pass(part.positions, rotation, partial(Memory, positions=part.positions))
-                prefix = as_prefix(memories[0]) if memories else None
-                x, memory = self._layer(block, x, through, self._scoring(window, kernel), prefix)
-                memories.append(memory)
+            first, out = None, []
+            for x, group in zip(hidden, groups, strict=True):
+                positions = [part.positions for part, _ in group]
+                scoring = [self._scoring(window, kernel) for _, kernel in group]
+                attention = partial(attend_parts, positions=positions, scoring=scoring, first=first)
+                rotation = rotary.rotation(kind, together(positions))
+                x, first = self._layer(block, x, Pass(rotation, attention))
                 out.append(x)
-            return tuple(out), (memories[0].keys, memories[0].values)
+            assert first is not None
+            return tuple(out), (first.keys, first.values)
 
-        windows = jnp.asarray(a.windows) if a.windows else jnp.zeros(a.layers, jnp.int32)
         # Results of the linear maps are kept at most; the rest costs less to compute again than to
         # write and read: 0.85 to 0.9 of the time, a third of the memory (CPU, 4M to 12M).
         keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         body = jax.checkpoint(layer, prevent_cse=False, policy=None if self.remat else keep)
-        start = tuple(self.embed(part.ids) for part in parts)
+        start = tuple(self.embed(together([part.ids for part, _ in group])) for group in groups)
         hidden, memory = jax.lax.scan(body, start, (stacked, windows, rotary.layers))
-        return tuple(map(self.norm, hidden)), memory
+        shapes = [[part.ids.shape for part, _ in group] for group in groups]
+        return tuple(itertools.chain(*map(apart, map(self.norm, hidden), shapes))), memory
 
     def decoding(self) -> Decoding:
         """What `decode` reads, made once for all the tokens to decode. On a mesh each device has
@@ -318,12 +323,18 @@ class Decoder(nnx.Module):
         rotary = Rotary.of(a, self.length)
 
         for i, block in enumerate(weights.blocks):
-            remember = partial(memory.layer(i).write, index)
             window = a.windows[i] if a.windows else 0
             scoring = self._scoring(jnp.asarray(window), self._token_kernel(at, window))
+
+            def attention(
+                q: jax.Array, k: jax.Array, v: jax.Array, i: int = i, scoring: Scoring = scoring
+            ) -> tuple[jax.Array, Memory]:
+                layer = memory.layer(i).write(index, k, v)
+                return attend(q, at, layer, prefix.layer(i), scoring), layer
+
             rotation = rotary.rotation(rotary.of_layers[i], at)
-            through = Pass(at, rotation, remember, rows, self._width(a.heads * a.head_dim))
-            x, layer = self._layer(block, x, through, scoring, prefix.layer(i))
+            through = Pass(rotation, attention, rows, self._width(a.heads * a.head_dim))
+            x, layer = self._layer(block, x, through)
             layers.append(layer)
         memory = memory._replace(
             keys=tuple(layer.keys for layer in layers),
@@ -369,16 +380,9 @@ class Decoder(nnx.Module):
         attend = decode_kernel.kernel(score, query, self.mesh, self._heads)
         return attend and partial(attend, at_BxLx1)
 
-    def _layer(
-        self,
-        block: Block,
-        x_BxLxTxD: jax.Array,
-        through: Pass,
-        scoring: Scoring,
-        prefix: Memory | None,
-    ) -> tuple[jax.Array, Memory]:
-        """The layer's output, and what `Pass.remember` made of the tokens' keys and values."""
-        positions, rows = through.positions_BxLxT, through.rows
+    def _layer(self, block: Block, x_BxLxTxD: jax.Array, through: Pass) -> tuple[jax.Array, Memory]:
+        """The layer's output, and what `Pass.attend` remembers."""
+        rows = through.rows
 
         def attention(x: jax.Array) -> tuple[jax.Array, Memory]:
             q, k, v = block.self_attn.project(x, through.rotation)
@@ -387,9 +391,7 @@ class Decoder(nnx.Module):
                 by_heads = lambda y: self.on_mesh(y, rows, None, None, self._width(y.shape[3]))
                 q, k, v = map(by_heads, (q, k, v))
             q, k, v = (self.on_mesh(y, devices.ROWS, None, None, self._heads) for y in (q, k, v))
-            # Heads lead, so that the products of attention read keys and values as they lie.
-            memory = through.remember(*(jnp.moveaxis(y, 3, 1) for y in (k, v)))
-            out = attend(q, positions, memory, prefix, scoring)
+            out, memory = through.attend(q, k, v)
             if through.width is not None:
                 out = self.on_mesh(out, rows, None, None, through.width)
             return self.on_mesh(block.self_attn.o_proj(out), rows), memory

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sail_jax.language.model import attention, decode_kernel
+from sail_jax.language.model import attention, decode_kernel, layers
 from sail_jax.language.model.attention import Memory, Scoring
 from sail_jax.language.model.fused import Score
 from sail_jax.language.model.layers import OneKernelNorm
@@ -103,3 +103,18 @@ def test_a_norm_in_another_order_is_flaxs(dtype):
     tolerance = 1e-5 if dtype == jnp.float32 else 0.03
     close = partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
     jax.tree.map(close, found, expected)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_an_mlp_gated_in_one_kernel_is_gated_alike(dtype):
+    rng = np.random.default_rng(0)
+    gate, up, weights = (jnp.asarray(rng.standard_normal((5, 24)), dtype) for _ in range(3))
+
+    def value(gated, gate, up):
+        return (gated(jax.nn.silu, gate, up) * weights).sum()
+
+    found, expected = (
+        jax.value_and_grad(jax.checkpoint(partial(value, gated)), (0, 1))(gate, up)
+        for gated in (layers.gated_in_one_kernel, layers.gated)
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)

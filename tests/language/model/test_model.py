@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,27 @@ def test_decoding_token_by_token_gives_the_hidden_states_of_whole_sequences(name
     for t in range(5):
         logits, cache = decode(state, response[..., t], t, cache)
         np.testing.assert_allclose(logits, decoder.logits(expected[:, :, t]), atol=2e-5)
+
+
+def test_a_prompt_and_its_lanes_may_be_the_tokens_of_one_lane():
+    decoder = tiny.decoder('mistral')
+    lengths = jnp.array([6, 3])
+    prompt = Tokens(tiny.tokens(2, 7)[:, None], attention.prompt_positions(lengths, 7))
+    lanes = Tokens(tiny.tokens(2, 3, 5, seed=1), attention.response_positions(lengths, 3, 5))
+
+    @partial(jax.jit, static_argnums=0)
+    def value_and_grad(together):
+        def value(state):
+            model = nnx.merge(graphdef, state)
+            model.together = together
+            of_prompt, of_lanes = model.with_lanes(prompt, lanes)
+            return (of_prompt[:, 0, :3] ** 3).sum() + (of_lanes**3).sum(), of_lanes
+
+        return jax.value_and_grad(value, has_aux=True)(state)
+
+    graphdef, state = nnx.split(decoder)
+    found, expected = value_and_grad(True), value_and_grad(False)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected)
 
 
 def test_padding_has_no_influence():
