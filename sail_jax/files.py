@@ -77,6 +77,17 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + '\n')
 
 
+def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
+    """A safetensors file, as Hugging Face's are.
+
+    The library writes it for its owner alone; here who may read the directory may read it too.
+    """
+    from safetensors.numpy import save_file  # Imports NumPy, which commands that refuse need not.
+
+    save_file(tensors, path, metadata={'format': 'pt'})
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
 def lines(path: Path, at_most: int) -> Iterator[bytes]:
     """The lines of a regular file, with their ends.
 

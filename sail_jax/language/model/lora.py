@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import pydantic
 from flax import nnx
-from safetensors.numpy import save_file
 
 from sail_jax import files, hub
 from sail_jax.errors import UserError
@@ -183,7 +182,7 @@ def save(
         'inference_mode': True,
     }
     with files.new_directory(path) as partial:
-        save_file(tensors, partial / WEIGHTS, metadata={'format': 'pt'})
+        files.write_tensors(partial / WEIGHTS, tensors)
         files.write_json(partial / CONFIG, config)
     return path
 

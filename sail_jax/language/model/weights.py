@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from safetensors.numpy import save_file
 
 from sail_jax import files, hub
 from sail_jax.errors import UserError
@@ -222,7 +221,7 @@ def fill(
     for number, members in enumerate(shards, 1):
         file = SINGLE if len(shards) == 1 else f'model-{number:05}-of-{len(shards):05}.safetensors'
         tensors = {name: _tensor(values[place.parameter], place, dtype) for name, place in members}
-        save_file(tensors, to / file, metadata={'format': 'pt'})
+        files.write_tensors(to / file, tensors)
         weight_map |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         index = {'metadata': {'total_size': sum(sizes)}, 'weight_map': weight_map}

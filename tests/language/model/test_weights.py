@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from sail_jax.errors import UserError
-from sail_jax.language.model import architecture, weights
+from sail_jax.language.adapter import Lora
+from sail_jax.language.model import architecture, lora, weights
 from sail_jax.language.model.transformer import Decoder
 from tests.support import tiny
 from tests.support.tiny import FAMILIES, assert_same_bits
@@ -49,6 +50,18 @@ def test_round_trip_is_bit_exact(tmp_path, name, dtype, shard_bytes):
     assert_same_bits(tensors(first), tensors(second))
     assert (first / 'model.safetensors').read_bytes() == (third / 'model.safetensors').read_bytes()
     assert (first / 'config.json').read_bytes() == (third / 'config.json').read_bytes()
+
+
+def test_who_may_read_the_directory_may_read_the_weights(tmp_path):
+    before = os.umask(0o027)
+    try:
+        model = weights.save(tiny.decoder('qwen2'), tmp_path / 'model')
+        adapted = lora.add(tiny.decoder('qwen2'), Lora(rank=2), jax.random.key(0))
+        adapter = lora.save(adapted, Lora(rank=2), tmp_path / 'adapter')
+    finally:
+        os.umask(before)
+    for path in (*model.iterdir(), *adapter.iterdir()):
+        assert path.stat().st_mode & 0o777 == 0o640, path
 
 
 def test_load_restores_every_parameter(tmp_path):
