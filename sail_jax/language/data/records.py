@@ -27,12 +27,12 @@ def made(builder: Callable[[], Any], directory: Path) -> tuple[Any, dict[str, An
         try:
             with _one_at_a_time(directory), _quiet():
                 builder().download_and_prepare()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # ArrayRecord's are all of the second kind.
             # Another process may have been faster.
             if not builder().is_prepared():
+                reason = getattr(error, 'strerror', None) or one_line(error)
                 raise UserError(
-                    f'{directory}: {error.strerror or error}; data are prepared there, or where '
-                    'XDG_CACHE_HOME says'
+                    f'{directory}: {reason}; data are prepared there, or where XDG_CACHE_HOME says'
                 ) from None
         records = builder()
         if not records.info.splits:

@@ -21,6 +21,7 @@ from sail_jax.language.data import dataset, reader, records, rows, tokens
 from sail_jax.language.data.dataset import Data
 from sail_jax.language.data.rows import DataRow, Message
 from tests.support import small
+from tests.support.disk import disk_of
 from tests.support.tiny_tokenizer import END, IM_END, write
 
 PLAIN = {'prompt': 'the cat', 'chosen': ' sat', 'rejected': ' said'}
@@ -155,6 +156,16 @@ def test_a_cache_that_takes_nothing_says_where_another_is_named(tokenizer, tmp_p
     file = small.data(tmp_path / 'train.jsonl', pairs=True)
     with pytest.raises(UserError, match=r'^/dev/null/.*: Not a directory; .* XDG_CACHE_HOME says'):
         dataset.prepare(settings(file), 'preference', tokenizer, '/dev/null/cache')
+
+
+def test_a_full_cache_is_one_line_and_prepared_once_there_is_room(tokenizer, tmp_path):
+    file = small.data(tmp_path / 'train.jsonl', pairs=True)
+    prepare = lambda: dataset.prepare(settings(file), 'preference', tokenizer, tmp_path / 'cache')
+    with disk_of(1000), pytest.raises(UserError, match=r'data are prepared there, or .*') as e:
+        prepare()
+    assert str(e.value).startswith(f'{tmp_path}/cache/')
+    assert '\n' not in str(e.value)
+    assert len(prepare()) == 16
 
 
 def test_rows_that_are_gone_while_they_are_read_are_one_line(tokenizer, tmp_path):
