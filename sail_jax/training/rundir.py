@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
+
+import jax
 
 from sail_jax import config, configfile, files
 from sail_jax.errors import UserError
@@ -15,6 +18,9 @@ from sail_jax.terminal import say
 from sail_jax.training import hosts, listing, lock
 from sail_jax.training.rows import scan
 from sail_jax.training.task import Task
+
+SHARED_TRIES = 10
+"""Seconds for what one host writes to be seen by the others."""
 
 
 @contextlib.contextmanager
@@ -28,7 +34,7 @@ def claimed(
 
     Raises:
       UserError: as of `claim_run_dir`, in all processes of the run; another run is at work there; a
-        member of a sweep went on alone.
+        member of a sweep went on alone; the disk is not one that all processes see.
     """
     with contextlib.ExitStack() as exits:
 
@@ -44,7 +50,46 @@ def claimed(
                 _refuse_members_ahead(run, run_dir)
 
         hosts.on_main(claim)
+        _require_shared(run_dir, resume)
         yield
+
+
+def _require_shared(run_dir: Path, resume: bool) -> None:
+    """Every process sees what process 0 writes; where one does not, checkpoints would never end.
+
+    Raises:
+      UserError: in all processes; a new run's directory is free for the corrected one.
+    """
+    if jax.process_count() == 1:
+        return
+    # A name that no disk of a host's own has, and that no cache of names remembers as missing.
+    mark = run_dir / f'seen-{hosts.gather_text(secrets.token_hex(4))[0]}.part'
+
+    def see() -> None:
+        for _ in range(SHARED_TRIES):
+            if files.exists(mark):
+                return
+            time.sleep(1)
+        raise UserError(
+            f'{run_dir}: process {jax.process_index()} does not see there what process 0 has '
+            'written; --run-dir lies on a disk that all hosts share'
+        )
+
+    try:
+        hosts.on_main(lambda: _touch(mark))
+        hosts.together(see)
+    except UserError:
+        if hosts.is_main() and not resume:
+            (run_dir / 'config.yaml').unlink()
+        raise
+    finally:
+        if hosts.is_main():
+            mark.unlink(missing_ok=True)
+
+
+def _touch(path: Path) -> None:
+    with writing(path, ROOM):
+        path.touch()
 
 
 def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:

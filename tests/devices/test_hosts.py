@@ -96,6 +96,19 @@ def test_a_refusal_is_one_line_in_every_process(directory, single):
     assert 'Traceback' not in ''.join(printed)
 
 
+def test_a_directory_that_the_processes_do_not_share_is_one_line_in_each(directory):
+    command = ['-m', 'sail_jax.cli', 'train', directory / 'run.yaml', '--quiet', '--run-dir']
+    elsewhere = ['--run-dir', directory / 'elsewhere']  # As the same name on another disk would be.
+    status, printed = finish(
+        processes.start([*command, directory / 'here'], 2, devices=2, last=elsewhere)
+    )
+    assert status == [2, 2], printed
+    assert 'process 1 failed; it says why' in printed[0]
+    assert 'elsewhere: process 1 does not see there what process 0 has written' in printed[1]
+    assert 'Traceback' not in ''.join(printed)
+    assert not list((directory / 'here').glob('*')), 'free for the corrected run'
+
+
 @pytest.mark.parametrize('victim', [0, 1])
 def test_the_others_end_when_one_is_killed(directory, victim):
     name = f'killed{victim}'
