@@ -101,8 +101,9 @@ def load_policy(
 
 
 def export_labels(run_dir: str | Path, out: str | Path, **handed: Any) -> Path:
-    """Writes the pairs that a run has asked about, with the answers: segments of a control run, for
-    `reward.answers` of another; responses that people have compared, for `data.path`.
+    """Writes the pairs that a run has asked about, with the answers: segments of a control or soft
+    actor-critic run, for `reward.answers` of a control run; responses that people have compared,
+    for `data.path`.
 
     Args:
       out: a file: JSON lines, or, of segments, an ArrayRecord of the same rows if it ends in
@@ -110,8 +111,8 @@ def export_labels(run_dir: str | Path, out: str | Path, **handed: Any) -> Path:
       **handed: the environment that `train` was called with.
 
     Raises:
-      UserError: no such run; a control run whose reward is not learned, or a language run that asks
-        no people (`labeller.source`).
+      UserError: no such run; one of control or soft actor-critic whose reward is not learned, or a
+        language run that asks no people (`labeller.source`).
       TrainingFailed: the file cannot be written.
     """
     write, saved, handed = _saved(Path(run_dir), False, 'export_labels', handed)
