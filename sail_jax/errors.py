@@ -17,6 +17,10 @@ class NotJoined(UserError):
     """The processes of a run did not find each other in time."""
 
 
+class Busy(UserError):
+    """Another program has what is needed, and will leave it."""
+
+
 class TrainingFailed(Exception):
     """The run cannot go on: says why, where to look, and what is kept."""
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from sail_jax.errors import UserError
+from sail_jax.errors import Busy, UserError
 from sail_jax.labels import queue
 from sail_jax.labels.queue import Refused, Ticket
 
@@ -25,6 +25,8 @@ APPLICATION, SCHEMA = 0x5A11AB, 1
 """SQLite's own numbers of a file: whose it is, and in which form."""
 MAX_PAYLOAD = 2**26
 """Bytes of a question."""
+BUSY_S = 5
+"""How long a call waits for another program's."""
 
 Choice = Literal['left', 'right', 'equal', 'skip']
 CHOICES: tuple[str, ...] = get_args(Choice)
@@ -113,9 +115,10 @@ class Store:
         """Opens a store that is there.
 
         Raises:
-          UserError: there is none, or it is damaged, or of another version.
+          UserError: there is none, or it is damaged, or of another version; `Busy`, as all calls,
+            where another program has it locked.
         """
-        self.path = path
+        self.path, self._unsaid = path, {}
         if not path.is_file():
             raise UserError(
                 f'{path}: no questions; train with labeller.source: people first, which makes it'
@@ -133,15 +136,21 @@ class Store:
         """Opens the store of a run that is trained, and makes it where there is none.
 
         Args:
-          about: what the page says and draws, see `about`; takes the place of what was there.
+          about: what the page says and draws, see `about`; takes the place of what was there, but
+            only once its questions are known to be the run's.
         """
         if not path.exists():
             _make(path)
         store = cls(path)
+        store._unsaid = about
         with store._writing() as db:
-            rows = [(key, json.dumps(value)) for key, value in about.items()]
-            db.executemany('insert or replace into about values (?, ?)', rows)
+            if not _one(db, 'select count(*) from questions'):
+                store._say(db)
         return store
+
+    def _say(self, db: sqlite3.Connection) -> None:
+        rows = [(key, json.dumps(value)) for key, value in self._unsaid.items()]
+        db.executemany('insert or replace into about values (?, ?)', rows)
 
     def about(self) -> dict[str, Any]:
         """`kind` of payload, `task` and `instruction` for the page, `repeat_every`, and what the
@@ -168,6 +177,8 @@ class Store:
                         f'{self.path}: question {number} is another one than this run asks; the '
                         'file is of another run, or the run went on with other devices'
                     )
+            if questions:
+                self._say(db)
 
     def next(self, client: str) -> ShownQuestion | None:
         """A question for a page: the one it has, or one that no other page has; None where nothing
@@ -322,13 +333,14 @@ def _connected(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection of this call: it belongs to no thread, and closing it drops what is open."""
     try:
         uri = f'{path.resolve().as_uri()}?mode=rw'
-        db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None)
+        db = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)
         with contextlib.closing(db):
             db.execute('pragma synchronous = full')  # On the disk, not on its way there.
             db.execute('pragma foreign_keys = on')
             yield db
     except sqlite3.OperationalError as error:  # Locked, say, or a full disk.
-        raise UserError(f'{path}: {error}') from None
+        locked = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        raise (Busy if locked else UserError)(f'{path}: {error}') from None
     except sqlite3.Error as error:
         raise UserError(f'{path}: {error}; it is damaged, or no store of labels') from None
 

@@ -3,13 +3,14 @@
 import math
 import signal
 import time
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import jax
 import numpy as np
 
 from sail_jax.core.types import Metrics, State
-from sail_jax.errors import TrainingFailed, UserError
+from sail_jax.errors import Busy, TrainingFailed, UserError
 from sail_jax.training import checkpoint, devices, hosts, setup, signals
 from sail_jax.training.budget import LabelBudget
 from sail_jax.training.callbacks import Listeners
@@ -21,6 +22,8 @@ from sail_jax.training.rows import MetricsRow, MetricsRows
 from sail_jax.training.saver import Saver, score
 from sail_jax.training.setup import Job
 from sail_jax.training.task import Dispatch, HostExchange
+
+T = TypeVar('T')
 
 POLL_S = 0.5
 """Between looks at whether what is waited for has come."""
@@ -168,26 +171,33 @@ class Loop:
         """What the host does between dispatches; what a resumed state asks is given out again."""
         if self.job.task.exchange is None:
             return None
-        exchange = self.job.task.exchange(self.job.run_dir)
+        open_exchange = self.job.task.exchange
+        exchange = self._patiently(lambda: open_exchange(self.job.run_dir))
+        if exchange is None:
+            self._stop()
         self._publish(exchange)
         return exchange
 
     def _publish(self, exchange: HostExchange) -> None:
         try:
             with devices.memory_named(self.job.task.smaller):
-                exchange.publish(self.state)
+                self._patiently(lambda: exchange.publish(self.state))
         except (UserError, TrainingFailed) as error:
             self._give_up(error)
 
     def _wait_and_take(self, exchange: HostExchange) -> None:
         """Has the next dispatch know what has come in; who stops a run that waits loses nothing."""
+        ready = lambda: exchange.ready(self.state)
         try:
-            if not exchange.ready(self.state):
+            if not self._patiently(ready):
                 self._wait(exchange)
             with devices.memory_named(self.job.task.smaller):
-                self.state = exchange.take(self.state)
+                state = self._patiently(lambda: exchange.take(self.state))
         except (UserError, TrainingFailed) as error:
             self._give_up(error)
+        if state is None:
+            self._stop()
+        self.state = state
         self.recorder.restart_clock()
 
     def _wait(self, exchange: HostExchange) -> None:
@@ -195,11 +205,26 @@ class Loop:
             self._save(wait=True)
         self.job.say(exchange.waiting)
         self.bar.stage('waiting')
-        while not exchange.ready(self.state):
+        while not self._patiently(lambda: exchange.ready(self.state)):
             if self._caught:
                 self._stop()
             time.sleep(POLL_S)
         self.bar.training()
+
+    def _patiently(self, call: Callable[[], T]) -> T | None:
+        """What the call gives, once another program has left what it needs; says so once. None
+        where a signal comes before."""
+        said = False
+        while True:
+            try:
+                return call()
+            except Busy as error:
+                if self._caught:
+                    return None
+                if not said:
+                    hosts.say(f'{error}: training waits for whoever has it')
+                said = True
+                time.sleep(POLL_S)
 
     def _settle(self, due: Due) -> Due:
         """Reads the last dispatch, then evaluates, saves and stops as far as that is due.

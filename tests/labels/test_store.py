@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from sail_jax.errors import UserError
+from sail_jax.errors import Busy, UserError
 from sail_jax.labels import queue
+from sail_jax.labels import store as label_store
 from sail_jax.labels.queue import Refused
 from sail_jax.labels.store import NAME, Store
 from tests.support import labelling
@@ -167,6 +168,27 @@ def test_a_store_that_says_nothing_of_itself_is_one_line(store, value):
     sql(store.path, f"update about set value = '{value}' where key = 'repeat_every'")
     for ask in (store.about, lambda: store.next(ANN)):
         assert f'{store.path}: damaged' in message(ask)
+
+
+def test_a_store_that_another_program_has_locked_is_busy(store, monkeypatch):
+    monkeypatch.setattr(label_store, 'BUSY_S', 0.1)
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute('begin immediate')
+    with pytest.raises(Busy, match='database is locked'):
+        store.next(ANN)
+    other.execute('rollback')
+    other.close()
+    assert store.next(ANN).number == 0
+
+
+def test_a_store_of_another_run_keeps_what_it_says(store):
+    ours = Store.of_run(store.path, labelling.SEGMENTS | {'instruction': 'ours'})
+    foreign = labelling.question(1)._replace(number=2)
+    assert 'question 2 is another one' in message(ours.ask, [foreign])
+    ours.ask([])
+    assert store.about()['instruction'] == labelling.SEGMENTS['instruction']
+    ours.ask([labelling.question(2)])
+    assert store.about()['instruction'] == 'ours'
 
 
 def sql(path, statement):
