@@ -4,6 +4,7 @@ No path of a request leads to a file, and no text of one goes anywhere but into 
 value. There are no cookies: who may ask is said by a header.
 """
 
+import asyncio
 import logging
 import socket
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from functools import partial
 from importlib import resources
 from typing import Annotated, Any, NamedTuple
 
+import h11
 import pydantic
 import uvicorn
 from pydantic import StringConstraints
@@ -19,6 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sail_jax.errors import UserError
 from sail_jax.labels import guard, payloads
@@ -35,6 +38,9 @@ FILES = {
 Id = Annotated[str, StringConstraints(pattern='^[0-9a-f]{32}$')]
 ABOUT = 'kind', 'task', 'instruction', 'world'
 """What the page is told of `Store.about`."""
+
+HEAD_S = 10.0
+"""For a request's head to come, which uvicorn bounds in size alone."""
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +73,35 @@ class Call(NamedTuple):
 
     takes: type[Body]
     do: Callable[[Store, Any], dict[str, Any]]
+
+
+class Timely(H11Protocol):
+    """A connection that is closed where it says nothing, or half of something, for too long."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Begins to wait."""
+        super().connection_made(transport)
+        self._late = self.loop.call_later(HEAD_S, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        """Waits on, from the first byte of a head to its last."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._late is None:
+            self._late = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is waited for."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 def make_app(store: Store, token: str | None) -> Starlette:
@@ -129,6 +164,7 @@ def make_server(store: Store, token: str | None) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        http=Timely,
         limit_concurrency=128,
         timeout_keep_alive=10,
         timeout_graceful_shutdown=3,

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 
@@ -184,6 +185,31 @@ def test_other_hosts_need_the_token(tmp_path):
             assert ask(port, '/api/next', {'client': ANN}, OURS | name | told)[0] == 401
         told = {'Authorization': f'Bearer {token}'}
         assert ask(port, '/api/next', {'client': ANN}, OURS | name | told)[0] == 200
+
+
+HALF = b'GET / HTTP/1.1\r\nHost: localhost\r\n'
+
+
+@pytest.mark.parametrize('half', [b'', HALF[:9], HALF])
+def test_half_a_request_does_not_keep_its_connection(port, monkeypatch, half):
+    monkeypatch.setattr(server, 'HEAD_S', 0.2)
+    with socket.create_connection(('localhost', port), timeout=5) as connection:
+        connection.sendall(half)
+        assert connection.recv(1) == b''
+
+
+def test_half_a_request_after_a_whole_one_does_not_keep_its_connection(port, monkeypatch):
+    monkeypatch.setattr(server, 'HEAD_S', 0.2)
+    page = server.content('/')[0]
+    with socket.create_connection(('localhost', port), timeout=5) as connection:
+        connection.sendall(HALF)
+        connection.sendall(b'\r\n')
+        received = b''
+        while not received.endswith(page):
+            received += connection.recv(2**16)
+        time.sleep(0.4)  # A page that asks again later is not too late.
+        connection.sendall(HALF)
+        assert connection.recv(1) == b''
 
 
 def test_requests_are_bounded_in_rate(monkeypatch):
