@@ -123,6 +123,20 @@ def test_answers_that_nobody_gave_are_none(tmp_path):
     assert message(answers.read, path, WIDTHS) == said
 
 
+def test_a_row_that_makes_all_others_too_long_is_one_line(tmp_path):
+    path, steps = tmp_path / 'a.jsonl', 200_000
+    rows = []
+    for T in [1] * 8000 + [steps]:
+        of = lambda width, T=T: f'[{",".join(["[" + ",".join("0" * width) + "]"] * T)}]'
+        obs, action = of(WIDTHS.obs), of(WIDTHS.action)
+        rows.append(f'{{"obs": [{obs}, {obs}], "action": [{action}, {action}], "choice": 1}}')
+    path.write_text('\n'.join(rows))
+    said = message(answers.read, path, WIDTHS)
+    assert said.startswith(
+        f'{path}: 8001 pairs as long as the longest (row 8001: {steps} steps) wo'
+    )
+
+
 def test_a_damaged_record_is_one_line(tmp_path):
     path = tmp_path / 'answers.arrayrecord'
     answers.write(path, iter([GOOD] * 50))

@@ -24,6 +24,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from sail_jax import files
 from sail_jax.control.reward.ensemble import Comparisons
 from sail_jax.errors import UserError, one_line
+from sail_jax.training import devices
 
 ARRAY_RECORD = '.arrayrecord'
 MAX_ROW = 2**24
@@ -105,7 +106,12 @@ def read(path: Path, widths: Widths) -> Comparisons:
         read_rows: list[dict[str, Any]] = [dataset[i] for i in range(len(dataset))]  # pyright: ignore[reportAssignmentType]
     if all(row['choice'] is None for row in read_rows):
         raise UserError(f'{path}: no answers: none of its {len(read_rows)} rows has a choice')
-    N, T = len(read_rows), max(len(obs) for row in read_rows for obs in row['obs'])
+    steps_N = [max(map(len, row['obs'])) for row in read_rows]
+    N, T = len(read_rows), max(steps_N)
+    devices.require_memory(
+        N * 2 * T * (widths.obs + widths.action + 1) * 4,
+        f'{path}: {N} pairs as long as the longest (row {steps_N.index(T) + 1}: {T} steps)',
+    )
     obs = np.zeros((N, 2, T, widths.obs), np.float32)
     action = np.zeros((N, 2, T, widths.action), np.float32)
     mask = np.zeros((N, 2, T), np.float32)
