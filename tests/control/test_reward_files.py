@@ -15,6 +15,7 @@ from sail_jax.control.reward.answers import Widths
 from sail_jax.control.reward.config import RewardEnsemble
 from sail_jax.control.reward.evaluate import Played
 from sail_jax.control.reward.state import begun, nothing
+from sail_jax.training import devices
 from tests.support.checkpoints import same
 from tests.support.disk import disk_of
 from tests.support.refused import message
@@ -123,18 +124,19 @@ def test_answers_that_nobody_gave_are_none(tmp_path):
     assert message(answers.read, path, WIDTHS) == said
 
 
-def test_a_row_that_makes_all_others_too_long_is_one_line(tmp_path):
-    path, steps = tmp_path / 'a.jsonl', 200_000
-    rows = []
-    for T in [1] * 8000 + [steps]:
-        of = lambda width, T=T: f'[{",".join(["[" + ",".join("0" * width) + "]"] * T)}]'
-        obs, action = of(WIDTHS.obs), of(WIDTHS.action)
-        rows.append(f'{{"obs": [{obs}, {obs}], "action": [{action}, {action}], "choice": 1}}')
-    path.write_text('\n'.join(rows))
-    said = message(answers.read, path, WIDTHS)
-    assert said.startswith(
-        f'{path}: 8001 pairs as long as the longest (row 8001: {steps} steps) wo'
-    )
+def test_a_row_that_makes_all_others_too_long_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, 'memory', lambda: 2**20)
+    path = tmp_path / 'a.jsonl'
+    of = lambda width, T: [[[0.0] * width] * T] * 2
+    rows = [
+        {'obs': of(WIDTHS.obs, T), 'action': of(WIDTHS.action, T), 'choice': 1}
+        for T in (*[1] * 39, 1000)
+    ]
+    path.write_text('\n'.join(map(json.dumps, rows)))
+    said = f'{path}: 40 pairs as long as the longest (row 40: 1000 steps) would take at least'
+    assert message(answers.read, path, WIDTHS).startswith(said)
+    path.write_text('\n'.join(map(json.dumps, rows[30:])))
+    assert answers.read(path, WIDTHS).mask.shape == (10, 2, 1000)
 
 
 def test_a_damaged_record_is_one_line(tmp_path):
