@@ -1,8 +1,9 @@
 """People answer a run's rounds of questions, between dispatches.
 
 A round is a function of the state that it is asked at: who goes on with a run that waits for
-answers asks the same again, and finds what has come meanwhile. Where no time is lost by waiting,
-a person who says what the teacher would makes the run that the teacher makes.
+answers asks the same again, and finds what has come meanwhile. Keys and times are those of the
+teacher's sessions: in a run that waits, a person who says what the teacher would makes the same
+run.
 
 Axes: Q questions of a round, N of the run, C rows of the replay.
 """
