@@ -88,7 +88,7 @@ def begin(job: Job, weights: Weights, saver: Saver, bar: ProgressBar) -> Opened:
         if job.resume and hosts.is_main():
             rundir.keep_rows_aside(job.members, job.run_dir)
         bar.stage('compiling the start')
-        state = setup.initial_state(job.members, job.task, start, weights.shared)
+        state = setup.initial_state(job.members, job.task, start, weights.shared, job.layout)
         opened = Opened(start, state, before=[], waiting=[], wall_s=0.0)
     if job.resume and hosts.is_main():
         configfile.write(job.run, job.run_dir / 'config.yaml')

@@ -128,9 +128,15 @@ def start_policy(members: Members, task: Task) -> Policy:
     return stack(members, [by_seed[seed] for seed in seeds])
 
 
-def initial_state(members: Members, task: Task, start: Policy, shared: Any = ()) -> State:
-    """The state before the first update, laid out over the devices; `start` stays usable."""
-    layout = Layout.of(members, task)
+def initial_state(
+    members: Members, task: Task, start: Policy, shared: Any = (), layout: Layout | None = None
+) -> State:
+    """The state before the first update, laid out over the devices; `start` stays usable.
+
+    Args:
+      layout: where there is one already: it takes a trace, seconds with a large simulator.
+    """
+    layout = layout or Layout.of(members, task)
     init = jax.jit(_init(members, task), out_shardings=layout.shardings)
     placed = hosts.place(start, layout.shardings.policy)
     return init(placed, *identity(members, task))._replace(shared=shared)

@@ -76,7 +76,7 @@ def init(
 ) -> SacLearner:
     """A learner with new critics."""
     actor = policy.params['policy']
-    critics = networks.q_network.init(key)
+    critics = sac_networks.init_critics(key, networks)
     log_temperature = jnp.log(jnp.full((), run.temperature.initial, hyper.learning_rate.dtype))
     zero = lambda: jnp.zeros((), jnp.int32)  # Donated: no two leaves may share a buffer.
     rule = optax.adam(hyper.learning_rate)
@@ -98,7 +98,7 @@ def init(
 
 def with_new_critics(learner: SacLearner, networks: SACNetworks, key: jax.Array) -> SacLearner:
     """The same with critics that have learned nothing."""
-    critics = networks.q_network.init(key)
+    critics = sac_networks.init_critics(key, networks)
     fresh = jax.tree.map(jnp.zeros_like, learner.optimizers.critics)  # As Adam begins.
     return learner._replace(
         critics=critics,

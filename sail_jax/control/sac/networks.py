@@ -62,6 +62,16 @@ def init_policy(key: jax.Array, networks: SACNetworks) -> Policy:
     return Policy(params={'policy': networks.policy_network.init(key)}, statistics=())
 
 
+def init_critics(key: jax.Array, networks: SACNetworks) -> Any:
+    """New critics; members of a sweep one after the other.
+
+    Of a batch, the QR of orthogonal matrices holds a thread of XLA's pool while it waits for others
+    of the same pool (`ParallelBatchMap` of jaxlib 0.10): several at once, as many as there are
+    cores, wait for ever.
+    """
+    return jax.custom_batching.sequential_vmap(networks.q_network.init)(key)
+
+
 def seen(obs: Any) -> Any:
     """What the networks see of an observation: of a dict its `state`."""
     return obs['state'] if isinstance(obs, Mapping) else obs

@@ -1,5 +1,8 @@
 """A gradient step: targets by hand, gradients by differences, what is left out."""
 
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,6 +183,16 @@ def test_new_critics_have_learned_nothing(stepped):
     assert gap(fresh.targets, fresh.critics) == 0
     assert gap(fresh.optimizers.critics, learner.optimizers.critics) == 0
     assert gap(fresh.actor, after.actor) == gap(fresh.optimizers.actor, after.optimizers.actor) == 0
+
+
+def test_members_critics_are_made_one_after_the_other():
+    keys = jax.random.split(jax.random.key(12), 3)
+    init = jax.jit(jax.vmap(partial(networks.init_critics, networks=NETS), spmd_axis_name='seed'))
+    # Batched ones wait for ever for threads of the pool that they hold.
+    calls = re.findall(r'@lapack_sgeqrf.*num_batch_dims = "(\d)"', init.lower(keys).as_text())
+    assert set(calls) == {'0'}
+    alone = [NETS.q_network.init(key) for key in keys]
+    assert gap(init(keys), jax.tree.map(lambda *x: jnp.stack(x), *alone)) == 0
 
 
 def test_what_is_a_policy_is_what_the_commands_take(there):
