@@ -87,7 +87,7 @@ SCALES = {
                 'hidden': (16,),
                 'segment_length': 10,
                 'passes': 5,
-                'questions': {'candidates': 10, 'per_round': 5, 'budget': 20},
+                'questions': {'candidates': 10, 'per_round': 5, 'budget': 10},
             },
             'reward.questions.every_env_steps': 200,
         },
@@ -133,9 +133,10 @@ def ours(pebble: SacRun | ControlRun, coefficient: float) -> ControlRun:
     }
     run = configfile.update(file, settings)
     assert isinstance(run, ControlRun)
-    every = pebble.evaluation.every_updates * pebble.env_steps_per_update
+    evaluated = pebble.evaluation.every_updates * pebble.env_steps_per_update
+    every = -(-evaluated // run.env_steps_per_update)
     return configfile.update(
-        run, {'evaluation.every_updates': -(-every // run.env_steps_per_update)}
+        run, {'evaluation.every_updates': every, 'checkpoints.every_updates': 2 * every}
     )
 
 
@@ -162,14 +163,27 @@ def finished(run: Trained, run_dir: Path) -> bool:
     )
 
 
-def train(run: Trained, run_dir: Path) -> dict[str, Any]:
-    """Returns at each evaluation, [seeds, evaluations]; goes on with, or reads, what is there."""
+def answers(run: SacRun | ControlRun) -> int:
+    """How many an arm has to have been given at its end."""
+    told = isinstance(run, SacRun) and run.reward.source == 'true'
+    return 0 if told else run.reward.questions.budget
+
+
+def train(run: SacRun | ControlRun, run_dir: Path) -> dict[str, Any]:
+    """Returns at each evaluation, [seeds, evaluations]; goes on with, or reads, what is there.
+
+    Raises:
+      UserError: the run was too short for all its questions, so that it does not compare.
+    """
     if not finished(run, run_dir):
         sail_jax.train(run, run_dir, resume=files.exists(run_dir / 'config.yaml'))
     rows = evaluations(run, run_dir)
+    labels = rows[0][-1]['labels']
+    if labels != answers(run):
+        raise UserError(f'{run_dir}: {labels} answers at its end, and not {answers(run)}')
     return {
         'env_steps': [row['env_steps'] for row in rows[0]],
-        'labels': rows[0][-1]['labels'],
+        'labels': labels,
         'seconds': max(member[-1]['wall_s'] for member in rows),
         'stochastic': [[row['eval/return'] for row in member] for member in rows],
         'mode': [[row['eval/deterministic_return'] for row in member] for member in rows],

@@ -116,7 +116,7 @@ def figure(raw: dict[str, Any], out: Path, name: str) -> None:
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel('return of the mode')
     handles, names = axes[0, 0].get_legend_handles_labels()
-    drawn.legend(handles, names, loc='outside lower center', ncols=len(environments))
+    drawn.legend(handles, names, loc='outside lower center', ncols=2 * len(environments))
     save(drawn, out, name)
 
 
