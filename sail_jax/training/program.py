@@ -74,7 +74,6 @@ def of_task(run: Any, task: Task, mesh: Mesh, pairs: int, steps: int, episode: i
         per_update=1 / task.evaluate_every,
         evaluation=True,
         steps=2 * episode,  # Of the policy, then of the start policy.
-        longest=episode,
     )
     return Programs(
         programs=(

@@ -47,7 +47,7 @@ def test_a_step_of_decoding_reads_weights_and_cache_once(planned):
 def test_learning_is_not_far_from_its_products(planned):
     _, report = planned
     learn = report.programs[1]
-    assert learn.counted.traffic_bytes < 296e9
+    assert learn.counted.traffic_bytes < 300e9
     assert learn.times.roofline_s < 1.5 * learn.times.matmul_s
     assert report.fits
 

@@ -79,18 +79,17 @@ def gated(activation: Activation, gate: jax.Array, up: jax.Array) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gated_in_one_kernel(activation: Activation, gate: jax.Array, up: jax.Array) -> jax.Array:
-    """`gated`, of which XLA's compiler for GPUs makes one kernel in a backward pass, that reads
-    each array once: both gradients, and the result where it is computed once more."""
+    """`gated`, of whose two gradients XLA's compiler for GPUs makes one kernel."""
     return gated(activation, gate, up)
 
 
 def _gated_forward(activation: Activation, *maps: jax.Array) -> tuple[jax.Array, Any]:
-    # The compiler joins kernels that read the same array, but not one straight from a product.
-    maps = jax.lax.optimization_barrier(maps)
     return gated(activation, *maps), maps
 
 
 def _gated_backward(activation: Activation, maps: Any, gradient: jax.Array) -> Any:
+    # The compiler joins kernels that read the same array, but not one straight from a product.
+    gradient = jax.lax.optimization_barrier(gradient)
     return jax.vjp(partial(gated, activation), *maps)[1](gradient)
 
 
@@ -110,7 +109,7 @@ class Make(NamedTuple):
     """Whether it is for a GPU."""
 
     @property
-    def gated(self) -> Callable[[Activation, jax.Array, jax.Array], jax.Array]:
+    def gated(self) -> Callable[..., Any]:
         """How MLPs are gated: `(activation, gate, up)`."""
         return gated_in_one_kernel if self.on_gpu else gated
 
