@@ -12,16 +12,21 @@ from sail_jax.errors import UserError
 HEIGHT = 480
 """Pixels of a notebook's output."""
 FILMS = {'.mp4': 'av', '.gif': 'PIL'}
-"""What a film's name ends in, and the package that writes it."""
+"""What a film's name ends in, in any case, and the package that writes it."""
+PAGES = ('', '.html', '.htm')
+"""What a page's name ends in."""
 
 
 def check(path: str | Path) -> None:
-    """Refuses a film that nothing here could write, before there is an episode.
+    """Refuses what nothing here could write, before there is an episode.
 
     Raises:
-      UserError: naming what is missing.
+      UserError: naming what is missing, or what a name may end in.
     """
-    package = FILMS.get(Path(path).suffix)
+    suffix = Path(path).suffix.lower()
+    if suffix not in FILMS and suffix not in PAGES:
+        raise UserError(f'{path}: a page ends in .html, a film in .mp4 or .gif')
+    package = FILMS.get(suffix)
     if package is not None and importlib.util.find_spec(package) is None:
         raise UserError(f"{path}: needs {package}; pip install 'sail-jax[video]'")
 
@@ -50,7 +55,7 @@ class Episode:
         check(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.suffix in FILMS:
+            if path.suffix.lower() in FILMS:
                 self.film(path)
                 return
         except OSError as error:

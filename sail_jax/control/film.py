@@ -6,16 +6,18 @@ meshes and shadows; PyAV writes `.mp4`, which brings its codecs along, Pillow `.
 
 import contextlib
 import importlib
+import io
 import os
 import platform
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import mujoco
 import numpy as np
 
+from sail_jax import files
 from sail_jax.errors import UserError, one_line
 
 mj: Any = mujoco  # Whose names are not in its Python files.
@@ -41,11 +43,14 @@ def write(shown: Mapping[str, Any], pose_TxLx7: np.ndarray, path: Path) -> None:
       pose_TxLx7: of the links, as of `render.pose`.
 
     Raises:
-      UserError: nothing here can draw it.
+      UserError: nothing here can draw it; it cannot be written, and no part of it stays.
     """
-    every = max(1, round(1 / (shown['dt'] * MOST_PER_S[path.suffix])))
+    suffix = path.suffix.lower()
+    every = max(1, round(1 / (shown['dt'] * MOST_PER_S[suffix])))
     frames, per_s = draw(shown, pose_TxLx7[::every]), 1 / (every * shown['dt'])
-    (_write_gif if path.suffix == '.gif' else _write_mp4)(path, frames, per_s)
+    content = io.BytesIO()
+    (_write_gif if suffix == '.gif' else _write_mp4)(content, frames, per_s)
+    files.write(path, content.getvalue())
 
 
 def draw(shown: Mapping[str, Any], pose_TxLx7: np.ndarray) -> Iterator[np.ndarray]:
@@ -144,10 +149,10 @@ def _context() -> Iterator[None]:
         context.free()
 
 
-def _write_mp4(path: Path, frames: Iterator[np.ndarray], per_s: float) -> None:
+def _write_mp4(to: BinaryIO, frames: Iterator[np.ndarray], per_s: float) -> None:
     import av
 
-    with av.open(str(path), 'w') as film:
+    with av.open(to, 'w', format='mp4') as film:
         stream = film.add_stream('libx264', rate=Fraction(per_s).limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, 'yuv420p'
         stream.options = {'crf': '20', 'movflags': 'faststart'}
@@ -156,10 +161,9 @@ def _write_mp4(path: Path, frames: Iterator[np.ndarray], per_s: float) -> None:
         film.mux(stream.encode())
 
 
-def _write_gif(path: Path, frames: Iterator[np.ndarray], per_s: float) -> None:
+def _write_gif(to: BinaryIO, frames: Iterator[np.ndarray], per_s: float) -> None:
     from PIL import Image
 
     images = [Image.fromarray(frame).quantize(64) for frame in frames]
-    images[0].save(
-        path, save_all=True, append_images=images[1:], duration=round(1000 / per_s), loop=0
-    )
+    more, ms = images[1:], round(1000 / per_s)
+    images[0].save(to, 'GIF', save_all=True, append_images=more, duration=ms, loop=0)

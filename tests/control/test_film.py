@@ -8,6 +8,7 @@ import pytest
 from sail_jax import episode
 from sail_jax.control import film
 from sail_jax.errors import UserError
+from tests.support.disk import disk_of
 from tests.support.refused import message
 
 RED, BLUE = (1.0, 0.0, 0.0, 1.0), (0.0, 0.0, 1.0, 1.0)
@@ -106,6 +107,27 @@ def test_films_take_as_long_as_the_episode(tmp_path):
     film.write(SHOWN, poses(41), tmp_path / 'a.gif')
     with Image.open(tmp_path / 'a.gif') as gif:
         assert (gif.n_frames, gif.info['duration'], gif.info['loop']) == (21, 50, 0)
+
+
+def test_of_a_film_that_a_full_disk_does_not_take_no_part_stays(tmp_path):
+    drawn(SHOWN, poses(1))
+    pytest.importorskip('av')
+    for name in ('a.mp4', 'a.gif'):
+        with disk_of(100):
+            said = message(film.write, SHOWN, poses(1), tmp_path / name)
+        assert said == f'{tmp_path / name}: File too large'
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_says_what_is_written(tmp_path):
+    made = episode.Episode(
+        page='page', episode_return=0.0, length=1, film=lambda path: path.write_text('film')
+    )
+    for name, content in {'a.GIF': 'film', 'a.HTML': 'page', 'a': 'page'}.items():
+        made.write(tmp_path / name)
+        assert (tmp_path / name).read_text() == content
+    said = f'{tmp_path}/a.webm: a page ends in .html, a film in .mp4 or .gif'
+    assert message(made.write, tmp_path / 'a.webm') == said
 
 
 def test_a_film_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
