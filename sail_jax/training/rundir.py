@@ -72,7 +72,7 @@ def _require_shared(run_dir: Path, resume: bool) -> None:
             time.sleep(1)
         raise UserError(
             f'{run_dir}: process {jax.process_index()} does not see there what process 0 has '
-            'written; --run-dir lies on a disk that all hosts share'
+            'written; --run-dir must lie on a disk that all hosts share'
         )
 
     try:
