@@ -246,27 +246,32 @@ def _only(decoder: Decoder, lanes: _Lanes, chosen_N: jax.Array) -> _Lanes:
     """Some of the lanes, each of them a row."""
     B, K, _ = lanes.responses.tokens_BxKxR.shape
 
-    def of_lane(x: jax.Array) -> jax.Array:
+    def of_lane(x: jax.Array, chosen_N: jax.Array = chosen_N) -> jax.Array:
         """[B, K, ...] -> [N, 1, ...]"""
         return decoder.on_mesh(x.reshape(B * K, 1, *x.shape[2:])[chosen_N], devices.ROWS)
 
-    def of_row(x: jax.Array) -> jax.Array:
+    def of_row(x: jax.Array, chosen_N: jax.Array = chosen_N) -> jax.Array:
         """[B, ...] -> [N, ...]"""
         return decoder.on_mesh(x[chosen_N // K], devices.ROWS)
 
-    def of_cache(x: jax.Array) -> jax.Array:
-        """[B, M, K, S, H] -> [N, M, 1, S, H]"""
-        return of_lane(x.swapaxes(1, 2)).swapaxes(1, 2)
+    def of_layer(memory: Memory, prefix: Memory, chosen_N: jax.Array) -> tuple[jax.Array, ...]:
+        """Keys and values of the lanes, [N, M, 1, S, H], and of what they continue."""
+        own = [of_lane(x.swapaxes(1, 2), chosen_N).swapaxes(1, 2) for x in memory[:2]]
+        return *own, *(of_row(x, chosen_N) for x in prefix[:2])
 
+    layers, after_N = [], chosen_N
+    for i in range(len(lanes.cache.keys)):
+        layer = of_layer(lanes.cache.layer(i), lanes.prefix.layer(i), after_N)
+        # One layer after the other: each device is told the chosen lanes of all.
+        layer, after_N = jax.lax.optimization_barrier((layer, after_N))
+        layers.append(layer)
+    keys, values, before_keys, before_values = zip(*layers, strict=True)
+    at, before = lanes.cache.positions, lanes.prefix.positions
     return _Lanes(
         responses=jax.tree.map(lambda x: of_lane(x) if x.ndim else x, lanes.responses),
         key_BxK=of_lane(lanes.key_BxK),
-        cache=Memory(
-            keys=tuple(map(of_cache, lanes.cache.keys)),
-            values=tuple(map(of_cache, lanes.cache.values)),
-            positions=of_lane(lanes.cache.positions),
-        ),
-        prefix=jax.tree.map(of_row, lanes.prefix),
+        cache=Memory(keys=keys, values=values, positions=of_lane(at)),
+        prefix=Memory(keys=before_keys, values=before_values, positions=of_row(before)),
     )
 
 
