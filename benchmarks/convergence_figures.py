@@ -25,6 +25,9 @@ COLUMNS = {
     },
 }
 """What each figure draws."""
+FAR = ('J', 'kl_policy_to_start')
+"""What can be orders of magnitude from 0, where margins have the wrong sign or actions hardly any
+spread."""
 REFRESHED = ', refreshed'
 
 
@@ -78,10 +81,10 @@ def draw(environments: dict[str, dict[str, dict[str, np.ndarray]]], out: Path) -
                 axis.set_ylabel(title)
                 axis.grid(alpha=0.3)
                 axis.xaxis.set_major_formatter(EngFormatter(sep=''))
-                if key == 'J':  # Far below 0 where the margins have the wrong sign.
+                if key in FAR and np.abs(axis.get_ylim()).max() > 50:
                     axis.set_yscale('symlog', linthresh=1)
-                if row is axes[-1]:
-                    axis.set_xlabel('env steps')
+        for axis in axes[-1]:
+            axis.set_xlabel('env steps')
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside lower center', ncols=3)
         save(figure, out, name)
 
