@@ -104,8 +104,9 @@ def configuration(env: str, arm: Arm, env_steps: int, size: Size, **extra: Any) 
         'evaluation': {'every_updates': every, 'episodes': size.episodes},
         'checkpoints': {'every_updates': every, 'keep': 1},
     }
-    for section, setting in map(FALLS.__getitem__, arm.falling):
-        data[section] = data[section] | {setting: max(every * size.evaluations // 2, 1)}
+    for falling, share in arm.falling.items():
+        section, setting = FALLS[falling]
+        data[section] = data[section] | {setting: max(int(share * every * size.evaluations), 1)}
     return ControlRun.model_validate(data)
 
 

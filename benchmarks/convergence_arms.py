@@ -1,5 +1,7 @@
 """The arms of `benchmarks.convergence`: what each is, what it is told, what it may choose from."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sail_jax.core.pair_losses import PAIR_LOSSES, MeanReward
@@ -65,8 +67,9 @@ class Arm(NamedTuple):
     axes: dict[str, Axis]
     told: str = f'{COMPARISONS}, {VALUE}'
     """What reaches it of the true reward; see `TOLD`."""
-    falling: tuple[str, ...] = ()
-    """Of `FALLS`, what falls linearly to 0 by half of a run, be it of tuning or reported."""
+    falling: Mapping[str, float] = MappingProxyType({})
+    """Of `FALLS`, what falls linearly to 0, and by which share of a run, be it of tuning or
+    reported."""
 
 
 def online(response_grad: float, coefficient: float = 0.0, **sections: Any) -> dict[str, Any]:
@@ -108,7 +111,7 @@ ARMS = {
     'SAIL-RevKL, ref to policy, refreshed': Arm(online(0.3, 0.1, **REFRESH), OF_REVKL),
     'SAIL-RevKL, policy to ref, refreshed': Arm(online(0.3, 0.1, **TO_REF, **REFRESH), OF_REVKL),
     'SAIL-RevKL, ref to policy, refreshed, falling': Arm(
-        online(0.3, 0.1, **REFRESH), OF_FALLING, falling=('coefficient',)
+        online(0.3, 0.1, **REFRESH), OF_FALLING, falling={'coefficient': 0.5}
     ),
     'SAIL-RevKL, refreshed, no value': Arm(
         online(0.3, 0.1, **REFRESH, **LONG), OF_REVKL, COMPARISONS

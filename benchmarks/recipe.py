@@ -3,9 +3,11 @@
 Hypotheses, each a program of a few members, without tuning, on a few seeds: (a) a larger learning
 rate; (b) what the penalty does to the spread of the actions: either direction of the KL, none, and
 one that falls to 0; (c) less of the response-score term, and one that falls to 0. All with the
-reference refreshed every 25k env steps.
+reference refreshed every 25k env steps. For longer runs: a penalty that falls until their end.
 
     python -m benchmarks.recipe --runs runs/recipe --out runs/recipe.json --envs reacher ant
+    python -m benchmarks.recipe --runs runs/long --out runs/long.json --envs hopper \\
+        --env-steps 1000000 --programs 'coefficient falls to 0 at the end'
 
 What is finished in --runs is read, and what was stopped goes on.
 """
@@ -38,12 +40,20 @@ PROGRAMS: Programs = {
         {'learning_rate': (1e-3,), 'response_grad': (0.0, 0.3), 'coefficient': (0.1,)},
     ),
     'response_grad falls to 0': (
-        Arm(online(0.3, 0.1, **REFRESH), {}, falling=('response_grad',)),
+        Arm(online(0.3, 0.1, **REFRESH), {}, falling={'response_grad': 0.5}),
         {'learning_rate': (1e-3,), 'response_grad': (0.3, 1.0), 'coefficient': (0.1,)},
     ),
     'coefficient falls to 0': (
-        Arm(online(0.3, 0.1, **REFRESH), {}, falling=('coefficient',)),
+        Arm(online(0.3, 0.1, **REFRESH), {}, falling={'coefficient': 0.5}),
         {'learning_rate': (1e-3,), 'response_grad': (0.0,), 'coefficient': (0.1, 1.0)},
+    ),
+    'coefficient falls to 0 at the end': (
+        Arm(online(0.3, 0.1, **REFRESH), {}, falling={'coefficient': 1.0}),
+        {
+            'learning_rate': (1e-3, 3e-3),
+            'response_grad': (0.0, 0.3),
+            'coefficient': (0.03, 0.1, 0.3, 1.0),
+        },
     ),
     'the shipped rate': (
         Arm(online(0.3, 0.1, **REFRESH), {}),
