@@ -1,10 +1,5 @@
 """Runs that people label: what is asked, when the answers are learned, and going on with a run."""
 
-import shutil
-import subprocess
-import sys
-import time
-
 import jax
 import numpy as np
 import pytest
@@ -17,9 +12,8 @@ from sail_jax.labels import payloads
 from sail_jax.labels.store import NAME, Store
 from sail_jax.sweep import Members
 from sail_jax.training import checkpoint, setup
-from tests.support.answering import Person, StoppedWhenWaiting, answer, choice
+from tests.support.answering import Person, StoppedWhenWaiting, answer, choice, killed_and_set_back
 from tests.support.checkpoints import same
-from tests.support.paths import ROOT
 from tests.support.refused import message
 from tests.support.toy import Point
 
@@ -140,18 +134,8 @@ def test_a_run_that_does_not_wait_goes_on_and_takes_what_comes(tmp_path):
 def test_a_run_that_is_killed_and_goes_on_from_before_learns_the_same(whole, tmp_path):
     run_dir = tmp_path / 'killed'
     # Not by the command, which trains on all cores: later rounds are the same on as many devices.
-    command = [sys.executable, '-c', TRAINS, str(whole[0] / 'config.yaml'), str(run_dir)]
-    process = subprocess.Popen(command, cwd=ROOT)
-    with Person(run_dir):
-        while not (run_dir / NAME).exists() or Store(run_dir / NAME).progress().asked < 7:
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.kill()
-        process.wait()
-    # Even further back: two rounds have been learned of since then, and one is not asked yet.
-    steps = sorted(int(path.name) for path in (run_dir / 'checkpoints').glob('[0-9]*'))
-    for step in steps[1:]:
-        shutil.rmtree(run_dir / 'checkpoints' / str(step))
+    # Two rounds have been learned of since the first checkpoint, and one is not asked yet.
+    killed_and_set_back(TRAINS, whole[0] / 'config.yaml', run_dir, questions=7)
     with Person(run_dir):
         result = sail_jax.train(run(), run_dir, quiet=True, resume=True)
     same(result.policy, whole[1].policy)

@@ -1,10 +1,15 @@
 """Somebody who answers the questions of a run under way, by its store."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
+import time
 
 from sail_jax.labels.store import NAME, Store
+from tests.support.paths import ROOT
 
 ANN = 'a' * 32
 
@@ -43,6 +48,29 @@ class Person(threading.Thread):
     def __exit__(self, *_):
         self.gone.set()
         self.join()
+
+
+def killed_and_set_back(code, config, run_dir, questions, says=choice):
+    """Trains by a program of its own that is killed once it has asked so many, and leaves only the
+    first checkpoint: what came after is not known any more.
+
+    Args:
+      code: the program, which is told the configuration and the run directory. Not the command,
+        which trains on all cores: later rounds are the same on as many devices.
+      says: as of `answer`.
+    """
+    command = [sys.executable, '-c', code, str(config), str(run_dir)]
+    process = subprocess.Popen(command, cwd=ROOT)
+    with Person(run_dir, says=says):
+        store = run_dir / NAME
+        while not store.exists() or Store(store).progress().asked < questions:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+    steps = sorted(int(path.name) for path in (run_dir / 'checkpoints').glob('[0-9]*'))
+    for step in steps[1:]:
+        shutil.rmtree(run_dir / 'checkpoints' / str(step))
 
 
 class StoppedWhenWaiting:

@@ -1,7 +1,6 @@
 """Whole runs that people label: stopped, killed, at the page; and what they leave."""
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from sail_jax.labels import payloads
 from sail_jax.labels.store import NAME, Store
 from sail_jax.training import metrics
 from tests.support import sac
-from tests.support.answering import Person, StoppedWhenWaiting, answer
+from tests.support.answering import Person, StoppedWhenWaiting, answer, killed_and_set_back
 from tests.support.checkpoints import same, without_times
 from tests.support.paths import ROOT
 from tests.support.visible import Visible, oracle
@@ -89,17 +88,7 @@ def test_the_same_answers_give_the_same_run_however_it_is_stopped(whole, tmp_pat
 
 def test_a_run_that_is_killed_and_goes_on_from_before_learns_the_same(whole, tmp_path):
     run_dir = tmp_path / 'killed'
-    command = [sys.executable, '-c', TRAINS, str(whole[1] / 'config.yaml'), str(run_dir)]
-    process = subprocess.Popen(command, cwd=ROOT)
-    with Person(run_dir, says=oracle):
-        while not (run_dir / NAME).exists() or Store(run_dir / NAME).progress().asked < 10:
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.kill()
-        process.wait()
-    steps = sorted(int(path.name) for path in (run_dir / 'checkpoints').glob('[0-9]*'))
-    for step in steps[1:]:
-        shutil.rmtree(run_dir / 'checkpoints' / str(step))
+    killed_and_set_back(TRAINS, whole[1] / 'config.yaml', run_dir, questions=10, says=oracle)
     with Person(run_dir, says=oracle):
         result = train(run_dir, resume=True)
     same(result.policy, whole[0].policy)
