@@ -39,7 +39,7 @@ Command = Literal[
     'load_policy',
     'plan',
     'export_labels',
-    'export_reward',
+    'learned_reward',
     'evaluate_reward',
 ]
 """The commands, and functions of Python, that not every workload knows."""
@@ -183,11 +183,11 @@ class Kind:
     export_labels: Callable[Concatenate[Saved, Path, ...], Path] | None = None
     """`(saved, out, **handed)` writes the pairs that a run has asked about, with their answers, and
     returns where."""
-    export_reward: Callable[Concatenate[Saved, Path, ...], Path] | None = None
-    """`(saved, out, **handed)` writes the reward that a run has learned, and returns where."""
+    learned_reward: Callable[Concatenate[Saved, ...], Any] | None = None
+    """`(saved, **handed)` gives what a run has learned; its `write(path)` makes a file."""
     evaluate_reward: Callable[Concatenate[Saved, ...], Any] | None = None
-    """`(saved, *, reward, episodes, held_out, **handed)` holds a learned reward against the true
-    one; see `sail_jax.saved.evaluate_reward`."""
+    """`(saved, *, reward, episodes, held_out, **handed)` holds a learned reward, or a file of one,
+    against the true one; see `sail_jax.saved.evaluate_reward`."""
     load_policy: Callable[Concatenate[Saved, ...], Callable[..., Any]] | None = None
     """`(saved, *, deterministic, **handed)` gives a policy as a function from what it sees to what
     it does."""

@@ -120,7 +120,8 @@ def export_labels(run_dir: str | Path, out: str | Path, **handed: Any) -> Path:
 
 
 def export_reward(run_dir: str | Path, out: str | Path, **handed: Any) -> Path:
-    """Writes the reward that a control run has learned, for `reward.path` of another run.
+    """Writes the reward that a control or soft actor-critic run has learned, for `reward.path` of a
+    control run.
 
     Args:
       out: a file, safetensors.
@@ -129,8 +130,8 @@ def export_reward(run_dir: str | Path, out: str | Path, **handed: Any) -> Path:
     Raises:
       UserError, TrainingFailed: as of `export_labels`.
     """
-    write, saved, handed = _saved(Path(run_dir), False, 'export_reward', handed)
-    return write(saved, Path(out), **handed)
+    learned, saved, handed = _saved(Path(run_dir), False, 'learned_reward', handed)
+    return learned(saved, **handed).write(Path(out))
 
 
 def evaluate_reward(
@@ -140,8 +141,8 @@ def evaluate_reward(
     answers: str | Path | None = None,
     **handed: Any,
 ) -> RewardReport:
-    """Holds a learned reward against the true one: on episodes of a control run's policy and of the
-    policy that it started from, and on their segments.
+    """Holds a learned reward against the true one: on episodes of a control or soft actor-critic
+    run's policy and of the policy that it started from, and on their segments.
 
     Args:
       reward: a file of `export_reward`, or another run's directory; None is the run's own.
@@ -155,10 +156,14 @@ def evaluate_reward(
     Raises:
       UserError: as of `export_labels`; the reward is of another environment.
     """
-    hold, saved, handed = _saved(Path(run_dir), False, 'evaluate_reward', handed)
+    hold, saved, env = _saved(Path(run_dir), False, 'evaluate_reward', handed)
     episodes = _integer('episodes', episodes, at_least=2)
-    file, pairs = (None if path is None else Path(path) for path in (reward, answers))
-    return hold(saved, reward=file, episodes=episodes, held_out=pairs, **handed)
+    held: Any = Path(run_dir if reward is None else reward)
+    if held.is_dir():
+        learned, other, handed = _saved(held, False, 'learned_reward', handed)
+        held = learned(other, **handed)
+    pairs = None if answers is None else Path(answers)
+    return hold(saved, reward=held, episodes=episodes, held_out=pairs, **env)
 
 
 # parameters: those of the command, all but the first two by name

@@ -158,6 +158,11 @@ class ControlRun(config.Run):
         return int(self.draws_reference)
 
     @property
+    def segment_length(self) -> int:
+        """Env steps of the segments that are compared."""
+        return self.rollout.segment_length
+
+    @property
     def learns_reward(self) -> bool:
         """Whether pairs are labelled by a reward that is learned from answers."""
         return self.labeller.source != 'teacher'

@@ -164,6 +164,8 @@ def load_policy(
     return act.make(saved.run, policy, deterministic, env, **networks)
 
 
+EVALUATE_REWARD = late('sail_jax.control.reward.of_run:evaluate_reward')
+
 CONTROL = Kind(
     name='control',
     trains='a Brax or MuJoCo Playground policy, from compared segments',
@@ -184,6 +186,6 @@ CONTROL = Kind(
     export=export,
     load_policy=load_policy,
     export_labels=late('sail_jax.control.reward.of_run:export_answers'),
-    export_reward=late('sail_jax.control.reward.of_run:export_reward'),
-    evaluate_reward=late('sail_jax.control.reward.of_run:evaluate_reward'),
+    learned_reward=late('sail_jax.control.reward.of_run:learned_reward'),
+    evaluate_reward=EVALUATE_REWARD,
 )

@@ -15,6 +15,7 @@ from sail_jax.control.reward.answers import Widths
 from sail_jax.control.reward.config import RewardEnsemble
 from sail_jax.control.reward.evaluate import Played
 from sail_jax.control.reward.state import begun, nothing
+from sail_jax.control.reward.weights import FittedReward
 from sail_jax.training import devices
 from tests.support.checkpoints import same
 from tests.support.disk import disk_of
@@ -23,6 +24,10 @@ from tests.support.toy import Point, make_run, train
 
 WIDTHS = Widths(obs=2, action=1)
 SETTINGS = RewardEnsemble(hidden=(4,), members=2)
+
+
+def write(path, params, environment='point (none)'):
+    return FittedReward(params, SETTINGS, environment, path).write(path)
 
 
 def told():
@@ -163,7 +168,7 @@ def test_of_what_a_full_disk_does_not_take_no_part_stays(tmp_path, params, name)
     path = tmp_path / name
     with disk_of(300):
         if path.suffix == '.safetensors':
-            said = message(weights.save, path, params, SETTINGS, 'point (none)')
+            said = message(write, path, params)
         else:
             said = message(answers.write, path, iter([GOOD] * 9))
     assert 'File too large' in said
@@ -175,7 +180,7 @@ def test_a_file_is_written_where_a_link_leads(tmp_path, params):
     path, link = tmp_path / 'there', tmp_path / 'reward.safetensors'
     path.touch()
     link.symlink_to(path)
-    weights.save(link, params, SETTINGS, 'point (none)')
+    write(link, params)
     assert link.is_symlink()
     same(weights.load(path, params, 'point (none)'), params)
 
@@ -188,22 +193,22 @@ def params():
 
 def test_a_reward_is_read_as_it_was_written(tmp_path, params):
     path = tmp_path / 'reward.safetensors'
-    weights.save(path, params, SETTINGS, 'point (none)')
+    write(path, params)
     same(weights.load(path, params, 'point (none)'), params)
-    assert weights.settings(path) == SETTINGS
+    assert weights.read(path).sizes == SETTINGS
 
 
 def test_a_reward_is_of_the_type_that_is_needed(tmp_path, params):
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     path = tmp_path / 'reward.safetensors'
-    weights.save(path, half, SETTINGS, 'point (none)')
+    write(path, half)
     rounded = jax.tree.map(lambda x: x.astype(np.float32), half)
     same(weights.load(path, params, 'point (none)'), rounded)
 
 
 def test_a_reward_of_another_environment_is_told(tmp_path, params, capsys):
     path = tmp_path / 'reward.safetensors'
-    weights.save(path, params, SETTINGS, 'halfcheetah (spring)')
+    write(path, params, 'halfcheetah (spring)')
     weights.load(path, params, 'halfcheetah (spring)')
     assert capsys.readouterr().err == ''
     weights.load(path, params, 'walker2d (spring)')
@@ -213,7 +218,7 @@ def test_a_reward_of_another_environment_is_told(tmp_path, params, capsys):
 
 def test_another_reward_is_refused(tmp_path, params):
     path = tmp_path / 'reward.safetensors'
-    weights.save(path, params, SETTINGS, 'point (none)')
+    write(path, params)
     other = jax.tree.map(lambda x: jax.ShapeDtypeStruct((3, *x.shape[1:]), x.dtype), params)
     said = message(weights.load, path, other, 'point (none)')
     assert said.startswith(
@@ -221,13 +226,13 @@ def test_another_reward_is_refused(tmp_path, params):
     )
     assert said.endswith('reward.members and reward.hidden need (3, 4)')
     broken = jax.tree.map(lambda x: x * np.nan, params)
-    weights.save(path, broken, SETTINGS, 'point (none)')
+    write(path, broken)
     assert message(weights.load, path, params, 'point (none)').endswith('NaN or infinity')
     path.write_bytes(b'junk')
-    for read in (weights.settings, lambda path: weights.load(path, params, 'point (none)')):
+    for read in (weights.read, lambda path: weights.load(path, params, 'point (none)')):
         assert 'cannot be read' in message(read, path)
     np.savez(path.open('wb'), a=1)
-    assert message(weights.settings, path)
+    assert message(weights.read, path)
 
 
 def test_returns_that_do_not_vary_go_with_nothing_and_warn_nobody():

@@ -11,17 +11,28 @@ import numpy as np
 import scipy.stats
 from brax.envs.base import Env
 
-from sail_jax.control import policy as control_policy
 from sail_jax.control import rollout
-from sail_jax.control.config import ControlRun
 from sail_jax.control.lanes import World
-from sail_jax.control.reward import ensemble as reward_ensemble
+from sail_jax.control.policy import ActorNetworks
 from sail_jax.control.reward.ensemble import Comparisons, Ensemble, margins, observed
 from sail_jax.control.rollout import Contexts
 from sail_jax.core import bradley_terry, precision
 from sail_jax.core.keys import EVALUATE, row_keys, split_rows, stream
 from sail_jax.core.types import Policies, Policy
 from sail_jax.plots import COLORS, Picture
+
+
+class Behaviour(NamedTuple):
+    """What a reward is looked at on."""
+
+    run: Any
+    """Of control or soft actor-critic: episodes' and segments' lengths, seed, precision."""
+    env: Env
+    networks: ActorNetworks
+    policies: Mapping[str, Policy]
+    """By what the picture calls them."""
+    episodes: int
+    """Of each policy, from the same start states."""
 
 
 class Played(NamedTuple):
@@ -46,22 +57,15 @@ class RewardReport(NamedTuple):
     """Learned against true returns."""
 
 
-def evaluate(
-    run: ControlRun,
-    env: Env,
-    params: Any,
-    policies: Mapping[str, Policy],
-    episodes: int,
-) -> RewardReport:
-    """Runs episodes of each policy from the same start states, and compares returns.
+def evaluate(behaviour: Behaviour, ensemble: Ensemble, params: Any) -> RewardReport:
+    """Runs episodes of each policy, and compares returns.
 
     Args:
-      params: of the reward ensemble.
-      policies: by what the picture calls them.
-      episodes: of each.
+      params: of the ensemble.
     """
-    played = {name: play(run, env, params, policy, episodes) for name, policy in policies.items()}
-    length = run.rollout.segment_length
+    run = behaviour.run
+    played = play(behaviour, ensemble, params)
+    length = run.segment_length
     points = {
         'segments': {name: in_segments(one, length) for name, one in played.items()},
         'episodes': {
@@ -103,12 +107,10 @@ def on_answers(ensemble: Ensemble, params: Any, pairs: Comparisons) -> dict[str,
     return {'answers': int(weight_N.sum()), **{name: float(x) for name, x in numbers.items()}}
 
 
-def play(run: ControlRun, env: Env, params: Any, policy: Policy, episodes: int) -> Played:
-    """Whole episodes, and what the ensemble makes of them."""
-    networks = control_policy.make_networks(env, run)
+def play(behaviour: Behaviour, ensemble: Ensemble, params: Any) -> dict[str, Played]:
+    """Whole episodes of each policy, and what the ensemble makes of them."""
+    run, env, networks, policies, episodes = behaviour
     world = World(env, networks, run.env.episode_length)
-    shape = control_policy.observation_shape(env)
-    ensemble = reward_ensemble.make(run.reward, shape, env.action_size)
 
     @jax.jit
     @precision.traced_at(precision.resolved(run))
@@ -124,7 +126,9 @@ def play(run: ControlRun, env: Env, params: Any, policy: Policy, episodes: int) 
         each = segments.reward, reward.mean(0), reward.std(0), segments.mask
         return jax.tree.map(lambda x: x[:, 0], each)
 
-    return Played(*jax.device_get(played(params, policy)))
+    return {
+        name: Played(*jax.device_get(played(params, policy))) for name, policy in policies.items()
+    }
 
 
 def in_segments(episodes: Played, length: int) -> np.ndarray:

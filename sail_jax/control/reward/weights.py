@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,76 +18,88 @@ from sail_jax.training import hosts
 FORMAT = 'sail_jax reward ensemble'
 
 
-def save(path: Path, params: Any, settings: RewardEnsemble, environment: str) -> None:
-    """Writes all members of an ensemble.
+class FittedReward(NamedTuple):
+    """An ensemble that was fitted, and what it takes to use it."""
 
-    Args:
-      environment: whose observations it takes, for whoever finds the file.
+    params: Any
+    """On the host."""
+    sizes: RewardEnsemble
+    """Of its settings those that its shapes depend on, at the least."""
+    environment: str
+    """Whose observations it takes."""
+    source: Path
+    """A file, or a run."""
 
-    Raises:
-      UserError, TrainingFailed: it cannot be written; no part of it stays.
-    """
-    tensors = traverse_util.flatten_dict(jax.device_get(params), sep='.')
-    metadata = {
-        'format': FORMAT,
-        'members': json.dumps(settings.members),
-        'hidden': json.dumps(settings.hidden),
-        'environment': environment,
-    }
-    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    with files.writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    # Not by `save_file`, which puts a new file in the place of whatever is there, a device too.
-    files.write(path, safetensors.numpy.save(contiguous, metadata))
+    def write(self, path: Path) -> Path:
+        """Writes all members to a file.
+
+        Raises:
+          UserError, TrainingFailed: it cannot be written; no part of it stays.
+        """
+        tensors = traverse_util.flatten_dict(jax.device_get(self.params), sep='.')
+        metadata = {
+            'format': FORMAT,
+            'members': json.dumps(self.sizes.members),
+            'hidden': json.dumps(self.sizes.hidden),
+            'environment': self.environment,
+        }
+        contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        with files.writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        # Not by `save_file`, which puts a new file in the place of whatever is there, a device too.
+        files.write(path, safetensors.numpy.save(contiguous, metadata))
+        return path
 
 
 def load(path: Path, abstract: Any, environment: str) -> Any:
-    """Reads the members of a file of `save`, on the host.
+    """The members in a file; arguments and errors as of `read` and `used`."""
+    return used(read(path), abstract, environment)
+
+
+def used(reward: FittedReward, abstract: Any, environment: str) -> Any:
+    """The parameters, for observations of an environment.
+
+    That it is another than the reward was learned on, whose sizes may be the same, is said.
 
     Args:
       abstract: shapes and types of the parameters that are needed.
-      environment: whose observations they will see; see `say_if_other`.
 
     Raises:
-      UserError: it cannot be read, is something else, or of other shapes.
+      UserError: the reward's are of other shapes, or not finite.
     """
-    metadata, tensors = _read(path)
+    tensors: dict[Any, Any] = traverse_util.flatten_dict(reward.params, sep='.')
     needed: dict[Any, Any] = traverse_util.flatten_dict(abstract, sep='.')
     shapes = lambda tree: {name: tuple(value.shape) for name, value in tree.items()}
     ours, theirs = shapes(needed), shapes(tensors)
     if ours != theirs:
         name = next(n for n in sorted(ours | theirs) if ours.get(n) != theirs.get(n))
         raise UserError(
-            f'{path}: a reward of {metadata.get("environment")}: {name} is {theirs.get(name)}; '
+            f'{reward.source}: a reward of {reward.environment}: {name} is {theirs.get(name)}; '
             f'this environment, reward.members and reward.hidden need {ours.get(name)}'
         )
     with np.errstate(over='ignore'):  # Infinity, which is refused.
         tensors = {name: x.astype(needed[name].dtype) for name, x in tensors.items()}
     if bad := [name for name, value in tensors.items() if not np.isfinite(value).all()]:
-        raise UserError(f'{path}: {bad[0]}: NaN or infinity')
-    say_if_other(path, metadata.get('environment'), environment)
+        raise UserError(f'{reward.source}: {bad[0]}: NaN or infinity')
+    if reward.environment != environment:
+        hosts.say(f'{reward.source}: a reward of {reward.environment}, used on {environment}')
     return traverse_util.unflatten_dict(tensors, sep='.')
 
 
-def say_if_other(path: Path, environment: str | None, used_on: str) -> None:
-    """Says that a reward is used on another environment than it was learned on, whose sizes may be
-    the same."""
-    if environment != used_on:
-        hosts.say(f'{path}: a reward of {environment}, used on {used_on}')
-
-
-def settings(path: Path) -> RewardEnsemble:
-    """The sizes of the ensemble in a file of `save`.
+def read(path: Path) -> FittedReward:
+    """Reads a file that was written, on the host.
 
     Raises:
-      UserError: as of `load`.
+      UserError: it cannot be read, or is something else.
     """
-    metadata, _ = _read(path)
+    metadata, tensors = _read(path)
     try:
         sizes = {key: json.loads(metadata[key]) for key in ('members', 'hidden')}
-        return RewardEnsemble.model_validate(sizes)
+        settings = RewardEnsemble.model_validate(sizes)
     except (ValueError, KeyError, RecursionError) as error:  # Pydantic's is a ValueError.
         raise UserError(f'{path}: its sizes cannot be read ({one_line(error)})') from None
+    params = traverse_util.unflatten_dict(tensors, sep='.')
+    return FittedReward(params, settings, metadata.get('environment', 'an unknown one'), path)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:

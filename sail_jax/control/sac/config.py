@@ -188,6 +188,11 @@ class SacRun(config.Seeded):
         return self.rollout.envs * self.rollout.steps
 
     @property
+    def segment_length(self) -> int:
+        """Env steps of the segments that are compared."""
+        return self.reward.segment_length
+
+    @property
     def gradient_steps(self) -> int:
         """Gradient steps after each step of the environments."""
         return round(self.rollout.update_to_data * self.rollout.envs)

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sail_jax.control.config import recorded
-from sail_jax.control.kind import FIGURE, SWEEP_TABLE, TABLE, load_policy, render, require
+from sail_jax.control.kind import (
+    EVALUATE_REWARD,
+    FIGURE,
+    SWEEP_TABLE,
+    TABLE,
+    load_policy,
+    render,
+    require,
+)
 from sail_jax.control.sac.config import SacRun, check
 from sail_jax.kind import Kind, late
 from sail_jax.sweep import Members
@@ -50,5 +58,7 @@ SAC = Kind(
     episodes='evaluation.episodes',
     render=partial(render, make_networks=NETWORKS),
     load_policy=partial(load_policy, make_networks=NETWORKS),
-    export_labels=late('sail_jax.control.sac.answers:export_answers'),
+    export_labels=late('sail_jax.control.sac.of_run:export_answers'),
+    learned_reward=late('sail_jax.control.sac.of_run:learned_reward'),
+    evaluate_reward=partial(EVALUATE_REWARD, make_networks=NETWORKS),
 )

@@ -94,6 +94,8 @@ def test_commands_on_a_run(whole, tmp_path):
     assert sail_jax.plot(whole[1]).png()[:4] == b'\x89PNG'
     with pytest.raises(UserError, match='export is for control'):
         sail_jax.export(whole[1], tmp_path / 'out')
+    with pytest.raises(UserError, match='nobody is asked about it'):
+        sail_jax.evaluate_reward(whole[1], env=Point())
 
 
 LEARNING = {
@@ -191,6 +193,13 @@ def test_it_learns_from_answers_alone(tmp_path):
     assert asked == [10, 20, 30, 40, 50, 60, 70, 80]
     other = sail_jax.train(run, tmp_path / 'other', env=Tripled(drift=0.03), quiet=True)
     same(other.policy, result.policy)
+    fitted = sail_jax.export_reward(tmp_path / 'run', tmp_path / 'r.safetensors', env=Point())
+    own = sail_jax.evaluate_reward(tmp_path / 'run', episodes=8, env=Point(drift=0.03)).numbers
+    assert own['episodes'] == 16
+    assert own['segment_rank_correlation'] > 0.7
+    for reward in (fitted, tmp_path / 'other'):  # Of other runs on this run's behaviour.
+        report = sail_jax.evaluate_reward(tmp_path / 'run', reward, 8, env=Point(drift=0.03))
+        assert report.numbers == own
     resumed = run.model_copy(update={'total_env_steps': 2000})
     sail_jax.train(resumed, tmp_path / 'half', env=Point(drift=0.03), quiet=True)
     again = sail_jax.train(run, tmp_path / 'half', env=Point(drift=0.03), resume=True, quiet=True)

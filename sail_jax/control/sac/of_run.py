@@ -1,40 +1,50 @@
-"""The answers that a run has learned from, as a file."""
+"""What can be made of the reward that a run has learned, and of the answers that it has."""
 
 from pathlib import Path
 from typing import Any
 
 import sail_jax.control.compat  # noqa: F401
 
-import jax
 import numpy as np
 from brax.envs.base import Env
 
-from sail_jax.control.reward import answers
+from sail_jax.control.reward import answers, of_run
+from sail_jax.control.reward.weights import FittedReward
 from sail_jax.control.sac import session, task
 from sail_jax.control.sac.config import SacRun
 from sail_jax.control.sac.session import Taught
 from sail_jax.errors import UserError
 from sail_jax.kind import Saved
-from sail_jax.sweep import Members
-from sail_jax.training import checkpoint, setup
+
+
+def restored(saved: Saved, env: Env | None) -> Any:
+    """`Taught`, or `TaughtByPeople`.
+
+    Raises:
+      UserError: as of `reward.of_run.restored`; nobody is asked about the reward.
+    """
+    if saved.run.reward.source == 'true':
+        raise UserError(f'{saved.run_dir}: reward.source: true; nobody is asked about it')
+    return of_run.restored(saved, task.make(saved.run, env))
+
+
+def learned_reward(saved: Saved, env: Env | None = None) -> FittedReward:
+    """The reward of a run; errors as of `restored`."""
+    run: SacRun = saved.run
+    reward = restored(saved, env)
+    taught: Taught = reward.taught if run.labeller.by_people else reward
+    return FittedReward(taught.fitted.params, run.reward, run.env.subject, saved.run_dir)
 
 
 def export_answers(saved: Saved, out: Path, env: Env | None = None) -> Path:
     """Writes the pairs that the run has asked about; see `reward.answers.write`.
 
     Raises:
-      UserError: a sweep, or a run that nobody was asked about.
+      UserError: as of `restored`; nobody was asked yet.
       UserError, TrainingFailed: the file cannot be written; no part of it stays.
     """
-    run, members = saved.run, Members.of(saved.run)
-    if members.sweep:
-        one = members.each[0].directory(saved.run_dir)
-        raise UserError(f'{saved.run_dir}: a sweep; name one of its runs, e.g. {one}')
-    if run.reward.source == 'true':
-        raise UserError(f'{saved.run_dir}: reward.source: true; nobody is asked about it')
-    layout = setup.Layout.of(members, task.make(run, env))
-    rest = checkpoint.restore_rest(saved.run_dir / 'checkpoints', layout.state)
-    reward: Any = jax.device_get(rest['sampler'].reward)
+    run: SacRun = saved.run
+    reward = restored(saved, env)
     if run.labeller.by_people:
         taught, update_N, source = reward.taught, reward.update_N, run.labeller.source
     else:
