@@ -39,6 +39,9 @@ class Environment(Section):
     """Of the environment's own configuration, with backend `playground`: by dotted keys,
     `{ctrl_dt: 0.02, impl: warp}` for example. `impl`, which physics, is `jax` where it is not
     here."""
+    randomised: bool = False
+    """Each episode, of training and evaluation, has physics of its own, drawn by the randomiser
+    that Playground has for the environment (masses, frictions, ...)."""
 
     @property
     def subject(self) -> str:
@@ -110,7 +113,9 @@ class Reference(Section):
     best: bool = False
     """With `source: run`, take its best checkpoint (`checkpoints.metric`), not its newest."""
     ppo_env_steps: int = Field(default=500_000, ge=1, le=MAX_ENV_STEPS)
-    """Env steps of PPO for `source: ppo`."""
+    """Env steps of PPO for `source: ppo`, rounded up to whole batches. Of Playground's environments
+    PPO has the settings that Playground tuned, meant for tens of millions of steps on a GPU: a
+    batch of its control suite is 983,040."""
     refresh_env_steps: int | None = Field(default=None, ge=1, le=MAX_ENV_STEPS)
     """Replace the reference by the policy this often, rounded up to whole updates; none never
     does."""

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from brax import envs
 from brax.envs.base import Env, State, Wrapper
 
-from sail_jax.control import contract
+from sail_jax.control import contract, randomised
 from sail_jax.control.config import PYTHON, Environment
 from sail_jax.control.lanes import select
+from sail_jax.control.randomised import Randomised
 from sail_jax.errors import UserError, one_line
 
 NAMES = (
@@ -72,8 +73,9 @@ def make(settings: Environment, env: Any = None) -> Env:
       UserError: unknown name or backend, or a pair that Brax does not have; overrides that there
         are not; an environment that is not what it should be.
     """
-    if settings.overrides and (env is not None or settings.backend != 'playground'):
-        raise UserError('env.overrides: only environments of backend playground have such')
+    for key in ('overrides', 'randomised'):
+        if getattr(settings, key) and (env is not None or settings.backend != 'playground'):
+            raise UserError(f'env.{key}: only environments of backend playground have such')
     env = _by_name(settings) if env is None else contract.sound(env)
     return repeated(settings, env)
 
@@ -84,8 +86,10 @@ def repeated(settings: Environment, env: Env) -> Env:
 
 
 def bare(env: Env) -> Env:
-    """The environment that steps are repeated of."""
-    return env.env if isinstance(env, Repeated) else env
+    """The environment below what is done to its steps and physics here."""
+    while isinstance(env, Repeated | Randomised):
+        env = env.env
+    return env
 
 
 def _by_name(settings: Environment) -> Env:
@@ -129,6 +133,7 @@ def _playground(settings: Environment) -> Env:
         ) from None
     if name not in registry.ALL_ENVS:
         raise UserError(f'env.name: {_unknown("Playground environment", name, registry.ALL_ENVS)}')
+    randomiser = randomised.of_playground(name) if settings.randomised else None
     config = registry.get_default_config(name)
     overrides = _overrides(settings, config)
     steps = settings.episode_length * settings.action_repeat
@@ -146,8 +151,7 @@ def _playground(settings: Environment) -> Env:
     try:
         # It prints, and draws a bar of its own.
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            env: Any = registry.load(name, config_overrides=overrides)
-            return env  # Of Brax's interface.
+            env: Any = registry.load(name, config_overrides=overrides)  # Of Brax's interface.
     except Exception as error:  # Of git, of a file that is not there, of MuJoCo.
         raise UserError(
             f'env.name: {name}: Playground raised {type(error).__name__}: {one_line(error)}'
@@ -155,6 +159,7 @@ def _playground(settings: Environment) -> Env:
         ) from error
     finally:
         waiting.cancel()
+    return Randomised(env, randomiser) if randomiser else env
 
 
 COUNTED = {'episode_length': 'env.episode_length', 'action_repeat': 'env.action_repeat'}

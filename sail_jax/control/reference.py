@@ -18,15 +18,15 @@ from brax.training.agents.ppo.networks import PPONetworks
 from sail_jax import configfile
 from sail_jax.control import brax_checkpoint, envs
 from sail_jax.control import policy as control_policy
-from sail_jax.control.config import ControlRun
+from sail_jax.control.config import ControlRun, Environment
 from sail_jax.core import precision
 from sail_jax.core.keys import START, stream
 from sail_jax.core.types import Policy
 from sail_jax.errors import UserError
 from sail_jax.training import checkpoint
 
-PPO_ENVS = 256
 PPO = {
+    'num_envs': 256,
     'batch_size': 128,
     'num_minibatches': 8,
     'num_updates_per_batch': 4,
@@ -35,8 +35,11 @@ PPO = {
     'entropy_cost': 1e-3,
     'discounting': 0.97,
     'reward_scaling': 1.0,
+    'normalize_observations': True,
 }
-"""Settings of `ppo.train`."""
+"""Settings of `ppo.train` that suit most of Brax's environments."""
+OURS = ('num_timesteps', 'num_evals', 'num_resets_per_eval', 'episode_length', 'action_repeat')
+"""Of Playground's settings those that the run says, or that nobody needs."""
 
 
 def load(env: Env, networks: PPONetworks, run: ControlRun, seed: int) -> Policy:
@@ -87,6 +90,28 @@ def _from_brax(env: Env, run: ControlRun) -> tuple[Any, Any]:
     return brax_checkpoint.read_policy(path)
 
 
+def suited(env: Environment) -> dict[str, Any]:
+    """Settings of `ppo.train` that are known to suit an environment: of Playground's those that it
+    was tuned with."""
+    if env.backend != 'playground':
+        return PPO
+    from mujoco_playground import dm_control_suite, locomotion, manipulation
+    from mujoco_playground.config import (
+        dm_control_suite_params,
+        locomotion_params,
+        manipulation_params,
+    )
+
+    suites = {
+        dm_control_suite_params: dm_control_suite,
+        locomotion_params: locomotion,
+        manipulation_params: manipulation,
+    }
+    tuned = next(tuned for tuned, suite in suites.items() if env.name in suite.ALL_ENVS)
+    settings = tuned.brax_ppo_config(env.name).to_dict()
+    return {key: x for key, x in settings.items() if key not in (*OURS, 'network_factory')}
+
+
 class Watch(NamedTuple):
     """Who looks on while PPO trains."""
 
@@ -104,12 +129,12 @@ def train_ppo(
     watch: Watch | None = None,
     **settings: Any,
 ) -> tuple[Any, Any]:
-    """Brax PPO on the true reward, with settings that suit most of Brax's environments.
+    """Brax PPO on the true reward.
 
     Args:
       run: says the environment's kind, the episode's length and the networks.
       env_steps: how long, rounded up to whole batches of PPO.
-      settings: arguments of `ppo.train` in the place of `PPO`.
+      settings: arguments of `ppo.train` in the place of those that are known to suit.
 
     Returns:
       The observation normaliser and the policy's parameters, on the host: Brax leaves them on the
@@ -132,21 +157,20 @@ def train_ppo(
         if watch is not None:
             watch.note(step, jax.device_get(params[:2]))
 
+    settings = suited(run.env) | settings
     train = precision.traced_at(precision.resolved(run))(ppo.train)
     _, params, _ = train(
         environment=env,
         wrap_env_fn=wrap,
         num_timesteps=env_steps,
         episode_length=run.env.episode_length,
-        num_envs=PPO_ENVS,
-        max_devices_per_host=math.gcd(PPO_ENVS, jax.local_device_count()),
-        normalize_observations=True,
+        max_devices_per_host=math.gcd(settings['num_envs'], jax.local_device_count()),
         network_factory=factory,
         seed=seed,
         num_evals=(watch.times if watch else 0) + 1,
         run_evals=False,
         policy_params_fn=note,
-        **{**PPO, **settings},
+        **settings,
     )
     return jax.device_get(params[:2])
 
