@@ -34,15 +34,18 @@ class BoundedTanhNormal(NormalTanhDistribution):
 
 
 def make(env: Env, run: SacRun) -> SACNetworks:
-    """Networks of a run; observations are taken as they are."""
+    """Networks of a run; observations are taken as they are, of a dict its `state`."""
     shape: Any = control_policy.observation_shape(env)
     size = seen(shape)[-1]
     distribution = BoundedTanhNormal(env.action_size, run.actor.log_std_min, run.actor.log_std_max)
     networks: Any = SACNetworks  # A dataclass of flax's.
+    actor = brax_networks.make_policy_network(
+        distribution.param_size, size, **_arguments(run.actor)
+    )
+    # Of a dict Brax's own also wants the `state` of the normaliser, which there is none of.
+    act = lambda statistics, params, obs: actor.apply(statistics, params, seen(obs))
     return networks(
-        policy_network=brax_networks.make_policy_network(
-            distribution.param_size, size, **_arguments(run.actor)
-        ),
+        policy_network=brax_networks.FeedForwardNetwork(init=actor.init, apply=act),
         q_network=brax_networks.make_q_network(size, env.action_size, **_arguments(run.critic)),
         parametric_action_distribution=distribution,
     )

@@ -195,6 +195,21 @@ def test_members_critics_are_made_one_after_the_other():
     assert gap(init(keys), jax.tree.map(lambda *x: jnp.stack(x), *alone)) == 0
 
 
+def test_of_a_dict_of_observations_the_state_is_seen(there):
+    learner, batch, _ = there
+    both = lambda obs: {'state': obs, 'privileged_state': jnp.ones(5)}
+
+    class Privileged(Point):
+        def reset(self, rng):
+            state = super().reset(rng)
+            return state.replace(obs=both(state.obs))
+
+    nets = networks.make(Privileged(), RUN)
+    dist = control_policy.actions(nets, learner.policy, both(batch.obs))
+    expected = control_policy.actions(NETS, learner.policy, batch.obs)
+    np.testing.assert_array_equal(dist.loc, expected.loc)
+
+
 def test_what_is_a_policy_is_what_the_commands_take(there):
     learner = there[0]
     assert isinstance(learner.policy, Policy)
