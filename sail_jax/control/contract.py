@@ -8,7 +8,7 @@ import sail_jax.control.compat  # noqa: F401
 import jax
 import jax.numpy as jnp
 import numpy as np
-from brax.envs.base import Env, State
+from brax.envs.base import Env, State, Wrapper
 
 from sail_jax.core.trial import explain, tried_on_one
 from sail_jax.errors import UserError, one_line
@@ -82,7 +82,7 @@ def sound(env: Any) -> Env:
             tried_on_one(f'env: {name}.reset', env.reset, key)
             tried_on_one(f'env: {name}.step', env.step, types, action)
             kept = _types(start) == _types(first)
-            return env if kept and _is_plain(start) else _Sound(env, types)
+            return env if kept and _is_plain(start) else Sound(env, types)
     raise UserError(f'env: {name}: {_difference(start, first)}')
 
 
@@ -244,8 +244,14 @@ def _kind(x: Any) -> str:
 
 
 def is_real(leaf: jax.ShapeDtypeStruct) -> bool:
-    """Whether a leaf's type is bool, int or float."""
-    return any(jnp.issubdtype(leaf.dtype, kind) for kind in (bool, jnp.integer, jnp.floating))
+    """Whether a leaf's type is bool, int or float, and one that JAX computes with: it mixes floats
+    of 8 bits and integers of 4 with no others."""
+    kinds = bool, jnp.integer, jnp.floating
+    try:
+        jnp.promote_types(leaf.dtype, jnp.float32)
+    except jax.dtypes.TypePromotionError:
+        return False
+    return any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds)
 
 
 def _is_plain(state: Any) -> bool:
@@ -258,21 +264,22 @@ def _is_plain(state: Any) -> bool:
     vector = obs.get('state') if isinstance(obs, Mapping) else obs
     plain = vector is not None and vector.ndim == 1
     odd = any(leaf.dtype == bool for leaf in jax.tree.leaves(obs)) or any(map(_is_key, leaves))
-    return numbers and plain and not odd
+    return numbers and plain and not odd and hasattr(state, 'replace')  # Not of a NamedTuple.
 
 
-class _Sound(Env):
+class Sound(Wrapper):
     """An environment whose state is made right: the types of its leaves, what is read of it."""
 
     def __init__(self, env: Env, types: Any):
-        self._env, self._types = env, types
+        super().__init__(env)
+        self._types = types
 
     def reset(self, rng: jax.Array) -> State:
-        return self._right(self._env.reset(rng))
+        return self._right(self.env.reset(rng))
 
     def step(self, state: State, action: jax.Array) -> State:
         unpacked = jax.tree.map(_unpacked, state.pipeline_state, self._types)
-        return self._right(self._env.step(unpacked, action))
+        return self._right(self.env.step(unpacked, action))
 
     def _right(self, state: Any) -> State:
         state = jax.tree.map(_packed, state, self._types)
@@ -286,7 +293,7 @@ class _Sound(Env):
 
     @property
     def action_size(self) -> int:
-        return self._env.action_size
+        return self.env.action_size
 
     @property
     def backend(self) -> str:
@@ -317,7 +324,7 @@ def _observation(obs: Any) -> Any:
     if not isinstance(obs, Mapping):
         return obs.reshape(-1)
     state = obs['state'] if 'state' in obs else _vector(obs)
-    return {**obs, 'state': state.reshape(-1)}
+    return {**{str(key): value for key, value in obs.items()}, 'state': state.reshape(-1)}
 
 
 def _vector(tree: Any) -> jax.Array:

@@ -92,6 +92,12 @@ def bare(env: Env) -> Env:
     return env
 
 
+def given(env: Env) -> Env:
+    """The environment as Brax, Playground or Python gave it."""
+    env = bare(env)
+    return env.env if isinstance(env, contract.Sound) else env
+
+
 def _by_name(settings: Environment) -> Env:
     if settings.backend == PYTHON:
         raise UserError(

@@ -70,7 +70,7 @@ def render(
     Raises:
       UserError: the environment cannot be drawn.
     """
-    env = envs.make(run.env) if env is None else envs.repeated(run.env, env)
+    env = envs.make(run.env, env)
     if model(env) is None:
         raise UserError(
             'render: only environments of Brax and MuJoCo Playground have this viewer, not '
@@ -97,7 +97,7 @@ def render(
 
 def model(env: Any) -> Any:
     """MuJoCo's model of what is drawn of an environment; None where there is nothing to draw."""
-    env = envs.bare(env)
+    env = envs.given(env)
     if isinstance(env, PipelineEnv):
         return env.sys.mj_model
     return getattr(env, 'mj_model', None)
@@ -136,7 +136,9 @@ def _drive(
 def pose(state: State) -> jax.Array:
     """Position and rotation (w, x, y, z) of every link in the state of an environment of Brax or
     of MuJoCo Playground, [L, 7]."""
-    where: Any = state.pipeline_state if isinstance(state, State) else state
+    where: Any = state
+    while isinstance(where, State):  # One in another, where the environment was made right.
+        where = where.pipeline_state
     if hasattr(where, 'data'):  # Of Playground; its first body is the world.
         return jnp.concatenate([where.data.xpos[1:], where.data.xquat[1:]], -1)
     return jnp.concatenate([where.x.pos, where.x.rot], -1)

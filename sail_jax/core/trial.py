@@ -41,7 +41,8 @@ def tried(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
 def tried_on_one(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """`tried` under `vmap`, on a batch of one: for what runs side by side with others."""
     lead = lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
-    batch = tried(what, jax.vmap(function), *jax.tree.map(lead, arguments))
+    side_by_side = lambda *batch: jax.vmap(function)(*batch)  # It raises for some functions.
+    batch = tried(what, side_by_side, *jax.tree.map(lead, arguments))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
 
 

@@ -1,16 +1,19 @@
 """Environments from Python: what is right, what is made right, and one line for the rest."""
 
+from collections import namedtuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from brax import envs as brax_envs
+from brax.envs.base import State
 from brax.envs.wrappers import training
 from jax.experimental import checkify
 
 import sail_jax
-from sail_jax.control import contract, task
-from sail_jax.control.config import ControlRun
+from sail_jax.control import contract, envs, task
+from sail_jax.control.config import ControlRun, Environment
 from sail_jax.errors import UserError
 from tests.support.toy import SETTINGS, Point
 
@@ -66,6 +69,21 @@ def carrying_key():
     return Noisy()
 
 
+Step = namedtuple('Step', ['obs', 'reward', 'done'])
+
+
+class Tupled(Point):
+    """Its state has what is read of it, and no method `replace`."""
+
+    def reset(self, rng):
+        state = super().reset(rng)
+        return Step(state.obs, state.reward, state.done)
+
+    def step(self, state, action):
+        after = super().step(State(state.obs, *state), action)
+        return Step(after.obs, after.reward, after.done)
+
+
 def checked(check):
     def function(state):
         check(state.done < 2, 'no end is this far')
@@ -98,6 +116,8 @@ MADE_RIGHT = {
     'a key': carrying_key(),
     'a reward in bfloat16': both(reward=lambda s: s.reward.astype(jnp.bfloat16)),
     'a reward in float16': both(reward=lambda s: s.reward.astype(jnp.float16)),
+    'a state that is a NamedTuple': Tupled(),
+    'a dict by numbers': both(obs=lambda s: {0: s.pipeline_state, 1: s.pipeline_state[:1]}),
 }
 
 
@@ -122,7 +142,7 @@ def test_what_is_made_right_is_the_same_episode(env):
         seen = np.hstack([np.ravel(leaf) for leaf in jax.tree.leaves(theirs.obs)])
         if isinstance(theirs.obs, dict):
             np.testing.assert_array_equal(ours.obs['state'], seen)
-            assert ours.obs.keys() == {'state', *theirs.obs}
+            assert ours.obs.keys() == {'state', *map(str, theirs.obs)}
         else:
             np.testing.assert_array_equal(ours.obs, seen)
 
@@ -234,6 +254,18 @@ REFUSED = {
     'a list': (both(obs=lambda s: [s.obs, s.obs]), r'obs is a list; expected an array \[N\]'),
     'no observation': (both(obs=lambda s: None), 'obs is a NoneType'),
     'an empty one': (both(obs=lambda s: s.obs[:0]), 'obs is empty'),
+    'floats of 8 bits': (
+        both(obs=lambda s: s.obs.astype(jnp.float8_e4m3fn)),
+        r'obs is float8_e4m3fn\[2\]; expected real numbers',
+    ),
+    'a reward of 4 bits in step': (
+        Changed(step={'reward': lambda s: s.reward.astype(jnp.int4)}),
+        r'step: reward is int4\[\]; expected one number',
+    ),
+    'a generator': (
+        type('Yields', (Point,), {'step': lambda self, state, action: (yield state)})(),
+        'env: Yields.step: raised TypeError: .*generator',
+    ),
     'an empty dict': (both(obs=lambda s: {}), 'obs is empty'),
     'step raises': (
         Changed(step={'done': raising(RuntimeError('no\ncontact solver'))}),
@@ -317,6 +349,12 @@ def test_a_wrong_environment_is_one_line_before_anything_is_written(env, said, t
     assert '\n' not in str(caught.value)
     assert str(caught.value).startswith('env: ')
     assert not list(tmp_path.iterdir())
+
+
+def test_steps_with_any_state_are_repeated():
+    env = envs.make(Environment(action_repeat=2), Tupled())
+    after = jax.eval_shape(lambda key: env.step(env.reset(key), jnp.zeros(2)), jax.random.key(0))
+    assert after.obs.shape == (2,)
 
 
 def test_wrappers_of_a_users_own_are_taken():

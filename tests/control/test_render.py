@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import jax
 import numpy as np
 import pytest
+from brax.envs.inverted_pendulum import InvertedPendulum
 
 from sail_jax.control import envs, policy, render
 from sail_jax.control.config import ControlRun
@@ -23,13 +24,21 @@ NAME = 'a</script><script>document.title="taken"</script>&amp;'
 BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
 
 
+class Flagged(InvertedPendulum):
+    """Its `done` is a number at reset and a bool in step, which is made right for a run."""
+
+    def step(self, state, action):
+        state = super().step(state, action)
+        return state.replace(done=state.done > 0)
+
+
 @pytest.fixture(scope='module')
 def drawn(tmp_path_factory):
     """The page of an episode, and the return that was printed."""
     path = tmp_path_factory.mktemp('pages') / 'new' / 'page.html'
-    env = envs.make(RUN.env)
+    env = Flagged(backend='spring')
     fresh = policy.init(jax.random.key(0), env, policy.make_networks(env, RUN), RUN)
-    episode = render.render(RUN, fresh, 0, True, name=NAME, whose='trained policy')
+    episode = render.render(RUN, fresh, 0, True, name=NAME, whose='trained policy', env=env)
     episode.write(path)
     return path, episode.episode_return
 
