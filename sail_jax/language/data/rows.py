@@ -5,7 +5,6 @@ A converter is a pure function from a data set's own row, a mapping, to `DataRow
 """
 
 import functools
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from sail_jax.errors import UserError
 from sail_jax.language.data import turns
 from sail_jax.language.data.turns import Message, Missing, Raw
+from sail_jax.scalars import FLOAT_MAX
 from sail_jax.terminal import shown
 
 MAX_CHARACTERS = 2**22
@@ -54,6 +54,9 @@ PROMPT_LIKE = (
 WHOLE = ('messages', 'text')
 """Columns that say all of a row that has no prompt and no responses."""
 
+OTHERS = ('prompt', 'chosen', 'completion', 'rejected')
+"""Those."""
+
 _WRITTEN_OUT = re.compile(r"""\s*\[\s*\{\s*(['"])(role|content)\1\s*:.*\}\s*\]\s*""", re.DOTALL)
 """Messages as CSV files and data frames save them: as JSON, or as Python or NumPy print them."""
 
@@ -88,6 +91,8 @@ def _trl(raw: Raw) -> DataRow:
     raw = _with_system(raw)
     if is_whole(raw):
         return _whole(raw)
+    if (empty := [name for name in WHOLE if name in raw]) and not _says_any(raw, *OTHERS):
+        raise UserError(f'{empty[0]}: empty')
     if raw.get('completion') is not None and raw.get('label') is not None:
         raise UserError('label: unpaired preferences are not supported')
     prompt = raw.get('prompt')
@@ -125,8 +130,11 @@ def _trl(raw: Raw) -> DataRow:
 
 def is_whole(raw: Raw) -> bool:
     """Whether a row is of `WHOLE` alone."""
-    others = (raw.get(name) for name in ('prompt', 'chosen', 'completion', 'rejected'))
-    return any(turns.says(raw.get(name)) for name in WHOLE) and not any(map(turns.says, others))
+    return _says_any(raw, *WHOLE) and not _says_any(raw, *OTHERS)
+
+
+def _says_any(raw: Raw, *names: str) -> bool:
+    return any(turns.says(raw.get(name)) for name in names)
 
 
 def _whole(raw: Raw) -> DataRow:
@@ -202,12 +210,13 @@ def margin(raw: Raw) -> float:
     """What a row's `margin` says; 0 where it says nothing.
 
     Raises:
-      UserError: it is no finite number.
+      UserError: it is no finite number, or none of float32.
     """
     value = raw.get(MARGIN)
     if value is None:
         return 0.0
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and abs(value) <= FLOAT_MAX):
         raise UserError(f'{MARGIN}: expected a number, got {value!r:.80}')
     return float(value)
 

@@ -30,6 +30,8 @@ NOT_ROWS = ('dataset_info.json', 'dataset_infos.json', 'dataset_dict.json', 'sta
 """What Hugging Face's tools write beside the rows."""
 OTHER_SPLITS = ('test', 'testing', 'eval', 'evaluation', 'val', 'valid', 'validation', 'dev')
 BYTE_ORDER_MARK = b'\xef\xbb\xbf'
+GZIP, ARROW_FILE = b'\x1f\x8b', b'ARROW1'
+"""What files of these formats begin with; an Arrow stream has no such mark."""
 
 _SHARD = re.compile(r'(.*?)-(\d{5})-of-(\d{5})\b.*')
 """A name of which the file is a part, the part's number, and of how many."""
@@ -128,11 +130,18 @@ def read(file: Path) -> Iterator[Located]:
         elif file.suffix == '.arrow':
             yield from _arrow(file)
         else:
-            with gzip.open(file) if file.suffix == '.gz' else file.open('rb') as stream:
+            with _opened(file) as stream:
                 yield from _json_rows(file, stream)
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         reason = one_line(error)
         raise UserError(f'{file}: cannot be read: {reason}') from None
+
+
+def _opened(file: Path) -> Any:
+    """Unpacked where it is packed, whatever its name says: tools that load files unpack some."""
+    with file.open('rb') as stream:
+        packed = stream.read(len(GZIP)) == GZIP
+    return gzip.open(file) if packed else file.open('rb')
 
 
 def _check_format(file: Path) -> None:
@@ -249,8 +258,15 @@ def _parquet(file: Path) -> Iterator[Located]:
 
 
 def _arrow(file: Path) -> Iterator[Located]:
-    with pa.memory_map(str(file)) as mapped, pa.ipc.open_stream(mapped) as batches:
-        yield from _batches(file, batches)
+    with pa.memory_map(str(file)) as mapped:
+        if mapped.read(len(ARROW_FILE)) == ARROW_FILE:  # As polars and `pa.ipc.new_file` write it.
+            with pa.ipc.open_file(mapped) as reader:
+                numbers = range(reader.num_record_batches)
+                yield from _batches(file, map(reader.get_batch, numbers))
+            return
+        mapped.seek(0)
+        with pa.ipc.open_stream(mapped) as batches:
+            yield from _batches(file, batches)
 
 
 def _batches(file: Path, batches: Any) -> Iterator[Located]:

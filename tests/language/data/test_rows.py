@@ -173,6 +173,8 @@ def test_converter(convert, raw, row):
             'chosen and rejected are the s',
         ),
         (rows.trl, {'chosen': 'abc', 'rejected': 'xyz'}, 'prompt: empty'),
+        (rows.trl, {'text': '', 'id': 3}, '^text: empty'),
+        (rows.trl, {'messages': [], 'prompt': None}, '^messages: empty'),
         (
             rows.trl,
             {'prompt': 'a', 'chosen': '\ud800', 'rejected': 'b'},
@@ -364,3 +366,15 @@ def test_mutated_row_is_a_row_or_one_line(data, convert):
         assert row.chosen != row.rejected
     assert '\n' not in message
     assert len(message) < 300
+
+
+NO_MARGINS = {'huge': 10**400, '-huge': -(10**400), '1e300': 1e300, 'inf': np.inf, 'nan': np.nan}
+
+
+@pytest.mark.parametrize(
+    'value', [*NO_MARGINS.values(), '1', True], ids=[*NO_MARGINS, 'text', 'true']
+)
+def test_a_margin_is_a_number_of_float32(value):
+    with pytest.raises(UserError, match=r'^margin: expected a number, got'):
+        rows.margin({'margin': value})
+    assert rows.margin({'margin': -3}) == -3
