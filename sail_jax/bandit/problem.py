@@ -67,7 +67,8 @@ def load(path: Path) -> Problem:
             size = sum(member.file_size for member in file.zip.infolist())
             if size > MAX_PROBLEM:  # Zeros take a thousandth of their size.
                 raise ValueError(f'{size} bytes unpacked; at most {MAX_PROBLEM}')
-            arrays = {name: file[name] for name in file.files}
+            # Of a member that is no array it gives the bytes.
+            arrays: dict[str, Any] = {name: np.asarray(file[name]) for name in file.files}
     except Exception as error:  # NumPy and zipfile raise whatever the damage happens to hit.
         reason = ' '.join(str(error).split())[:120]
         raise UserError(f'{path}: not an .npz of plain arrays ({reason})') from None
@@ -91,7 +92,9 @@ def load(path: Path) -> Problem:
             raise UserError(
                 f'{path}: {name}: shape {array.shape}; expected {features.shape[:2]} as in features'
             )
-        if not np.isfinite(array).all():
+        with np.errstate(over='ignore'):  # Of wider floats, which are then infinite.
+            finite = np.isfinite(array.astype(float)).all()
+        if not finite:
             raise UserError(f'{path}: {name}: not all finite')
     reference = arrays['reference'].astype(float)
     if (reference <= 0).any():

@@ -127,6 +127,7 @@ GOOD = {
         ({'features': np.zeros((0, 3, 2))}, 'expected'),
         ({'reward': np.zeros((3, 2))}, r'reward: shape \(3, 2\); expected \(2, 3\)'),
         ({'reward': np.full((2, 3), np.nan)}, 'reward: not all finite'),
+        ({'reward': np.full((2, 3), np.longdouble('1e4000'))}, 'reward: not all finite'),
         ({'reward': np.full((2, 3), 'a')}, 'reward: type <U1'),
         ({'reward': np.full((2, 3), None)}, 'not an .npz of plain arrays'),
         ({'features': np.zeros((2, 3, 2), complex)}, 'features: type complex128'),
@@ -144,12 +145,18 @@ def test_bad_problems_get_one_line(tmp_path, change, message):
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('content', [None, b'', b'no zip', b'PK\x03\x04 cut', 'npy', 'cut'])
+@pytest.mark.parametrize(
+    'content', [None, b'', b'no zip', b'PK\x03\x04 cut', 'npy', 'cut', 'bytes']
+)
 def test_files_that_are_no_npz_get_one_line(tmp_path, content):
     path = tmp_path / 'bad.npz'
     if content == 'npy':
         with path.open('wb') as file:
             np.save(file, np.zeros(3))
+    elif content == 'bytes':
+        with zipfile.ZipFile(path, 'w') as file:
+            file.writestr('features.npy', 'no array')
+            file.writestr('reward.npy', 'nor this')
     elif content == 'cut':
         np.savez_compressed(path, **GOOD)
         path.write_bytes(path.read_bytes()[:-30])

@@ -13,13 +13,14 @@ from sail_jax import files
 from sail_jax.errors import UserError, one_line
 from sail_jax.terminal import shown
 
-DTYPES = {'F32': jnp.float32, 'BF16': jnp.bfloat16, 'F16': jnp.float16}
+DTYPES = {'F32': jnp.float32, 'BF16': jnp.bfloat16, 'F16': jnp.float16, 'F64': jnp.float32}
+"""What tensors of these types are read as."""
 # How libraries of quantisation name what stands beside or in the place of a weight.
 QUANTISED = re.compile(
     r'\.(qweight|qzeros|scales|g_idx|SCB|weight_(scale|packed|shape|zero_point)\w*'
     r'|input_scale|weight\.(absmax|quant_|nested_)[\w.]*)$'
 )
-SMALL = ('F8', 'F6', 'F4', 'I8', 'U8')
+SMALL = ('F8_', 'F6_', 'F4', 'I8', 'U8')
 
 
 class Source(NamedTuple):

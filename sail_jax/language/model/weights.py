@@ -148,6 +148,7 @@ def read_score(path: str | Path, shape: tuple[int, ...]) -> np.ndarray:
         source = _open(path, stack).get(SCORE)
         if source is None:
             return np.zeros(shape, np.float32)
+        _require_labels(source, shape[1])
         check_tensors({SCORE: shape[::-1]}, {SCORE: source}, path)
         return np.asarray(source.view[:], np.float32).T
 
@@ -299,8 +300,21 @@ def _matched(
     if decoder.architecture.tied and HEAD in sources and embedding in sources:
         _require_same_head(sources[embedding], sources.pop(HEAD), embedding)
     shapes = {name: place.shape(values[place.parameter].shape) for name, place in expected.items()}
+    if SCORE in shapes and SCORE in sources:
+        _require_labels(sources[SCORE], shapes[SCORE][0])
     check_tensors(shapes, sources, path)
     return sources
+
+
+def _require_labels(score: Source, heads: int) -> None:
+    """Refuses a classifier of other labels, which are no rewards."""
+    shape = tuple(score.view.get_shape())
+    if len(shape) == 2 and shape[0] != heads:
+        raise UserError(
+            f'{score.file}: {SCORE}: {shape[0]} labels; expected {heads}: a reward model has one '
+            '(num_labels=1), an ensemble trained here those that config.json names reward_0, '
+            'reward_1, ...'
+        )
 
 
 def _require_same_head(embedding: Source, head: Source, name: str) -> None:

@@ -82,7 +82,7 @@ def compare(
     )
     if ((probability < 0) | (probability > 1)).any():
         wrong = probability[(probability < 0) | (probability > 1)][0]
-        raise UserError(f'{name_of(judge)}: expected probabilities, got {wrong:g}')
+        raise UserError(f'{name_of(judge)}: expected probabilities, got {wrong}')
     prob_BxKxK = np.full((B, K, K), 0.5, np.float32)
     i, j = np.asarray(pairs, int).reshape(-1, 2).T
     prob_BxKxK[:, i, j] = probability.reshape(B, -1)

@@ -187,6 +187,12 @@ def test_tensors_that_do_not_fit_are_named(saved, change, message):
     refuse(saved, message)
 
 
+def test_tensors_in_double_precision_are_read_as_float32(saved):
+    before = tensors(saved)
+    rewrite(saved, lambda x: x.update({name: x[name].astype(np.float64) for name in x}))
+    assert_same_bits(before, tensors(weights.save(weights.load(saved), saved.parent / 'again')))
+
+
 def test_tied_checkpoint_may_repeat_the_matrix_but_not_with_other_values(tmp_path):
     path = weights.save(tiny.decoder('qwen2'), tmp_path / 'a')
     add = lambda x: x.update({'lm_head.weight': x['model.embed_tokens.weight'].copy()})

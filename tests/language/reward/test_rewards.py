@@ -259,6 +259,8 @@ def test_judge_is_asked_each_pair_once_and_turned_round():
     assert len(asked) == len(set(asked)) == 6
     with pytest.raises(UserError, match='expected probabilities, got 2'):
         rewards.compare(lambda prompts, pairs: [2] * len(pairs), PROMPTS[:2], groups)
+    with pytest.raises(UserError, match=r'got 1\.0000001'):
+        rewards.compare(lambda prompts, pairs: [1.0000001] * len(pairs), PROMPTS[:2], groups)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +340,7 @@ def test_other_checkpoints_are_no_reward_models(tmp_path):
     file = path / 'model.safetensors'
     two_labels = {'score.weight': np.zeros((2, 16), np.float32)}
     save_file(load_file(file) | two_labels, file)
-    with pytest.raises(UserError, match=r'score.weight: shape \(2, 16\); .* needs \(1, 16\)'):
+    with pytest.raises(UserError, match=r'score.weight: 2 labels; expected 1: .*num_labels=1'):
         reward_model.load(path)
 
 
