@@ -16,9 +16,11 @@ RECENT = 3
 
 UNANSWERED = 'not exists (select 1 from answers a where a.question = number and a.withdrawn is null'
 OF_NOBODY = (
-    'not exists (select 1 from tickets t where t.question = number and t.until > :now and not '
-    'exists (select 1 from answers a where a.ticket = t.ticket))'
+    'not exists (select 1 from tickets t where t.question = number and t.until > :now and '
+    't.until <= :lease and not exists (select 1 from answers a where a.ticket = t.ticket))'
 )
+"""Beyond `:lease`, the end of one that begins now, it was given before the clock was set back, and
+would keep everybody else waiting for as long as that."""
 
 
 class Refused(UserError):
@@ -49,13 +51,14 @@ def next_ticket(
     if held is not None:
         db.execute('update tickets set until = ? where ticket = ?', (now + LEASE_S, held[0]))
         return Ticket(*held)
+    times = {'now': now, 'lease': now + LEASE_S}
     if _repeat_due(db, client, repeat_every):
         question = _number(
             db,
             f'select number from questions where not {UNANSWERED}) and {UNANSWERED} and again)'
             f' and {OF_NOBODY} and number not in (select question from answers where'
             ' client = :client order by id desc limit :recent) order by number limit 1',
-            {'now': now, 'client': client, 'recent': RECENT},
+            times | {'client': client, 'recent': RECENT},
         )
         if question is not None:
             # The other way round, so that who always says "left" does not agree.
@@ -63,7 +66,7 @@ def next_ticket(
     question = _number(
         db,
         f'select number from questions where {UNANSWERED}) and {OF_NOBODY} order by number limit 1',
-        {'now': now},
+        times,
     )
     return None if question is None else _new(db, client, question, again=0, turned=0, now=now)
 

@@ -80,6 +80,16 @@ def test_a_question_nobody_answers_in_time_goes_to_another_and_the_first_answer_
     assert store.next(ANN).number == 1
 
 
+def test_a_clock_that_is_set_back_keeps_no_question_from_others(store, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr(label_store.time, 'time', lambda: now + 86_400)
+    early = store.next(ANN)
+    monkeypatch.setattr(label_store.time, 'time', lambda: now)
+    assert store.next(BEN).number == early.number == 0
+    assert store.next(BEN).number == store.next(ANN).number == 0
+    assert store.next('c' * 32).number == 1
+
+
 def test_undo_withdraws_one_answer_after_the_other_and_deletes_none(store):
     numbers = [say(store, ANN) for _ in range(3)]
     store.next(ANN)
