@@ -257,6 +257,22 @@ def writing(path: Path, then: str = '') -> Iterator[None]:
         raise TrainingFailed(f'{path}: cannot be written ({reason}){then}') from error
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Says in one line that the system does not let something be read.
+
+    Args:
+      path: of what is read, where the system does not name it.
+
+    Raises:
+      UserError: instead of the system's own error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f'{error.filename or path}: {error.strerror or one_line(error)}') from None
+
+
 def check_checkpoint_path(path: Path) -> None:
     """Refuses a directory whose checkpoints would be lost.
 

@@ -223,7 +223,7 @@ def restore_policy(directory: Path, abstract: Policy, best: bool = False) -> Pol
         return restored['meta'], Policy(*restored['policy'][:2])
 
     while True:
-        with open_manager(directory) as manager:
+        with files.reading(directory), open_manager(directory) as manager:
             steps = _newest_first(manager)
             if best:
                 by_step = scores(manager)
@@ -257,7 +257,7 @@ def restore_rest(directory: Path, abstract: State) -> dict[str, Any]:
         )
         return _read(manager, step, args)['training']
 
-    with open_manager(directory) as manager:
+    with files.reading(directory), open_manager(directory) as manager:
         return _first_readable(manager, _newest_first(manager), read)[1]
 
 

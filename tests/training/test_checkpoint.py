@@ -1,5 +1,6 @@
 """What a run keeps: the newest, the best, and the references that they need."""
 
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from sail_jax.control import envs
 from sail_jax.errors import UserError
 from sail_jax.training import checkpoint, integrity, loop, metrics
 from tests.support.checkpoints import damage, same
+from tests.support.refused import message
 from tests.support.saving import KEPT, KL, REFRESHED, make_run, steps, train, updates
 from tests.support.toy import Point
 
@@ -125,6 +127,18 @@ def test_what_only_resuming_needs_is_not_read_by_evaluation(falling, tmp_path):
     shutil.copytree(falling[1], tmp_path / 'run')
     damage(tmp_path / 'run' / 'checkpoints' / '4' / 'training')
     same(runs.open_run(tmp_path / 'run', env=Point())[1], falling[0].policy)
+
+
+@pytest.mark.parametrize('name', ['saved_steps', 'open_manager'])
+def test_what_may_not_be_listed_is_one_line(falling, monkeypatch, name):
+    directory = falling[1] / 'checkpoints'
+
+    def closed(*_):
+        raise PermissionError(errno.EACCES, 'Permission denied', str(directory))
+
+    monkeypatch.setattr(checkpoint, name, closed)
+    reads = checkpoint.restore_policy, checkpoint.restore_rest
+    assert {message(read, directory, None) for read in reads} == {f'{directory}: Permission denied'}
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
