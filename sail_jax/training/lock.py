@@ -17,14 +17,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from sail_jax.errors import UserError
+from sail_jax.errors import TrainingFailed, UserError
 
 NAME = '.lock'
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What file systems without locks say."""
 
 log = logging.getLogger(__name__)
-_open: set[int] = set()
+_open: dict[int, Path] = {}
+"""The descriptors of what is held, and the names by which it was opened."""
 
 
 @contextlib.contextmanager
@@ -38,15 +39,40 @@ def held(directory: Path) -> Iterator[None]:
     """
     path = directory / NAME
     file = _locked(path)
-    _open.add(file)
+    _open[file] = path
     try:
         yield
     finally:
         if file in _open:  # A forked child has closed it: the lock is its parent's.
-            _open.discard(file)
+            del _open[file]
             with contextlib.suppress(OSError):
-                path.unlink()
+                if _is(path, file):
+                    path.unlink()
             os.close(file)
+
+
+def require_held(directory: Path) -> None:
+    """Looks whether the name of a directory that is held is another one's by now.
+
+    Raises:
+      TrainingFailed: the directory was moved or deleted, and another process writes the one that is
+        in its place.
+    """
+    path = directory / NAME
+    files = [file for file, name in _open.items() if name == path]
+    with contextlib.suppress(OSError):
+        if not files or _is(path, files[0]):
+            return
+        other = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingFailed(
+                f'{directory}: was moved or deleted while this run was under way, and the one in '
+                f'its place is in use by {_holder(other)}; nothing more is written there'
+            ) from None
+        finally:
+            os.close(other)
 
 
 def _locked(path: Path) -> int:
@@ -106,7 +132,7 @@ def _holder(file: int) -> str:
 def _forget() -> None:
     """In a forked child, which may live longer than its parent and must not keep what that held."""
     while _open:
-        os.close(_open.pop())
+        os.close(_open.popitem()[0])
 
 
 os.register_at_fork(after_in_child=_forget)

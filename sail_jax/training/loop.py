@@ -11,7 +11,7 @@ import numpy as np
 
 from sail_jax.core.types import Metrics, State
 from sail_jax.errors import Busy, TrainingFailed, UserError
-from sail_jax.training import checkpoint, devices, hosts, setup, signals
+from sail_jax.training import checkpoint, devices, hosts, lock, setup, signals
 from sail_jax.training.budget import LabelBudget
 from sail_jax.training.callbacks import Listeners
 from sail_jax.training.opening import Opened
@@ -150,6 +150,7 @@ class Loop:
 
     def evaluate(self) -> list[MetricsRow]:
         """Numbers of the policy as it is now, a row a member; waits for the device."""
+        self._require_directory()
         state = self.state
         numbers = self._evaluate(state.policy, self.start, state.shared, *self._identity)
         rows = setup.split(self.job.members, jax.device_get(numbers))
@@ -316,6 +317,7 @@ class Loop:
 
     def _save(self, worth: float = -math.inf, wait: bool = False) -> bool:
         """As of `Saver.save`."""
+        self._require_directory()
         meta = {
             'before': self.before,
             'held': self._waiting,
@@ -325,6 +327,10 @@ class Loop:
             **checkpoint.origin(self.job.run),
         }
         return self.saver.save(self.step, self.state, meta, worth, wait)
+
+    def _require_directory(self) -> None:
+        """What evaluations and saves write goes to the run's own directory, see `lock`."""
+        hosts.on_main(lambda: lock.require_held(self.job.run_dir))
 
     def _stop(self, worth: float = -math.inf) -> NoReturn:
         """Ends the process that a signal stopped, with a checkpoint."""

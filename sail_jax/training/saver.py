@@ -111,6 +111,11 @@ class Saver:
           False where it is known to have failed.
         """
         self._finish()
+        run_dir = self._directory.parent
+        if hosts.any_process(hosts.is_main() and not run_dir.is_dir()):
+            # Orbax would make one, in which a checkpoint is all there is.
+            self._report(step, UserError(f'{run_dir} is gone: moved, or deleted'))
+            return False
         if self._left:
             listing.drop_unfinished(self._directory)
             self._left = False
@@ -158,7 +163,8 @@ class Saver:
         checkpoint.close(self.manager)
         listing.drop_unfinished(self._directory)
         with contextlib.suppress(Exception):  # Without it the next save fails, and tries again.
-            self.manager = checkpoint.open_manager(self._directory, self._settings)
+            if self._directory.parent.is_dir():
+                self.manager = checkpoint.open_manager(self._directory, self._settings)
         self._left = True
         self._scores.pop(self._step, None)
         self._report(self._step, error)

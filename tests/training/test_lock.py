@@ -1,5 +1,7 @@
 """One process at a time in a run directory."""
 
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -13,10 +15,10 @@ import sail_jax
 from sail_jax import configfile
 from sail_jax.bandit import measure
 from sail_jax.control.config import ControlRun
-from sail_jax.errors import UserError
+from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.language.quickstart import study as quickstart
 from sail_jax.training import lock, rundir
-from tests.support.toy import SETTINGS, Point
+from tests.support.toy import SETTINGS, Point, train
 
 HOLD = """
 import os, sys, time, types
@@ -116,6 +118,46 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(lock.fcntl, 'flock', none)
     with lock.held(tmp_path):
         assert 'no locks; see to it' in caplog.text
+
+
+@contextlib.contextmanager
+def in_its_place(directory):
+    """What another process does in the place of a directory that was moved away."""
+    directory.mkdir()
+    with (directory / lock.NAME).open('w') as file:
+        file.write('17 elsewhere 2026-11-26 12:00:00\n')
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def test_the_lock_of_a_directory_that_was_moved_is_not_its_successors(tmp_path):
+    run_dir = tmp_path / 'run'
+    run_dir.mkdir()
+    with lock.held(run_dir):
+        lock.require_held(run_dir)
+        run_dir.rename(tmp_path / 'moved')
+        lock.require_held(run_dir)  # Nobody's.
+        with in_its_place(run_dir):
+            with pytest.raises(TrainingFailed, match=r'run: was moved or .* process 17 on elsewh'):
+                lock.require_held(run_dir)
+            refuse(tmp_path / 'moved')
+        (tmp_path / 'moved').rename(tmp_path / 'further')
+    assert (run_dir / lock.NAME).exists()
+
+
+def test_a_run_writes_nothing_into_its_successors_directory(tmp_path):
+    run_dir = tmp_path / 'run'
+    with contextlib.ExitStack() as exits:
+
+        def move(_):
+            if not (tmp_path / 'moved').exists():
+                run_dir.rename(tmp_path / 'moved')
+                exits.enter_context(in_its_place(run_dir))
+
+        with pytest.raises(TrainingFailed, match='in use by process 17'):
+            train(run_dir, on_evaluation=move)
+    assert [path.name for path in run_dir.iterdir()] == [lock.NAME]
 
 
 def everything(path):

@@ -84,6 +84,22 @@ def test_a_save_that_fails_at_the_end_does_not_end_what_is_around_it(tmp_path):
     assert not listing.saved_steps(tmp_path)
 
 
+def test_a_run_directory_that_is_gone_is_not_made_again(tmp_path):
+    told, run_dir = [], tmp_path / 'run'
+    run_dir.mkdir()
+    directory = run_dir / 'checkpoints'
+    with Saver(directory, config.Checkpoints(), lambda *failure: told.append(failure)) as saver:
+        run_dir.rename(tmp_path / 'moved')
+        assert not saver.save(1, make_state(1), {}, wait=True)
+        assert [(step, str(error)) for step, error in told] == [
+            (1, f'{run_dir} is gone: moved, or deleted')
+        ]
+        assert not run_dir.exists()
+        (tmp_path / 'moved').rename(run_dir)
+        assert saver.save(2, make_state(2), {}, wait=True)
+    assert listing.saved_steps(directory) == [2]
+
+
 def test_what_a_killed_save_left_is_cleared_away(tmp_path):
     for left in ('3.orbax-checkpoint-tmp', 'references/2.orbax-checkpoint-tmp-17'):
         (tmp_path / left / 'policy').mkdir(parents=True)
