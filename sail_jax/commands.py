@@ -100,7 +100,7 @@ def _add_evaluate(commands: Commands) -> None:
     command = commands.add_parser(
         'evaluate', help="evaluate a run's policy, and the one it started from"
     )
-    command.add_argument('run', type=Path, help='a run directory')
+    command.add_argument('run', type=option_types.path, help='a run directory')
     command.add_argument(
         '--episodes', type=option_types.integer(2, 2**20), help="start states; default: the run's"
     )
@@ -110,7 +110,9 @@ def _add_evaluate(commands: Commands) -> None:
 
 def _add_plot(commands: Commands) -> None:
     command = commands.add_parser('plot', help='return or loss, and KL, of one or several runs')
-    command.add_argument('run', type=Path, nargs='+', help='run directories; seeds become a band')
+    command.add_argument(
+        'run', type=option_types.path, nargs='+', help='run directories; seeds become a band'
+    )
     command.add_argument(
         '--out', type=option_types.file, default=Path('plot.png'), help='PNG, PDF or SVG'
     )
@@ -140,7 +142,7 @@ def _add_plot(commands: Commands) -> None:
 
 def _add_render(commands: Commands) -> None:
     command = commands.add_parser('render', help='an episode as a web page or a film')
-    command.add_argument('run', type=Path, help='a run directory')
+    command.add_argument('run', type=option_types.path, help='a run directory')
     command.add_argument(
         '--out',
         type=option_types.file,
@@ -160,7 +162,7 @@ def _add_export(commands: Commands) -> None:
     command = commands.add_parser(
         'export', help='the policy as a Brax PPO checkpoint, or as a Hugging Face directory'
     )
-    command.add_argument('run', type=Path, help='a run directory')
+    command.add_argument('run', type=option_types.path, help='a run directory')
     command.add_argument(
         'out', type=option_types.path, help='a new directory, or hf://OWNER/NAME on the hub'
     )
@@ -175,7 +177,7 @@ def _add_export(commands: Commands) -> None:
 
 def _add_generate(commands: Commands) -> None:
     command = commands.add_parser('generate', help="a language model's responses to prompts")
-    command.add_argument('model', type=Path, help='a run, or a Hugging Face directory')
+    command.add_argument('model', type=option_types.path, help='a run, or a Hugging Face directory')
     command.add_argument('prompt', nargs='+')
     command.add_argument('--chat', action='store_true', help="prompts are the user's turn")
     command.add_argument(

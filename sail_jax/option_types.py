@@ -61,12 +61,17 @@ def seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f'1 to 86400 seconds, got {text!r:.80}')
 
 
-def path(text: str) -> Path:
+def given(text: str) -> str:
     """The type of an option. Nothing at all, an unset variable of a shell for example, would be the
-    current directory."""
+    current directory, or all addresses of this host."""
     if not text:
         raise argparse.ArgumentTypeError('is empty')
-    return Path(text)
+    return text
+
+
+def path(text: str) -> Path:
+    """The type of an option."""
+    return Path(given(text))
 
 
 def file(text: str) -> Path:

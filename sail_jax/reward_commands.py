@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
 
 def _add_export(commands: Any, what: str, out: str, do: Any) -> None:
     command = commands.add_parser('export', help=what, description=what)
-    command.add_argument('run', type=Path, help='a run directory')
+    command.add_argument('run', type=option_types.path, help='a run directory')
     command.add_argument('out', type=option_types.file, help=out)
     command.set_defaults(do=do)
 
@@ -38,9 +38,14 @@ def _add_export(commands: Any, what: str, out: str, do: Any) -> None:
 def _add_evaluate(commands: Any) -> None:
     what = 'how learned and true returns go together, on segments and episodes, with a picture'
     command = commands.add_parser('evaluate', help=what, description=what)
-    command.add_argument('reward', type=Path, help='a run directory, or a file of `reward export`')
     command.add_argument(
-        '--on', type=Path, metavar='RUN', help="whose policies act; default: the reward's own run"
+        'reward', type=option_types.path, help='a run directory, or a file of `reward export`'
+    )
+    command.add_argument(
+        '--on',
+        type=option_types.path,
+        metavar='RUN',
+        help="whose policies act; default: the reward's own run",
     )
     command.add_argument(
         '--episodes',

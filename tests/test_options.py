@@ -57,6 +57,13 @@ def said(capsys, *arguments):
         (['export', 'none', ''], 'out: is empty'),
         (['doctor', '--dir', ''], '--dir: is empty'),
         (['plot', 'none', '--out', ''], '--out: is empty'),
+        (['plot', 'none', ''], 'run: is empty'),
+        (['evaluate', ''], 'run: is empty'),
+        (['generate', '', 'x'], 'model: is empty'),
+        (['reward', 'evaluate', ''], 'reward: is empty'),
+        (['reward', 'evaluate', 'none', '--on', ''], '--on: is empty'),
+        (['label', ''], 'run: is empty'),
+        (['label', 'none', '--host', ''], '--host: is empty'),
     ],
 )
 def test_options_out_of_bounds(capsys, arguments, what):

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import importlib.util
-from pathlib import Path
 from typing import Any
 
 from sail_jax import option_types, terminal
@@ -15,9 +14,10 @@ PORT = 8642
 def add(commands: Any) -> None:
     """The command's options."""
     command = commands.add_parser('label', help="answer a run's questions at a page")
-    command.add_argument('run', type=Path, help='a run directory')
+    command.add_argument('run', type=option_types.path, help='a run directory')
     command.add_argument(
         '--host',
+        type=option_types.given,
         default='localhost',
         help='where to listen: localhost, or an address of this host, 0.0.0.0 for all; others than '
         'localhost need the token in the address that is printed',
