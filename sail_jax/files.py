@@ -27,6 +27,13 @@ MAX_LINES = 2**34
 """Bytes of a file that is read line by line."""
 
 
+def user_cache() -> Path | None:
+    """Where the user keeps what can be made again; None without a home, or where XDG_CACHE_HOME is
+    not absolute."""
+    home = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))
+    return home / 'sail_jax' if home.is_absolute() else None
+
+
 def read(path: Path, at_most: int) -> bytes:
     """The content of a regular file.
 

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sail_jax import terminal
+from sail_jax import files, terminal
 
 _WARNING = re.compile(
     r"Error (reading|writing) persistent compilation cache entry for '([^']+)': (.*)", re.DOTALL
@@ -18,9 +18,8 @@ _WARNING = re.compile(
 def use() -> None:
     """Has JAX, once it is imported, keep compiled programs in the user's cache, unless
     JAX_COMPILATION_CACHE_DIR says where. Where nothing can be written it would warn of each."""
-    home = Path(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'))
-    cache = home / 'sail_jax'
-    if not home.is_absolute():  # Not every user has a home.
+    cache = files.user_cache()
+    if cache is None:
         return
     there = next(path for path in (cache, *cache.parents) if os.path.lexists(path))
     if not (os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)):

@@ -71,18 +71,15 @@ def compile(program: Program, target: Target) -> Compiled:
     program makes nothing new.
     """
     lowered = program.function.lower(*program.arguments)
-    entry = cache_dir() / f'{_key(lowered.as_text(), target)}.json.gz'
+    cache = files.user_cache()
+    if cache is None:
+        return _compile(lowered)
+    entry = cache / 'plan' / f'{_key(lowered.as_text(), target)}.json.gz'
     if (kept := _read(entry)) is not None:
         return kept
     compiled = _compile(lowered)
     _write(entry, compiled)
     return compiled
-
-
-def cache_dir() -> Path:
-    """Where results are kept."""
-    home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-    return home / 'sail_jax' / 'plan'
 
 
 def _key(text: str, target: Target) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sail_jax import files
 from sail_jax.errors import UserError
 from sail_jax.language.config import LanguageRun
 from sail_jax.language.data import dataset, sources
@@ -44,9 +45,18 @@ class Reader(NamedTuple):
 
 
 def cache_dir() -> Path:
-    """Where prepared data are kept between runs."""
-    home = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache'))
-    return home / 'sail_jax' / 'data'
+    """Where prepared data are kept between runs.
+
+    Raises:
+      UserError: the user has no such place.
+    """
+    cache = files.user_cache()
+    if cache is None:
+        raise UserError(
+            'data are prepared in the home directory, and there is none; XDG_CACHE_HOME, an '
+            'absolute path, says where else'
+        )
+    return cache / 'data'
 
 
 def prepare(

@@ -4,10 +4,12 @@ import errno
 import fcntl
 import json
 import os
+import pwd
 import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +24,7 @@ from sail_jax.language.data.dataset import Data
 from sail_jax.language.data.rows import DataRow, Message
 from tests.support import small
 from tests.support.disk import disk_of
+from tests.support.refused import message
 from tests.support.tiny_tokenizer import END, IM_END, write
 
 PLAIN = {'prompt': 'the cat', 'chosen': ' sat', 'rejected': ' said'}
@@ -156,6 +159,20 @@ def test_a_cache_that_takes_nothing_says_where_another_is_named(tokenizer, tmp_p
     file = small.data(tmp_path / 'train.jsonl', pairs=True)
     with pytest.raises(UserError, match=r'^/dev/null/.*: Not a directory; .* XDG_CACHE_HOME says'):
         dataset.prepare(settings(file), 'preference', tokenizer, '/dev/null/cache')
+
+
+@pytest.mark.parametrize('cache', ['', 'relative'])
+def test_who_has_no_home_is_told_where_to_have_data_prepared(monkeypatch, cache):
+    monkeypatch.delenv('HOME', raising=False)
+    monkeypatch.setenv('XDG_CACHE_HOME', cache)
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, 'getpwuid', unknown)
+    assert 'XDG_CACHE_HOME' in message(reader.cache_dir)
+    monkeypatch.setenv('XDG_CACHE_HOME', '/somewhere')
+    assert reader.cache_dir() == Path('/somewhere/sail_jax/data')
 
 
 def test_a_full_cache_is_one_line_and_prepared_once_there_is_room(tokenizer, tmp_path):
