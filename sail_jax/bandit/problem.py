@@ -59,7 +59,7 @@ def load(path: Path) -> Problem:
 
     Raises:
       UserError: not an .npz, absurdly large, an array missing, of the wrong shape or type, not
-        finite, or a reference that is no distribution of full support.
+        finite in float32, or a reference that is no distribution of full support.
     """
     content = io.BytesIO(files.read(path, MAX_PROBLEM))
     try:
@@ -92,10 +92,10 @@ def load(path: Path) -> Problem:
             raise UserError(
                 f'{path}: {name}: shape {array.shape}; expected {features.shape[:2]} as in features'
             )
-        with np.errstate(over='ignore'):  # Of wider floats, which are then infinite.
-            finite = np.isfinite(array.astype(float)).all()
+        with np.errstate(over='ignore'):  # Infinity, which is refused.
+            finite = np.isfinite(array.astype(np.float32)).all()
         if not finite:
-            raise UserError(f'{path}: {name}: not all finite')
+            raise UserError(f'{path}: {name}: not all finite in float32, which studies sample in')
     reference = arrays['reference'].astype(float)
     if (reference <= 0).any():
         raise UserError(f'{path}: reference: probabilities must be above 0, or its KL is infinite')

@@ -128,6 +128,7 @@ GOOD = {
         ({'reward': np.zeros((3, 2))}, r'reward: shape \(3, 2\); expected \(2, 3\)'),
         ({'reward': np.full((2, 3), np.nan)}, 'reward: not all finite'),
         ({'reward': np.full((2, 3), np.longdouble('1e4000'))}, 'reward: not all finite'),
+        ({'features': np.full((2, 3, 2), 1e200)}, 'features: not all finite in float32'),
         ({'reward': np.full((2, 3), 'a')}, 'reward: type <U1'),
         ({'reward': np.full((2, 3), None)}, 'not an .npz of plain arrays'),
         ({'features': np.zeros((2, 3, 2), complex)}, 'features: type complex128'),
