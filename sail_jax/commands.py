@@ -67,13 +67,19 @@ def run(arguments: list[str]) -> int:
         return _train(arguments[1:])
     if arguments[:1] == ['plan']:
         return plan_command.plan(arguments[1:])
-    parser = option_types.Parser(
+    options = parser().parse_args(arguments)
+    return options.do(options) or 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the commands but `train` and `plan`, which take settings too."""
+    top = option_types.Parser(
         prog='sail-jax',
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(required=True, metavar='COMMAND')
+    commands = top.add_subparsers(required=True, metavar='COMMAND')
     commands.add_parser('train', help='train a policy; `sail-jax train --help` lists all settings')
     commands.add_parser('plan', help='what a run needs of GPUs or TPUs that are not there')
     for add in (
@@ -88,8 +94,7 @@ def run(arguments: list[str]) -> int:
         _add_doctor,
     ):
         add(commands)
-    options = parser.parse_args(arguments)
-    return options.do(options) or 0
+    return top
 
 
 def _train(arguments: list[str]) -> int:

@@ -2,10 +2,11 @@
 
 import ast
 import re
+import shlex
 
 import pytest
 
-from sail_jax import refusals, runs
+from sail_jax import commands, refusals, runs
 from tests.support.paths import ROOT
 
 PAGES = sorted(
@@ -44,6 +45,16 @@ def test_settings_exist(page):
 def test_options_in_commands_exist(page):
     for key in re.findall(r'--([a-z_]+\.[a-z_.]+)', page):
         assert key in KEYS or key in NO_KEYS, key
+
+
+@pytest.mark.parametrize('where', ['.', 'docs', 'benchmarks', 'configs', 'examples', 'sail_jax'])
+def test_commands_are_taken(where):
+    parser = commands.parser()
+    paths = ROOT.glob('*.md') if where == '.' else (ROOT / where).rglob('*.*')
+    for path in paths:
+        if path.suffix in ('.md', '.py', '.yaml') and '_build' not in path.parts:
+            for line in re.findall(r'(?m)^[# ]*sail-jax +((?!train|plan).*)', path.read_text()):
+                parser.parse_args(shlex.split(line, comments=True))
 
 
 def test_paths_exist(page):
