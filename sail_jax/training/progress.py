@@ -1,6 +1,7 @@
 """How far something is: on a terminal a line that keeps counting, in a notebook one that is written
 over, elsewhere plain lines."""
 
+import math
 import threading
 import time
 from types import TracebackType
@@ -72,6 +73,7 @@ class Stages:
             *(columns or (SpinnerColumn(),)),
             console=console,
             disable=not self._live,
+            speed_estimate_period=math.inf,  # An update can take minutes.
         )
         self._task = self._progress.add_task('', total=total, numbers='')
         self._began = time.monotonic()
@@ -140,6 +142,16 @@ class ProgressBar(Stages):
         """What comes now are updates."""
         self._end()
         self._progress.update(self._task, description='update')
+        if self._plain:
+            self._done = threading.Event()
+            threading.Thread(target=self._count, args=(self._done,), daemon=True).start()
+
+    def _count(self, done: threading.Event) -> None:
+        """Says how far training is, ever more rarely: its log may be one of days."""
+        after_s = AGAIN_S
+        while not done.wait(after_s):
+            self._say(f'{self._updates()}{self._left()}')
+            after_s *= 2
 
     def show(self, row: dict[str, float]) -> None:
         """Moves the bar to a row's update; prints a line after an evaluation."""
@@ -159,10 +171,15 @@ class ProgressBar(Stages):
 
     def _line(self, numbers: str) -> str:
         """The bar in words."""
+        return f'{self._updates()}  {self._elapsed()}{self._left()}  {numbers}'
+
+    def _updates(self) -> str:
         (task,) = self._progress.tasks
-        left = '' if task.time_remaining is None else f', eta {task.time_remaining:.0f} s'
-        done = f'{task.completed:,.0f} of {task.total:,.0f} updates'
-        return f'{done}  {self._elapsed()}{left}  {numbers}'
+        return f'{task.completed:,.0f} of {task.total:,.0f} updates'
+
+    def _left(self) -> str:
+        (task,) = self._progress.tasks
+        return '' if task.time_remaining is None else f', eta {task.time_remaining:.0f} s'
 
 
 def short(value: float) -> str:

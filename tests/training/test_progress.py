@@ -1,6 +1,7 @@
 """What a command says on its way."""
 
 import io
+import queue
 import re
 import threading
 
@@ -58,6 +59,18 @@ def test_a_stage_that_takes_long_is_named_again_until_the_next(monkeypatch):
         stages.stage('nothing')
     assert 'nothing' not in said
     assert len(threading.enumerate()) <= before
+
+
+def test_a_file_hears_of_slow_updates_between_evaluations(monkeypatch):
+    said = queue.SimpleQueue()
+    monkeypatch.setattr(progress, 'AGAIN_S', 0.01)
+    monkeypatch.setattr(progress, 'say', said.put)
+    with progress.ProgressBar(30, WATCHED, 'env_steps', quiet=False) as bar:
+        for step in range(3):
+            monkeypatch.setattr(bar._progress, 'get_time', lambda step=step: 300.0 * step)
+            bar.show(ROW | {'step': step})
+        bar.training()
+        assert re.fullmatch(r' +0 s  2 of 30 updates, eta 8400 s', said.get(timeout=20))
 
 
 WATCHED = {f'train/{name}': name for name in ('return', 'margin', 'label accuracy', 'wins')}
