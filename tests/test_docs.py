@@ -1,6 +1,7 @@
 """What the pages of docs/ say about the code; CI builds them strictly besides."""
 
 import ast
+import builtins
 import re
 import shlex
 
@@ -64,9 +65,21 @@ def test_paths_exist(page):
         assert (ROOT / path).exists(), path
 
 
-def test_python_is_python(page):
-    for block in re.findall(r'```python\n(.*?)```', page, re.DOTALL):
-        ast.parse(block)
+def test_python_has_every_name_it_uses(page):
+    """In one of the page's blocks."""
+    blocks = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+    used, there = set(), set(dir(builtins))
+    for node in (node for block in blocks for node in ast.walk(ast.parse(block))):
+        match node:
+            case ast.Name(name, ast.Load()):
+                used.add(name)
+            case ast.Name(name) | ast.FunctionDef(name) | ast.AsyncFunctionDef(name):
+                there.add(name)
+            case ast.ClassDef(name) | ast.arg(name):
+                there.add(name)
+            case ast.alias(name, other):
+                there.add((other or name).partition('.')[0])
+    assert not used - there
 
 
 def test_every_promise_names_tests_that_there_are():
