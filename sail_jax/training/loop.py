@@ -241,7 +241,8 @@ class Loop:
             self._give_up(error)
         if self._listeners.ended:
             due = Due(end=True, evaluation=True, save=True, stop=False)
-        if due.stop:
+        # One may have come while the device was waited for.
+        if due.stop or (not due.end and hosts.any_process(bool(self._caught))):
             # Who stops us may not wait for an evaluation: the run makes it as it goes on.
             self._write(rows, waiting=due.evaluation)
             self._stop()

@@ -223,25 +223,22 @@ def kill(*_):
 
 
 @pytest.mark.parametrize(
-    ('number', 'status'), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=['ctrl-c', 'sigterm']
+    ('number', 'status', 'name'),
+    [(signal.SIGINT, 130, '_dispatch'), (signal.SIGTERM, 75, '_rows')],
+    ids=['ctrl-c as a dispatch begins', 'sigterm while it is waited for'],
 )
-def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, number, status):
+def test_a_signal_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, number, status, name):
     path, signalled = tmp_path / 'run', []
-    compiled_as_ever = loop.compiled
+    original = getattr(loop.Loop, name)
 
-    def compile_then_signal(dispatch, state):
-        compiled = compiled_as_ever(dispatch, state)
-
-        def run_once(state):
-            os.kill(os.getpid(), number)
-            state, numbers = jax.block_until_ready(compiled(state))
+    def signal_first(*args):
+        if not signalled:  # A second one would end the process.
             signalled.append(time.monotonic())
-            return state, numbers
-
-        return run_once
+            os.kill(os.getpid(), number)
+        return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, 'compiled', compile_then_signal)
+        patch.setattr(loop.Loop, name, signal_first)
         with pytest.raises(Interrupted, match=r'resume=True') as caught:
             train(path)
     assert caught.value.status == status
