@@ -56,11 +56,12 @@ SCALES = {
         ('cheetah_run', 'walker_walk'),
         5,
         {
-            'total_env_steps': 120_000,
+            'total_env_steps': 60_000,
             'actor.hidden': (256, 256),
             'critic.hidden': (256, 256),
             'rollout': {'envs': 5, 'steps': 20, 'update_to_data': 0.4},
             'replay': {'capacity': 120_000, 'batch': 256},
+            'reference.refresh_env_steps': 10_000,  # Scaled with the length.
             'evaluation': {'every_updates': 50, 'episodes': 4},
             'checkpoints.every_updates': 100,
         },

@@ -135,6 +135,7 @@ def make(
         best=('eval/return',),
         batch_bytes=lambda: batch_bytes(env, run),
         exchange=exchange,
+        reference_stays=run.refresh_updates is None,
         digests=lambda: digests(run),
         smaller='lower rollout.contexts, rollout.group_size, rollout.segment_length or '
         'evaluation.episodes',

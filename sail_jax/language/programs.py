@@ -22,7 +22,7 @@ from sail_jax.language.model.sampler import bucket
 from sail_jax.language.reward.reward_model import RewardModel
 from sail_jax.training import devices
 from sail_jax.training.checkpoint import abstract_like
-from sail_jax.training.program import Program, Programs
+from sail_jax.training.program import Program, Programs, kept_weights
 
 EOS = (0,)
 """Stands in for the tokeniser's, which no shape depends on."""
@@ -56,14 +56,7 @@ def programs(run: LanguageRun, chips: devices.Chips = None) -> Programs:
         ),
         mesh=mesh,
         resident={
-            # The start policy stays, for evaluations.
-            'weights': (
-                state.policy,
-                state.policy,
-                state.reference,
-                state.shared,
-                *(x for _, x in scoring),
-            ),
+            'weights': (*kept_weights(state, not moves), *(x for _, x in scoring)),
             'optimizer': state.optimizer,
             'others': (),
         },

@@ -50,6 +50,11 @@ OFF_POLICY = (
     'training is off-policy by train/sampling_gap nats per token'
 )
 
+BROKEN = (
+    'rewards or judgements that are not a finite number; a response with such a reward counts as '
+    'the worst, such a judgement not at all'
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -73,16 +78,16 @@ def make(
     """
     check(run)
     mesh = devices.make_mesh(run.prompts_per_update, run.devices, 'prompts_per_update')
-    moves = run.refresh_updates is not None
-    decoders = policy.read(run.model, mesh, length=run.longest, reference_moves=moves)
+    stays = run.refresh_updates is None
+    decoders = policy.read(run.model, mesh, length=run.longest, reference_moves=not stays)
     check_lengths(run, decoders.architecture.longest)
     tokenizer = tokens.load(run.model.path, **run.model.template)
     data = reader.prepare(run, tokenizer)
     rater = labels.make(run, mesh, reward, judge)
     if run_dir is not None:
         labels.check(run, labels.of_training(run, rater))
-    if run_dir is not None and run.samples_policy and not run.sampling.on_policy:
-        log.warning(OFF_POLICY)
+        if run.samples_policy and not run.sampling.on_policy:
+            log.warning(OFF_POLICY)
     functions = workload.make(run, decoders, tokenizer.eos_ids)
     programs = make_programs(run, functions, mesh)
     source = make_source(run, programs, data, mesh)
@@ -107,9 +112,9 @@ def make(
         batch_bytes=lambda: batch_bytes(run, decoders),
         smaller=SMALLER,
         shared=lambda: hosts.together(lambda: decoders.shared(of_parameter)),
+        reference_stays=stays,
         digests=lambda: digests.of_run(run),
-        broken='rewards or judgements that are not a finite number; a response with such a reward '
-        'counts as the worst, such a judgement not at all',
+        broken=BROKEN,
         dispatch=make_dispatch(run, programs, source, label),
         exchange=exchange,
     )

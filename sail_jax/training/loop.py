@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import jax
 import numpy as np
 
-from sail_jax.core.types import Metrics, State
+from sail_jax.core.types import Metrics, Policy, State
 from sail_jax.errors import Busy, TrainingFailed, UserError
 from sail_jax.training import checkpoint, devices, hosts, lock, setup, signals
 from sail_jax.training.budget import LabelBudget
@@ -68,7 +68,7 @@ class Loop:
     """The row of the update that `after` evaluates, with it."""
 
     def __init__(self, job: Job, opened: Opened, instruments: Instruments):
-        self.job, self.start, self.state = job, opened.start, opened.state
+        self.job, self._start, self.state = job, opened.start, opened.state
         self.before, self.after, self._waiting = opened.before, [], opened.waiting
         self.newest = []
         self.step = int(np.max(opened.state.step))
@@ -81,6 +81,11 @@ class Loop:
         self._evaluate = setup.evaluation(job.members, job.task)
         self._unread: Metrics | None = None
         """Numbers of the last dispatch, on the device."""
+
+    @property
+    def start(self) -> Policy:
+        """What training began from."""
+        return self.state.reference if self._start is None else self._start
 
     def evaluate_start(self) -> None:
         """The first evaluation and the first checkpoint, unless the run has been here before."""

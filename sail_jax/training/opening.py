@@ -28,7 +28,8 @@ class Weights(NamedTuple):
 class Opened(NamedTuple):
     """Where training begins or goes on."""
 
-    start: Policy
+    start: Policy | None
+    """None where it is the state's reference, see `Task.reference_stays`."""
     state: State
     before: list[MetricsRow]
     """The evaluation of the start policy, a row a member; empty where it is still to be made."""
@@ -90,6 +91,8 @@ def begin(job: Job, weights: Weights, saver: Saver, bar: ProgressBar) -> Opened:
         bar.stage('compiling the start')
         state = setup.initial_state(job.members, job.task, start, weights.shared, job.layout)
         opened = Opened(start, state, before=[], waiting=[], wall_s=0.0)
+    if job.task.reference_stays:
+        opened = opened._replace(start=None)
     if job.resume and hosts.is_main():
         configfile.write(job.run, job.run_dir / 'config.yaml')
     return opened

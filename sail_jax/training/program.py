@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from sail_jax.core.types import State
 from sail_jax.sweep import Members
 from sail_jax.training import setup
 from sail_jax.training.task import Task
@@ -54,6 +55,13 @@ class Programs(NamedTuple):
     """What to do where it is not enough for what the run keeps."""
 
 
+def kept_weights(state: State, reference_stays: bool) -> tuple[Any, ...]:
+    """What a run keeps beside its optimizer: the start policy too, for evaluations, where that is
+    not the reference."""
+    kept = state.policy, state.reference, state.shared
+    return kept if reference_stays else (state.policy, *kept)
+
+
 def of_task(run: Any, task: Task, mesh: Mesh, pairs: int, steps: int, episode: int) -> Programs:
     """Those of a task whose update is one program.
 
@@ -88,8 +96,7 @@ def of_task(run: Any, task: Task, mesh: Mesh, pairs: int, steps: int, episode: i
         ),
         mesh=mesh,
         resident={
-            # The start policy stays, for evaluations.
-            'weights': (state.policy, state.policy, state.reference, state.shared),
+            'weights': kept_weights(state, task.reference_stays),
             'optimizer': state.optimizer,
             'others': state.sampler,
         },

@@ -147,6 +147,8 @@ class Task(NamedTuple):
     """Stands in for `update.init`; `State.hyper` is set afterwards."""
     hyper: Callable[[Any], Any] = Hyper.of
     """`State.hyper` of a configuration."""
+    reference_stays: bool = False
+    """The reference is the start policy to the end, so that the devices need not keep both."""
     digests: Callable[[], dict[str, str]] = dict
     """Of the files that a run reads, by what errors call them; every checkpoint has them."""
     broken: str = 'numbers that are not finite'

@@ -82,6 +82,7 @@ def _train(job: Job, began: float) -> Result | list[Result]:
         caught = exits.enter_context(signals.collected())
         exits.enter_context(signals.ending_compilations(caught, job.run_dir))
         opened = opening.begin(job, weights, saver, bar)
+        del weights  # A start policy that is kept as the reference alone.
         hosts.on_main(lambda: rundir.hold_members(job.members, job.run_dir, exits))
         recorder = Recorder(job, began - opened.wall_s, opened.written, failed, bar)
         exits.enter_context(recorder)

@@ -3,6 +3,7 @@
 import os
 import signal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -53,6 +54,15 @@ def test_they_see_every_row_and_change_nothing(whole, tmp_path):
     ]
     assert evaluations == [row for row in rows if row['step'] % 4 == 0]
     assert result.update == rows[-1]
+
+
+def test_devices_keep_a_start_policy_that_is_the_reference_once(whole, tmp_path):
+    kernel = whole[0].policy.params['policy']['params']['hidden_0']['kernel'].shape
+    count = lambda: sum(x.shape == kernel for x in jax.live_arrays())
+    before, seen = count(), []
+    train(tmp_path / 'run', make_run(**EVERY_4), on_evaluation=lambda row: seen.append(count()))
+    # Of policy, reference, and Adam's two moments; later a save may hold copies.
+    assert seen[0] - before == 4
 
 
 def test_rows_are_read_while_the_next_dispatch_is_under_way(tmp_path, monkeypatch):

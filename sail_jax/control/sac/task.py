@@ -14,7 +14,7 @@ from sail_jax.control.sac import evaluate, networks, people, session, update
 from sail_jax.control.sac.config import SacRun, check
 from sail_jax.control.sac.learn import SacHyper
 from sail_jax.core.keys import START, stream
-from sail_jax.core.types import Policy, State
+from sail_jax.core.types import State
 from sail_jax.errors import UserError
 from sail_jax.sweep import Members
 from sail_jax.training import devices, program
@@ -106,16 +106,13 @@ def make(
         learned = session.make(env, run)
     one = update.make_update(env, nets, run, learned)
 
-    def start(seed: int) -> Policy:
-        return networks.init_policy(stream(seed, START), nets)
-
     return Task(
         workload=None,
         init=partial(update.init_state, env, nets, run, learned),
         program=partial(update.make_dispatch, one, run, run.updates_per_dispatch),
         hyper=SacHyper.of,
         shardings=partial(shardings, mesh),
-        start=start,
+        start=lambda seed: networks.init_policy(stream(seed, START), nets),
         abstract_policy=jax.eval_shape(
             partial(networks.init_policy, networks=nets), jax.random.key(0)
         ),
@@ -129,6 +126,7 @@ def make(
         watch=WATCH,
         exchange=exchange,
         best=('eval/return',),
+        reference_stays=run.refresh_updates is None,
         absent=(*update.GRADIENT_METRICS, *session.SESSION_METRICS, 'episode_return'),
         smaller='lower replay.capacity, replay.batch, rollout.envs or evaluation.episodes',
         broken='episodes in which the simulator returned NaN or infinity; each counts as the worst '
