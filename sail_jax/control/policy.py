@@ -4,6 +4,7 @@ Parameters are Brax's own, so that `(policy.statistics, policy.params['policy'])
 `brax.training.agents.ppo.networks.make_inference_fn` takes, and the other way round.
 """
 
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
 import sail_jax.control.compat  # noqa: F401
@@ -38,6 +39,11 @@ def observation_shape(env: Env) -> Any:
     """Shapes of one observation's leaves, without running the environment."""
     state = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0)))
     return jax.tree.map(lambda x: x.shape, state.obs)
+
+
+def observed(obs: Any) -> Any:
+    """What the networks see of an observation: of several, as Brax's, the entry `state`."""
+    return obs['state'] if isinstance(obs, Mapping) else obs
 
 
 def network_factory(run: ControlRun) -> dict[str, Any]:

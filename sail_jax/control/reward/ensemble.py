@@ -7,7 +7,7 @@ key)`. The defaults are PEBBLE's (arXiv 2106.05091, `reward_model.py`).
 Axes: M members, N pairs, T env steps, A the action's entries.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 from brax.training import networks as brax_networks
 
+from sail_jax.control.policy import observed
 from sail_jax.control.reward.config import RewardEnsemble
 from sail_jax.core import bradley_terry
 
@@ -96,11 +97,6 @@ def make(settings: RewardEnsemble, obs_shape: Any, action_size: int) -> Ensemble
         predict=jax.vmap(predict_one, (0, None, None)),
         fit=partial(fit, settings, predict_one, rule),
     )
-
-
-def observed(obs: Any) -> Any:
-    """What the policy sees of an observation: of several, as Brax's networks, the entry `state`."""
-    return obs['state'] if isinstance(obs, Mapping) else obs
 
 
 def margins(ensemble: Ensemble, params: Any, pairs: Comparisons) -> jax.Array:

@@ -13,8 +13,8 @@ from brax.envs.base import Env
 
 from sail_jax.control import rollout
 from sail_jax.control.lanes import World
-from sail_jax.control.policy import ActorNetworks
-from sail_jax.control.reward.ensemble import Comparisons, Ensemble, margins, observed
+from sail_jax.control.policy import ActorNetworks, observed
+from sail_jax.control.reward.ensemble import Comparisons, Ensemble, margins
 from sail_jax.control.rollout import Contexts
 from sail_jax.core import bradley_terry, precision
 from sail_jax.core.keys import EVALUATE, row_keys, split_rows, stream

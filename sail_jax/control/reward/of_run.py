@@ -16,7 +16,6 @@ from sail_jax.control.policy import ActorNetworks
 from sail_jax.control.reward import answers, evaluate, weights
 from sail_jax.control.reward import ensemble as reward_ensemble
 from sail_jax.control.reward.answers import Widths
-from sail_jax.control.reward.ensemble import observed
 from sail_jax.control.reward.evaluate import Behaviour, RewardReport
 from sail_jax.control.reward.state import LearnedReward
 from sail_jax.control.reward.weights import FittedReward
@@ -98,7 +97,7 @@ def evaluate_reward(
     params = weights.used(reward, abstract, run.env.subject)
     known = {}
     if held_out is not None:
-        widths = Widths(obs=observed(shape)[0], action=made.action_size)
+        widths = Widths(obs=control_policy.observed(shape)[0], action=made.action_size)
         known = evaluate.on_answers(ensemble, params, answers.read(held_out, widths))
     trained, start = saved.policies()
     policies = {'start policy': start, 'trained policy': trained}

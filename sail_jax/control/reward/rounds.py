@@ -23,7 +23,7 @@ from sail_jax.control.lanes import World
 from sail_jax.control.reward import answers, questions, state, weights
 from sail_jax.control.reward import ensemble as reward_ensemble
 from sail_jax.control.reward.answers import Widths
-from sail_jax.control.reward.ensemble import Comparisons, Ensemble, margins, observed
+from sail_jax.control.reward.ensemble import Comparisons, Ensemble, margins
 from sail_jax.control.reward.state import AskedPeople, LearnedReward
 from sail_jax.control.rollout import Segments
 from sail_jax.core import bradley_terry, labellers
@@ -79,12 +79,12 @@ def make(
     """
     env, K, settings = world.env, run.rollout.group_size, run.reward
     obs_shape = control_policy.observation_shape(env)
-    if len(observed(obs_shape)) != 1:
+    seen = control_policy.observed(obs_shape)
+    if len(seen) != 1:
         raise UserError(
-            f'labeller.source: reward: observations of shape {observed(obs_shape)}; a learned '
-            'reward needs vectors'
+            f'labeller.source: reward: observations of shape {seen}; a learned reward needs vectors'
         )
-    widths = Widths(obs=observed(obs_shape)[0], action=env.action_size)
+    widths = Widths(obs=seen[0], action=env.action_size)
     ensemble = reward_ensemble.make(settings, obs_shape, env.action_size)
     start = None
     if settings.path is not None:
@@ -107,7 +107,7 @@ def make(
     def learn(
         reward: LearnedReward, asked: AskedPeople | None, segments: Segments, key: jax.Array
     ) -> Rewarded:
-        obs, action = observed(segments.obs), postprocess(segments.raw_action)
+        obs, action = control_policy.observed(segments.obs), postprocess(segments.raw_action)
         true_reward = judgement.judged_rewards(world.networks, segments, segment_reward)
         shown = Shown(
             obs=obs,

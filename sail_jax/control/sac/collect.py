@@ -11,7 +11,7 @@ from brax.envs.base import Env, State
 
 from sail_jax.control import rollout
 from sail_jax.control.lanes import select
-from sail_jax.control.sac.networks import seen
+from sail_jax.control.policy import observed
 from sail_jax.control.sac.replay import PosedTransition, Transition
 from sail_jax.core.keys import split_rows
 
@@ -55,7 +55,7 @@ def begin(env: Env, key_N: jax.Array) -> Envs:
     now, fresh = (jax.tree.map(lambda x, at=at: x[at : at + N], both) for at in (0, N))
     return Envs(
         state=now,
-        obs=_finite(seen(now.obs))[0],
+        obs=_finite(observed(now.obs))[0],
         clock=jnp.zeros(N, jnp.int32),
         collected=jnp.zeros(N),
         fresh=fresh,
@@ -85,8 +85,8 @@ def step(
       pose: of the links in a state, where poses are wanted.
     """
     state: Any = jax.vmap(env.step)(envs.state, action)
-    obs, finite = _finite(seen(state.obs))
-    sound = _finite(seen(envs.state.obs))[1] & finite & jnp.isfinite(state.reward)
+    obs, finite = _finite(observed(state.obs))
+    sound = _finite(observed(envs.state.obs))[1] & finite & jnp.isfinite(state.reward)
     reward = jnp.where(sound, state.reward, 0).astype(jnp.float32)
     next_obs = jnp.where(sound[:, None], obs, envs.obs)
     terminated = sound & (state.done > 0)
@@ -108,7 +108,7 @@ def step(
         transition = PosedTransition(*transition, pose=jnp.stack(seen_N, 1))
     after = Envs(
         state=select(ended, envs.fresh, state),
-        obs=jnp.where(ended[:, None], _finite(seen(envs.fresh.obs))[0], next_obs),
+        obs=jnp.where(ended[:, None], _finite(observed(envs.fresh.obs))[0], next_obs),
         clock=jnp.where(ended, 0, clock),
         collected=jnp.where(ended, 0, collected),
         fresh=envs.fresh,

@@ -1,6 +1,5 @@
 """Actor and critics: Brax's networks, and the authors' map to the standard deviation."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import sail_jax.control.compat  # noqa: F401
@@ -36,14 +35,16 @@ class BoundedTanhNormal(NormalTanhDistribution):
 def make(env: Env, run: SacRun) -> SACNetworks:
     """Networks of a run; observations are taken as they are, of a dict its `state`."""
     shape: Any = control_policy.observation_shape(env)
-    size = seen(shape)[-1]
+    size = control_policy.observed(shape)[-1]
     distribution = BoundedTanhNormal(env.action_size, run.actor.log_std_min, run.actor.log_std_max)
     networks: Any = SACNetworks  # A dataclass of flax's.
     actor = brax_networks.make_policy_network(
         distribution.param_size, size, **_arguments(run.actor)
     )
     # Of a dict Brax's own also wants the `state` of the normaliser, which there is none of.
-    act = lambda statistics, params, obs: actor.apply(statistics, params, seen(obs))
+    act = lambda statistics, params, obs: actor.apply(
+        statistics, params, control_policy.observed(obs)
+    )
     return networks(
         policy_network=brax_networks.FeedForwardNetwork(init=actor.init, apply=act),
         q_network=brax_networks.make_q_network(size, env.action_size, **_arguments(run.critic)),
@@ -73,11 +74,6 @@ def init_critics(key: jax.Array, networks: SACNetworks) -> Any:
     cores, wait for ever.
     """
     return jax.custom_batching.sequential_vmap(networks.q_network.init)(key)
-
-
-def seen(obs: Any) -> Any:
-    """What the networks see of an observation: of a dict its `state`."""
-    return obs['state'] if isinstance(obs, Mapping) else obs
 
 
 def log_prob(dist: Gaussian, raw_action: jax.Array) -> jax.Array:

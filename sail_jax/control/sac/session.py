@@ -24,7 +24,6 @@ from sail_jax.control.reward.ensemble import Comparisons, Ensemble, Fitted, marg
 from sail_jax.control.reward.rounds import Shown
 from sail_jax.control.sac import replay
 from sail_jax.control.sac.config import SacRun
-from sail_jax.control.sac.networks import seen
 from sail_jax.control.sac.replay import PosedTransition, Replay
 from sail_jax.control.sac.update import Experience, Now, RewardFunctions
 from sail_jax.core import bradley_terry
@@ -113,13 +112,13 @@ def make_teaching(env: Env, run: SacRun) -> Teaching:
 
 def make_ensemble(env: Env, run: SacRun) -> Ensemble:
     """The networks of a run's reward."""
-    shape: Any = seen(control_policy.observation_shape(env))
+    shape: Any = control_policy.observed(control_policy.observation_shape(env))
     return reward_ensemble.make(run.reward, shape, env.action_size)
 
 
 def untaught(env: Env, run: SacRun, ensemble: Ensemble, key: jax.Array) -> Taught:
     """Before any question."""
-    shape: Any = seen(control_policy.observation_shape(env))
+    shape: Any = control_policy.observed(control_policy.observation_shape(env))
     N, T = run.reward.questions.budget, run.reward.segment_length
     return Taught(
         fitted=ensemble.init(key),
