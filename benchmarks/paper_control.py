@@ -65,7 +65,8 @@ SCALES = {
             'evaluation': {'every_updates': 50, 'episodes': 4},
             'checkpoints.every_updates': 100,
         },
-        {},
+        # Fits of PEBBLE's own size, 3 x 256, take longer than everything else.
+        {'reward.hidden': (128, 128)},
     ),
     'quick': Scale(
         ('cheetah_run',),
