@@ -330,3 +330,21 @@ def test_named_templates_with_a_default(tmp_path):
     assert tokens.load(path)._render([(TURN, True)]) == ['file']
     (path / 'additional_chat_templates' / 'default.jinja').write_text('named')
     assert tokens.load(path)._render([(TURN, True)]) == ['named']  # Transformers reads it last.
+
+
+def test_a_template_that_leaves_out_what_is_said_is_told_once(tmp_path, caplog):
+    """As of models that see, whose templates write contents in parts alone."""
+    parts = (
+        '{% for m in messages %}<{{ m.role }}>{% for part in m.content %}'
+        "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    silent = tokens.load(write(tmp_path / 'silent', template=parts))
+    for _ in range(2):
+        assert silent._render([(TURN, True)]) == ['<user>']
+    says = '<{{ messages[-1].content | trim | replace("cat", "dog") }}>'
+    for template_, messages in ((says, DIALOGUE), (says, (Message('user', ' '),))):
+        tokens.load(write(tmp_path / 'says', template=template_))._render([(messages, True)])
+    assert [record.message for record in caplog.records] == [
+        f'{silent.path}: chat template: writes nothing of what a conversation says; the model sees '
+        'none of the prompts that are chats (is it a template for contents in parts?)'
+    ]
