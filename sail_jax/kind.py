@@ -140,6 +140,8 @@ class Kind:
     what is handed in cannot be used."""
     finish: Callable[[Any, Path, Result], None] = lambda run, run_dir, result: None
     """Leaves in the directory of a finished run what there should be besides."""
+    leaves: str | None = None
+    """The name there of what `finish` leaves, for the end of a run to tell."""
     study: Study | None = None
     side_by_side: bool = True
     """Whether the members of a sweep are trained in one program; else one after the other."""

@@ -163,6 +163,8 @@ def _report(run: Any, result: Any, run_dir: Path) -> None:
     else:
         reports.print_result(run, result)
     terminal.out(f'run directory: {run_dir}')
+    if kind.leaves is not None:
+        terminal.out(f'{kind.leaves}: {run_dir / kind.leaves}')
     if commands := reports.next_commands(run, result, run_dir):
         terminal.out('\n  '.join(['next:', *commands]))
 

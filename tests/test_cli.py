@@ -17,10 +17,11 @@ import pytest
 import yaml
 from brax.training.agents.ppo import checkpoint as ppo_checkpoint
 
-from sail_jax import curves, reports, workloads
+from sail_jax import curves, reports, train_command, workloads
 from sail_jax.cli import main
 from sail_jax.config import Objective
 from sail_jax.control.config import ControlRun
+from sail_jax.language.supervised.config import MODEL
 from sail_jax.runs import load
 from sail_jax.training import metrics
 from sail_jax.training.result import Result
@@ -269,6 +270,14 @@ def test_the_end_of_a_run_says_what_to_type_next(runs, config, tmp_path, capsys)
     ]
     assert commands[-1][-3:] == ['--resume', '--total-env-steps', '480']
     assert main([*commands[0][1:], '--out', str(tmp_path / 'plot.png')]) == 0
+
+
+@pytest.mark.parametrize('file', ['language/sft', 'language/reward'])
+def test_the_end_of_a_run_says_where_its_model_is(file, tmp_path, capsys):
+    run = load(ROOT / f'configs/{file}.yaml')
+    result = Result((), (), {'eval/loss': 1.0}, {'eval/loss': 0.5}, 8, 'prompts', 0, 0.0)
+    train_command._report(run, result, tmp_path)
+    assert f'\nmodel: {tmp_path / MODEL}\n' in capsys.readouterr().out
 
 
 def test_of_a_sweep_a_member_is_named_next(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from sail_jax.kind import Figure, Kind, late
 from sail_jax.language.kind import TABLE, export, load_policy
 from sail_jax.language.sft.config import SftRun, check
+from sail_jax.language.supervised.config import MODEL
 from sail_jax.language.supervised.kind import task_of
 
 FIGURE = Figure(
@@ -25,6 +26,7 @@ SFT = Kind(
     programs=late('sail_jax.language.sft.programs:programs'),
     processes=True,
     finish=late('sail_jax.language.supervised.task:leave_model'),
+    leaves=MODEL,
     table=TABLE,
     figure=FIGURE,
     export=export,

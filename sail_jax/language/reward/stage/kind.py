@@ -7,6 +7,7 @@ from pathlib import Path
 from sail_jax.kind import Figure, Kind, Line, late
 from sail_jax.language.kind import export
 from sail_jax.language.reward.stage.config import RewardRun, check
+from sail_jax.language.supervised.config import MODEL
 from sail_jax.language.supervised.kind import task_of
 
 TABLE = (
@@ -38,6 +39,7 @@ REWARD = Kind(
     programs=late('sail_jax.language.reward.stage.programs:programs'),
     processes=True,
     finish=late('sail_jax.language.supervised.task:leave_model'),
+    leaves=MODEL,
     table=TABLE,
     figure=FIGURE,
     export=export,
