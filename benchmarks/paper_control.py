@@ -97,8 +97,9 @@ SCALES = {
 }
 
 
-CONTEXTS, GROUP = 8, 8
-"""Segments of an update of ours: few and short updates, since env steps are few."""
+CONTEXTS, GROUP = 5, 8
+"""Segments of an update of ours: few, so that an update is no longer than from one round of questions
+to the next."""
 OF_REPLAY = {'source', 'segment_length', 'newest_env_steps'}
 """Settings of a reward that only soft actor-critic has."""
 

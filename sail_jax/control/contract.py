@@ -247,11 +247,13 @@ def is_real(leaf: jax.ShapeDtypeStruct) -> bool:
     """Whether a leaf's type is bool, int or float, and one that JAX computes with: it mixes floats
     of 8 bits and integers of 4 with no others."""
     kinds = bool, jnp.integer, jnp.floating
+    if not any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds):
+        return False
     try:
         jnp.promote_types(leaf.dtype, jnp.float32)
     except jax.dtypes.TypePromotionError:
         return False
-    return any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds)
+    return True
 
 
 def _is_plain(state: Any) -> bool:

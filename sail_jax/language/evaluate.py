@@ -169,14 +169,13 @@ def _chosen(
 
 
 def _once(answer: Callable[[Policy, Any, jax.Array], Answers]) -> Callable[..., Answers]:
-    """`answer` of a policy that stays: it answers once for a seed."""
-    last: list[tuple[Policy, int, Answers]] = []
+    """`answer` of the start policy, of which a seed has one: it answers once for a seed."""
+    last: list[tuple[int, Answers]] = []
 
     def answer_once(policy: Policy, shared: Any, seed: jax.Array) -> Answers:
-        if not last or last[0][0] is not policy or last[0][1] != int(seed):
-            answers = answer(policy, shared, seed)
-            last[:] = [(policy, int(seed), answers)]
-        return last[0][2]
+        if not last or last[0][0] != int(seed):
+            last[:] = [(int(seed), answer(policy, shared, seed))]
+        return last[0][1]
 
     return answer_once
 

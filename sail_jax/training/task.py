@@ -34,7 +34,7 @@ class Evaluate(Protocol):
 
         Args:
           policy: what is measured.
-          start: the policy that training began from.
+          start: the policy that training began from; for each seed always the same.
           shared: `State.shared`, which both stand on.
           seed: uint32 scalar.
           hyper: `State.hyper`.
