@@ -98,8 +98,7 @@ SCALES = {
 
 
 CONTEXTS, GROUP = 5, 8
-"""Segments of an update of ours: few, so that an update is no longer than from one round of questions
-to the next."""
+"""Segments of an update of ours: few, so that it is no longer than from round to round."""
 OF_REPLAY = {'source', 'segment_length', 'newest_env_steps'}
 """Settings of a reward that only soft actor-critic has."""
 
