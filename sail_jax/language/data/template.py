@@ -1,6 +1,8 @@
 """The chat template of a checkpoint, and what it writes around a response."""
 
+import functools
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import Any
 from sail_jax import files
 from sail_jax.errors import UserError
 from sail_jax.language.data.variables import LISTS
+
+_LOG = logging.getLogger(__name__)
 
 MAX_TEMPLATE = 2**20
 """Characters of a chat template."""
@@ -158,3 +162,20 @@ def after_thoughts(before: str, whole: str, response: str) -> str | None:
     thoughts = thoughts.lstrip().removeprefix(opening).lstrip('\n')
     blanks = answer[: len(answer) - len(answer.lstrip())]
     return f'{thoughts}{closing}{blanks}{rest.lstrip()}'
+
+
+def say_if_silent(text: str, contents: Sequence[str], path: Path) -> None:
+    """Says once of a template that it writes nothing of what a conversation says, as those of
+    models that see, whose contents come in parts alone."""
+    begins = [content.strip()[:16] for content in contents]
+    if any(begins) and not any(begin and begin in text for begin in begins):
+        _warn_of_silence(path)
+
+
+@functools.cache
+def _warn_of_silence(path: Path) -> None:
+    _LOG.warning(
+        '%s: chat template: writes nothing of what a conversation says; the model sees none of the '
+        'prompts that are chats (is it a template for contents in parts?)',
+        path,
+    )

@@ -4,10 +4,8 @@ Ids are made once, here; text made from ids is for people and labellers and is n
 """
 
 import datetime
-import functools
 import hashlib
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,9 +37,6 @@ FLAGS = (
 )
 PROBE = (Message('user', 'a'),), 'probe0'
 """A conversation that shows how the template ends a response."""
-
-
-_LOG = logging.getLogger(__name__)
 
 
 class _Exceeded(UserError):
@@ -228,25 +223,8 @@ class Tokenizer:
             kind = _Exceeded if isinstance(error, sandbox.Exceeded) else UserError
             raise kind(f'{self.path}: chat template: {error}') from None
         for (messages, _), text in zip(calls, texts, strict=True):
-            if not _says(text, messages):
-                _warn_of_silence(self.path)
+            template.say_if_silent(text, [message.content for message in messages], self.path)
         return texts
-
-
-def _says(text: str, messages: Sequence[Message]) -> bool:
-    """Whether a rendered conversation has something of what was said in it."""
-    begins = [message.content.strip()[:16] for message in messages]
-    return not any(begins) or any(begin and begin in text for begin in begins)
-
-
-@functools.cache
-def _warn_of_silence(path: Path) -> None:
-    """Once: as templates do of models that see, whose contents come in parts alone."""
-    _LOG.warning(
-        '%s: chat template: writes nothing of what a conversation says; the model sees none of the '
-        'prompts that are chats (is it a template for contents in parts?)',
-        path,
-    )
 
 
 def load(
