@@ -38,7 +38,14 @@ PPO = {
     'normalize_observations': True,
 }
 """Settings of `ppo.train` that suit most of Brax's environments."""
-OURS = ('num_timesteps', 'num_evals', 'num_resets_per_eval', 'episode_length', 'action_repeat')
+OURS = (
+    'num_timesteps',
+    'num_evals',
+    'num_resets_per_eval',
+    'episode_length',
+    'action_repeat',
+    'network_factory',
+)
 """Of Playground's settings those that the run says, or that nobody needs."""
 
 
@@ -109,7 +116,7 @@ def suited(env: Environment) -> dict[str, Any]:
     }
     tuned = next(tuned for tuned, suite in suites.items() if env.name in suite.ALL_ENVS)
     settings = tuned.brax_ppo_config(env.name).to_dict()
-    return {key: x for key, x in settings.items() if key not in (*OURS, 'network_factory')}
+    return {key: x for key, x in settings.items() if key not in OURS}
 
 
 class Watch(NamedTuple):

@@ -112,7 +112,7 @@ def make_teaching(env: Env, run: SacRun) -> Teaching:
 
 def make_ensemble(env: Env, run: SacRun) -> Ensemble:
     """The networks of a run's reward."""
-    shape: Any = control_policy.observed(control_policy.observation_shape(env))
+    shape = control_policy.observation_shape(env)
     return reward_ensemble.make(run.reward, shape, env.action_size)
 
 

@@ -16,7 +16,7 @@ from sail_jax.language.supervised.config import SupervisedRun
 from sail_jax.language.supervised.learn import StageLoss
 from sail_jax.training import devices
 from sail_jax.training.checkpoint import abstract_like
-from sail_jax.training.program import Program, Programs
+from sail_jax.training.program import Program, Programs, kept_weights
 
 
 class StageShapes(NamedTuple):
@@ -72,8 +72,7 @@ def of_stage(run: SupervisedRun, stage: StageShapes, mesh: Mesh) -> Programs:
         ),
         mesh=mesh,
         resident={
-            # The start policy stays, for evaluations.
-            'weights': (state.policy, state.policy, state.shared),
+            'weights': kept_weights(state, reference_stays=False),  # There is none.
             'optimizer': state.optimizer,
             'others': (),
         },
