@@ -1,7 +1,9 @@
-"""What the matrix products of an update of online DPO take by themselves: each shape is timed alone
-and counted as often as it occurs. Products of attention, and of adapters, are left out (a few
+"""What the matrix products of an update take by themselves: each shape is timed alone and counted
+as often as it occurs. Of online DPO those of attention, and of adapters, are left out (a few
 hundredths at these lengths)."""
 
+from collections import Counter
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -63,6 +65,21 @@ def layer(a: Architecture, rows: int) -> dict[Product, int]:
 
 def logits(a: Architecture, rows: int) -> Product:
     return Product(rows, a.hidden_size, a.vocab_size)
+
+
+def gradient_step(batch: int, obs: int, action: int, hidden: list[int]) -> dict[Product, int]:
+    """The same of a gradient step of soft actor-critic, critics and policy.
+
+    Forward: the policy at the next states and at the states, the reference, and each of two critics
+    three times. Back: to both critics' weights, through both critics to the action, and from there
+    to the policy's weights.
+    """
+    actor = [Product(batch, *layer) for layer in pairwise((obs, *hidden, 2 * action))]
+    critic = [Product(batch, *layer) for layer in pairwise((obs + action, *hidden, 1))]
+    weights = lambda layers: [Product(x.inner, x.rows, x.columns) for x in layers]
+    inputs = lambda layers: [Product(x.rows, x.columns, x.inner) for x in layers]
+    of_critic = 3 * critic + weights(critic) + inputs(critic[1:]) + inputs(critic)
+    return Counter(3 * actor + weights(actor) + inputs(actor[1:]) + 2 * of_critic)
 
 
 def counted(products: dict[Product, int], times: int) -> dict[Product, int]:

@@ -5,7 +5,8 @@ each env step of one environment, networks and batches of equal sizes; one seed 
 program that `sail-jax train` runs, its simulator MJX; PyTorch's (`benchmarks.torch_sac`) has
 MuJoCo's C engine on the same model; of one seed the faster of one thread and all counts. Each is a
 process of its own, in turn (`benchmarks.rounds`),
-compilation apart; ratios are medians over rounds of the ratio within a round.
+compilation apart; ratios are medians over rounds of the ratio within a round. Beside it what the
+matrix products of a gradient step take by themselves, which no program that forms them is under.
 
     python -m benchmarks.sac_peer --out benchmarks/results/sac_peer_cpu.json
     python -m benchmarks.sac_peer --seeds 1 2 --hidden 16 16 --batch 16 --steps 20 --rounds 1
@@ -81,6 +82,15 @@ def measure(options: argparse.Namespace, seeds: int, logs: Path) -> dict[str, An
     return outcome
 
 
+def products_ms(options: argparse.Namespace) -> float:
+    """What the matrix products of one seed's gradient step take by themselves."""
+    from benchmarks import matrix_products
+
+    cheetah = {'obs': 17, 'action': 6}
+    products = matrix_products.gradient_step(options.batch, **cheetah, hidden=options.hidden)
+    return round(1000 * matrix_products.take(products), 3)
+
+
 def rows(by_seeds: dict[str, Any]) -> list[dict[str, Any]]:
     """As `benchmarks.__main__` prints them."""
     outcome = []
@@ -117,6 +127,8 @@ def main() -> None:
         return
     logs = (options.out.parent if options.out else Path('runs')) / 'logs'
     results: dict[str, Any] = {'machine': machine('benchmarks.sac_peer'), 'seeds': {}}
+    results['products_ms'] = products_ms(options)
+    print(f'matrix products of a gradient step: {results["products_ms"]} ms', flush=True)
     for seeds in options.seeds:
         results['seeds'][str(seeds)] = outcome = measure(options, seeds, logs)
         results['rows'] = rows(results['seeds'])

@@ -1,6 +1,7 @@
 """A gradient step: targets by hand, gradients by differences, what is left out."""
 
 import re
+from collections import Counter
 from functools import partial
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from jax.scipy.stats import norm
 
+from benchmarks import matrix_products
 from sail_jax.control import policy as control_policy
 from sail_jax.control.sac import learn, networks
 from sail_jax.control.sac.learn import SacHyper
@@ -214,3 +216,19 @@ def test_what_is_a_policy_is_what_the_commands_take(there):
     learner = there[0]
     assert isinstance(learner.policy, Policy)
     assert learner.policy.statistics == ()
+
+
+def test_the_products_that_the_benchmark_takes_for_a_gradient_step_are_its_own(stepped):
+    step, *arguments = stepped
+    text = step.lower(*arguments, jax.random.key(1)).as_text()
+    matrix = r'tensor<(\d+)x(\d+)xf32>'
+    form = rf'dot_general .*contracting_dims = \[(\d)\] .*\({matrix}, .* -> {matrix}'
+    formed = Counter()
+    for found in re.findall(form, text):
+        axis, *left, rows, columns = map(int, found)
+        formed[left[axis], *sorted((rows, columns))] += 1  # Some are formed transposed.
+    told = matrix_products.gradient_step(B, obs=2, action=2, hidden=list(RUN.actor.hidden))
+    counted = Counter()
+    for product, times in told.items():
+        counted[product.inner, *sorted((product.rows, product.columns))] += times
+    assert formed == counted
