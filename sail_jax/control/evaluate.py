@@ -1,23 +1,25 @@
 """Evaluation of a control policy: full episodes under the true reward, against the start."""
 
+from collections.abc import Callable
 from typing import Any
 
 import sail_jax.control.compat  # noqa: F401
 
 import jax
 import jax.numpy as jnp
-from brax.envs.base import Env
+from brax.envs.base import Env, State
 from brax.training.agents.ppo.networks import PPONetworks
 from jax.sharding import Mesh, PartitionSpec
 
 from sail_jax.control import rollout
-from sail_jax.control.config import ControlRun
+from sail_jax.control.config import ControlRun, Success
 from sail_jax.control.lanes import World
 from sail_jax.control.rollout import Episodes
 from sail_jax.core import pair_losses, precision
 from sail_jax.core.keys import EVALUATE, row_keys, stream
 from sail_jax.core.pair_losses import ImplicitReward
 from sail_jax.core.types import Hyper, Policies, Policy
+from sail_jax.errors import UserError
 from sail_jax.training.task import Evaluate
 
 # Two stochastic episodes, so that pairs from one start state can be compared, and the mode's.
@@ -35,7 +37,8 @@ def make(env: Env, networks: PPONetworks, run: ControlRun, mesh: Mesh) -> Evalua
         every device runs all of them.
     """
     reward = pair_losses.implicit_reward(pair_losses.PAIR_LOSSES.get(run.objective.loss))
-    world = World(env, networks, run.env.episode_length)
+    succeeded = make_succeeded(env, run.evaluation.success)
+    world = World(env, networks, run.env.episode_length, succeeded)
     divides = run.evaluation.episodes % mesh.shape['data'] == 0
     rows = PartitionSpec('data') if divides else PartitionSpec()
     rows_of_both = PartitionSpec(None, *rows)
@@ -67,6 +70,24 @@ def make(env: Env, networks: PPONetworks, run: ControlRun, mesh: Mesh) -> Evalua
         return summarise(of_policy, of_start, hyper.beta, reward)
 
     return evaluate
+
+
+def make_succeeded(env: Env, success: Success | None) -> Callable[[State], jax.Array] | None:
+    """Whether a state makes its episode a success, for `World`.
+
+    Raises:
+      UserError: a metric that the environment does not have.
+    """
+    if success is None:
+        return None
+    metrics = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0))).metrics
+    if success.metric not in metrics:
+        known = ', '.join(sorted(metrics)) or 'none at all'
+        raise UserError(
+            f'evaluation.success.metric: the environment has no metric {success.metric!r}; '
+            f'it has {known}'
+        )
+    return lambda state: state.metrics[success.metric] >= success.at_least
 
 
 def summarise(
@@ -122,7 +143,19 @@ def summarise(
     for q in (10, 50, 90):
         numbers[f'return_q{q}'] = jnp.percentile(sampled, q)
         numbers[f'deterministic_return_q{q}'] = jnp.percentile(mode, q)
-    return numbers
+    return numbers | success_rates(policy, slice(0, 2), slice(2, 3))
+
+
+def success_rates(episodes: Episodes, sampled: slice, mode: slice) -> dict[str, jax.Array]:
+    """The share of episodes with a step that makes them a success, of either kind of lane; nothing
+    where nobody says what that is. One that breaks the simulator is none."""
+    if episodes.succeeded is None:
+        return {}
+    success_BxL = (episodes.succeeded > 0) & ~episodes.not_finite
+    return {
+        'success_rate': success_BxL[:, sampled].mean(),
+        'deterministic_success_rate': success_BxL[:, mode].mean(),
+    }
 
 
 def ranked(episodes: Episodes) -> jax.Array:

@@ -31,6 +31,8 @@ TABLE = (
         good='high',
     ),
     Line('median return, stochastic', 'return_q50', good='high'),
+    Line('success rate, stochastic', 'success_rate', good='high'),
+    Line('success rate, deterministic', 'deterministic_success_rate', good='high'),
     Line('episode length', 'length'),
     Line('KL(policy || start) per step', 'kl_policy_to_start', good='small'),
     Line('KL(start || policy) per step', 'kl_start_to_policy', good='small'),

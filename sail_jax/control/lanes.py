@@ -4,6 +4,7 @@ A lane ends at its first `done`, or where the simulator returns something that i
 comes after it is simulated all the same, and not looked at.
 """
 
+from collections.abc import Callable
 from typing import Any, Generic, NamedTuple
 
 import sail_jax.control.compat  # noqa: F401
@@ -24,6 +25,9 @@ class World(NamedTuple, Generic[NetworksT]):
     networks: NetworksT
     episode_length: int
     """Env steps after which an episode is cut off."""
+    succeeded: Callable[[State], jax.Array] | None = None
+    """Whether a state makes its episode a success, bool [B * L] of leaves that lead with it; None
+    where nobody says what that is."""
 
 
 class Lanes(NamedTuple):

@@ -180,6 +180,8 @@ class Episodes(NamedTuple):
     not_finite: jax.Array
     """The simulator returned NaN or infinity, also as the first observation, bool: the sums are of
     the steps before, and not those of a whole episode."""
+    succeeded: jax.Array | None = None
+    """Steps after which it was a success; None as `World.succeeded`."""
 
 
 def episodes(
@@ -217,6 +219,8 @@ def episodes(
             'action_std': policy.scale.mean(-1),
             'entropy': control_policy.entropy(policy, raw_action),
         }
+        if world.succeeded is not None:
+            terms['succeeded'] = grouped(world.succeeded(after.state), L)
         sums = {
             key: sums[key] + jnp.where(outcome.happened_BxL, term, 0) for key, term in terms.items()
         }
@@ -227,7 +231,10 @@ def episodes(
         return (t < world.episode_length) & now.alive_BxL.any()
 
     start = begin(reset(world.env, reset_B), L)
-    sums = dict.fromkeys(set(Episodes._fields) - {'not_finite'}, jnp.zeros((B, L)))
+    summed = set(Episodes._fields) - {'not_finite'}
+    if world.succeeded is None:
+        summed -= {'succeeded'}
+    sums = dict.fromkeys(summed, jnp.zeros((B, L)))
     *_, sums, broken_BxL = jax.lax.while_loop(going_on, step, (0, start, sums, ~start.alive_BxL))
     broken_BxL |= ~jnp.isfinite(sums['episode_return'])  # Finite rewards can overflow.
     return Episodes(**sums, not_finite=broken_BxL)

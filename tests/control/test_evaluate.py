@@ -3,12 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from sail_jax.control import evaluate
+from sail_jax.control import evaluate, rollout
 from sail_jax.control import policy as control_policy
-from sail_jax.control.config import ControlRun
+from sail_jax.control.config import ControlRun, Success
+from sail_jax.control.lanes import World
 from sail_jax.control.rollout import Episodes
-from sail_jax.core.types import Hyper
+from sail_jax.control.sac import evaluate as of_sac
+from sail_jax.core.types import Hyper, Policies
+from sail_jax.errors import UserError
 from sail_jax.training import devices
 from tests.support.toy import SETTINGS, Point
 
@@ -45,6 +49,8 @@ def test_numbers_are_those_of_the_definitions():
         # Each over the states that the first distribution visits, per step.
         'kl_policy_to_start': ours.kl_policy_to_start[:, :2].sum() / ours.length[:, :2].sum(),
         'kl_start_to_policy': theirs.kl_start_to_policy[:, :2].sum() / theirs.length[:, :2].sum(),
+        'success_rate': (ours.succeeded[:, :2] > 0).mean(),
+        'deterministic_success_rate': (ours.succeeded[:, 2] > 0).mean(),
         'action_std': ours.action_std[:, :2].sum() / ours.length[:, :2].sum(),
         'entropy': ours.entropy[:, :2].sum() / ours.length[:, :2].sum(),
         'win_rate': np.mean(wins),
@@ -53,6 +59,46 @@ def test_numbers_are_those_of_the_definitions():
     }
     for name, value in wanted.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
+
+
+class Walked(Point):
+    """Counts its steps, in a metric."""
+
+    def reset(self, rng):
+        return super().reset(rng).replace(metrics={'steps': jnp.zeros(())})
+
+    def step(self, state, action):
+        return super().step(state, action).replace(metrics={'steps': state.metrics['steps'] + 1})
+
+
+def test_an_episode_is_a_success_from_the_step_that_makes_it_one():
+    run = ControlRun.model_validate(SETTINGS)
+    env = Walked(drift=0.1)  # Most leave the disc.
+    networks = control_policy.make_networks(env, run)
+    policy = control_policy.init(jax.random.key(0), env, networks, run)
+    succeeded = evaluate.make_succeeded(env, Success(metric='steps', at_least=9))
+    world = World(env, networks, 20, succeeded)
+    key_B = jax.random.split(jax.random.key(1), 8)
+    got = rollout.episodes(world, Policies(policy, policy), policy, jnp.zeros(2, bool), key_B)
+    assert 0 < (got.length < 9).sum() < 16
+    np.testing.assert_array_equal(got.succeeded, np.maximum(got.length - 8, 0))
+
+
+@pytest.mark.parametrize('summarised', [lambda x: evaluate.summarise(x, x, 0.1), of_sac.summarise])
+def test_an_episode_that_broke_the_simulator_is_no_success(summarised):
+    broken = episodes(0)._replace(succeeded=np.ones((N, 3)), not_finite=np.eye(N, 3) > 0)
+    numbers = summarised(broken)
+    assert numbers['success_rate'] == pytest.approx(5 / 6)
+    assert numbers['deterministic_success_rate'] == pytest.approx(5 / 6)
+    none = summarised(broken._replace(succeeded=None))
+    assert not [name for name in none if 'success' in name]
+
+
+@pytest.mark.parametrize(('env', 'known'), [(Walked(), 'it has steps'), (Point(), 'none at all')])
+def test_a_metric_that_the_environment_does_not_have_is_refused(env, known):
+    wanted = Success(metric='opened', at_least=1)
+    with pytest.raises(UserError, match=rf"no metric 'opened'; .*{known}"):
+        evaluate.make_succeeded(env, wanted)
 
 
 def test_policy_and_reference_are_not_mixed_up():

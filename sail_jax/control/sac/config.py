@@ -6,7 +6,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from sail_jax import config, sweep
 from sail_jax.config import Section
-from sail_jax.control.config import MAX_ENV_STEPS, Environment, Width
+from sail_jax.control.config import MAX_ENV_STEPS, Environment, Success, Width
 from sail_jax.control.reward.config import RewardEnsemble
 from sail_jax.errors import UserError
 from sail_jax.labels import settings as people
@@ -147,6 +147,8 @@ class SacEvaluation(Section):
     """Updates between evaluations; there is one before the first and after the last."""
     episodes: int = Field(default=10, ge=2, le=2**20)
     """Initial states; each gets a stochastic and a deterministic episode."""
+    success: Success | None = None
+    """None has no `eval/success_rate`."""
 
 
 class SacSweep(Section):

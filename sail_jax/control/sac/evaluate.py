@@ -10,7 +10,7 @@ from brax.envs.base import Env
 from brax.training.agents.sac.networks import SACNetworks
 
 from sail_jax.control import rollout
-from sail_jax.control.evaluate import counted_return
+from sail_jax.control.evaluate import counted_return, make_succeeded, success_rates
 from sail_jax.control.lanes import World
 from sail_jax.control.rollout import Episodes
 from sail_jax.control.sac.config import SacRun
@@ -24,7 +24,8 @@ LANES_DETERMINISTIC = (False, True)
 
 def make(env: Env, networks: SACNetworks, run: SacRun) -> Evaluate:
     """Every call of one seed uses the same start states and noise."""
-    world = World(env, networks, run.env.episode_length)
+    succeeded = make_succeeded(env, run.evaluation.success)
+    world = World(env, networks, run.env.episode_length, succeeded)
 
     @jax.jit
     @precision.traced_at(precision.resolved(run))
@@ -58,4 +59,5 @@ def summarise(episodes: Episodes) -> dict[str, jax.Array]:
         }
     steps = episodes.length[:, 0].sum()
     of_steps = ('kl_policy_to_start', 'kl_start_to_policy', 'action_std', 'entropy')
+    numbers |= success_rates(episodes, slice(0, 1), slice(1, 2))
     return numbers | {key: getattr(episodes, key)[:, 0].sum() / steps for key in of_steps}
