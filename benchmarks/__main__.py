@@ -26,6 +26,7 @@ SUITE = (
     ('control_throughput', SHIPPED, None, 'brax'),
     ('control_peers', (), ('--envs', 'hopper', '--rounds', '3'), 'brax'),
     ('control_scaling', (), None, 'brax'),
+    ('sac_peer', (), None, 'mujoco_playground'),
     ('time_to_return', (), None, 'brax'),
     ('language_throughput', (), ('--quick',), 'flax'),
     ('language_peer', (), ('--quick', '--updates', '4'), 'trl'),

@@ -2,10 +2,11 @@
 
 Soft actor-critic on the true reward, PEBBLE (a reward that is learned from 250 answers), and PEBBLE
 with the RevKL penalty at 1e-4, which is what the paper's authors released as SAIL-RevKL, on MuJoCo
-Playground's CheetahRun, WalkerWalk and WalkerStand; and this project's own SAIL and SAIL-RevKL,
-which compare segments, on a reward that is learned from answers in the same way. All but the first
-have the same number of answers, of the same teacher, about segments of the same length; an arm's
-seeds train side by side.
+Playground's CheetahRun, WalkerWalk, WalkerStand and, in the place of MetaWorld's door-open,
+PandaOpenCabinet (with 1000 answers; its robot is fetched with git); and this project's own SAIL
+and SAIL-RevKL, which compare segments, on a reward that is learned from answers in the same way.
+All but the first have the same number of answers, of the same teacher, about segments of the same
+length; an arm's seeds train side by side.
 
     python -m benchmarks.paper_control --scale paper --runs runs/paper --out DIR
     python -m benchmarks.paper_control --scale small --runs runs/small --out DIR
@@ -31,7 +32,7 @@ from sail_jax.errors import Interrupted, UserError
 from sail_jax.sweep import Members
 from sail_jax.training import metrics
 
-ENVS = ('cheetah_run', 'walker_walk', 'walker_stand')
+ENVS = ('cheetah_run', 'walker_walk', 'walker_stand', 'panda_open_cabinet')
 ARMS = {'SAC, true reward': '', 'PEBBLE': '_pebble', 'PEBBLE + RevKL': '_pebble_revkl'}
 """What the name of an arm's file ends with, in `configs/control/sac`."""
 OURS = {'SAIL': 0.0, 'SAIL-RevKL': 0.1}
@@ -128,8 +129,9 @@ def ours(pebble: SacRun | ControlRun, coefficient: float) -> ControlRun:
             'segment_length': pebble.reward.segment_length,
         },
         'reward': pebble.reward.model_dump(exclude=OF_REPLAY),
+        'optimizer.minibatches': CONTEXTS,
         'divergence.coefficient': coefficient,
-        'evaluation.episodes': pebble.evaluation.episodes,
+        'evaluation': pebble.evaluation.model_dump(),
         'seeds': pebble.seeds,
         'logging.tensorboard': False,
     }
@@ -183,12 +185,16 @@ def train(run: SacRun | ControlRun, run_dir: Path) -> dict[str, Any]:
     labels = rows[0][-1]['labels']
     if labels != answers(run):
         raise UserError(f'{run_dir}: {labels} answers at its end, and not {answers(run)}')
+    numbers = {'stochastic': 'eval/return', 'mode': 'eval/deterministic_return'}
+    if run.evaluation.success:
+        numbers['success'] = 'eval/deterministic_success_rate'
     return {
         'env_steps': [row['env_steps'] for row in rows[0]],
         'labels': labels,
         'seconds': max(member[-1]['wall_s'] for member in rows),
-        'stochastic': [[row['eval/return'] for row in member] for member in rows],
-        'mode': [[row['eval/deterministic_return'] for row in member] for member in rows],
+        **{
+            name: [[row[key] for row in member] for member in rows] for name, key in numbers.items()
+        },
     }
 
 

@@ -39,10 +39,10 @@ def smoothed(returns: np.ndarray, window: int = WINDOW) -> np.ndarray:
     return np.stack([returns[..., span].mean(-1) for span in spans], -1)
 
 
-def final(result: dict[str, Any]) -> np.ndarray:
-    """The mean of the last evaluations of the mode, [seeds]."""
-    steps, returns = array(result['env_steps']), array(result['mode'])
-    return returns[:, steps >= (1 - LAST) * steps[-1]].mean(-1)
+def final(result: dict[str, Any], of: str = 'mode') -> np.ndarray:
+    """The mean of the last evaluations, of the mode's returns or successes, [seeds]."""
+    steps, numbers = array(result['env_steps']), array(result[of])
+    return numbers[:, steps >= (1 - LAST) * steps[-1]].mean(-1)
 
 
 def summarise(arms: dict[str, Any]) -> list[dict[str, Any]]:
@@ -57,6 +57,8 @@ def summarise(arms: dict[str, Any]) -> list[dict[str, Any]]:
             'median': float(np.median(scores)),
             'hours': round(result['seconds'] / 3600, 2),
         }
+        if 'success' in result:
+            row['success_rate'] = bootstrap([final(result, 'success')], iqm)._asdict()
         if RIVAL in arms and name != RIVAL:
             rival = final(arms[RIVAL])
             row['improves_on_rival'] = bootstrap([scores, rival], improvement)._asdict()
@@ -81,8 +83,10 @@ def markdown(raw: dict[str, Any], tables: dict[str, list[dict[str, Any]]]) -> st
         ]
         for row in rows:
             better, d = row.get('improves_on_rival'), row.get('cohens_d')
+            success = row.get('success_rate')
+            share = f' (success: {Interval(**success)})' if success else ''
             lines.append(
-                f'| {row["arm"]} | {row["labels"]:.0f} | {Interval(**row["final_return"])} '
+                f'| {row["arm"]} | {row["labels"]:.0f} | {Interval(**row["final_return"])}{share} '
                 f'| {row["median"]:.1f} | {Interval(**better) if better else ""} '
                 f'| {"" if d is None else f"{d:.2f}"} | {row["hours"]} |'
             )

@@ -6,15 +6,31 @@ import numpy as np
 import pytest
 
 from benchmarks import paper_control, paper_control_report
+from sail_jax import workloads
 from sail_jax.control.sac.config import SacRun
 from sail_jax.errors import UserError
 from sail_jax.sweep import Members
 
 SMALL = paper_control.SCALES['small']
+MACHINE = {
+    'command': 'python -m benchmarks.paper_control',
+    'cpu_cores': 2,
+    'platform': 'cpu',
+    'versions': {'jax': '0.10.2'},
+    'date': '2026-11-26',
+}
 
 
 def of(arm):
     return paper_control.configuration('walker_walk', arm, SMALL, 2)
+
+
+@pytest.mark.parametrize('scale', paper_control.SCALES.values())
+@pytest.mark.parametrize('arm', [*paper_control.ARMS, *paper_control.OURS])
+def test_an_arm_is_a_run_that_is_accepted(arm, scale):
+    for env in scale.envs:
+        run = paper_control.configuration(env, arm, scale, 2)
+        workloads.of(run).check(run)
 
 
 @pytest.mark.parametrize('arm', [*paper_control.ARMS, *paper_control.OURS])
@@ -59,3 +75,30 @@ def test_a_finished_arm_is_read_and_one_with_too_few_answers_is_refused(tmp_path
 def test_the_average_of_the_paper_is_centred_and_shorter_at_the_ends():
     returns = np.asarray([[0.0, 3.0, 6.0, 12.0]])
     np.testing.assert_allclose(paper_control_report.smoothed(returns, 3), [[1.5, 3, 7, 9]])
+
+
+def test_arms_are_put_together_in_a_table_and_two_figures(tmp_path):
+    """Three seeds, five evaluations, of which the last two are the final return."""
+    steps = [0, 20, 40, 95, 100]
+    result = lambda last, **more: {
+        'env_steps': steps,
+        'labels': 250,
+        'seconds': 1800.0,
+        'mode': [[9, 9, 9, x - 1, x + 1] for x in last],
+        'machine': MACHINE,
+        **more,
+    }
+    success = {'success': [[0, 0, 0, 0.5, 1.0]] * 3}
+    paper_control_report.add(tmp_path, 'small', 'cheetah_run', 'PEBBLE', result([1, 2, 3]))
+    ours = result([11, 12, 13], **success)
+    paper_control_report.add(tmp_path, 'small', 'cheetah_run', 'SAIL', ours)
+    rows = json.loads((tmp_path / 'table.json').read_text())['envs']['cheetah_run']
+    assert [row['final_return']['value'] for row in rows] == [2, 12]
+    assert rows[1]['improves_on_rival']['value'] == 1
+    assert rows[1]['cohens_d'] == pytest.approx(10)
+    table = (tmp_path / 'table.md').read_text()
+    assert '| SAIL | 250 | 12.00 [11.00, 13.00] (success: 0.75 [0.75, 0.75]) | 12.0 |' in table
+    for name in ('paper', 'ours'):
+        assert (tmp_path / f'{name}.png').stat().st_size > 5000
+    paper_control_report.add(tmp_path, 'quick', 'cheetah_run', 'SAIL', ours)
+    assert list(json.loads((tmp_path / 'raw.json').read_text())['envs']['cheetah_run']) == ['SAIL']
