@@ -65,7 +65,8 @@ class Question(NamedTuple):
     number: int
     """As the run counts its questions, from 0 on; some may be left out."""
     round: int
-    """The update that asked, from 1 on."""
+    """The update that asked, from 1 on; of soft actor-critic, which asks between two, the one
+    before."""
     payload: bytes
     """What is compared; see `sail_jax.labels.payloads`."""
 
@@ -280,14 +281,18 @@ class Store:
         with self._reading() as db:
             return _answers(db, 'where withdrawn is null and again = 0')
 
-    def payload(self, number: int) -> bytes:
-        """What a question compares.
+    def question(self, number: int) -> Question:
+        """What was asked.
 
         Raises:
           UserError: there is no such question; it is damaged.
         """
         with self._reading() as db:
-            return self._payload(db, number)
+            return self._question(db, number)
+
+    def payload(self, number: int) -> bytes:
+        """What a question compares; raises as `question`."""
+        return self.question(number).payload
 
     def _about(self, db: sqlite3.Connection) -> dict[str, Any]:
         try:
@@ -300,18 +305,18 @@ class Store:
         return about
 
     def _shown(self, db: sqlite3.Connection, ticket: Ticket) -> ShownQuestion:
-        payload = self._payload(db, ticket.question)
+        payload = self._question(db, ticket.question).payload
         return ShownQuestion(ticket.ticket, ticket.question, bool(ticket.turned), payload)
 
-    def _payload(self, db: sqlite3.Connection, number: int) -> bytes:
-        query = 'select payload, digest from questions where number = ?'
+    def _question(self, db: sqlite3.Connection, number: int) -> Question:
+        query = 'select round, payload, digest from questions where number = ?'
         row = db.execute(query, (number,)).fetchone()
         if row is None:
             raise UserError(f'{self.path}: there is no question {number}')
-        payload, digest = row
+        round_, payload, digest = row
         if hashlib.sha256(payload).hexdigest() != digest:
             raise UserError(f'{self.path}: question {number} is damaged')
-        return payload
+        return Question(number, round_, payload)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

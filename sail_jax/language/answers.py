@@ -31,7 +31,8 @@ def row(pair: ResponsePair, choice: str) -> dict[str, Any]:
 
 
 def export_answers(saved: Saved, out: Path, **handed: Any) -> Path:
-    """Writes the pairs of which people said that one is better, JSON lines; ties are no such pairs.
+    """Writes the pairs of which people said that one is better, who said so (`source`) and when
+    (`time`, seconds since 1970), JSON lines; ties are no such pairs.
 
     Raises:
       UserError: people were not asked, or have not said that of any; the file has another form.
@@ -48,6 +49,7 @@ def export_answers(saved: Saved, out: Path, **handed: Any) -> Path:
     store = Store(saved.run_dir / NAME)
     rows = [
         row(payloads.unpack_responses(store.payload(answer.number)), answer.choice)
+        | {'source': answer.who, 'time': answer.time}
         for answer in store.answers()
         if answer.choice in ('left', 'right')
     ]
@@ -55,6 +57,5 @@ def export_answers(saved: Saved, out: Path, **handed: Any) -> Path:
         raise UserError(f'{store.path}: nobody has said yet that a response is better')
     with files.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    lines = ''.join(f'{json.dumps(one | {"source": labeller.source})}\n' for one in rows)
-    files.write(out, lines.encode())
+    files.write(out, ''.join(f'{json.dumps(one)}\n' for one in rows).encode())
     return out

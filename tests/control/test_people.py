@@ -12,7 +12,14 @@ from sail_jax.labels import payloads
 from sail_jax.labels.store import NAME, Store
 from sail_jax.sweep import Members
 from sail_jax.training import checkpoint, setup
-from tests.support.answering import Person, StoppedWhenWaiting, answer, choice, killed_and_set_back
+from tests.support.answering import (
+    Person,
+    StoppedWhenWaiting,
+    answer,
+    choice,
+    killed_and_set_back,
+    require_exported,
+)
 from tests.support.checkpoints import same
 from tests.support.refused import message
 from tests.support.toy import Point
@@ -115,8 +122,12 @@ def test_the_same_answers_give_the_same_run_however_it_is_stopped(whole, tmp_pat
         store = Store(run_dir / NAME)
         assert store.progress().waiting == (3, 3, 1)[begun]
         answer(store)
+        # No checkpoint knows of the newest answers yet.
+        asked_at = [B * K * T * update for update in (1, 1, 1, 2, 2, 2, 3)]
+        require_exported(run_dir, tmp_path / 'answers.jsonl', asked_at[: (3, 6, 7)[begun]])
     same(result.policy, whole[1].policy)
     same(reward_of(run_dir), reward_of(whole[0]))
+    require_exported(run_dir, tmp_path / 'answers.jsonl', asked_at)
 
 
 @pytest.mark.slow

@@ -214,7 +214,10 @@ def test_of_answers_that_a_full_disk_does_not_take_no_part_stays(made, tmp_path)
         assert f'{out}: File too large' in message(answers.export_answers, run, out)
     assert not out.exists()
     answers.export_answers(run, out)
-    assert len(out.read_text().splitlines()) == 9
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    said = [(answer.who, answer.time) for answer in store.answers()]
+    assert [(row['source'], row['time']) for row in rows] == said
+    assert len(rows) == 9
 
 
 @pytest.mark.slow
@@ -223,7 +226,9 @@ def test_answers_train_another_run_offline(whole, tmp_path):
     out = saved.export_labels(run_dir, tmp_path / 'new' / 'pairs.jsonl')
     written = [json.loads(line) for line in out.read_text().splitlines()]
     assert 8 < len(written) <= 16
-    assert {row['source'] for row in written} == {'people'}
+    assert {row['source'] for row in written} == {'Ann'}
+    times = {answer.time for answer in Store(run_dir / NAME).answers()}
+    assert {row['time'] for row in written} <= times
     for row in written:
         better, worse = small.letters([], [row['chosen'], row['rejected']])
         assert better > worse

@@ -1,5 +1,6 @@
 """Somebody who answers the questions of a run under way, by its store."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 
+import sail_jax
 from sail_jax.labels.store import NAME, Store
 from tests.support.paths import ROOT
 
@@ -48,6 +50,20 @@ class Person(threading.Thread):
     def __exit__(self, *_):
         self.gone.set()
         self.join()
+
+
+def require_exported(run_dir, path, env_steps):
+    """A file of a run's answers has each of them once: what was said, by whom and when.
+
+    Args:
+      env_steps: when each question was asked.
+    """
+    rows = map(json.loads, sail_jax.export_labels(run_dir, path).read_text().splitlines())
+    choices = {'left': 1.0, 'right': 0.0, 'equal': 0.5, 'skip': None}
+    answers = Store(run_dir / NAME).answers()
+    found = [(row['choice'], row['source'], row['time'], row['env_steps']) for row in rows]
+    said = [(choices[answer.choice], answer.who, answer.time) for answer in answers]
+    assert found == [(*one, steps) for one, steps in zip(said, env_steps, strict=True)]
 
 
 def killed_and_set_back(code, config, run_dir, questions, says=choice):

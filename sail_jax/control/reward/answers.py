@@ -1,11 +1,12 @@
 """Answered pairs as a file: a row a question, as JSON lines or as an ArrayRecord of the same rows.
 
     {"obs": [[[...], ...], [[...], ...]], "action": [[[...], ...], [[...], ...]],
-     "choice": 1.0, "source": "teacher", "env_steps": 8192}
+     "choice": 1.0, "source": "Ann", "env_steps": 8192, "time": 1795600000.5}
 
 `obs` and `action` have the two segments, each [T, O] and [T, A] with as many steps as happened;
 `choice` is the probability that the first is better (0, 1/2 for "the same", 1), null where nobody
-could tell; `source` says who answered, `env_steps` when it was asked.
+could tell; `source` says who answered, a person's name or the teacher's kind, `env_steps` when it
+was asked; `time`, of people alone, when it was answered, in seconds since 1970.
 """
 
 import contextlib
@@ -24,6 +25,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from sail_jax import files
 from sail_jax.control.reward.ensemble import Comparisons
 from sail_jax.errors import UserError, one_line
+from sail_jax.labels import payloads
+from sail_jax.labels.store import PROB, Store
 from sail_jax.training import devices
 
 ARRAY_RECORD = '.arrayrecord'
@@ -41,8 +44,8 @@ class Widths(NamedTuple):
 def rows(
     answers: Comparisons, update_N: jax.Array | np.ndarray, source: str, env_steps_per_update: int
 ) -> Iterator[dict[str, Any]]:
-    """The questions that a run has asked, in their order; without those of which a segment has no
-    step, since the simulator broke as it began.
+    """The questions that a run has asked its teacher, in their order; without those of which a
+    segment has no step, since the simulator broke as it began.
 
     Args:
       answers: on the host.
@@ -50,19 +53,44 @@ def rows(
       source: who answered.
     """
     for n in np.flatnonzero(update_N):
-        steps = np.asarray(answers.mask[n]).sum(-1).astype(int)
-        if not steps.all():
-            continue
-        both = lambda x, n=n, steps=steps: [
-            np.asarray(x[n, i, : steps[i]]).tolist() for i in (0, 1)
-        ]
-        yield {
-            'obs': both(answers.obs),
-            'action': both(answers.action),
-            'choice': float(answers.prob[n]) if answers.weight[n] else None,
-            'source': source,
-            'env_steps': int(update_N[n]) * env_steps_per_update,
-        }
+        yield from _row(
+            (answers.obs[n], answers.action[n], answers.mask[n]),
+            choice=float(answers.prob[n]) if answers.weight[n] else None,
+            source=source,
+            env_steps=int(update_N[n]) * env_steps_per_update,
+        )
+
+
+def rows_of_people(store: Store, env_steps_per_update: int) -> Iterator[dict[str, Any]]:
+    """All answers that count, whether training has learned of them or not, by the number of
+    question; without those that `rows` leaves out too.
+
+    Raises:
+      UserError: the store is damaged.
+    """
+    for answer in store.answers():
+        question = store.question(answer.number)
+        pair = payloads.unpack_segments(question.payload)
+        yield from _row(
+            (pair.obs, pair.action, pair.mask),
+            choice=None if answer.choice == 'skip' else PROB[answer.choice],
+            source=answer.who,
+            env_steps=question.round * env_steps_per_update,
+            time=answer.time,
+        )
+
+
+def _row(segments: tuple[Any, Any, Any], **said: Any) -> Iterator[dict[str, Any]]:
+    """A row, if both segments have a step.
+
+    Args:
+      segments: `obs` [2, T, O], `action` [2, T, A], `mask` [2, T].
+    """
+    obs, action, mask = map(np.asarray, segments)
+    steps = mask.sum(-1).astype(int)
+    if steps.all():
+        both = lambda x: [x[i, : steps[i]].tolist() for i in (0, 1)]
+        yield {'obs': both(obs), 'action': both(action), **said}
 
 
 def write(path: Path, rows: Iterator[dict[str, Any]]) -> None:

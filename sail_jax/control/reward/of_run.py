@@ -1,6 +1,6 @@
 """What can be made of the reward that a run has learned: files, an evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sail_jax.control.reward.state import LearnedReward
 from sail_jax.control.reward.weights import FittedReward
 from sail_jax.errors import UserError
 from sail_jax.kind import Saved
+from sail_jax.labels.store import NAME, Store
 from sail_jax.sweep import Members
 from sail_jax.training import checkpoint, setup
 from sail_jax.training.task import Task
@@ -59,14 +60,39 @@ def learned_reward(saved: Saved, env: Env | None = None) -> FittedReward:
 
 
 def export_answers(saved: Saved, out: Path, env: Env | None = None) -> Path:
-    """Writes the pairs that the run has asked about; see `answers.write`."""
-    labeller, reward = saved.run.labeller, taught(saved, env)
-    if not reward.asked:
-        raise UserError(f'{saved.run_dir}: its teacher was asked nothing yet')
-    source = labeller.source if labeller.by_people else labeller.kind
-    rows = answers.rows(reward.answers, reward.update_N, source, saved.run.env_steps_per_update)
+    """Writes the pairs that the run has asked about; see `answers.write`.
+
+    Raises:
+      UserError: as of `taught`, or of `rows_of_people`; nobody was asked yet.
+      UserError, TrainingFailed: the file cannot be written; no part of it stays.
+    """
+    run: ControlRun = saved.run
+    if run.labeller.by_people:
+        rows = rows_of_people(saved)
+    else:
+        reward = taught(saved, env)
+        if not reward.asked:
+            raise UserError(f'{saved.run_dir}: its teacher was asked nothing yet')
+        rows = answers.rows(
+            reward.answers, reward.update_N, run.labeller.kind, run.env_steps_per_update
+        )
     answers.write(out, rows)
     return out
+
+
+def rows_of_people(saved: Saved) -> Iterator[dict[str, Any]]:
+    """What people have answered: it is in the store, those answers too that came after the newest
+    checkpoint.
+
+    Raises:
+      UserError: the store cannot be used, or is of another run; nobody has answered yet.
+    """
+    store = Store(saved.run_dir / NAME)
+    if (task := store.about().get('task')) != saved.run.env.subject:
+        raise UserError(f'{store.path}: of a run of {task}, not of {saved.run.env.subject}')
+    if not store.progress().answered:
+        raise UserError(f'{store.path}: nobody has answered a question yet')
+    return answers.rows_of_people(store, saved.run.env_steps_per_update)
 
 
 # parameters: those of the command, and whose networks act

@@ -40,18 +40,20 @@ def export_answers(saved: Saved, out: Path, env: Env | None = None) -> Path:
     """Writes the pairs that the run has asked about; see `reward.answers.write`.
 
     Raises:
-      UserError: as of `restored`; nobody was asked yet.
+      UserError: as of `restored`, or of `reward.of_run.rows_of_people`; nobody was asked yet.
       UserError, TrainingFailed: the file cannot be written; no part of it stays.
     """
     run: SacRun = saved.run
-    reward = restored(saved, env)
     if run.labeller.by_people:
-        taught, update_N, source = reward.taught, reward.update_N, run.labeller.source
+        rows = of_run.rows_of_people(saved)
     else:
-        taught, update_N, source = reward, asked_after(run, reward), run.labeller.kind
-    if not taught.asked:
-        raise UserError(f'{saved.run_dir}: nobody was asked anything yet')
-    answers.write(out, answers.rows(taught.answers, update_N, source, run.env_steps_per_update))
+        taught: Taught = restored(saved, env)
+        if not taught.asked:
+            raise UserError(f'{saved.run_dir}: its teacher was asked nothing yet')
+        rows = answers.rows(
+            taught.answers, asked_after(run, taught), run.labeller.kind, run.env_steps_per_update
+        )
+    answers.write(out, rows)
     return out
 
 

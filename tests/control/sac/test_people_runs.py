@@ -19,7 +19,13 @@ from sail_jax.labels import payloads
 from sail_jax.labels.store import NAME, Store
 from sail_jax.training import metrics
 from tests.support import sac
-from tests.support.answering import Person, StoppedWhenWaiting, answer, killed_and_set_back
+from tests.support.answering import (
+    Person,
+    StoppedWhenWaiting,
+    answer,
+    killed_and_set_back,
+    require_exported,
+)
 from tests.support.checkpoints import same, without_times
 from tests.support.paths import ROOT
 from tests.support.visible import Visible, oracle
@@ -78,6 +84,9 @@ def test_the_same_answers_give_the_same_run_however_it_is_stopped(whole, tmp_pat
         store = Store(run_dir / NAME)
         assert store.progress().asked == asked
         answer(store, 1000 if stop < 2 else 1, says=oracle)
+        # No checkpoint knows of the newest answers yet.
+        asked_at = [40] * 4 + [80] * 4 + [120] * 2
+        require_exported(run_dir, tmp_path / 'answers.jsonl', asked_at[: (4, 8, 9)[stop]])
     with Person(run_dir, says=oracle):
         result = train(run_dir, resume=True)
     same(result.policy, whole[0].policy)
@@ -101,7 +110,9 @@ def test_answers_are_exported(whole, teachers, tmp_path):
     for name, run_dir in (('people', whole[1]), ('teacher', teachers[1])):
         path = sail_jax.export_labels(run_dir, tmp_path / f'{name}.jsonl', env=Visible())
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        assert {row.pop('source') for row in rows} == {name}
+        assert {row.pop('source') for row in rows} == {'Ann' if name == 'people' else name}
+        times = {row.pop('time', None) for row in rows}
+        assert (times == {None}) == (name == 'teacher')
         exported.append(rows)
     assert exported[0] == exported[1]
     assert [row['env_steps'] for row in exported[0]] == [40] * 4 + [80] * 4 + [120] * 2
