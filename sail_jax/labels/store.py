@@ -103,6 +103,8 @@ class Progress(NamedTuple):
     """Answers to questions that had been answered before."""
     agreed: int
     """Those of them that said the same again."""
+    people: tuple[tuple[str, int], ...]
+    """By name, how many of `answered` each gave; who gave most comes first."""
 
     @property
     def waiting(self) -> int:
@@ -247,6 +249,12 @@ class Store:
                     'select count(*) from answers a join answers b using (question) where a.again'
                     ' = 0 and b.again = 1 and a.choice = b.choice and a.withdrawn is null and'
                     ' b.withdrawn is null',
+                ),
+                people=tuple(
+                    db.execute(
+                        f'select who, count(*) {live} and again = 0 group by who'
+                        ' order by count(*) desc, who'
+                    )
                 ),
             )
 

@@ -182,6 +182,22 @@ def test_two_people_at_once_share_the_questions(browser, served):
     assert {a.who for a in answers} == {'Ann', 'Ben'}
 
 
+def test_the_page_says_who_answered_how_many_in_plain_text(browser, served):
+    store = Store(served.run / NAME)
+    names = 'Ann <b>', 'Ben "&amp;"', '\u202eeoZ'
+    with opened(browser, served, 'Ann', PHONE) as page:
+        assert page.inner_text('#people') == ''
+        for name, count in zip(names, (2, 1, 1), strict=True):
+            page.fill('#who', name)
+            page.keyboard.press('Enter')
+            for _ in range(count):
+                answered(page, by_sight)
+        shown = [element.text_content() for element in page.query_selector_all('#people > *')]
+        assert shown == [f'{name}: {count}' for name, count in store.progress().people]
+        assert shown == [f'{names[0]}: 2', f'{names[1]}: 1', f'{names[2]}: 1']
+        assert page.query_selector('#people b') is None
+
+
 def test_a_server_that_is_killed_loses_and_doubles_nothing(browser, served):
     store = Store(served.run / NAME)
     with opened(browser, served, 'Ann') as page:

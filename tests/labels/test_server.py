@@ -84,6 +84,7 @@ def test_a_page_gets_questions_answers_them_and_takes_an_answer_back(port, store
     assert (status, after['progress']['yours']) == (200, 1)
     assert after['question']['number'] not in (first['number'], other['number'])
     assert [a.who for a in store.answers() if a.number == first['number']] == ['Ann <i>']
+    assert after['progress']['people'] == [['Ann <i>', 1]]
     status, after = call(port, 'undo', yours=1)
     assert after['question']['number'] == first['number']
     assert after['progress']['yours'] == 0

@@ -24,9 +24,9 @@ def store(tmp_path):
     return labelling.make(tmp_path / NAME, 6)
 
 
-def say(store, client, choice='left'):
+def say(store, client, choice='left', who='somebody'):
     shown = store.next(client)
-    store.answer(shown.ticket, client, 'somebody', choice)
+    store.answer(shown.ticket, client, who, choice)
     return shown.number
 
 
@@ -106,6 +106,19 @@ def test_undo_withdraws_one_answer_after_the_other_and_deletes_none(store):
         assert db.execute('select count(*) from answers').fetchone() == (4,)
     with pytest.raises(Refused, match='no answer of this page'):
         store.undo('c' * 32, yours=0)
+
+
+def test_progress_says_how_many_questions_each_name_answered(tmp_path):
+    store = labelling.make(tmp_path / NAME, 6, repeat_every=4)
+    assert store.progress().people == ()
+    for who, client in (('Ben', BEN), *[('Ann', ANN)] * 3, ('Zoe', ANN), ('Zoe', ANN)):
+        say(store, client, who=who)  # The last is a repeated one, and no new question.
+    progress = store.progress()
+    assert progress.repeated == 1
+    assert progress.people == (('Ann', 3), ('Ben', 1), ('Zoe', 1))
+    assert sum(count for _, count in progress.people) == progress.answered
+    store.undo(BEN, yours=1)
+    assert store.progress().people == (('Ann', 3), ('Zoe', 1))
 
 
 def test_some_questions_are_asked_again_the_other_way_round(tmp_path):

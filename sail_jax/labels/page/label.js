@@ -57,6 +57,11 @@ function show(said) {
   yours = said.progress.yours;
   at('progress').textContent = `${answered} of ${asked} answered, ${waiting} waiting, ${yours} by you`
     + (repeated ? `, ${agreed} of ${repeated} repeated the same` : '');
+  at('people').replaceChildren(...said.progress.people.map(([name, count]) => {
+    const one = document.createElement('bdi');
+    one.textContent = `${name}: ${count}`;
+    return one;
+  }));
   question = said.question;
   at('pair').hidden = !question;
   at('nothing').hidden = Boolean(question);
