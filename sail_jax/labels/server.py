@@ -40,7 +40,8 @@ ABOUT = 'kind', 'task', 'instruction', 'world'
 """What the page is told of `Store.about`."""
 
 HEAD_S = 10.0
-"""For a request's head to come, which uvicorn bounds in size alone."""
+"""For a request's head to come, which uvicorn bounds in size alone; and for the rest of a body that
+has been answered already."""
 
 log = logging.getLogger(__name__)
 
@@ -86,9 +87,12 @@ class Timely(H11Protocol):
         self._late = self.loop.call_later(HEAD_S, transport.close)
 
     def data_received(self, data: bytes) -> None:
-        """Waits on, from the first byte of a head to its last."""
+        """Waits on, from the first byte of a head to its last, and for what comes of a body after
+        the answer."""
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        # Who says nothing, uvicorn hangs up on by itself.
+        answered_early = (self.conn.our_state, self.conn.their_state) == (h11.DONE, h11.SEND_BODY)
+        if self.conn.their_state is not h11.IDLE and not answered_early:
             self._stop_waiting()
         elif self._late is None:
             self._late = self.loop.call_later(HEAD_S, self.transport.close)

@@ -30,9 +30,11 @@ def serving(store, token=None):
         thread.start()
         while not made.started:
             time.sleep(0.01)
-        yield listener.getsockname()[1]
-        made.should_exit = True
-        thread.join()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            made.should_exit = True
+            thread.join()
 
 
 def ask(port, path, body=None, headers=None, method='POST'):
@@ -230,6 +232,55 @@ def test_requests_are_bounded_in_rate(monkeypatch):
     for number in range(2 * guard.MAX_ADDRESSES):
         rate.spend(str(number))
     assert len(rate._buckets) == guard.MAX_ADDRESSES
+
+
+@pytest.mark.parametrize(('method', 'path'), [('GET', '/'), ('POST', '/api/about')])
+def test_who_asks_too_often_is_told_so_by_the_server(store, monkeypatch, method, path):
+    monkeypatch.setattr(guard, 'BURST', 3.0)
+    monkeypatch.setattr(guard, 'RATE', 0.0)
+    with serving(store) as port:
+        replies = [ask(port, path, {'client': ANN}, method=method) for _ in range(5)]
+        assert [status for status, _, _ in replies] == [200] * 3 + [429] * 2
+        assert json.loads(replies[-1][2]) == {'error': 'too many requests; wait a second'}
+        monkeypatch.setattr(guard, 'RATE', 1e6)
+        assert ask(port, path, {'client': ANN}, method=method)[0] == 200
+
+
+BEGUN = b'POST /api/about HTTP/1.1\r\nHost: localhost\r\n' + b''.join(
+    f'{name}: {value}\r\n'.encode() for name, value in OURS.items()
+)
+
+
+def dribble(connection, part):
+    """For 5 s."""
+    for _ in range(250):
+        connection.sendall(part)
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ('sent', 'status', 'said'),
+    [
+        (b'Content-Length: 9999\r\n\r\n{"client"', 408, 'the request did not come to its end'),
+        (b'Content-Length: 9999\r\n\r\n', 408, 'the request did not come to its end'),
+        (b'Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n', 408, 'the request did not come'),
+        # Refused before its end, which may never come.
+        (b'Content-Length: 999999999\r\n\r\n' + b'a' * 4097, 413, 'over 4096 bytes'),
+        (b'Transfer-Encoding: chunked\r\n\r\n' + b'800\r\n%s\r\n' % (b'a' * 2048) * 3, 413, 'over'),
+    ],
+)
+def test_a_body_is_bounded_in_time_and_size(port, monkeypatch, sent, status, said):
+    monkeypatch.setattr(guard, 'BODY_S', 0.2)
+    monkeypatch.setattr(server, 'HEAD_S', 0.2)
+    with socket.create_connection(('localhost', port), timeout=20) as connection:
+        connection.sendall(BEGUN + sent)
+        reply = http.client.HTTPResponse(connection)
+        reply.begin()
+        assert reply.status == status
+        assert json.loads(reply.read())['error'].startswith(said)
+        more = b'1\r\na\r\n' if b'chunked' in sent else b'a'
+        with pytest.raises(ConnectionError):  # Whoever goes on with it is hung up on.
+            dribble(connection, more)
 
 
 def test_responses_of_a_language_model_are_texts(tmp_path):
