@@ -14,7 +14,13 @@ LEASE_S = 600.0
 RECENT = 3
 """Of a page's newest answers, none is asked for again at once."""
 
-UNANSWERED = 'not exists (select 1 from answers a where a.question = number and a.withdrawn is null'
+_SAID = (
+    'exists (select 1 from answers a where a.question = number and a.withdrawn is null'
+    ' and a.again = {})'
+)
+ANSWERED, REPEATED = _SAID.format(0), _SAID.format(1)
+"""Of the row of `questions` at hand. A question can be repeated and not answered any more: its
+answer was taken back after somebody else had confirmed it."""
 OF_NOBODY = (
     'not exists (select 1 from tickets t where t.question = number and t.until > :now and '
     't.until <= :lease and not exists (select 1 from answers a where a.ticket = t.ticket))'
@@ -43,9 +49,9 @@ def next_ticket(
 ) -> Ticket | None:
     """The page's own question, a repeated one where that is due, or the oldest that is free."""
     held = db.execute(
-        'select * from tickets t where client = ? and until > ? and not exists'
-        ' (select 1 from answers a where a.ticket = t.ticket) and (again or not exists'
-        ' (select 1 from answers a where a.question = t.question and withdrawn is null))',
+        'select t.* from tickets t join questions on number = t.question where client = ?'
+        ' and until > ? and not exists (select 1 from answers a where a.ticket = t.ticket)'
+        f' and (t.again or not {ANSWERED})',
         (client, now),
     ).fetchone()
     if held is not None:
@@ -55,7 +61,7 @@ def next_ticket(
     if _repeat_due(db, client, repeat_every):
         question = _number(
             db,
-            f'select number from questions where not {UNANSWERED}) and {UNANSWERED} and again)'
+            f'select number from questions where {ANSWERED} and not {REPEATED}'
             f' and {OF_NOBODY} and number not in (select question from answers where'
             ' client = :client order by id desc limit :recent) order by number limit 1',
             times | {'client': client, 'recent': RECENT},
@@ -65,7 +71,8 @@ def next_ticket(
             return _new(db, client, question, again=1, turned=1, now=now)
     question = _number(
         db,
-        f'select number from questions where {UNANSWERED}) and {OF_NOBODY} order by number limit 1',
+        f'select number from questions where not {ANSWERED} and {OF_NOBODY}'
+        ' order by number limit 1',
         times,
     )
     return None if question is None else _new(db, client, question, again=0, turned=0, now=now)

@@ -261,8 +261,8 @@ class Store:
     def has_answers(self, count: int) -> bool:
         """Whether all questions are answered whose numbers are below `count`."""
         with self._reading() as db:
-            unanswered = f'where {queue.UNANSWERED} and again = 0) and number < ?'
-            return not _one(db, f'select count(*) from questions {unanswered}', count)
+            unanswered = f'questions where not {queue.ANSWERED} and number < ?'
+            return not _one(db, f'select count(*) from {unanswered}', count)
 
     def take(self, step: int, count: int) -> list[Answer]:
         """The answers that training learns of after so many updates, by the number of question.

@@ -108,6 +108,17 @@ def test_undo_withdraws_one_answer_after_the_other_and_deletes_none(store):
         store.undo('c' * 32, yours=0)
 
 
+def test_a_question_whose_answer_is_taken_back_is_asked_again_though_it_was_repeated(tmp_path):
+    store = labelling.make(tmp_path / NAME, 3, repeat_every=1)
+    assert [say(store, client) for client in (ANN, BEN, BEN)] == [0, 1, 0]
+    store.undo(ANN, yours=1)
+    assert not store.has_answers(1)
+    assert store.next(ANN).number == 0  # Of a page that was loaded anew.
+    assert store.next(BEN).number == 2
+    assert say(store, ANN) == 0
+    assert store.has_answers(2)
+
+
 def test_progress_says_how_many_questions_each_name_answered(tmp_path):
     store = labelling.make(tmp_path / NAME, 6, repeat_every=4)
     assert store.progress().people == ()
