@@ -84,6 +84,7 @@ setup(
         'cuda13': ['jax[cuda13]>=0.10,<0.13'],
         'tpu': ['jax[tpu]>=0.10,<0.13'],
         'label': ['starlette>=1.0', 'uvicorn>=0.40'],
+        'browser': ['playwright>=1.50'],  # Drives the Chromium of the host, for a test.
         'playground': ['playground>=0.2'],
         'tensorboard': ['tensorboard>=2.18'],
         'video': ['av>=14'],

@@ -1,6 +1,6 @@
 """The labelling page in a real browser: a scripted person, two at once, a server that is killed.
 
-Needs Chromium (`apt install chromium`) and Playwright, which drives it.
+Needs Chromium (`apt install chromium`) and Playwright, which drives it (extra `browser`).
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 
 import pytest
 
@@ -24,8 +23,7 @@ from tests.support.paths import ROOT
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason='there is no Chromium here'),
-    pytest.mark.skipif(find_spec('playwright') is None, reason='there is no Playwright here'),
+    pytest.mark.skipif(CHROMIUM is None, reason='there is no Chromium here: apt install chromium'),
 ]
 DESKTOP, PHONE = {'width': 1280, 'height': 760}, {'width': 390, 'height': 800}
 
@@ -54,8 +52,7 @@ class Served:
 
 @pytest.fixture(scope='module')
 def browser():
-    from playwright import sync_api
-
+    sync_api = pytest.importorskip('playwright.sync_api')
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
         yield browser
@@ -71,9 +68,14 @@ def served(tmp_path):
 
 
 @contextlib.contextmanager
-def opened(browser, served, name, viewport=DESKTOP):
-    """A page of somebody; what goes wrong in it, or leaves this host, fails the test."""
+def opened(browser, served, name, viewport=DESKTOP, script=''):
+    """A page of somebody; what goes wrong in it, or leaves this host, fails the test.
+
+    Args:
+      script: what is run in it before its own.
+    """
     context = browser.new_context(viewport=viewport)
+    context.add_init_script(script)
     page, wrong = context.new_page(), []
     page.on('pageerror', lambda error: wrong.append(str(error)))
     page.on(
@@ -165,6 +167,38 @@ def test_every_key_says_what_its_button_says_and_undo_takes_it_back(browser, ser
         page.click('#left')
         assert 'Who are you?' in page.inner_text('#trouble')
         assert len(store.answers()) == 3
+
+
+BY_HAND = 'window.requestAnimationFrame = (draw) => { window.drawn = draw; };'
+"""The page draws when it is told to."""
+
+
+def test_both_sides_are_played_again_and_at_any_speed(browser, served):
+    now = 0.0
+
+    def after(page, ms):
+        """What both sides show so much later."""
+        nonlocal now
+        now += ms
+        pictures = 'sides.map((side) => side.canvas.toDataURL())'
+        return page.evaluate(f'(now) => {{ drawn(now); return {pictures}; }}', now)
+
+    with opened(browser, served, 'Ann', script=BY_HAND) as page:
+        until(page, 'Boolean(window.drawn)')
+        first, later = after(page, 0), after(page, 420)
+        assert all(a != b for a, b in zip(first, later, strict=True))
+        speeds = page.eval_on_selector_all('#speed option', 'all => all.map((one) => one.value)')
+        assert (min(speeds), max(speeds)) == ('0.25', '4')
+        again = [lambda: page.keyboard.press('r'), lambda: page.click('#replay')]
+        for number, speed in enumerate(speeds):
+            page.select_option('#speed', speed)
+            again[number % 2]()
+            assert after(page, 0) == first
+            assert after(page, 420 / float(speed)) == later
+        # At the end it begins again by itself, and the last state stands for a moment.
+        assert after(page, 600 / 4) != first
+        assert after(page, 700 / 4) == first
+        assert current(page) == 0
 
 
 def test_two_people_at_once_share_the_questions(browser, served):
