@@ -1,22 +1,10 @@
-"""What a run that people label gives the loop: its store, and how it is asked and answered."""
+"""The store of a run that people label, and what the run says while it waits for them."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from sail_jax.core.types import State
 from sail_jax.labels.settings import PeopleTeacher
 from sail_jax.labels.store import NAME, Store
-from sail_jax.training.task import HostExchange
-
-
-class Asker(Protocol):
-    """Who writes a run's questions into its store, and reads the answers; see `HostExchange`."""
-
-    def publish(self, state: State, /) -> None: ...
-
-    def ready(self, state: State, /) -> bool: ...
-
-    def take(self, state: State, /) -> State: ...
 
 
 def open_store(
@@ -42,11 +30,6 @@ def open_store(
     return Store.of_run(run_dir / NAME, about)
 
 
-def host_exchange(asker: Asker, run_dir: Path) -> HostExchange:
-    """What the loop does with it."""
-    return HostExchange(
-        publish=asker.publish,
-        ready=asker.ready,
-        take=asker.take,
-        waiting=f'waiting for answers: sail-jax label {run_dir}',
-    )
+def waiting(store: Store) -> str:
+    """As of `training.task.HostExchange`."""
+    return f'waiting for answers: sail-jax label {store.path.parent}'

@@ -80,7 +80,7 @@ def preferences(answers: Sequence[Answer], places: Iterator[Pair], shape: tuple)
 
 
 class ResponseQuestions:
-    """What a run asks people, and what they say, by its store."""
+    """What a run asks people, and what they say, by its store. A `HostExchange` once it is open."""
 
     def __init__(
         self,
@@ -100,6 +100,7 @@ class ResponseQuestions:
         self._batch: tuple[int, Any] | None = None
         self._answers: list[Answer] = []
         self._store: Store | None = None
+        self.waiting = ''
 
     def open(self, run_dir: Path) -> HostExchange:
         """How a run asks people, and learns of their answers.
@@ -110,7 +111,8 @@ class ResponseQuestions:
         self._store = exchange.open_store(
             run_dir, self._run.labeller, kind='responses', task=start_model(self._run)
         )
-        return exchange.host_exchange(self, run_dir)
+        self.waiting = exchange.waiting(self._store)
+        return self
 
     def draw(self, state: State) -> Any:
         """The batch of a state, which is drawn once."""

@@ -90,18 +90,24 @@ class Shardings(Protocol):
         ...
 
 
-class HostExchange(NamedTuple):
+class HostExchange(Protocol):
     """What the host does between compiled dispatches, for people who are asked for example; the
     state is never one that a dispatch has taken."""
 
-    publish: Callable[[State], None]
-    """Gives out what a state asks, before the state is saved; the same again does nothing."""
-    ready: Callable[[State], bool]
-    """Whether there is what the next dispatch waits for; asked again and again."""
-    take: Callable[[State], State]
-    """The state with what has come in, which is a function of the state and of what came in."""
     waiting: str
     """What is waited for, in words."""
+
+    def publish(self, state: State, /) -> None:
+        """Gives out what a state asks, before the state is saved; the same again does nothing."""
+        ...
+
+    def ready(self, state: State, /) -> bool:
+        """Whether there is what the next dispatch waits for; asked again and again."""
+        ...
+
+    def take(self, state: State, /) -> State:
+        """The state with what has come in, which is a function of the state and of what came in."""
+        ...
 
 
 class Task(NamedTuple):

@@ -2,13 +2,13 @@
 
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 
 from sail_jax.control import task as control_task
 from sail_jax.errors import Busy, Interrupted
 from sail_jax.training import loop, trainer
-from sail_jax.training.task import HostExchange
 from tests.support.checkpoints import same, without_times
 from tests.support.toy import Point, make_run, train
 
@@ -35,7 +35,7 @@ def busy_at_first(call, times):
 def exchanging(times, **functions):
     """The task of a run that asks people who have nothing to say, with a store that is locked."""
     calls = {'publish': lambda s: None, 'ready': lambda s: True, 'take': lambda s: s} | functions
-    exchange = HostExchange(**{k: busy_at_first(f, times) for k, f in calls.items()}, waiting='')
+    exchange = SimpleNamespace(**{k: busy_at_first(f, times) for k, f in calls.items()}, waiting='')
     open_exchange = busy_at_first(lambda run_dir: exchange, times)
     return control_task.make(make_run(), Point())._replace(exchange=open_exchange)
 

@@ -125,10 +125,10 @@ def require_same(store: Store, number: int, segments: dict[str, np.ndarray]) -> 
 
 
 class People:
-    """Those who answer a run's questions, as the run knows them: by its store."""
+    """Those who answer a run's questions, as the run knows them: by its store. A `HostExchange`."""
 
     def __init__(self, store: Store, run: AskingRun):
-        self._store, self._run = store, run
+        self._store, self._run, self.waiting = store, run, exchange.waiting(store)
         self._published = -1
         """Questions that are known to be in the store."""
 
@@ -179,4 +179,4 @@ def open_exchange(settings: Any, env: Env, run: AskingRun, run_dir: Path) -> Hos
         task=settings.env.subject,
         world=render.world(env, np.asarray(first)),
     )
-    return exchange.host_exchange(People(store, run), run_dir)
+    return People(store, run)
