@@ -39,6 +39,8 @@ CONTRADICTIONS = [
     ({'rollout': {'contexts': 32, 'contexts_at_once': 5}}, 'rollout.contexts_at_once'),
     ({'reference': {'source': 'run'}}, 'reference.path'),
     ({'reference': {'source': 'brax'}}, 'reference.path'),
+    ({'reference': {'best': True}}, 'reference.best'),
+    ({'reference': {'ppo_env_steps': 1}}, 'reference.ppo_env_steps'),
     ({'value': {'terminal': 'learned'}, 'labeller': {'discount': 0.9}}, 'labeller.discount'),
 ]
 

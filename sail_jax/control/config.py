@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from sail_jax import config, sweep
+from sail_jax import config, sweep, unused
 from sail_jax.config import Argument, Section, Teacher
 from sail_jax.control.reward.config import RewardEnsemble, Width
 from sail_jax.errors import UserError
@@ -245,8 +245,9 @@ def check(run: ControlRun) -> None:
             f'reference.path: not used by reference.source: {run.reference.source}; '
             'did you mean source: run or brax?'
         )
-    if run.reference.best and run.reference.source != 'run':
-        raise UserError(f'reference.best: not used by reference.source: {run.reference.source}')
+    used = {'run': 'best', 'ppo': 'ppo_env_steps'}.get(run.reference.source, '')
+    by = f'reference.source: {run.reference.source}'
+    unused.refuse('reference', run.reference, by, {'best', 'ppo_env_steps'} - {used})
     people.check(run)
     _check_reward(run)
     if run.value.terminal == 'learned' and run.labeller.discount < 1 and not run.learns_reward:
@@ -256,11 +257,8 @@ def check(run: ControlRun) -> None:
 def _check_reward(run: ControlRun) -> None:
     questions, rollout = run.reward.questions, run.rollout
     if not run.learns_reward:
-        if run.reward != RewardEnsemble():
-            raise UserError(
-                f'reward: not used by labeller.source: {run.labeller.source}; did you mean '
-                'labeller.source: reward?'
-            )
+        by = f'labeller.source: {run.labeller.source}; did you mean labeller.source: reward?'
+        unused.refuse('reward', run.reward, by)
         return
     if run.labeller.max_labels is not None:
         raise UserError(

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from sail_jax import sweep
+from sail_jax import sweep, unused
 from sail_jax.config import Teacher
 from sail_jax.errors import UserError
 
@@ -47,12 +47,10 @@ def check(run: Any, shared: frozenset[str] = frozenset()) -> None:
     Raises:
       UserError: naming the keys.
     """
-    labeller, default = run.labeller, type(run.labeller)()
+    labeller = run.labeller
     fields = set(type(labeller).model_fields)
     of_others = fields - OF_PEOPLE - shared if labeller.by_people else OF_PEOPLE - {'source'}
-    for name in sorted(of_others):
-        if getattr(labeller, name) != getattr(default, name):
-            raise UserError(f'labeller.{name}: not used by labeller.source: {labeller.source}')
+    unused.refuse('labeller', labeller, f'labeller.source: {labeller.source}', of_others)
     if labeller.by_people and sweep.Members.of(run).sweep:
         raise UserError(
             'labeller.source: people: they are asked for one run, without seeds and sweep'

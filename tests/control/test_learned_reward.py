@@ -148,7 +148,7 @@ def test_new_answers_are_predicted_before_they_are_learned(made):
 @pytest.mark.parametrize(
     ('settings', 'said'),
     [
-        ({'labeller': {}}, 'reward: not used by labeller.source: teacher; did you mean'),
+        ({'labeller': {}}, 'reward.hidden: not used by labeller.source: teacher; did you m'),
         ({'labeller': {'source': 'reward', 'max_labels': 9}}, 'labeller.max_labels: of comparis'),
         (
             {'reward': {'questions': {**ROUND, 'candidates': 13}}},

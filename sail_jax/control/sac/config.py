@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from sail_jax import config, sweep
+from sail_jax import config, sweep, unused
 from sail_jax.config import Section
 from sail_jax.control.config import MAX_ENV_STEPS, Environment, Success, Width
 from sail_jax.control.reward.config import RewardEnsemble
@@ -255,6 +255,8 @@ def check(run: SacRun) -> None:
             f'replay.capacity: {run.replay.capacity} is less than an update collects '
             f'(rollout.envs times rollout.steps: {run.env_steps_per_update})'
         )
+    if run.unsupervised.env_steps == 0:
+        unused.refuse('unsupervised', run.unsupervised, 'unsupervised.env_steps: 0')
     before = run.reward_updates * run.env_steps_per_update
     if run.unsupervised.env_steps > 0 and run.replay.capacity < before:
         raise UserError(
@@ -274,6 +276,8 @@ def _check_reward(run: SacRun) -> None:
     if run.reward.source == 'true':
         if run.labeller != PeopleTeacher():
             raise UserError('labeller: not used by reward.source: true, which nobody labels')
+        by = 'reward.source: true; did you mean reward.source: learned?'
+        unused.refuse('reward', run.reward, by)
         return
     people.check(run)
     for key in ('path', 'answers'):

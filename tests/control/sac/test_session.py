@@ -94,8 +94,21 @@ def test_a_session_learns_what_the_teacher_said(there):
     assert np.corrcoef(reward.ravel(), small.true_reward.ravel())[0, 1] > 0.8
 
 
+UNUSED = {
+    'reward.path': 'r.safetensors',
+    'reward.answers': 'a.jsonl',
+    'reward.members': 9,
+    'reward.questions.budget': 500,
+    'reward.segment_length': 3,
+    'reward.newest_env_steps': 24,
+}
+"""By the true reward, which is a run's by default."""
 CONTRADICTIONS = [
     ({'labeller.rationality': 1.0}, 'labeller: not used by reward.source: true'),
+    *(
+        ({key: value}, rf'{key.replace(".budget", "")}: not used by reward.source: true; did you')
+        for key, value in UNUSED.items()
+    ),
     ({**LEARNED, 'labeller.max_labels': 9}, 'labeller.max_labels: ends a run; .*questions.budget'),
     ({**LEARNED, 'reward.segment_length': 16}, 'reward.segment_length: 16 is longer than the ep'),
     ({**LEARNED, 'rollout.random_env_steps': 2, 'rollout.steps': 2}, '.*before the first round'),
