@@ -107,7 +107,8 @@ class Reference(Section):
 
     source: Literal['init', 'run', 'brax', 'ppo'] = 'init'
     """`init`: a new network. `run`: the policy of the run at `path`. `brax`: the Brax PPO
-    checkpoint at `path`. `ppo`: train Brax PPO on the true reward for `ppo_env_steps` first."""
+    checkpoint at `path`. `ppo`: train Brax PPO on the true reward for `ppo_env_steps` first; not
+    where the reward is learned (`labeller.source`)."""
     path: Path | None = None
     """A run directory, or a Brax PPO checkpoint."""
     best: bool = False
@@ -260,6 +261,12 @@ def _check_reward(run: ControlRun) -> None:
         by = f'labeller.source: {run.labeller.source}; did you mean labeller.source: reward?'
         unused.refuse('reward', run.reward, by)
         return
+    if run.reference.source == 'ppo':
+        raise UserError(
+            'reference.source: ppo: trains the start policy and the reference on the true reward, '
+            f'of which labeller.source: {run.labeller.source} tells only answers; start from init, '
+            'or by run or brax from a policy that may know it'
+        )
     if run.labeller.max_labels is not None:
         raise UserError(
             'labeller.max_labels: of comparisons that the teacher labels; with labeller.source: '

@@ -149,6 +149,11 @@ def test_new_answers_are_predicted_before_they_are_learned(made):
     ('settings', 'said'),
     [
         ({'labeller': {}}, 'reward.hidden: not used by labeller.source: teacher; did you m'),
+        (
+            {'reference': {'source': 'ppo'}},
+            'reference.source: ppo: trains the start policy and the reference on the true reward, '
+            'of which labeller.source: reward tells only answers; start from init, or by run',
+        ),
         ({'labeller': {'source': 'reward', 'max_labels': 9}}, 'labeller.max_labels: of comparis'),
         (
             {'reward': {'questions': {**ROUND, 'candidates': 13}}},
