@@ -277,6 +277,8 @@ def _check_reward(run: ControlRun) -> None:
             'reward.questions.budget: 0, without reward.path and reward.answers: there is nothing '
             'to learn a reward from'
         )
+    if questions.budget == 0:
+        return
     pairs = rollout.contexts * rollout.group_size * (rollout.group_size - 1) // 2
     if questions.candidates > pairs:
         raise UserError(

@@ -9,17 +9,16 @@ import jax
 from brax.envs.base import Env
 from jax.sharding import Mesh
 
-from sail_jax import files
 from sail_jax.control import envs, evaluate, reference, workload
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun, check
 from sail_jax.control.judgement import SegmentReward
-from sail_jax.control.reward import people
+from sail_jax.control.reward import beginning, people, rounds
 from sail_jax.control.reward.state import ContextsAndReward, ContextsRewardAndAsked
 from sail_jax.sweep import Members
 from sail_jax.training import devices, program
 from sail_jax.training.program import Programs
-from sail_jax.training.task import Task
+from sail_jax.training.task import OF_PAIRS, Task
 
 WATCH = {
     'time/env_steps_per_s': 'steps/s',
@@ -65,12 +64,6 @@ def shardings(mesh: Mesh, state: Any) -> Any:
         sampler = everywhere._replace(contexts=layout.sampler.contexts)
         layout = layout._replace(sampler=sampler)
     return layout
-
-
-def digests(run: ControlRun) -> dict[str, str]:
-    """Of what a learned reward begins with; see `Task.digests`."""
-    paths = {'reward.path': run.reward.path, 'reward.answers': run.reward.answers}
-    return {key: files.digest(path, whole=True) for key, path in paths.items() if path is not None}
 
 
 def programs(run: ControlRun, chips: devices.Chips = None) -> Programs:
@@ -135,8 +128,9 @@ def make(
         best=('eval/return',),
         batch_bytes=lambda: batch_bytes(env, run),
         exchange=exchange,
+        absent=(*OF_PAIRS, *rounds.ABSENT),
         reference_stays=run.refresh_updates is None,
-        digests=lambda: digests(run),
+        digests=lambda: beginning.digests(run.reward),
         smaller='lower rollout.contexts, rollout.group_size, rollout.segment_length or '
         'evaluation.episodes',
         broken='episodes in which the simulator returned NaN or infinity; each counts as the worst '

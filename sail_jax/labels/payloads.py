@@ -18,7 +18,7 @@ KINDS = 'segments', 'responses'
 
 
 class SegmentPair(NamedTuple):
-    """Two segments from one state, float32."""
+    """Two segments, float32; from one state, but for those of soft actor-critic."""
 
     obs: np.ndarray
     """Before each step, [2, T, O]."""

@@ -141,6 +141,13 @@ def test_new_answers_are_predicted_before_they_are_learned(made):
     np.testing.assert_allclose(told.margin_N[:3], margin_MxN.mean(0)[:3], atol=1e-5)
     right = (np.sign(told.margin_N[:3]) > 0) == (told.answers.prob[:3] > 0.5)
     assert metrics['answer_accuracy'] == pytest.approx(right.mean())
+    sure = 1 / (1 + np.exp(-np.abs(np.asarray(told.margin_N[:3]))))
+    assert metrics['answer_confidence'] == pytest.approx(sure.mean(), abs=1e-5)
+    loss = -np.log(np.where(right, sure, 1 - sure)).mean()
+    assert metrics['answer_loss'] == pytest.approx(loss, abs=1e-5)
+    bins = [sum((right - sure)[(sure * 20).astype(int) == i]) for i in range(10, 20)]
+    error = np.abs(bins).sum() / 3
+    assert metrics['answer_calibration_error'] == pytest.approx(error, abs=1e-5)
     assert metrics['reward_spread'] > 0
     assert -1 <= metrics['reward_correlation'] <= 1
 

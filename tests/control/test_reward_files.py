@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import sail_jax
-from sail_jax.control.reward import answers, evaluate, weights
+from sail_jax.control.reward import answers, beginning, evaluate, weights
 from sail_jax.control.reward import ensemble as reward_ensemble
 from sail_jax.control.reward.answers import Widths
 from sail_jax.control.reward.config import RewardEnsemble
 from sail_jax.control.reward.evaluate import Played
-from sail_jax.control.reward.state import begun, nothing
+from sail_jax.control.reward.state import begun, nothing, untaught
 from sail_jax.control.reward.weights import FittedReward
 from sail_jax.training import devices
 from tests.support.checkpoints import same
@@ -32,7 +32,7 @@ def write(path, params, environment='point (none)'):
 
 def told():
     """A reward after three of four questions: the first of unlike lengths, the last skipped."""
-    reward = begun((), nothing(*WIDTHS), budget=4, steps=3)
+    reward = begun(untaught((), nothing(*WIDTHS), budget=4, steps=3))
     rng = np.random.default_rng(0)
     steps = np.asarray([[3, 2], [3, 3], [1, 3], [0, 0]])
     mask = (np.arange(3) < steps[..., None]).astype(np.float32)
@@ -66,7 +66,7 @@ def test_a_row_says_who_answered_and_when(tmp_path):
 
 
 def test_a_run_goes_on_from_answers_with_places_for_its_own():
-    reward = begun((), told().answers, budget=2, steps=5)
+    reward = begun(untaught((), told().answers, budget=2, steps=5))
     assert reward.answers.obs.shape == (6, 2, 5, 2)
     same(reward.answers.obs[:4, :, :3], told().answers.obs)
     assert reward.answers.weight.tolist() == [1, 1, 0, 0, 0, 0]
@@ -255,6 +255,48 @@ def test_a_reward_is_held_against_answers(params):
     assert got['answer_confidence'] == pytest.approx(np.maximum(first, 1 - first).mean(), abs=1e-5)
 
 
+def test_of_no_answers_nothing_is_known():
+    some = reward_ensemble.of_answers(jnp.ones(2), jnp.asarray([1, 0.5]), jnp.asarray([0.0, 1]))
+    assert np.isnan(some.pop('answer_accuracy'))  # Of "the same" alone.
+    assert np.isfinite(list(some.values())).all()
+    none = reward_ensemble.of_answers(jnp.ones(2), jnp.ones(2), jnp.zeros(2))
+    assert set(none) == set(reward_ensemble.OF_ANSWERS)
+    assert np.isnan(list(none.values())).all()
+
+
+def test_a_tenth_of_a_files_answers_is_predicted_before_it_is_learned():
+    """By what was fitted on the others: here a number, how many there were."""
+
+    def fit(fitted, pairs, key, passes):
+        counted = jnp.where(passes > 0, pairs.weight.sum(), fitted.params)
+        return reward_ensemble.Fit(fitted._replace(params=counted), jnp.zeros(()), passes)
+
+    def predict(params, obs, action):
+        return params * obs[None, ..., 0]
+
+    ours = reward_ensemble.Ensemble(init=None, predict=predict, fit=fit)
+    settings = RewardEnsemble.model_validate({'questions': {'budget': 3}})
+    ones = np.ones((25, 2, 1, 1), np.float32)
+    pairs = reward_ensemble.Comparisons(
+        obs=ones * np.arange(25)[:, None, None, None] * [[[2.0]], [[1.0]]],
+        action=ones,
+        mask=ones[..., 0],
+        prob=np.arange(25) % 2.0,
+        weight=np.ones(25, np.float32),
+    )
+    start = reward_ensemble.Fitted(params=jnp.zeros(()), optimizer=())
+    before = begun(untaught(start, jax.tree.map(jnp.asarray, pairs), budget=3, steps=1))
+    after = beginning.foretold(settings, ours, before, jax.random.key(0))
+    assert after.fitted.params == 23
+    held = np.isin(np.arange(28), [9, 19])
+    np.testing.assert_array_equal(after.margin_N, held * np.arange(28) * 23)
+    assert beginning.known_before(settings, after)['answer_accuracy'] == 1
+    wrong = after._replace(margin_N=jnp.where(held, -after.margin_N, 7.0))
+    assert beginning.known_before(settings, wrong)['answer_accuracy'] == 0
+    later = after._replace(asked=jnp.int32(3), margin_N=jnp.ones(28))
+    same(beginning.foretold(settings, ours, later, jax.random.key(0)), later)
+
+
 def test_returns_of_segments_are_sums_of_what_happened():
     mask = np.asarray([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], np.float32)
     true = np.arange(10.0).reshape(2, 5) * mask
@@ -293,8 +335,10 @@ def test_from_a_run_to_files_and_back(tmp_path):
         return result, weights._read(again)[1]
 
     start = weights._read(fitted)[1]
-    fixed, kept = began('fixed', path=str(fitted), questions=none)
+    # More candidates than there are pairs are none of its business.
+    fixed, kept = began('fixed', path=str(fitted), questions={**none, 'candidates': 999})
     assert fixed.labels == 0
+    assert not {'train/fit_accuracy', 'train/answer_accuracy'} & fixed.update.keys()
     same(kept, start)
     said = message(lambda: sail_jax.export_labels(tmp_path / 'fixed', answered, env=Point()))
     assert said == f'{tmp_path / "fixed"}: its teacher was asked nothing yet'

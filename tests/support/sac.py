@@ -1,10 +1,12 @@
 """A soft actor-critic run that is as small as can be, and rows of a replay."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from brax.envs.base import Env
 
 from sail_jax import configfile, runs
@@ -52,6 +54,16 @@ def by_people(**settings: Any) -> SacRun:
     """The same, on a reward that people teach."""
     who = {'source': 'people', 'instruction': 'Which one is nearer?', 'repeat_every': 0}
     return run(**{'reward': REWARD, 'labeller': who} | settings)
+
+
+def answers(count: int) -> Iterator[dict[str, Any]]:
+    """Rows of answers about `Point`, segments of four and two steps: the first is better where it
+    lies further out in all."""
+    for n in range(count):
+        first, second = [[n % 3 / 3, 0.0]] * 4, [[n % 2 / 2, 0.0]] * 2
+        margin = sum(x for x, _ in first) - sum(x for x, _ in second)
+        still = ([[0.0, 0.0]] * 4, [[0.0, 0.0]] * 2)
+        yield {'obs': (first, second), 'action': still, 'choice': (1 + float(np.sign(margin))) / 2}
 
 
 def saved_state(path: Path, run: SacRun, env: Env) -> State:

@@ -15,10 +15,11 @@ class Questions(Section):
 
     choice: Literal['disagreement', 'entropy', 'uniform'] = 'disagreement'
     """Of a round's candidates: those where the members disagree most (the standard deviation of
-    their probabilities), those where they are least sure (the mean entropy), or any. The first
-    round, of which no member knows anything, takes any."""
+    their probabilities), those where they are least sure (the mean entropy), or any. As long as no
+    member knows anything, any."""
     candidates: int = Field(default=100, ge=1, le=2**20)
-    """Pairs of a round that are looked at: two segments from one state each."""
+    """Pairs of a round that are looked at: two segments from one state each; of soft actor-critic,
+    two of the replay."""
     per_round: int = Field(default=10, ge=1, le=2**16)
     """Questions of a round."""
     budget: int = Field(default=250, ge=0, le=2**20)
@@ -26,7 +27,7 @@ class Questions(Section):
     goes on with the reward as it is; 0 leaves what `reward.path` and `reward.answers` give."""
     every_env_steps: int = Field(default=2000, ge=1, le=2**40)
     """Env steps between rounds, rounded up to whole updates; the first comes with the first
-    update."""
+    update, of soft actor-critic after the random and the unsupervised steps."""
 
 
 class RewardEnsemble(Section):
@@ -49,6 +50,6 @@ class RewardEnsemble(Section):
     path: Path | None = None
     """A file of `sail-jax reward export`: what the ensemble starts as; none is a new one."""
     answers: Path | None = None
-    """Answered pairs, a file of `sail-jax labels export`: the first update fits the ensemble on
-    them, and later rounds on them and their own."""
+    """Answered pairs, a file of `sail-jax labels export`: before anything is learned from the
+    ensemble it is fitted on them, and later on them and the answers of the run."""
     questions: Questions = Questions()

@@ -21,6 +21,7 @@ from brax.training import networks as brax_networks
 from sail_jax.control.policy import observed
 from sail_jax.control.reward.config import RewardEnsemble
 from sail_jax.core import bradley_terry
+from sail_jax.core.types import Metrics
 
 
 class Comparisons(NamedTuple):
@@ -104,6 +105,28 @@ def margins(ensemble: Ensemble, params: Any, pairs: Comparisons) -> jax.Array:
     reward_MxNx2xT = ensemble.predict(params, pairs.obs, pairs.action)
     return_MxNx2 = (reward_MxNx2xT * pairs.mask).sum(-1)
     return return_MxNx2[..., 0] - return_MxNx2[..., 1]
+
+
+OF_ANSWERS = ('answer_accuracy', 'answer_loss', 'answer_confidence', 'answer_calibration_error')
+
+
+def of_answers(margin_N: jax.Array, prob_N: jax.Array, weight_N: jax.Array) -> Metrics:
+    """How right and how sure margins are about answers: `OF_ANSWERS`, NaN of none.
+
+    Args:
+      margin_N: the members' mean.
+      prob_N, weight_N: as of `Comparisons`.
+    """
+    loss_N = bradley_terry.cross_entropy(margin_N, prob_N)
+    numbers = {
+        'accuracy': bradley_terry.accuracy(margin_N, prob_N, weight_N),
+        'loss': (weight_N * loss_N).sum() / jnp.maximum(weight_N.sum(), 1),
+        **bradley_terry.calibration(margin_N, prob_N, weight_N),
+    }
+    decided_N = weight_N * (prob_N != 0.5)
+    counted = {'accuracy': decided_N.any()}
+    there = lambda name: counted.get(name, weight_N.any())
+    return {f'answer_{name}': jnp.where(there(name), x, jnp.nan) for name, x in numbers.items()}
 
 
 # parameters: the first three are those that `make` sets.

@@ -14,9 +14,9 @@ from brax.envs.base import Env
 from sail_jax.control import rollout
 from sail_jax.control.lanes import World
 from sail_jax.control.policy import ActorNetworks, observed
-from sail_jax.control.reward.ensemble import Comparisons, Ensemble, margins
+from sail_jax.control.reward.ensemble import Comparisons, Ensemble, margins, of_answers
 from sail_jax.control.rollout import Contexts
-from sail_jax.core import bradley_terry, precision
+from sail_jax.core import precision
 from sail_jax.core.keys import EVALUATE, row_keys, split_rows, stream
 from sail_jax.core.types import Policies, Policy
 from sail_jax.plots import COLORS, Picture
@@ -97,13 +97,7 @@ def on_answers(ensemble: Ensemble, params: Any, pairs: Comparisons) -> dict[str,
     held-out pairs where the reward was not fitted on them."""
     margin_N = margins(ensemble, params, pairs).mean(0)
     prob_N, weight_N = jnp.asarray(pairs.prob), jnp.asarray(pairs.weight)
-    loss_N = bradley_terry.cross_entropy(margin_N, prob_N)
-    numbers = {
-        'answer_accuracy': bradley_terry.accuracy(margin_N, prob_N, weight_N),
-        'answer_loss': (weight_N * loss_N).sum() / jnp.maximum(weight_N.sum(), 1),
-    }
-    for name, value in bradley_terry.calibration(margin_N, prob_N, weight_N).items():
-        numbers[f'answer_{name}'] = value
+    numbers = of_answers(margin_N, prob_N, weight_N)
     return {'answers': int(weight_N.sum()), **{name: float(x) for name, x in numbers.items()}}
 
 

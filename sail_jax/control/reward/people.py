@@ -13,12 +13,10 @@ import jax
 from brax.envs.base import Env
 from jax.sharding import Mesh
 
-from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
-from sail_jax.control.reward import asking, rounds
-from sail_jax.control.reward import ensemble as reward_ensemble
+from sail_jax.control.reward import asking, beginning, rounds
 from sail_jax.control.reward.asking import AskedSegments, Told
-from sail_jax.control.reward.state import AskedPeople, LearnedReward
+from sail_jax.control.reward.state import AskedPeople, LearnedReward, begun_with
 from sail_jax.core import precision
 from sail_jax.core.keys import ANSWERS, stream
 from sail_jax.core.types import State
@@ -46,8 +44,7 @@ def require_drawable(run: ControlRun, env: Env, segment_reward: Any) -> None:
 
 def make_learn(run: ControlRun, env: Env, mesh: Mesh) -> Learn:
     """The compiled function."""
-    obs_shape = control_policy.observation_shape(env)
-    ensemble = reward_ensemble.make(run.reward, obs_shape, env.action_size)
+    ensemble = beginning.make_ensemble(run.reward, env)
 
     @partial(jax.jit, out_shardings=devices.replicated(mesh))
     @precision.traced_at(precision.resolved(run))
@@ -55,7 +52,8 @@ def make_learn(run: ControlRun, env: Env, mesh: Mesh) -> Learn:
         reward: LearnedReward, asked: AskedPeople, told: Told, key: jax.Array
     ) -> tuple[LearnedReward, AskedPeople]:
         answers = asking.with_told(reward.answers, told)
-        reward = rounds.fitted(ensemble, reward._replace(answers=answers), key)
+        reward = beginning.foretold(run.reward, ensemble, reward._replace(answers=answers), key)
+        reward = rounds.fitted(ensemble, reward, key)
         return reward, asked._replace(waiting=asked.waiting - told.new_N.sum())
 
     return learn
@@ -75,7 +73,7 @@ class AskingUpdates:
 
     def asked(self, state: State) -> AskedSegments:
         reward, asked = jax.device_get((state.sampler.reward, state.sampler.asked))
-        prior, steps = self._prior(reward), self._run.rollout.segment_length
+        prior, steps = begun_with(self._run.reward, reward), self._run.rollout.segment_length
         newest = int(reward.update_N.max())
         answers = reward.answers
         return AskedSegments(
@@ -89,17 +87,13 @@ class AskingUpdates:
     def learn(self, state: State, answers: Sequence[Answer]) -> State:
         """As of `AskingRun`; before the first update it fits what the run began with."""
         reward, step = state.sampler.reward, int(state.step)
-        prior = self._prior(reward)
-        if not answers and (step > 0 or not prior):
+        prior = begun_with(self._run.reward, reward)
+        if not answers and (step > 0 or not prior or reward.passes > 0):
             return state
         told = asking.in_places(answers, prior, len(reward.update_N))
         key = jax.random.fold_in(stream(state.seed, ANSWERS), step)
         reward, asked = self._learn(reward, state.sampler.asked, told, key)
         return state._replace(sampler=state.sampler._replace(reward=reward, asked=asked))
-
-    def _prior(self, reward: LearnedReward) -> int:
-        """Answers that the run began with."""
-        return len(reward.update_N) - self._run.reward.questions.budget
 
 
 def open_exchange(run: ControlRun, env: Env, mesh: Mesh, run_dir: Path) -> HostExchange:

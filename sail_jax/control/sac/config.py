@@ -280,17 +280,19 @@ def _check_reward(run: SacRun) -> None:
         unused.refuse('reward', run.reward, by)
         return
     people.check(run)
-    for key in ('path', 'answers'):
-        if getattr(run.reward, key, None) is not None:
-            raise UserError(f'reward.{key}: of control runs; a soft actor-critic run has none')
     if run.labeller.max_labels is not None:
         raise UserError(
             'labeller.max_labels: ends a run; with reward.source: learned the budget of answers is '
             'reward.questions.budget, and training goes on after it'
         )
     questions, length = run.reward.questions, run.reward.segment_length
+    if questions.budget == 0 and run.reward.path is None and run.reward.answers is None:
+        raise UserError(
+            'reward.questions.budget: 0, without reward.path and reward.answers: there is nothing '
+            'to learn a reward from'
+        )
     if questions.budget == 0:
-        raise UserError('reward.questions.budget: 0; a reward is learned from answers')
+        return
     if questions.per_round > questions.candidates:
         raise UserError(
             f'reward.questions.per_round: {questions.per_round} is more than there are candidates '

@@ -9,10 +9,10 @@ import numpy as np
 from brax.envs.base import Env
 
 from sail_jax.control.reward import answers, of_run
+from sail_jax.control.reward.state import Taught
 from sail_jax.control.reward.weights import FittedReward
 from sail_jax.control.sac import session, task
 from sail_jax.control.sac.config import SacRun
-from sail_jax.control.sac.session import Taught
 from sail_jax.errors import UserError
 from sail_jax.kind import Saved
 
@@ -59,8 +59,9 @@ def export_answers(saved: Saved, out: Path, env: Env | None = None) -> Path:
 
 def asked_after(run: SacRun, taught: Taught) -> np.ndarray:
     """Updates before each question to a teacher, who is asked every round in time; [N], 0 of those
-    to come."""
+    to come, and of answers that the run began with."""
     number_N = np.arange(run.reward.questions.budget)
     round_N = number_N // run.reward.questions.per_round
     after_N = run.reward_updates + round_N * session.every_updates(run)
-    return np.where(number_N < int(taught.asked), after_N, 0)
+    own_N = np.where(number_N < int(taught.asked), after_N, 0)
+    return np.pad(own_N, (len(taught.margin_N) - len(own_N), 0))

@@ -21,12 +21,13 @@ import numpy as np
 from brax.envs.base import Env
 from jax.sharding import Mesh
 
-from sail_jax.control.reward import asking
+from sail_jax.control.reward import asking, beginning, questions
 from sail_jax.control.reward.asking import AskedSegments, Told
+from sail_jax.control.reward.questions import Proposal
+from sail_jax.control.reward.state import Taught, begun_with
 from sail_jax.control.sac import replay, session, update
 from sail_jax.control.sac.config import SacRun
 from sail_jax.control.sac.replay import Replay
-from sail_jax.control.sac.session import Proposal, Taught
 from sail_jax.control.sac.update import Experience, Now, RewardFunctions
 from sail_jax.core import precision
 from sail_jax.core.types import Metrics, State
@@ -41,11 +42,16 @@ class TaughtByPeople(NamedTuple):
     taught: Taught
     """A question that nobody has answered yet has its place, and no weight."""
     update_N: jax.Array
-    """Updates before it was asked; 0 of an empty place."""
+    """Updates before it was asked; 0 of an empty place. Of the run's own questions alone."""
     told_N: jax.Array
-    """Whether training has learned of an answer, bool."""
+    """Whether training has learned of an answer, bool; of the same."""
     numbers: Metrics
-    """`session.SESSION_METRICS` of a fit that no update has told of yet; else NaN."""
+    """`session.SESSION_METRICS` of a fit that no update has told of yet, `KEPT` of them; else NaN.
+    """
+
+
+KEPT = ('fit_accuracy', 'fit_passes', 'answer_accuracy', 'reward_spread', 'reward_correlation')
+"""Checkpoints have these; what answers came to is in `Taught`."""
 
 
 class BetweenDispatches(NamedTuple):
@@ -62,15 +68,15 @@ class BetweenDispatches(NamedTuple):
 
 def make(env: Env, run: SacRun) -> RewardFunctions:
     """The functions of a run whose reward is learned from people; its updates ask nobody."""
-    ensemble = session.make_ensemble(env, run)
-    N = run.reward.questions.budget
+    ensemble = beginning.make_ensemble(run.reward, env)
+    N, untaught = run.reward.questions.budget, beginning.make(run, env, ensemble)
 
     def init(key: jax.Array) -> TaughtByPeople:
         return TaughtByPeople(
-            taught=session.untaught(env, run, ensemble, key),
+            taught=untaught(key),
             update_N=jnp.zeros(N, jnp.int32),
             told_N=jnp.zeros(N, bool),
-            numbers={name: jnp.full((), jnp.nan) for name in session.SESSION_METRICS},
+            numbers={name: jnp.full((), jnp.nan) for name in KEPT},
         )
 
     def predict(reward: TaughtByPeople, obs: jax.Array, action: jax.Array) -> jax.Array:
@@ -78,50 +84,58 @@ def make(env: Env, run: SacRun) -> RewardFunctions:
 
     def begin(state: State, now: Now, key: jax.Array) -> tuple[State, Metrics]:
         there: Experience = state.sampler
-        numbers = there.reward.numbers
-        told = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), numbers)
-        there = there._replace(reward=there.reward._replace(numbers=told))
-        return state._replace(sampler=there), numbers
+        numbers, known = (
+            there.reward.numbers,
+            beginning.known_before(run.reward, there.reward.taught),
+        )
+        new = ~jnp.isnan(numbers['fit_passes'])
+        known = {name: jnp.where(new, x, jnp.nan) for name, x in known.items()}
+        nothing = {name: jnp.full_like(x, jnp.nan) for name, x in numbers.items()}
+        there = there._replace(reward=there.reward._replace(numbers=nothing))
+        return state._replace(sampler=there), numbers | known
 
     return RewardFunctions(init=init, predict=predict, begin=begin)
 
 
 def between_dispatches(env: Env, run: SacRun, mesh: Mesh) -> BetweenDispatches:
     """The programs of a run."""
-    settings, ensemble = run.reward.questions, session.make_ensemble(env, run)
+    settings, ensemble = run.reward, beginning.make_ensemble(run.reward, env)
 
     def compiled(function: Any) -> Any:
         function = precision.traced_at(precision.resolved(run))(function)
         return jax.jit(function, out_shardings=devices.replicated(mesh))
 
     def propose(reward: TaughtByPeople, there: Replay, key: jax.Array) -> Proposal:
-        show_key, ask_key, _ = jax.random.split(key, 3)
-        pick_key, _ = jax.random.split(ask_key)
-        candidates = session.shown(run, there, show_key)
-        return session.proposed(run, ensemble, reward.taught, candidates, pick_key)
+        keys = session.round_keys(key)
+        candidates = session.shown(run, there, keys.show)
+        return questions.proposed(settings, ensemble, reward.taught, candidates, keys.pick)
 
     def place(
         reward: TaughtByPeople, proposal: Proposal, step: jax.Array, labels: jax.Array
     ) -> tuple[TaughtByPeople, jax.Array]:
-        nothing = jnp.zeros(settings.per_round)
-        taught = session.placed(run, reward.taught, proposal, nothing, nothing)
-        place_N = jnp.arange(settings.budget)
-        new_N = (place_N >= reward.taught.asked) & (place_N < taught.asked)
+        budget, asked = settings.questions.budget, reward.taught.asked
+        number = jnp.minimum(settings.questions.per_round, budget - asked)
+        taught = questions.placed(settings, reward.taught, proposal, None, number)
+        number_N = jnp.arange(budget)
+        new_N = (number_N >= asked) & (number_N < taught.asked)
         update_N = jnp.where(new_N, step, reward.update_N)
         return reward._replace(taught=taught, update_N=update_N), labels + new_N.sum()
 
     def learn(
         reward: TaughtByPeople, there: Replay, told: Told, key: jax.Array
     ) -> tuple[TaughtByPeople, jax.Array]:
-        show_key, _, fit_key = jax.random.split(key, 3)
+        keys = session.round_keys(key)
         answers = asking.with_told(reward.taught.answers, told)
-        candidates = session.shown(run, there, show_key)
+        candidates = session.shown(run, there, keys.show)
         taught, numbers = session.refitted(
-            ensemble, reward.taught._replace(answers=answers), candidates, fit_key
+            run, ensemble, reward.taught._replace(answers=answers), candidates, keys.fit
         )
         predict = partial(session.predicted, ensemble, taught)
-        told_N = reward.told_N | told.new_N
-        reward = reward._replace(taught=taught, told_N=told_N, numbers=numbers)
+        reward = reward._replace(
+            taught=taught,
+            told_N=reward.told_N | told.new_N[begun_with(settings, taught) :],
+            numbers={name: numbers[name] for name in KEPT},
+        )
         return reward, replay.relabelled(there, predict, there.written)
 
     return BetweenDispatches(*map(compiled, (propose, place, learn)))
@@ -141,20 +155,24 @@ class AskingReplay:
         return asked + due * self._due(state)
 
     def awaited(self, state: State) -> int:
-        """Without `labeller.wait` the first round: there is nothing to learn from before it."""
-        count = self.count(state)
-        return count if self._run.labeller.wait else min(count, self._settings.per_round)
+        """Without `labeller.wait` the first round, if there is nothing to learn from before it."""
+        count, reward = self.count(state), self._run.reward
+        if self._run.labeller.wait:
+            return count
+        knows = reward.path is not None or reward.answers is not None
+        return 0 if knows else min(count, self._settings.per_round)
 
     def asked(self, state: State) -> AskedSegments:
         taught = jax.device_get(state.sampler.reward.taught)
+        prior, steps = begun_with(self._run.reward, taught), self._run.reward.segment_length
         before, number = int(taught.asked), self.count(state)
         new: Any = self._round(state).pairs if number > before else None
         both = lambda name: (
-            getattr(taught.answers, name)[:before],
+            getattr(taught.answers, name)[prior : prior + before, :, :steps],
             *(() if new is None else [getattr(new, name)[: number - before]]),
         )
         links = jax.eval_shape(lambda steps: steps.pose, state.sampler.replay.steps).shape[3:]
-        nothing = np.zeros((0, 2, self._run.reward.segment_length + 1, *links), np.float32)
+        nothing = np.zeros((0, 2, steps + 1, *links), np.float32)
         return AskedSegments(
             obs=np.concatenate(both('obs')),
             action=np.concatenate(both('action')),
@@ -164,6 +182,7 @@ class AskingReplay:
         )
 
     def learn(self, state: State, answers: Sequence[Answer]) -> State:
+        """As of `AskingRun`; before the first update it fits what the run began with."""
         there: Experience = state.sampler
         key = update.update_keys(state).ask
         reward, labels = there.reward, state.labels
@@ -171,8 +190,10 @@ class AskingReplay:
             reward, labels = self._programs.place(reward, self._round(state), state.step, labels)
         known_N = np.asarray(reward.told_N)
         new = [answer for answer in answers if not known_N[answer.number]]
-        if new:
-            told = asking.in_places(new, 0, self._settings.budget)
+        prior = begun_with(self._run.reward, reward.taught)
+        fitted = np.isfinite(reward.numbers['fit_passes'])
+        if new or (prior and int(state.step) == 0 and not fitted):
+            told = asking.in_places(new, prior, len(reward.taught.margin_N))
             reward, rewards = self._programs.learn(reward, there.replay, told, key)
             there = there._replace(replay=replay.with_rewards(there.replay, rewards))
         return state._replace(sampler=there._replace(reward=reward), labels=labels)
@@ -187,7 +208,7 @@ class AskingReplay:
             session.on_time(self._run, step)
             and step < self._run.dispatches * self._run.updates_per_dispatch
             and asked < self._settings.budget
-            and update_N.max() < step
+            and update_N.max(initial=0) < step
             and told_N[:asked].all()
         )
 

@@ -38,7 +38,8 @@ class Transition(NamedTuple):
 
 
 class PosedTransition(NamedTuple):
-    """The same, with what people see of it."""
+    """The same, with what people see of it. A class of its own: checkpoints without poses are no
+    checkpoints of one whose `pose` is None, says Orbax."""
 
     obs: jax.Array
     action: jax.Array

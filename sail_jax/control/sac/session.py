@@ -17,42 +17,34 @@ import jax
 import jax.numpy as jnp
 from brax.envs.base import Env
 
-from sail_jax.control import policy as control_policy
-from sail_jax.control.reward import ensemble as reward_ensemble
-from sail_jax.control.reward import questions, rounds
-from sail_jax.control.reward.ensemble import Comparisons, Ensemble, Fitted, margins
-from sail_jax.control.reward.rounds import Shown
+from sail_jax.control.reward import beginning, questions, rounds
+from sail_jax.control.reward.ensemble import OF_ANSWERS, Ensemble
+from sail_jax.control.reward.questions import Shown
+from sail_jax.control.reward.state import Taught
 from sail_jax.control.sac import replay
 from sail_jax.control.sac.config import SacRun
 from sail_jax.control.sac.replay import PosedTransition, Replay
 from sail_jax.control.sac.update import Experience, Now, RewardFunctions
-from sail_jax.core import bradley_terry
 from sail_jax.core.types import Metrics, State
 
 SPARE = 2
 """Pairs drawn for each candidate; those within one episode come first."""
 
 
-class Taught(NamedTuple):
-    """The ensemble, and all that it has been told."""
+class RoundKeys(NamedTuple):
+    """Of randomness, for the parts of a round."""
 
-    fitted: Fitted
-    answers: Comparisons
-    """A place for each question of the run, N; those to come are empty."""
-    margin_N: jax.Array
-    """By how much the first's return was larger in the ensemble's eyes when the pair was asked
-    about, before it learned the answer."""
-    asked: jax.Array
-    """Questions so far, int32."""
+    show: jax.Array
+    pick: jax.Array
+    answer: jax.Array
+    fit: jax.Array
 
 
-class Proposal(NamedTuple):
-    """A round of questions, Q of them, before anybody has answered."""
-
-    pairs: Shown
-    """[Q, 2, T, ...]"""
-    margin_Q: jax.Array
-    """As of `Taught`."""
+def round_keys(key: jax.Array) -> RoundKeys:
+    """Those of `UpdateKeys.ask`."""
+    show_key, ask_key, fit_key = jax.random.split(key, 3)
+    pick_key, answer_key = jax.random.split(ask_key)
+    return RoundKeys(show=show_key, pick=pick_key, answer=answer_key, fit=fit_key)
 
 
 class Asked(NamedTuple):
@@ -73,9 +65,9 @@ class Teaching(NamedTuple):
     """As of `RewardFunctions`."""
     due: Callable[[jax.Array], jax.Array]
     """Of a number of updates, whether a session comes before the next one."""
-    session: Callable[[Taught, Replay, jax.Array], Asked]
-    """`(taught, replay, key)`: questions about the replay, answers, and a fit. The whole replay is
-    relabelled afterwards."""
+    session: Callable[[Taught, Replay, jax.Array, jax.Array], Asked]
+    """`(taught, replay, key, updates)`: questions about the replay, answers, and a fit; before the
+    first round a fit alone. The whole replay is relabelled afterwards."""
 
 
 def make(env: Env, run: SacRun) -> RewardFunctions:
@@ -87,50 +79,29 @@ def make(env: Env, run: SacRun) -> RewardFunctions:
 
 def make_teaching(env: Env, run: SacRun) -> Teaching:
     """What `make` is made of."""
-    settings, ensemble = run.reward.questions, make_ensemble(env, run)
+    settings, ensemble = run.reward.questions, beginning.make_ensemble(run.reward, env)
     rounds_of_run = -(-settings.budget // settings.per_round)
 
     def due(updates: jax.Array) -> jax.Array:
         since = updates - run.reward_updates
-        return on_time(run, updates) & (since // every_updates(run) < rounds_of_run)
+        asks = on_time(run, updates) & (since // every_updates(run) < rounds_of_run)
+        return asks | (updates == 0) if run.reward.answers else asks
 
-    def session(taught: Taught, there: Replay, key: jax.Array) -> Asked:
-        show_key, ask_key, fit_key = jax.random.split(key, 3)
-        candidates = shown(run, there, show_key)
-        number = jnp.minimum(settings.per_round, settings.budget - taught.asked)
-        taught = answered(run, ensemble, taught, candidates, ask_key)
-        taught, numbers = refitted(ensemble, taught, candidates, fit_key)
+    def session(taught: Taught, there: Replay, key: jax.Array, updates: jax.Array) -> Asked:
+        keys = round_keys(key)
+        candidates = shown(run, there, keys.show)
+        left = jnp.minimum(settings.per_round, settings.budget - taught.asked)
+        number = jnp.where(updates < run.reward_updates, 0, left)
+        if settings.budget > 0:
+            taught = answered(run, ensemble, taught, candidates, keys, number)
+        taught, numbers = refitted(run, ensemble, taught, candidates, keys.fit)
         return Asked(taught, number, numbers)
 
     return Teaching(
-        init=partial(untaught, env, run, ensemble),
+        init=beginning.make(run, env, ensemble),
         predict=partial(predicted, ensemble),
         due=due,
         session=session,
-    )
-
-
-def make_ensemble(env: Env, run: SacRun) -> Ensemble:
-    """The networks of a run's reward."""
-    shape = control_policy.observation_shape(env)
-    return reward_ensemble.make(run.reward, shape, env.action_size)
-
-
-def untaught(env: Env, run: SacRun, ensemble: Ensemble, key: jax.Array) -> Taught:
-    """Before any question."""
-    shape: Any = control_policy.observed(control_policy.observation_shape(env))
-    N, T = run.reward.questions.budget, run.reward.segment_length
-    return Taught(
-        fitted=ensemble.init(key),
-        answers=Comparisons(
-            obs=jnp.zeros((N, 2, T, *shape)),
-            action=jnp.zeros((N, 2, T, env.action_size)),
-            mask=jnp.zeros((N, 2, T)),
-            prob=jnp.zeros(N),
-            weight=jnp.zeros(N),
-        ),
-        margin_N=jnp.zeros(N),
-        asked=jnp.zeros((), jnp.int32),
     )
 
 
@@ -157,7 +128,7 @@ def asked_if_due(
     there: Experience = state.sampler
 
     def ask(there: Experience) -> tuple[Asked, jax.Array]:
-        asked = teaching.session(there.reward, there.replay, key)
+        asked = teaching.session(there.reward, there.replay, key, now.clock)
         filled = now.clock * run.rollout.steps
         predict = partial(teaching.predict, asked.taught)
         return asked, replay.relabelled(there.replay, predict, filled)
@@ -199,70 +170,54 @@ def shown(run: SacRun, there: Replay, key: jax.Array) -> Shown:
     )
 
 
-def proposed(
-    run: SacRun, ensemble: Ensemble, taught: Taught, candidates: Shown, key: jax.Array
-) -> Proposal:
-    """The candidates that are worth a question."""
-    margin_MxC = margins(ensemble, taught.fitted.params, rounds.unanswered(candidates))
-    first = taught.asked == 0
-    chosen_Q = questions.pick(run.reward.questions, key, margin_MxC, first)
-    pairs = jax.tree.map(lambda x: x[chosen_Q], candidates)
-    return Proposal(pairs=pairs, margin_Q=margin_MxC.mean(0)[chosen_Q])
-
-
-def placed(
-    run: SacRun, taught: Taught, proposal: Proposal, prob_Q: jax.Array, weight_Q: jax.Array
-) -> Taught:
-    """A round beside the earlier ones, with what is said of it so far."""
-    new = rounds.unanswered(proposal.pairs)._replace(prob=prob_Q, weight=weight_Q)
-    place_Q = taught.asked + jnp.arange(len(weight_Q))  # None beyond the budget.
-    put = lambda places, new: places.at[place_Q].set(new, mode='drop')
-    return taught._replace(
-        answers=jax.tree.map(put, taught.answers, new),
-        margin_N=put(taught.margin_N, proposal.margin_Q),
-        asked=jnp.minimum(taught.asked + len(weight_Q), run.reward.questions.budget),
-    )
-
-
 def answered(
-    run: SacRun, ensemble: Ensemble, taught: Taught, candidates: Shown, key: jax.Array
+    run: SacRun,
+    ensemble: Ensemble,
+    taught: Taught,
+    candidates: Shown,
+    keys: RoundKeys,
+    number: jax.Array,
 ) -> Taught:
-    """A round, and the teacher's answers, beside the earlier ones."""
-    pick_key, answer_key = jax.random.split(key)
-    proposal = proposed(run, ensemble, taught, candidates, pick_key)
-    any_run: Any = run  # The teacher looks at `labeller` alone.
-    return placed(run, taught, proposal, *rounds.teacher(any_run, answer_key, proposal.pairs))
+    """A round of so many questions, and the teacher's answers, beside the earlier ones."""
+    proposal = questions.proposed(run.reward, ensemble, taught, candidates, keys.pick)
+    said = rounds.teacher(run.labeller, keys.answer, proposal.pairs)
+    return questions.placed(run.reward, taught, proposal, said, number)
 
 
 def refitted(
-    ensemble: Ensemble, taught: Taught, candidates: Shown, key: jax.Array
+    run: SacRun, ensemble: Ensemble, taught: Taught, candidates: Shown, key: jax.Array
 ) -> tuple[Taught, Metrics]:
     """After a fit on all answers so far, and `SESSION_METRICS`."""
+    taught = beginning.foretold(run.reward, ensemble, taught, key)
     fit = ensemble.fit(taught.fitted, taught.answers, key)
     taught = taught._replace(fitted=fit.fitted)
-    numbers = {'fit_accuracy': fit.accuracy, 'fit_passes': fit.passes.astype(jnp.float32)}
-    return taught, numbers | metrics(ensemble, taught, candidates)
+    numbers = {
+        'fit_accuracy': jnp.where(fit.passes > 0, fit.accuracy, jnp.nan),
+        'fit_passes': fit.passes.astype(jnp.float32),
+        **beginning.known_before(run.reward, taught),
+        **metrics(ensemble, taught, candidates),
+    }
+    return taught, numbers
 
 
 SESSION_METRICS = (
     'fit_accuracy',
     'fit_passes',
-    'answer_accuracy',
+    *OF_ANSWERS,
     'reward_spread',
     'reward_correlation',
 )
-"""In updates that begin with a round alone."""
+"""In updates that begin with a fit alone."""
 
 
 def metrics(ensemble: Ensemble, taught: Taught, candidates: Shown) -> Metrics:
-    """How well the ensemble knew the answers before it had them, and what it makes of a round's
-    candidates. Nothing is learned from these numbers."""
-    answers = taught.answers
+    """What the ensemble makes of a round's candidates; NaN of an empty replay's. Nothing is learned
+    from these numbers."""
     reward_MxCx2xT = ensemble.predict(taught.fitted.params, candidates.obs, candidates.action)
     reward_MxCx2xT = reward_MxCx2xT * candidates.mask
     predicted_Cx2 = reward_MxCx2xT.mean(0).sum(-1)
-    return {
-        'answer_accuracy': bradley_terry.accuracy(taught.margin_N, answers.prob, answers.weight),
+    numbers = {
         'reward_spread': reward_MxCx2xT.std(0).sum() / jnp.maximum(candidates.mask.sum(), 1),
         'reward_correlation': rounds.correlation(predicted_Cx2, candidates.true_reward.sum(-1)),
     }
+    return {name: jnp.where(candidates.mask.any(), x, jnp.nan) for name, x in numbers.items()}

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sail_jax.control.reward import answers
 from sail_jax.control.reward.asking import People, in_places
-from sail_jax.control.sac import people, replay, session, task
+from sail_jax.control.sac import people, replay, session, task, update
 from sail_jax.control.sac.config import check
 from sail_jax.control.sac.replay import PosedTransition
 from sail_jax.control.sac.update import Experience
@@ -77,9 +78,9 @@ def begun(there, step, reward=None):
 class Desk:
     """A store, and the run that asks by it."""
 
-    def __init__(self, path, settings=None):
+    def __init__(self, path, settings=None, programs=PROGRAMS):
         self.store = Store.of_run(path / NAME, {'repeat_every': 0})
-        self.people = People(self.store, people.AskingReplay(settings or RUN, PROGRAMS))
+        self.people = People(self.store, people.AskingReplay(settings or RUN, programs))
 
     def exchanged(self, state):
         """After what the loop does between two dispatches, but for waiting."""
@@ -109,7 +110,7 @@ def test_people_who_say_what_the_teacher_says_teach_the_same(there):
     reward = people.make(Point(), RUN).init(jax.random.key(1))
     for number, step in ((4, 2), (8, 4), (10, 6)):
         key = jax.random.key(step)
-        asked = talk(taught, plain, key)
+        asked = talk(taught, plain, key, step)
         taught = asked.taught
         proposal = PROGRAMS.propose(reward, there, key)
         reward, labels = PROGRAMS.place(reward, proposal, jnp.int32(step), jnp.int32(0))
@@ -119,11 +120,46 @@ def test_people_who_say_what_the_teacher_says_teach_the_same(there):
         told = told._replace(prob_N=taught.answers.prob, weight_N=taught.answers.weight)
         reward, rewards = PROGRAMS.learn(reward, there, told, key)
         same(reward.taught, taught)
-        same(reward.numbers, asked.metrics)
+        same(reward.numbers, {name: asked.metrics[name] for name in people.KEPT})
         relabelled = teaching.predict(taught, plain.steps.obs, plain.steps.action)
         np.testing.assert_allclose(rewards, relabelled, rtol=1e-5, atol=1e-6)
     assert reward.update_N.tolist() == [2] * 4 + [4] * 4 + [6] * 2
     assert reward.told_N.all()
+
+
+@pytest.mark.slow
+def test_people_go_on_from_answers_of_a_file_as_the_teacher_does(there, tmp_path):
+    path = tmp_path / 'answers.jsonl'
+    answers.write(path, sac.answers(12))
+    reward = sac.REWARD | {'answers': path}
+    run, mesh = sac.by_people(reward=reward), task.make_mesh(RUN)
+    programs = people.between_dispatches(Point(), run, mesh)
+    desk = Desk(tmp_path, run, programs)
+    state = begun(replay.init(50, posed(0)), 0, people.make(Point(), run).init(jax.random.key(1)))
+    state = desk.exchanged(state)
+    teaching = session.make_teaching(Point(), sac.run(reward=reward))
+    plain = replay.init(50, sac.row(0, width=2, actions=2))
+    key = update.update_keys(state).ask
+    asked = jax.jit(teaching.session)(teaching.init(jax.random.key(1)), plain, key, 0)
+    same(state.sampler.reward.taught, asked.taught)
+    assert desk.store.progress().asked == 0
+    same(desk.exchanged(state).sampler.reward, state.sampler.reward)  # Once.
+    # A round beside them; none of it is where they are.
+    before = state.sampler.reward.taught.answers
+    state = begun(there, 2, state.sampler.reward)
+    desk.people.publish(state)
+    answer(desk.store)
+    state = desk.people.take(state)
+    taught = state.sampler.reward.taught
+    assert int(taught.asked) == desk.store.progress().asked == 4
+    assert state.sampler.reward.told_N.tolist() == [True] * 4 + [False] * 6
+    same(*(jax.tree.map(lambda x: x[:12], all_N) for all_N in (before, taught.answers)))
+    for number in range(4):
+        pair = payloads.unpack_segments(desk.store.payload(number))
+        np.testing.assert_array_equal(pair.obs, taught.answers.obs[12 + number, :, :T])
+    # And who goes on asks the same.
+    later = begun(there, 3, state.sampler.reward)
+    Desk(tmp_path, run, programs).people.publish(later)
 
 
 def test_nothing_that_is_asked_or_learned_depends_on_the_true_reward(there):

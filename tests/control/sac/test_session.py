@@ -8,9 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sail_jax.control.reward import answers, beginning
+from sail_jax.control.reward.ensemble import OF_ANSWERS
+from sail_jax.control.reward.weights import FittedReward
 from sail_jax.control.sac import replay, session
 from sail_jax.control.sac.config import check
 from tests.support import sac
+from tests.support.checkpoints import same
 from tests.support.refused import message
 from tests.support.toy import Point
 
@@ -41,12 +45,20 @@ def there():
 
 @pytest.fixture(scope='module')
 def shown(there):
-    return jax.jit(partial(session.shown, RUN))(there, jax.random.key(0))
+    return jax.jit(partial(session.shown, RUN))(there, jax.random.key(2))
 
 
 def test_rounds_come_after_the_random_steps_until_the_budget_is_spent():
     # Two random updates; 30 env steps are two updates; ten answers are three rounds of four.
     assert [t for t in range(20) if TEACH.due(jnp.int32(t))] == [2, 4, 6]
+
+
+def test_pairs_within_one_episode_come_first(there, shown):
+    drawn = 2 * session.SPARE * 6
+    draw = jax.jit(replay.segments, static_argnums=(2, 3, 4))
+    whole = draw(there, jax.random.key(2), drawn, 3, 12)[1].reshape(-1, 2).all(1)
+    assert not whole[:6].all()
+    assert (shown.mask.sum((1, 2)) == 6).sum() == min(whole.sum(), 6) > whole[:6].sum()
 
 
 def test_candidates_are_of_the_newest_steps_and_whole_where_there_are_such(shown):
@@ -65,10 +77,10 @@ def test_candidates_are_of_the_newest_steps_and_whole_where_there_are_such(shown
 
 def test_answers_are_the_oracles_and_have_places_up_to_the_budget(shown):
     taught = jax.jit(TEACH.init)(jax.random.key(1))
-    ensemble = session.reward_ensemble.make(RUN.reward, (2,), 2)
+    ensemble = beginning.make_ensemble(RUN.reward, Point())
     told = jax.jit(partial(session.answered, RUN, ensemble))
-    for asked in (4, 8, 10, 10):
-        taught = told(taught, shown, jax.random.key(asked))
+    for asked, number in ((4, 4), (8, 4), (10, 2), (10, 0)):
+        taught = told(taught, shown, session.round_keys(jax.random.key(asked)), number)
         assert int(taught.asked) == asked
         np.testing.assert_array_equal(taught.answers.weight, np.arange(10) < asked)
     answers = taught.answers
@@ -83,15 +95,75 @@ def test_a_session_learns_what_the_teacher_said(there):
     taught, fits = jax.jit(TEACH.init)(jax.random.key(1)), []
     talk = jax.jit(TEACH.session)
     for i in range(3):
-        asked = talk(taught, there._replace(steps=small), jax.random.key(i))
+        asked = talk(taught, there._replace(steps=small), jax.random.key(i), 2 + 2 * i)
         taught = asked.taught
         fits.append(int(asked.labels))
     assert fits == [4, 4, 2]
     assert set(asked.metrics) == set(session.SESSION_METRICS)
     assert asked.metrics['reward_correlation'] > 0.8
+    of_answers = {name: asked.metrics[name] for name in OF_ANSWERS}
+    same(of_answers, jax.jit(partial(beginning.known_before, RUN.reward))(taught))
+    assert of_answers['answer_loss'] > 0
     reward = TEACH.predict(taught, small.obs, small.action)
     assert reward.shape == small.reward.shape
     assert np.corrcoef(reward.ravel(), small.true_reward.ravel())[0, 1] > 0.8
+
+
+def test_a_run_begins_with_a_reward_of_a_file(tmp_path):
+    path, of_run = tmp_path / 'reward.safetensors', jax.jit(TEACH.init)(jax.random.key(9))
+    FittedReward(of_run.fitted.params, RUN.reward, RUN.env.subject, path).write(path)
+    run = sac.run(**LEARNED, **{'reward.path': path, 'reward.questions.budget': 0})
+    check(run)
+    teaching = session.make_teaching(Point(), run)
+    begun = jax.jit(teaching.init)(jax.random.key(1))
+    same(begun.fitted.params, of_run.fitted.params)
+    assert begun.answers.weight.shape == (0,)
+    assert not any(teaching.due(jnp.int32(t)) for t in range(8))
+    other = sac.run(**LEARNED, **{'reward.path': path, 'reward.hidden': (9,)})
+    assert 'reward.members and reward.hidden need' in message(session.make, Point(), other)
+    gone = sac.run(**LEARNED, **{'reward.path': tmp_path / 'none'})
+    assert message(session.make, Point(), gone).startswith(f'{tmp_path / "none"}: No such')
+
+
+def test_a_run_begins_with_answers_of_a_file(tmp_path):
+    path = tmp_path / 'answers.jsonl'
+    answers.write(path, sac.answers(12))
+    settings = {'reward.answers': path, 'reward.questions.budget': 3}
+    teaching = session.make_teaching(Point(), sac.run(**LEARNED, **settings))
+    begun = jax.jit(teaching.init)(jax.random.key(1))
+    assert begun.answers.obs.shape == (15, 2, 4, 2)
+    np.testing.assert_array_equal(begun.answers.weight, [1] * 12 + [0] * 3)
+    # Before the first update, then as always.
+    assert [t for t in range(9) if teaching.due(jnp.int32(t))] == [0, 2]
+    alone = sac.run(**LEARNED, **{**settings, 'reward.questions.budget': 0})
+    check(alone)
+    alone = session.make_teaching(Point(), alone)
+    assert [t for t in range(9) if alone.due(jnp.int32(t))] == [0]
+    path.write_text(path.read_text().replace('"action": [[[0.0,', '"action": [[['))
+    said = message(session.make, Point(), sac.run(**LEARNED, **settings))
+    assert said.startswith(f'{path}:1: action: ')
+
+
+@pytest.mark.slow
+def test_answers_of_a_file_are_learned_before_anything_is_asked(there, tmp_path):
+    path = tmp_path / 'answers.jsonl'
+    answers.write(path, sac.answers(12))
+    run = sac.run(**LEARNED, **{'reward.answers': path, 'reward.questions.budget': 3})
+    teaching = session.make_teaching(Point(), run)
+    empty = replay.init(16, sac.row(0, width=2, actions=2))
+    talk, start = jax.jit(teaching.session), jax.jit(teaching.init)(jax.random.key(1))
+    first = talk(start, empty, jax.random.key(0), 0)
+    assert (int(first.labels), int(first.taught.asked)) == (0, 0)
+    assert first.metrics['fit_passes'] > 0
+    assert first.metrics['answer_loss'] > 0  # Of the tenth.
+    assert np.isnan([first.metrics[f'reward_{name}'] for name in ('spread', 'correlation')]).all()
+    near, far = teaching.predict(first.taught, jnp.asarray([[0.0, 0], [0.6, 0]]), jnp.zeros((2, 2)))
+    assert near < far
+    second = talk(first.taught, there, jax.random.key(1), 2)
+    assert (int(second.labels), int(second.taught.asked)) == (3, 3)
+    same(second.taught.margin_N[:12], first.taught.margin_N[:12])
+    assert second.taught.answers.weight.all()
+    assert np.isfinite(list(second.metrics.values())).all()
 
 
 UNUSED = {
@@ -113,7 +185,7 @@ CONTRADICTIONS = [
     ({**LEARNED, 'reward.segment_length': 16}, 'reward.segment_length: 16 is longer than the ep'),
     ({**LEARNED, 'rollout.random_env_steps': 2, 'rollout.steps': 2}, '.*before the first round'),
     ({**LEARNED, 'reward.questions.per_round': 7}, 'reward.questions.per_round: 7 is more than'),
-    ({**LEARNED, 'reward.questions.budget': 0}, 'reward.questions.budget: 0;'),
+    ({**LEARNED, 'reward.questions.budget': 0}, 'reward.questions.budget: 0, without reward.path'),
 ]
 
 

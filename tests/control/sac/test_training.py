@@ -1,22 +1,34 @@
 """Soft actor-critic through the trainer: resuming, seeds, what a run leaves, and that it learns."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sail_jax
 from sail_jax import runs
+from sail_jax.control.reward import answers, weights
+from sail_jax.control.sac import explore, learn, session
 from sail_jax.errors import UserError
 from sail_jax.sweep import Members
 from sail_jax.training import metrics, setup
 from tests.support import sac
 from tests.support.checkpoints import same, without_times
-from tests.support.toy import Point
+from tests.support.refused import message
+from tests.support.toy import Point, make_run
 
 pytestmark = pytest.mark.slow
 
 RUN = sac.run(unsupervised={'env_steps': 40, 'neighbours': 3, 'reset_gradient_steps': 4})
 """Two updates of random steps, two of exploration, four more; the ring goes round."""
+
+
+class Tripled(Point):
+    """The same with three times the reward, which orders segments as the reward does."""
+
+    def step(self, state, action):
+        state = super().step(state, action)
+        return state.replace(reward=3 * state.reward)
 
 
 def train(path, run=RUN, **options):
@@ -36,6 +48,71 @@ def test_resume_continues_bit_for_bit_with_the_replay(whole, tmp_path):
     assert result.after == whole[0].after
     assert without_times(tmp_path / 'run') == without_times(whole[1])
     same(sac.saved_state(tmp_path / 'run', RUN, Point()), sac.saved_state(whole[1], RUN, Point()))
+
+
+def test_exploration_is_learned_from_in_its_phase_and_then_the_critics_are_new(
+    whole, tmp_path, monkeypatch
+):
+    """Its reward times a thousand, and new critics beside another temperature, to be seen."""
+    reward, new = explore.reward, learn.with_new_critics
+
+    def loud(statistics, distances):
+        statistics, own = reward(statistics, distances)
+        return statistics, 1000 * own
+
+    monkeypatch.setattr(explore, 'reward', loud)
+    marked = lambda *given: new(*given)._replace(log_temperature=jnp.log(5.0))
+    monkeypatch.setattr(learn, 'with_new_critics', marked)
+    result, path = train(tmp_path / 'run'), tmp_path / 'run'
+    assert result.before == whole[0].before
+    rows, plain = (metrics.read_rows(at / 'metrics.jsonl') for at in (path, whole[1]))
+    column = lambda rows, name: np.asarray([row[f'train/{name}'] for row in rows[3:]])
+    loss = column(rows, 'critic_loss')
+    assert loss[:2].min() > 1e5
+    assert loss[2:].max() < 1e3
+    heat, other = column(rows, 'temperature'), column(plain, 'temperature')
+    np.testing.assert_allclose(heat[:2], other[:2], rtol=0.01)
+    np.testing.assert_allclose(heat[2:], 5, rtol=0.02)
+
+
+def test_from_answers_to_a_reward_to_a_control_run(tmp_path):
+    """Offline, from answers to a reward, from which a control run begins."""
+    answered, fitted = tmp_path / 'answers.jsonl', tmp_path / 'reward.safetensors'
+    answers.write(answered, sac.answers(12))
+    reward = sac.REWARD | {'answers': answered, 'questions': {'budget': 0}}
+    offline = sac.run(reward=reward, total_env_steps=120)
+    result = train(tmp_path / 'offline', offline)
+    assert result.labels == 0
+    rows = metrics.read_rows(tmp_path / 'offline' / 'metrics.jsonl')
+    assert [row['step'] for row in rows if 'train/fit_accuracy' in row] == [1]
+    assert {'train/answer_loss', 'train/reward_spread'} & rows[1].keys() == {'train/answer_loss'}
+    tripled = sail_jax.train(offline, tmp_path / 'tripled', env=Tripled(), quiet=True)
+    same(tripled.policy, result.policy)
+    # What the critics learn from is what the ensemble says, from the first step on.
+    state = sac.saved_state(tmp_path / 'offline', offline, Point())
+    teaching = session.make_teaching(Point(), offline)
+    steps = state.sampler.replay.steps
+    said = teaching.predict(state.sampler.reward, steps.obs, steps.action)
+    np.testing.assert_allclose(said, steps.reward, atol=1e-5)
+    assert 'reward.answers' in message(changed, answered, offline, tmp_path / 'offline')
+
+    sail_jax.export_reward(tmp_path / 'tripled', fitted, env=Point())
+    kept = weights.read(fitted).params
+    same(kept, jax.device_get(state.sampler.reward.fitted.params))
+    sizes = {'hidden': sac.REWARD['hidden'], 'members': sac.REWARD['members']}
+    questions = {'questions': {'budget': 0}}
+    other = make_run(
+        labeller={'source': 'reward'}, reward={**sizes, **questions, 'path': str(fitted)}
+    )
+    train(tmp_path / 'control', other)
+    again = sail_jax.export_reward(tmp_path / 'control', tmp_path / 'c.safetensors', env=Point())
+    same(weights.read(again).params, kept)
+
+
+def changed(answered, run, run_dir):
+    """Goes on with a run whose answers are others by now."""
+    answered.write_text(answered.read_text().replace('"choice": 1.0', '"choice": 0.0'))
+    train(run_dir, run.model_copy(update={'total_env_steps': 200}), resume=True)
 
 
 def test_what_a_run_leaves(whole):
@@ -159,14 +236,6 @@ PEBBLE = {
     'learning_rate': 3e-3,
     'questions': {'candidates': 30, 'per_round': 10, 'budget': 95, 'every_env_steps': 400},
 }
-
-
-class Tripled(Point):
-    """The same with three times the reward, which orders segments as the reward does."""
-
-    def step(self, state, action):
-        state = super().step(state, action)
-        return state.replace(reward=3 * state.reward)
 
 
 def test_it_learns_from_answers_alone(tmp_path):
