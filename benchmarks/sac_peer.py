@@ -82,13 +82,24 @@ def measure(options: argparse.Namespace, seeds: int, logs: Path) -> dict[str, An
     return outcome
 
 
-def products_ms(options: argparse.Namespace) -> float:
-    """What the matrix products of one seed's gradient step take by themselves."""
+def products(options: argparse.Namespace) -> dict[str, float]:
+    """What the matrix products of one seed's gradient step take by themselves: their operations, at
+    the speed of a layer's product many times over in one program."""
+    import jax
+    import jax.numpy as jnp
+
     from benchmarks import matrix_products
+    from benchmarks.language_throughput import seconds
 
     cheetah = {'obs': 17, 'action': 6}
-    products = matrix_products.gradient_step(options.batch, **cheetah, hidden=options.hidden)
-    return round(1000 * matrix_products.take(products), 3)
+    step = matrix_products.gradient_step(options.batch, **cheetah, hidden=options.hidden)
+    operations = sum(2 * x.rows * x.inner * x.columns * times for x, times in step.items())
+    width, layers = options.hidden[0], 500
+    x, matrix = jnp.ones((options.batch, width)), jnp.eye(width)
+    chain = jax.jit(lambda x: jax.lax.fori_loop(0, layers, lambda _, x: x @ matrix, x))
+    speed = layers * 2 * options.batch * width**2 / seconds(lambda: chain(x))
+    ms = 1000 * operations / speed
+    return {'operations': operations, 'operations_per_s': round(speed), 'ms': round(ms, 3)}
 
 
 def rows(by_seeds: dict[str, Any]) -> list[dict[str, Any]]:
@@ -127,8 +138,8 @@ def main() -> None:
         return
     logs = (options.out.parent if options.out else Path('runs')) / 'logs'
     results: dict[str, Any] = {'machine': machine('benchmarks.sac_peer'), 'seeds': {}}
-    results['products_ms'] = products_ms(options)
-    print(f'matrix products of a gradient step: {results["products_ms"]} ms', flush=True)
+    results['products'] = products(options)
+    print(f'matrix products of a gradient step: {results["products"]["ms"]} ms', flush=True)
     for seeds in options.seeds:
         results['seeds'][str(seeds)] = outcome = measure(options, seeds, logs)
         results['rows'] = rows(results['seeds'])
