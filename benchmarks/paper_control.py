@@ -186,7 +186,7 @@ def train(run: SacRun | ControlRun, run_dir: Path) -> dict[str, Any]:
     if labels != answers(run):
         raise UserError(f'{run_dir}: {labels} answers at its end, and not {answers(run)}')
     numbers = {'stochastic': 'eval/return', 'mode': 'eval/deterministic_return'}
-    if run.evaluation.success:
+    if run.evaluation.success.metric:
         numbers['success'] = 'eval/deterministic_success_rate'
     return {
         'env_steps': [row['env_steps'] for row in rows[0]],

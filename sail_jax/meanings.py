@@ -21,6 +21,12 @@ MEANINGS = (
         'What you are after. A win rate of 0.5 is no better than the start.',
     ),
     Meaning(
+        ('eval/success_rate', 'eval/deterministic_success_rate'),
+        'high',
+        'Of a control run: the share of episodes that evaluation.success calls one; of sampled '
+        'actions, and of the mode.',
+    ),
+    Meaning(
         ('eval/chosen_win_rate',),
         'high',
         "Of a language run, against the data's chosen responses: 0.5 is as good as those. Ties, "

@@ -125,9 +125,9 @@ class Reference(Section):
 class Success(Section):
     """What makes an episode a success, and `eval/success_rate` the share of them."""
 
-    metric: str = Field(min_length=1, max_length=200)
-    """One of the environment's own metrics (`state.metrics`)."""
-    at_least: float = Field(allow_inf_nan=False)
+    metric: str | None = Field(default=None, min_length=1, max_length=200)
+    """One of the environment's own metrics (`state.metrics`); none has no `eval/success_rate`."""
+    at_least: float = Field(default=1.0, allow_inf_nan=False)
     """A step after which the metric is that much makes its whole episode one."""
 
 
@@ -138,8 +138,7 @@ class EpisodeEvaluation(Section):
     """Updates between evaluations; there is one before the first and after the last."""
     episodes: int = Field(default=128, ge=2, le=2**20)
     """Initial states; each gets two stochastic and one deterministic episode."""
-    success: Success | None = None
-    """None has no `eval/success_rate`."""
+    success: Success = Success()
 
 
 class ControlRun(config.Run):

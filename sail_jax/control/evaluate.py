@@ -72,22 +72,26 @@ def make(env: Env, networks: PPONetworks, run: ControlRun, mesh: Mesh) -> Evalua
     return evaluate
 
 
-def make_succeeded(env: Env, success: Success | None) -> Callable[[State], jax.Array] | None:
+def make_succeeded(env: Env, success: Success) -> Callable[[State], jax.Array] | None:
     """Whether a state makes its episode a success, for `World`.
 
     Raises:
-      UserError: a metric that the environment does not have.
+      UserError: a metric that the environment does not have, a bound without a metric.
     """
-    if success is None:
+    name = success.metric
+    if name is None:
+        if success != Success():
+            raise UserError(
+                'evaluation.success.at_least: not used without evaluation.success.metric'
+            )
         return None
     metrics = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0))).metrics
-    if success.metric not in metrics:
+    if name not in metrics:
         known = ', '.join(sorted(metrics)) or 'none at all'
         raise UserError(
-            f'evaluation.success.metric: the environment has no metric {success.metric!r}; '
-            f'it has {known}'
+            f'evaluation.success.metric: the environment has no metric {name!r}; it has {known}'
         )
-    return lambda state: state.metrics[success.metric] >= success.at_least
+    return lambda state: state.metrics[name] >= success.at_least
 
 
 def summarise(

@@ -147,8 +147,7 @@ class SacEvaluation(Section):
     """Updates between evaluations; there is one before the first and after the last."""
     episodes: int = Field(default=10, ge=2, le=2**20)
     """Initial states; each gets a stochastic and a deterministic episode."""
-    success: Success | None = None
-    """None has no `eval/success_rate`."""
+    success: Success = Success()
 
 
 class SacSweep(Section):
