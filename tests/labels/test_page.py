@@ -271,7 +271,7 @@ def test_responses_of_a_language_model_are_shown_as_plain_text(browser, tmp_path
         assert page.title() == 'Which is better?'
         assert page.inner_text('#left') == '↑ Upper'
         page.set_viewport_size(DESKTOP)
-        assert page.inner_text('#left') == '← Left'
+        until(page, "document.querySelector('#left').innerText === '← Left'")
         answered(page, lambda page: page.click('#left'))
     served.kill()
     assert [a.choice for a in store.answers()] == ['left']
@@ -284,7 +284,7 @@ def test_a_name_that_is_not_taken_is_told_and_another_goes_on(browser, tmp_path)
     served = Served(tmp_path)
     with opened(browser, served, 'Ann\tB', DESKTOP) as page:
         page.click('#left')
-        page.wait_for_function("document.querySelector('#trouble').textContent.startsWith('who')")
+        until(page, "document.querySelector('#trouble').textContent.startsWith('who')")
         page.fill('#who', 'Ann')
         answered(page, lambda page: page.click('#left'))
     served.kill()
