@@ -1,5 +1,5 @@
-"""What the matrix products of an update take by themselves: each shape is timed alone and counted
-as often as it occurs. Of online DPO those of attention, and of adapters, are left out (a few
+"""The matrix products of an update, each shape as often as it occurs, and what they `take` by
+themselves, each timed alone. Of online DPO those of attention, and of adapters, are left out (a few
 hundredths at these lengths)."""
 
 from collections import Counter

@@ -138,8 +138,6 @@ def main() -> None:
         return
     logs = (options.out.parent if options.out else Path('runs')) / 'logs'
     results: dict[str, Any] = {'machine': machine('benchmarks.sac_peer'), 'seeds': {}}
-    results['products'] = products(options)
-    print(f'matrix products of a gradient step: {results["products"]["ms"]} ms', flush=True)
     for seeds in options.seeds:
         results['seeds'][str(seeds)] = outcome = measure(options, seeds, logs)
         results['rows'] = rows(results['seeds'])
@@ -147,6 +145,10 @@ def main() -> None:
         for name, result in outcome.items():
             rate = result['gradient_steps_per_s']
             print(f'{seeds} seeds: {name:6} {rate:>10,.1f} env and gradient steps/s', flush=True)
+    # Last: a GPU that this process has taken is not there for the others.
+    results['products'] = products(options)
+    write(results, options.out)
+    print(f'matrix products of a gradient step: {results["products"]["ms"]} ms', flush=True)
 
 
 if __name__ == '__main__':

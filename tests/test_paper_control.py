@@ -5,20 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import paper_control, paper_control_report
+from benchmarks import machine, paper_control, paper_control_report
 from sail_jax import workloads
 from sail_jax.control.sac.config import SacRun
 from sail_jax.errors import UserError
 from sail_jax.sweep import Members
 
 SMALL = paper_control.SCALES['small']
-MACHINE = {
-    'command': 'python -m benchmarks.paper_control',
-    'cpu_cores': 2,
-    'platform': 'cpu',
-    'versions': {'jax': '0.10.2'},
-    'date': '2026-11-26',
-}
 
 
 def of(arm):
@@ -85,7 +78,7 @@ def test_arms_are_put_together_in_a_table_and_two_figures(tmp_path):
         'labels': 250,
         'seconds': 1800.0,
         'mode': [[9, 9, 9, x - 1, x + 1] for x in last],
-        'machine': MACHINE,
+        'machine': machine.machine('benchmarks.paper_control'),
         **more,
     }
     success = {'success': [[0, 0, 0, 0.5, 1.0]] * 3}

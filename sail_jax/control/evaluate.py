@@ -11,6 +11,7 @@ from brax.envs.base import Env, State
 from brax.training.agents.ppo.networks import PPONetworks
 from jax.sharding import Mesh, PartitionSpec
 
+from sail_jax.control import policy as control_policy
 from sail_jax.control import rollout
 from sail_jax.control.config import ControlRun, Success
 from sail_jax.control.lanes import World
@@ -85,7 +86,7 @@ def make_succeeded(env: Env, success: Success) -> Callable[[State], jax.Array] |
                 'evaluation.success.at_least: not used without evaluation.success.metric'
             )
         return None
-    metrics = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0))).metrics
+    metrics = control_policy.abstract_state(env).metrics
     if name not in metrics:
         known = ', '.join(sorted(metrics)) or 'none at all'
         raise UserError(

@@ -11,6 +11,7 @@ from brax.envs.base import Env
 from brax.training.agents.ppo.networks import PPONetworks
 
 from sail_jax.control import contract
+from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.control.rollout import Segments
 from sail_jax.core import labellers
@@ -129,7 +130,7 @@ def check_segment_reward(segment_reward: SegmentReward, env: Env, run: ControlRu
     steps = lambda x: jax.ShapeDtypeStruct((T, *x.shape), x.dtype)
     number: Any = jax.ShapeDtypeStruct((), jnp.float32)
     action: Any = jax.ShapeDtypeStruct((env.action_size,), jnp.float32)
-    obs = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0))).obs
+    obs = control_policy.abstract_state(env).obs
     segment = jax.tree.map(steps, Segment(obs=obs, action=action, reward=number, mask=number))
     judged = tried_on_one('segment_reward', segment_reward, segment)
     shape = getattr(judged, 'shape', None)

@@ -35,10 +35,14 @@ class ActorNetworks(Protocol):
 NetworksT = TypeVar('NetworksT', bound=ActorNetworks)
 
 
+def abstract_state(env: Env) -> Any:
+    """Shapes and types of a state, without running the environment."""
+    return jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0)))
+
+
 def observation_shape(env: Env) -> Any:
-    """Shapes of one observation's leaves, without running the environment."""
-    state = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0)))
-    return jax.tree.map(lambda x: x.shape, state.obs)
+    """Shapes of one observation's leaves."""
+    return jax.tree.map(lambda x: x.shape, abstract_state(env).obs)
 
 
 def observed(obs: Any) -> Any:

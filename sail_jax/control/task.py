@@ -30,7 +30,7 @@ WATCH = {
 
 def batch_bytes(env: Env, run: ControlRun) -> int:
     """States of the simulator and observations of the segments, or of an evaluation's episodes."""
-    state = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0)))
+    state = control_policy.abstract_state(env)
     rollout, lanes = run.rollout, run.rollout.group_size + run.extra_lanes
     states = (rollout.contexts_at_once or rollout.contexts) * lanes * devices.size(state)
     obs = rollout.contexts * lanes * rollout.segment_length * devices.size(state.obs)

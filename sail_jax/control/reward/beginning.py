@@ -32,6 +32,12 @@ def make_ensemble(settings: RewardEnsemble, env: Env) -> Ensemble:
     return reward_ensemble.make(settings, control_policy.observation_shape(env), env.action_size)
 
 
+def widths(env: Env) -> Widths:
+    """What an answered pair of an environment has; its observations are vectors."""
+    (obs,) = control_policy.observed(control_policy.observation_shape(env))
+    return Widths(obs=obs, action=env.action_size)
+
+
 def make(run: Any, env: Env, ensemble: Ensemble) -> Callable[[jax.Array], Taught]:
     """Reads the files, and returns `key -> Taught`: before any question.
 
@@ -42,14 +48,12 @@ def make(run: Any, env: Env, ensemble: Ensemble) -> Callable[[jax.Array], Taught
       UserError: a file cannot be used.
     """
     settings: RewardEnsemble = run.reward
-    (width,) = control_policy.observed(control_policy.observation_shape(env))
-    widths = Widths(obs=width, action=env.action_size)
-    start, prior = None, state.nothing(*widths)
+    start, prior = None, state.nothing(*widths(env))
     if settings.path is not None:
         abstract = jax.eval_shape(ensemble.init, jax.random.key(0)).params
         start = weights.load(settings.path, abstract, run.env.subject)
     if settings.answers is not None:
-        prior = answers.read(settings.answers, widths)
+        prior = answers.read(settings.answers, widths(env))
 
     def init(key: jax.Array) -> Taught:
         fitted = ensemble.init(key)

@@ -7,17 +7,16 @@ from typing import Any
 import sail_jax.control.compat  # noqa: F401
 
 import jax
+import numpy as np
 from brax.envs.base import Env
 
 from sail_jax.control import envs, task
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
 from sail_jax.control.policy import ActorNetworks
-from sail_jax.control.reward import answers, evaluate, weights
-from sail_jax.control.reward import ensemble as reward_ensemble
-from sail_jax.control.reward.answers import Widths
+from sail_jax.control.reward import answers, beginning, evaluate, weights
 from sail_jax.control.reward.evaluate import Behaviour, RewardReport
-from sail_jax.control.reward.state import LearnedReward
+from sail_jax.control.reward.state import LearnedReward, Taught
 from sail_jax.control.reward.weights import FittedReward
 from sail_jax.errors import UserError
 from sail_jax.kind import Saved
@@ -66,18 +65,30 @@ def export_answers(saved: Saved, out: Path, env: Env | None = None) -> Path:
       UserError: as of `taught`, or of `rows_of_people`; nobody was asked yet.
       UserError, TrainingFailed: the file cannot be written; no part of it stays.
     """
-    run: ControlRun = saved.run
-    if run.labeller.by_people:
+    if saved.run.labeller.by_people:
         rows = rows_of_people(saved)
     else:
         reward = taught(saved, env)
-        if not reward.asked:
-            raise UserError(f'{saved.run_dir}: its teacher was asked nothing yet')
-        rows = answers.rows(
-            reward.answers, reward.update_N, run.labeller.kind, run.env_steps_per_update
-        )
+        rows = rows_of_teacher(saved, reward, reward.update_N)
     answers.write(out, rows)
     return out
+
+
+def rows_of_teacher(
+    saved: Saved, reward: Taught | LearnedReward, update_N: jax.Array | np.ndarray
+) -> Iterator[dict[str, Any]]:
+    """What a teacher has answered, as the newest checkpoint has it.
+
+    Args:
+      update_N: as of `answers.rows`.
+
+    Raises:
+      UserError: nobody was asked yet.
+    """
+    if not reward.asked:
+        raise UserError(f'{saved.run_dir}: its teacher was asked nothing yet')
+    run = saved.run
+    return answers.rows(reward.answers, update_N, run.labeller.kind, run.env_steps_per_update)
 
 
 def rows_of_people(saved: Saved) -> Iterator[dict[str, Any]]:
@@ -117,14 +128,13 @@ def evaluate_reward(
     made = envs.make(run.env, env)
     if isinstance(reward, Path):
         reward = weights.read(reward)
-    shape = control_policy.observation_shape(made)
-    ensemble = reward_ensemble.make(reward.sizes, shape, made.action_size)
+    ensemble = beginning.make_ensemble(reward.sizes, made)
     abstract = jax.eval_shape(ensemble.init, jax.random.key(0)).params
     params = weights.used(reward, abstract, run.env.subject)
     known = {}
     if held_out is not None:
-        widths = Widths(obs=control_policy.observed(shape)[0], action=made.action_size)
-        known = evaluate.on_answers(ensemble, params, answers.read(held_out, widths))
+        pairs = answers.read(held_out, beginning.widths(made))
+        known = evaluate.on_answers(ensemble, params, pairs)
     trained, start = saved.policies()
     policies = {'start policy': start, 'trained policy': trained}
     behaviour = Behaviour(run, made, make_networks(made, run), policies, episodes)

@@ -107,8 +107,7 @@ def make(
 
 def nobody_asked(env: Any, run: ControlRun) -> AskedPeople:
     """Before people are asked anything."""
-    start = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0)))
-    links = jax.eval_shape(render.pose, start).shape
+    links = jax.eval_shape(render.pose, control_policy.abstract_state(env)).shape
     Q, T = run.reward.questions.per_round, run.rollout.segment_length
     pose = jnp.zeros((Q, 2, T + 1, *links))
     return AskedPeople(pose_Qx2xTxLx7=pose, waiting=jnp.zeros((), jnp.int32))

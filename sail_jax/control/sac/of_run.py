@@ -43,16 +43,11 @@ def export_answers(saved: Saved, out: Path, env: Env | None = None) -> Path:
       UserError: as of `restored`, or of `reward.of_run.rows_of_people`; nobody was asked yet.
       UserError, TrainingFailed: the file cannot be written; no part of it stays.
     """
-    run: SacRun = saved.run
-    if run.labeller.by_people:
+    if saved.run.labeller.by_people:
         rows = of_run.rows_of_people(saved)
     else:
         taught: Taught = restored(saved, env)
-        if not taught.asked:
-            raise UserError(f'{saved.run_dir}: its teacher was asked nothing yet')
-        rows = answers.rows(
-            taught.answers, asked_after(run, taught), run.labeller.kind, run.env_steps_per_update
-        )
+        rows = of_run.rows_of_teacher(saved, taught, asked_after(saved.run, taught))
     answers.write(out, rows)
     return out
 
