@@ -73,9 +73,13 @@ def markdown(raw: dict[str, Any], tables: dict[str, list[dict[str, Any]]]) -> st
     for env, rows in tables.items():
         arms = raw['envs'][env]
         one = next(iter(arms.values()))
+        # Arms may be pieces, each of a command of its own.
+        measured = dict.fromkeys(measurement(result['machine']) for result in arms.values())
         lines += [
             f'{env}, scale `{raw["scale"]}`, {len(one["mode"])} seeds, '
-            f'{one["env_steps"][-1]:,} env steps. {measurement(one["machine"])}',
+            f'{one["env_steps"][-1]:,} env steps.',
+            '',
+            *(f'* {line}' for line in measured),
             '',
             f'| arm | answers | IQM of final return, 95 % | median | P(better than {RIVAL}) '
             "| Cohen's d | hours, all seeds |",
