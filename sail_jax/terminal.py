@@ -124,7 +124,7 @@ def print_table(
     names, rows = list(columns), [list(row) for row in rows]
 
     def table(name_width: int | None = None) -> Table:
-        made = Table(title=title, title_justify='left', title_style='bold')
+        made = Table()
         made.add_column(names[0], justify='left', overflow='fold', no_wrap=name_width is not None)
         for name in names[1:]:
             made.add_column(name, justify=justify, overflow='fold')
@@ -137,4 +137,6 @@ def print_table(
     console, needed = Console(), Console(width=2**16).measure(table()).maximum
     if not console.is_terminal and 'COLUMNS' not in os.environ:
         console = Console(width=needed)
+    if title:  # Not the table's own, which is padded with blanks to its width.
+        console.print(title, style='bold', soft_wrap=True)
     console.print(table(None if needed <= console.width else MAX_NAME))

@@ -135,6 +135,14 @@ def test_results(capsys, monkeypatch):
     assert printed.err.count('\\x1b]0;title\\x07') == 3
 
 
+def test_a_line_in_a_log_does_not_end_in_blanks(capsys, monkeypatch):
+    monkeypatch.delenv('COLUMNS', raising=False)
+    terminal.print_table('short', ('', 'start'), [('return, of a whole episode', '1.0')])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'short'
+    assert all(line == line.rstrip() for line in lines)
+
+
 def test_a_first_evaluation_of_an_older_version_has_fewer_numbers(capsys):
     reports.print_comparison(TABLE, '', {'reward': 1.0, 'reward_se': 0.1}, {
         'reward': 2.0, 'reward_se': 0.1, 'not_finite': 0.0,
