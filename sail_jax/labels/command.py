@@ -3,12 +3,19 @@
 import argparse
 import contextlib
 import importlib.util
-from typing import Any
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sail_jax import option_types, terminal
 from sail_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from sail_jax.labels.store import Store
+
 PORT = 8642
+POLL_S = 0.5
+"""Between looks at whether a run has asked something."""
 
 
 def add(commands: Any) -> None:
@@ -32,11 +39,42 @@ def _label(options: argparse.Namespace) -> None:
     missing = [name for name in ('starlette', 'uvicorn') if not importlib.util.find_spec(name)]
     if missing:
         raise UserError(f"label: needs {missing[0]}; pip install 'sail-jax[label]'")
-    from sail_jax.labels import server, store
+    from sail_jax.labels import server
 
-    questions = store.Store(options.run / store.NAME)
+    questions = opened(options.run)
     token = server.token_for(options.host, questions)
     listener = server.listen(options.host, options.port)
     terminal.out(server.address(listener, options.host, token))
     with contextlib.closing(listener):
         server.make_server(questions, token).run(sockets=[listener])
+
+
+def opened(run_dir: Path) -> 'Store':
+    """The store of a run. One that is under way and has not asked anything yet is waited for: it
+    compiles first.
+
+    Raises:
+      UserError: there is no run; it asks nobody, or was stopped before it did; as of `Store`.
+    """
+    from sail_jax.labels.store import NAME, Store
+    from sail_jax.training import lock, signals
+
+    path = run_dir / NAME
+    if not run_dir.is_dir():
+        raise UserError(f'{run_dir}: no run there; sail-jax train --run-dir makes it as it begins')
+    if not path.exists() and _asks_people(run_dir):
+        terminal.say(f"{run_dir}: waiting for the run's first questions; Ctrl-C ends it")
+        while not path.exists():
+            if lock.is_free(run_dir) and not path.exists():
+                how = signals.resume(run_dir)
+                raise UserError(f'{run_dir}: no questions yet, and training is stopped; {how}')
+            time.sleep(POLL_S)
+    return Store(path)
+
+
+def _asks_people(run_dir: Path) -> bool:
+    from sail_jax import files, runs
+
+    config = run_dir / runs.CONFIG
+    labeller = getattr(runs.load(config), 'labeller', None) if files.exists(config) else None
+    return getattr(labeller, 'source', None) == 'people'

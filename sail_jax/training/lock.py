@@ -22,6 +22,8 @@ from sail_jax.errors import TrainingFailed, UserError
 NAME = '.lock'
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What file systems without locks say."""
+LOOK_S = 0.05
+"""Longer than somebody has it who only looks whether it is free."""
 
 log = logging.getLogger(__name__)
 _open: dict[int, Path] = {}
@@ -75,6 +77,21 @@ def require_held(directory: Path) -> None:
             os.close(other)
 
 
+def is_free(directory: Path) -> bool:
+    """Whether no process writes a directory; where that cannot be told, one may."""
+    try:
+        file = os.open(directory / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        return error.errno == errno.ENOENT
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True
+
+
 def _locked(path: Path) -> int:
     """The descriptor of the file, locked."""
     while True:
@@ -104,7 +121,7 @@ def _is(path: Path, file: int) -> bool:
 
 def _lock(file: int, directory: Path) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(file)
     except BlockingIOError:
         raise UserError(
             f'{directory}: in use by {_holder(file)}; wait for its end, or take another directory'
@@ -120,6 +137,14 @@ def _lock(file: int, directory: Path) -> None:
     with contextlib.suppress(OSError):  # On a full disk the name is missing, not the lock.
         os.ftruncate(file, 0)
         os.pwrite(file, text.encode(), 0)
+
+
+def _flock(file: int) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(LOOK_S)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _holder(file: int) -> str:

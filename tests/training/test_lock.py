@@ -42,6 +42,21 @@ def refuse(directory, message=r'in use by process \d+ on \S+ since [\d :-]+; wai
     assert '\n' not in str(caught.value)
 
 
+def test_who_looks_whether_a_directory_is_free_keeps_nobody_from_it(tmp_path, monkeypatch):
+    assert lock.is_free(tmp_path)
+    with lock.held(tmp_path):
+        assert not lock.is_free(tmp_path)
+    (tmp_path / lock.NAME).touch()  # Of a process that was killed.
+    assert lock.is_free(tmp_path)
+    with (tmp_path / lock.NAME).open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr(lock.time, 'sleep', lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+        with lock.held(tmp_path):
+            pass
+    (tmp_path / lock.NAME).symlink_to('elsewhere')
+    assert not lock.is_free(tmp_path)
+
+
 def test_a_lock_dies_with_its_process_and_not_before(tmp_path):
     """Even where that is stopped, and has a child that lives longer."""
     program = [sys.executable, '-c', HOLD, tmp_path, Path(lock.__file__).parents[1]]
