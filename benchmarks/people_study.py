@@ -37,7 +37,7 @@ MISTAKES = 0.05
 MARGIN = 100.0
 """Of return; hopper's policies before training have 19 to 201."""
 PAUSE_S = 0.2
-CLIENT = 'c' * 32
+CLIENT, WHO = 'c' * 32, 'a script'
 CLI = (sys.executable, '-m', 'sail_jax.cli')
 
 
@@ -64,7 +64,7 @@ class ScriptedPerson:
 
     def answer_all(self) -> None:
         """Until nothing is asked at the moment."""
-        said = self._call('next')
+        said = self._call('next', who=WHO)
         while (question := said['question']) is not None:
             left, right = (worth(side, self._world) for side in question['sides'])
             choice = 'left' if left > right else 'right'
@@ -72,7 +72,7 @@ class ScriptedPerson:
                 choice = {'left': 'right', 'right': 'left'}[choice]
                 self.wrong += 1
             self.answers += 1
-            answer = {'ticket': question['ticket'], 'choice': choice, 'who': 'a script'}
+            answer = {'ticket': question['ticket'], 'choice': choice, 'who': WHO}
             said = self._call('answer', **answer)
 
     def _call(self, name: str, **body: Any) -> dict[str, Any]:

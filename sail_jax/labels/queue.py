@@ -21,12 +21,21 @@ _SAID = (
 ANSWERED, REPEATED = _SAID.format(0), _SAID.format(1)
 """Of the row of `questions` at hand. A question can be repeated and not answered any more: its
 answer was taken back after somebody else had confirmed it."""
-OF_NOBODY = (
-    'not exists (select 1 from tickets t where t.question = number and t.until > :now and '
-    't.until <= :lease and not exists (select 1 from answers a where a.ticket = t.ticket))'
+_LENT = (
+    'exists (select 1 from tickets t where t.question = number and t.until > :now and '
+    't.until <= :lease and not exists (select 1 from answers a where a.ticket = t.ticket){})'
 )
+OF_NOBODY = f'not {_LENT.format("")}'
 """Beyond `:lease`, the end of one that begins now, it was given before the clock was set back, and
 would keep everybody else waiting for as long as that."""
+_ANOTHERS = (
+    ' and not exists (select 1 from pages p where p.client = t.client and p.who = :who'
+    " and p.who <> '')"
+)
+OF_NO_OTHER = f'not {_LENT.format(_ANOTHERS)}'
+"""Nor is it lent to anybody but pages of the same name, which may be gone: closed, or crashed."""
+PAGES = 'create table if not exists pages (client text primary key, who text not null) strict'
+"""What name each page bears; stores of before have no such table."""
 
 
 class Refused(UserError):
@@ -45,9 +54,12 @@ class Ticket(NamedTuple):
 
 
 def next_ticket(
-    db: sqlite3.Connection, client: str, repeat_every: int, now: float
+    db: sqlite3.Connection, client: str, who: str, repeat_every: int, now: float
 ) -> Ticket | None:
-    """The page's own question, a repeated one where that is due, or the oldest that is free."""
+    """The page's own question, a repeated one where that is due, or the oldest that is free; at
+    last one that only other pages of its name have: the first answer counts."""
+    db.execute(PAGES)
+    db.execute('insert or replace into pages values (?, ?)', (client, who))
     held = db.execute(
         'select t.* from tickets t join questions on number = t.question where client = ?'
         ' and until > ? and not exists (select 1 from answers a where a.ticket = t.ticket)'
@@ -69,13 +81,15 @@ def next_ticket(
         if question is not None:
             # The other way round, so that who always says "left" does not agree.
             return _new(db, client, question, again=1, turned=1, now=now)
-    question = _number(
-        db,
-        f'select number from questions where not {ANSWERED} and {OF_NOBODY}'
-        ' order by number limit 1',
-        times,
-    )
-    return None if question is None else _new(db, client, question, again=0, turned=0, now=now)
+    for free in (OF_NOBODY, OF_NO_OTHER):
+        question = _number(
+            db,
+            f'select number from questions where not {ANSWERED} and {free} order by number limit 1',
+            times | {'who': who},
+        )
+        if question is not None:
+            return _new(db, client, question, again=0, turned=0, now=now)
+    return None
 
 
 def ticket_of(db: sqlite3.Connection, ticket: str, client: str) -> Ticket:
@@ -91,15 +105,15 @@ def ticket_of(db: sqlite3.Connection, ticket: str, client: str) -> Ticket:
 
 def require_open(db: sqlite3.Connection, held: Ticket) -> None:
     """Raises:
-    Refused: somebody else has answered the question.
+    Refused: it has been answered, by somebody else or at another page.
     """
     which = 'again' if held.again else 'not again'
     taken = db.execute(
-        f'select 1 from answers where question = ? and withdrawn is null and {which}',
+        f'select who from answers where question = ? and withdrawn is null and {which}',
         (held.question,),
     ).fetchone()
     if taken is not None:
-        raise Refused(f'question {held.question}: somebody else has answered it meanwhile')
+        raise Refused(f'question {held.question}: {taken[0]} has answered it meanwhile')
 
 
 def withdraw(db: sqlite3.Connection, client: str, now: float) -> Ticket:

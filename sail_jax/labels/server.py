@@ -28,6 +28,7 @@ from sail_jax.labels import guard, payloads
 from sail_jax.labels.guard import LOOPBACK, Denied, Rate
 from sail_jax.labels.queue import Refused
 from sail_jax.labels.store import Choice, ShownQuestion, Store
+from sail_jax.training import lock, signals
 
 FILES = {
     '/': ('sail_jax.labels', 'page/label.html', 'text/html'),
@@ -54,15 +55,20 @@ class Body(pydantic.BaseModel):
     """The page, as long as its tab is open."""
 
 
-class AnswerBody(Body):
+class NamedBody(Body):
+    """Of somebody who has said who it is."""
+
+    who: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r'^[^\x00-\x1f]+$')]
+
+
+class AnswerBody(NamedBody):
     """An answer."""
 
     ticket: Id
-    who: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r'^[^\x00-\x1f]+$')]
     choice: Choice
 
 
-class UndoBody(Body):
+class UndoBody(NamedBody):
     """A withdrawal."""
 
     yours: int
@@ -227,8 +233,8 @@ def _about(store: Store, _: Body) -> dict[str, Any]:
     return {key: about[key] for key in ABOUT if key in about}
 
 
-def _next(store: Store, body: Body) -> dict[str, Any]:
-    return _said(store, body, store.next(body.client))
+def _next(store: Store, body: NamedBody) -> dict[str, Any]:
+    return _said(store, body, store.next(body.client, body.who))
 
 
 def _answer(store: Store, body: AnswerBody) -> dict[str, Any]:
@@ -237,22 +243,26 @@ def _answer(store: Store, body: AnswerBody) -> dict[str, Any]:
 
 
 def _undo(store: Store, body: UndoBody) -> dict[str, Any]:
-    return _said(store, body, store.undo(body.client, body.yours))
+    return _said(store, body, store.undo(body.client, body.yours, body.who))
 
 
 def _said(store: Store, body: Body, shown: ShownQuestion | None) -> dict[str, Any]:
-    """The question that the page shows next, and how far it all is."""
+    """The question that the page shows next, and how far it all is; where there is none, whether
+    there will be others, and what goes on with a run that nobody trains."""
     progress = store.progress(body.client)
     said: dict[str, Any] = {'progress': progress._asdict() | {'waiting': progress.waiting}}
+    about = store.about()
     if shown is None:
-        return said | {'question': None}
-    drawn = payloads.for_page(store.about().get('kind', 'segments'), shown.payload, shown.turned)
+        run_dir = store.path.parent
+        stopped = signals.resume(run_dir) if lock.is_free(run_dir) else None
+        return said | {'question': None, 'last': about.get('last', False), 'stopped': stopped}
+    drawn = payloads.for_page(about.get('kind', 'segments'), shown.payload, shown.turned)
     return said | {'question': {'ticket': shown.ticket, 'number': shown.number, **drawn}}
 
 
 CALLS = {
     'about': Call(takes=Body, do=_about),
-    'next': Call(takes=Body, do=_next),
+    'next': Call(takes=NamedBody, do=_next),
     'answer': Call(takes=AnswerBody, do=_answer),
     'undo': Call(takes=UndoBody, do=_undo),
 }

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from sail_jax.errors import Busy, UserError
-from sail_jax.labels import queue
+from sail_jax.labels import progress, queue
+from sail_jax.labels.progress import Progress
 from sail_jax.labels.queue import Refused, Ticket
 
 NAME = 'labels.sqlite'
@@ -92,25 +93,6 @@ class Answer(NamedTuple):
     """Seconds since 1970."""
 
 
-class Progress(NamedTuple):
-    """How far the answers are."""
-
-    asked: int
-    answered: int
-    yours: int
-    """Answers of this page, those to repeated questions included."""
-    repeated: int
-    """Answers to questions that had been answered before."""
-    agreed: int
-    """Those of them that said the same again."""
-    people: tuple[tuple[str, int], ...]
-    """By name, how many of `answered` each gave; who gave most comes first."""
-
-    @property
-    def waiting(self) -> int:
-        return self.asked - self.answered
-
-
 class Store:
     """The file of a run."""
 
@@ -157,12 +139,16 @@ class Store:
 
     def about(self) -> dict[str, Any]:
         """`kind` of payload, `task` and `instruction` for the page, `repeat_every`, and what the
-        kind needs; and `token`, which pages on other hosts have to know."""
+        kind needs; `last`, that the run asks nothing after what there is; and `token`, which pages
+        on other hosts have to know."""
         with self._reading() as db:
             return self._about(db)
 
-    def ask(self, questions: Sequence[Question]) -> None:
+    def ask(self, questions: Sequence[Question], last: bool = False) -> None:
         """Adds questions; those that are there already stay as they are.
+
+        Args:
+          last: the run asks nothing after them, see `about`.
 
         Raises:
           UserError: one of that number is another question.
@@ -182,12 +168,20 @@ class Store:
                     )
             if questions:
                 self._say(db)
+            row = 'last', json.dumps(last)
+            db.execute('insert or replace into about values (?, ?)', row)
 
-    def next(self, client: str) -> ShownQuestion | None:
+    def next(self, client: str, who: str = '') -> ShownQuestion | None:
         """A question for a page: the one it has, or one that no other page has; None where nothing
-        is to be answered now."""
+        is to be answered now.
+
+        Args:
+          who: the page's name. What pages of that name were shown, which may be closed by now, it
+            gets where nothing else is left.
+        """
         with self._writing() as db:
-            ticket = queue.next_ticket(db, client, self._about(db)['repeat_every'], time.time())
+            every = self._about(db)['repeat_every']
+            ticket = queue.next_ticket(db, client, who, every, time.time())
             return None if ticket is None else self._shown(db, ticket)
 
     def answer(self, ticket: str, client: str, who: str, choice: Choice) -> None:
@@ -219,12 +213,13 @@ class Store:
                 (held.question, ticket, said, client, who, time.time(), held.again),
             )
 
-    def undo(self, client: str, yours: int) -> ShownQuestion | None:
+    def undo(self, client: str, yours: int, who: str = '') -> ShownQuestion | None:
         """Withdraws the newest answer of a page, and shows its question again.
 
         Args:
           yours: how many answers the page has, as it was told: with another number, as of a request
             that is sent again because its reply was lost, nothing is withdrawn.
+          who: as of `next`.
 
         Raises:
           Refused: it has none; training has learned of it.
@@ -233,30 +228,12 @@ class Store:
             live = 'select count(*) from answers where withdrawn is null and client = ?'
             if _one(db, live, client) == yours:
                 return self._shown(db, queue.withdraw(db, client, time.time()))
-        return self.next(client)
+        return self.next(client, who)
 
     def progress(self, client: str = '') -> Progress:
         """Of all answers, and of one page's."""
-        live = 'from answers where withdrawn is null'
         with self._reading() as db:
-            return Progress(
-                asked=_one(db, 'select count(*) from questions'),
-                answered=_one(db, f'select count(*) {live} and again = 0'),
-                yours=_one(db, f'select count(*) {live} and client = ?', client),
-                repeated=_one(db, f'select count(*) {live} and again = 1'),
-                agreed=_one(
-                    db,
-                    'select count(*) from answers a join answers b using (question) where a.again'
-                    ' = 0 and b.again = 1 and a.choice = b.choice and a.withdrawn is null and'
-                    ' b.withdrawn is null',
-                ),
-                people=tuple(
-                    db.execute(
-                        f'select who, count(*) {live} and again = 0 group by who'
-                        ' order by count(*) desc, who'
-                    )
-                ),
-            )
+            return progress.of(db, client)
 
     def has_answers(self, count: int) -> bool:
         """Whether all questions are answered whose numbers are below `count`."""

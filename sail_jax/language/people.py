@@ -140,7 +140,8 @@ class ResponseQuestions:
                 Question(number, step + 1, _payload(prompts[row], groups[row][i], groups[row][j]))
                 for number, row, i, j in asked
                 if groups[row][i] != groups[row][j]
-            ]
+            ],
+            last=step + 1 >= self._run.updates or len(asked) == left,
         )
 
     def ready(self, state: State) -> bool:

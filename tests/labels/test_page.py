@@ -17,6 +17,7 @@ import pytest
 from sail_jax.labels import payloads
 from sail_jax.labels.payloads import ResponsePair
 from sail_jax.labels.store import NAME, Question, Store
+from sail_jax.training import lock
 from tests.support import labelling
 from tests.support.paths import ROOT
 
@@ -68,7 +69,7 @@ def served(tmp_path):
 
 
 @contextlib.contextmanager
-def opened(browser, served, name, viewport=DESKTOP, script=''):
+def opened(browser, served, name, viewport=DESKTOP, script='', waits_for='#pair:not([hidden])'):
     """A page of somebody; what goes wrong in it, or leaves this host, fails the test.
 
     Args:
@@ -85,7 +86,7 @@ def opened(browser, served, name, viewport=DESKTOP, script=''):
     page.goto(served.url)
     page.fill('#who', name)
     page.keyboard.press('Enter')
-    page.wait_for_selector('#pair:not([hidden])')
+    page.wait_for_selector(waits_for)
     yield page
     context.close()
     # The browser's own icon is data.
@@ -139,7 +140,7 @@ def test_a_person_answers_thirty_questions_with_keys_and_buttons(browser, served
             answered(page, by_sight)
         assert 'Every question is answered' in page.inner_text('#nothing')
         said = page.inner_text('#progress')
-    assert re.match(r'30 of 30 answered, 0 waiting, 3\d by you, (\d) of \1 repeated the same', said)
+    assert re.match(r'30 of 30 answered, 0 waiting, 30 by you, (\d) of \1 repeated the same', said)
     assert [(a.number, a.choice, a.who) for a in store.answers()] == [
         (number, truth(number), 'Ann') for number in range(30)
     ]
@@ -188,7 +189,8 @@ def test_both_sides_are_played_again_and_at_any_speed(browser, served):
         first, later = after(page, 0), after(page, 420)
         assert all(a != b for a, b in zip(first, later, strict=True))
         speeds = page.eval_on_selector_all('#speed option', 'all => all.map((one) => one.value)')
-        assert (min(speeds), max(speeds)) == ('0.25', '4')
+        assert (min(speeds), max(speeds)) == ('0.1', '4')
+        assert page.input_value('#speed') == '1'
         again = [lambda: page.keyboard.press('r'), lambda: page.click('#replay')]
         for number, speed in enumerate(speeds):
             page.select_option('#speed', speed)
@@ -197,7 +199,7 @@ def test_both_sides_are_played_again_and_at_any_speed(browser, served):
             assert after(page, 420 / float(speed)) == later
         # At the end it begins again by itself, and the last state stands for a moment.
         assert after(page, 600 / 4) != first
-        assert after(page, 700 / 4) == first
+        assert after(page, 700) == first
         assert current(page) == 0
 
 
@@ -280,12 +282,76 @@ def test_responses_of_a_language_model_are_shown_as_plain_text(browser, tmp_path
 def test_a_name_that_is_not_taken_is_told_and_another_goes_on(browser, tmp_path):
     store = Store.of_run(tmp_path / NAME, labelling.RESPONSES)
     pair = payloads.pack_responses(ResponsePair('a question', ('a', 'b')))
-    store.ask([Question(0, 1, pair)])
+    store.ask([Question(number, 1, pair) for number in range(2)])
     served = Served(tmp_path)
-    with opened(browser, served, 'Ann\tB', DESKTOP) as page:
+    with opened(browser, served, 'Ann', DESKTOP) as page:
+        page.fill('#who', 'Ann\tB')
         page.click('#left')
         until(page, "document.querySelector('#trouble').textContent.startsWith('who')")
         page.fill('#who', 'Ann')
         answered(page, lambda page: page.click('#left'))
+        page.evaluate("localStorage.who = 'Ann\\tB'")
+        page.reload()
+        until(page, "document.querySelector('#trouble').textContent.startsWith('who')")
+        assert 'Who are you?' in page.inner_text('#nothing')
+        page.fill('#who', 'Zoe')
+        page.keyboard.press('Enter')
+        page.wait_for_selector('#pair:not([hidden])')
+        answered(page, lambda page: page.click('#left'))
     served.kill()
-    assert [(a.who, a.choice) for a in store.answers()] == [('Ann', 'left')]
+    assert [(a.who, a.choice) for a in store.answers()] == [('Ann', 'left'), ('Zoe', 'left')]
+
+
+def test_the_keys_answer_once_a_name_is_there_and_say_why_they_do_not(browser, served):
+    store = Store(served.run / NAME)
+    page = browser.new_page()
+    page.goto(served.url)
+    until(page, "document.querySelector('#nothing').textContent.startsWith('Who are you?')")
+    assert page.inner_text('#trouble') == ''
+    page.keyboard.press('Enter')
+    assert 'Who are you?' in page.inner_text('#trouble')
+    page.keyboard.type('newcomer')
+    page.keyboard.press('ArrowRight')
+    assert 'Press Enter first' in page.inner_text('#trouble')
+    assert store.next('f' * 32).number == 0, 'no question is lent to somebody without a name'
+    page.keyboard.press('Enter')
+    page.wait_for_selector('#pair:not([hidden])')
+    assert page.inner_text('#trouble') == ''
+    answered(page, lambda page: page.keyboard.press('ArrowRight'))
+    assert [(a.choice, a.who) for a in store.answers()] == [('right', 'newcomer')]
+    page.fill('#who', '')
+    page.click('#left')
+    assert 'Who are you?' in page.inner_text('#trouble')
+    page.keyboard.type('Ben')
+    page.keyboard.press('Enter')
+    assert page.inner_text('#trouble') == ''
+    page.close()
+
+
+def test_who_closes_the_tab_goes_on_in_another_to_the_last_question(browser, tmp_path):
+    store = labelling.make(tmp_path / NAME, 2, world=labelling.WORLD | {'dt': 0.015})
+    served, nothing = Served(tmp_path), "document.querySelector('#nothing').textContent"
+    with lock.held(tmp_path):
+        with opened(browser, served, 'Ann') as page:
+            assert current(page) == 0
+            assert page.input_value('#speed') == '0.25', 'a piece of 0.3 s'
+        with opened(browser, served, 'Ann') as page:
+            assert current(page) == 1
+            page.select_option('#speed', '1')
+            answered(page, by_sight)
+            assert current(page) == 0
+            assert page.input_value('#speed') == '1'
+        with opened(browser, served, 'Ann') as page:
+            assert current(page) == 0
+            assert page.inner_text('#progress') == '1 of 2 answered, 1 waiting, 1 by you'
+            page.keyboard.press('u')
+            assert 'in this tab nothing was answered yet' in page.inner_text('#trouble')
+            answered(page, by_sight)
+            until(page, f"{nothing}.endsWith('More come as training goes on.')")
+            store.ask([labelling.question(1)], last=True)
+            until(page, f"{nothing}.endsWith('Training goes on to its end by itself.')")
+            assert page.inner_text('#nothing').startswith('That was the last question: thank you.')
+    with opened(browser, served, 'Ben', waits_for='#nothing:not([hidden])') as page:
+        until(page, f"{nothing}.endsWith('--run-dir {tmp_path} --resume')")
+    served.kill()
+    assert [a.choice for a in store.answers()] == [truth(0), truth(1)]

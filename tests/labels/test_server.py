@@ -15,6 +15,7 @@ from benchmarks import people_study
 from sail_jax.labels import guard, payloads, server
 from sail_jax.labels.payloads import ResponsePair
 from sail_jax.labels.store import NAME, Question, Store
+from sail_jax.training import lock
 from tests.support import labelling
 
 ANN, BEN = 'a' * 32, 'b' * 32
@@ -48,7 +49,8 @@ def ask(port, path, body=None, headers=None, method='POST'):
 
 
 def call(port, name, client=ANN, **body):
-    status, _, content = ask(port, f'/api/{name}', {'client': client, **body})
+    who = {} if name == 'about' else {'who': f'page {client[0]}'}
+    status, _, content = ask(port, f'/api/{name}', {'client': client, **who, **body})
     return status, json.loads(content)
 
 
@@ -101,9 +103,14 @@ def test_a_page_gets_questions_answers_them_and_takes_an_answer_back(port, store
     ('body', 'status', 'said'),
     [
         ({'client': 'x', 'yours': 1}, 400, 'client: String should match pattern'),
-        ({'client': ANN}, 400, 'yours: Field required'),
-        ({'client': ANN, 'yours': 1, 'more': 1}, 400, 'more: Extra inputs'),
-        ({'client': ANN, 'yours': '1'}, 400, 'yours: Input should be a valid integer'),
+        ({'client': ANN, 'yours': 1}, 400, 'who: Field required'),
+        ({'client': ANN, 'who': 'Ann'}, 400, 'yours: Field required'),
+        ({'client': ANN, 'who': 'Ann', 'yours': 1, 'more': 1}, 400, 'more: Extra inputs'),
+        (
+            {'client': ANN, 'who': 'Ann', 'yours': '1'},
+            400,
+            'yours: Input should be a valid integer',
+        ),
         ('{', 400, 'body: Invalid JSON'),
         ('[' * 3000, 400, 'body: Invalid JSON'),
         ('"' + 'a' * 5000 + '"', 413, 'over 4096 bytes'),
@@ -187,7 +194,7 @@ def test_other_hosts_need_the_token(tmp_path):
         for told in ({}, {'Authorization': 'Bearer x'}, {'Authorization': f'Bearer {token}x'}):
             assert ask(port, '/api/next', {'client': ANN}, OURS | name | told)[0] == 401
         told = {'Authorization': f'Bearer {token}'}
-        assert ask(port, '/api/next', {'client': ANN}, OURS | name | told)[0] == 200
+        assert ask(port, '/api/next', {'client': ANN, 'who': 'Ann'}, OURS | name | told)[0] == 200
 
 
 HALF = b'GET / HTTP/1.1\r\nHost: localhost\r\n'
@@ -313,6 +320,28 @@ def test_segments_that_are_none_are_one_line(tmp_path, payload, said):
     assert status == 500
     assert said in error['error']
     assert '\n' not in error['error']
+
+
+def test_a_page_without_a_question_is_told_whether_more_come_and_who_trains(tmp_path):
+    run_dir = tmp_path / 'a run'
+    run_dir.mkdir()
+    store = labelling.make(run_dir / NAME, 1)
+
+    def told(port):
+        said = call(port, 'next')[1]
+        return said['question'], said['last'], said['stopped']
+
+    with serving(store) as port:
+        shown = call(port, 'next')[1]['question']
+        call(port, 'answer', ticket=shown['ticket'], choice='left')
+        with lock.held(run_dir):
+            assert told(port) == (None, False, None)
+            store.ask([labelling.question(0)], last=True)
+            assert told(port) == (None, True, None)
+        question, last, how = told(port)
+    assert (question, last) == (None, True)
+    path = f"'{run_dir}'"
+    assert how == f'go on with: sail-jax train {path}/config.yaml --run-dir {path} --resume'
 
 
 def test_the_studys_person_goes_by_what_the_page_shows_and_errs_as_often_as_it_should(tmp_path):

@@ -25,7 +25,7 @@ def store(tmp_path):
 
 
 def say(store, client, choice='left', who='somebody'):
-    shown = store.next(client)
+    shown = store.next(client, who)
     store.answer(shown.ticket, client, who, choice)
     return shown.number
 
@@ -74,10 +74,24 @@ def test_a_question_nobody_answers_in_time_goes_to_another_and_the_first_answer_
     late, fast = store.next(ANN), store.next(BEN)
     assert late.number == fast.number == 0
     store.answer(fast.ticket, BEN, 'Ben', 'equal')
-    with pytest.raises(Refused, match='question 0: somebody else has answered it'):
+    with pytest.raises(Refused, match='question 0: Ben has answered it meanwhile'):
         store.answer(late.ticket, ANN, 'Ann', 'left')
     assert said(store) == [(0, 'equal')]
     assert store.next(ANN).number == 1
+
+
+def test_who_opens_the_page_anew_gets_what_the_closed_one_was_shown(tmp_path):
+    store = labelling.make(tmp_path / NAME, 3)
+    closed, anew = store.next(ANN, 'Ann'), 'c' * 32
+    assert store.next('d' * 32).number == 1
+    assert say(store, anew, who='Ann') == 2  # What nobody has comes first.
+    assert store.next(BEN, 'Ben') is store.next('e' * 32) is None  # No name is nobody's.
+    assert store.next(anew, 'Ann').number == closed.number == 0
+    assert store.next(BEN, 'Ben') is None
+    assert say(store, anew, who='Ann') == 0
+    with pytest.raises(Refused, match='question 0: Ann has answered it meanwhile'):
+        store.answer(closed.ticket, ANN, 'Ann', 'right')
+    assert said(store) == [(0, 'left'), (2, 'left')]
 
 
 def test_a_clock_that_is_set_back_keeps_no_question_from_others(store, monkeypatch):
@@ -145,6 +159,30 @@ def test_some_questions_are_asked_again_the_other_way_round(tmp_path):
     progress = store.progress()
     assert (progress.answered, progress.repeated, progress.agreed) == (12, 3, 1)
     assert said(store) == [(number, 'left') for number in range(12)]
+
+
+@pytest.mark.parametrize(
+    ('first', 'second', 'repeated', 'agreed'),
+    [
+        ('left', 'left', 1, 1),
+        ('left', 'right', 1, 0),
+        ('equal', 'equal', 1, 1),
+        ('equal', 'left', 1, 0),
+        ('left', 'skip', 0, 0),
+        ('skip', 'left', 0, 0),
+        ('skip', 'skip', 0, 0),
+    ],
+)
+def test_who_cannot_tell_neither_agrees_nor_disagrees(tmp_path, first, second, repeated, agreed):
+    store = labelling.make(tmp_path / NAME, 2, repeat_every=1)
+    say(store, BEN, first)
+    say(store, ANN)
+    shown = store.next(ANN)
+    assert (shown.number, shown.turned) == (0, True)
+    choice = label_store.TURNED.get(second, second)
+    store.answer(shown.ticket, ANN, 'Ann', choice)
+    progress = store.progress()
+    assert (progress.repeated, progress.agreed) == (repeated, agreed)
 
 
 def test_training_learns_of_each_answer_once_and_of_the_same_when_it_goes_on(store):

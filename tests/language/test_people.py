@@ -123,7 +123,9 @@ def test_an_update_waits_for_its_questions_and_learns_of_their_answers(asking):
     answering.answer(store, says=lambda number, payload: 'left')
     assert exchange.ready(state(0))
     exchange.take(state(0))
+    assert not store.about()['last']
     exchange.publish(state(1))
+    assert store.about()['last']
     assert not exchange.ready(state(1))
     prob, weight, _ = asked.label(state(0), None)[0]
     assert prob[:, 0, 1].tolist() == [1, 0.5, 1]
@@ -137,6 +139,13 @@ def test_a_budget_ends_within_an_update(asking):
     _, exchange, store = asking([['x', 'y'], ['z', 'w']], max_labels=3)
     exchange.publish(state(1, labels=2))
     assert store.progress().asked == 1
+
+
+def test_the_last_question_of_a_budget_is_known_as_such(asking):
+    _, exchange, store = asking([['x', 'y']], max_labels=2)
+    for step, last in ((0, False), (1, True)):
+        exchange.publish(state(step, labels=step))
+        assert store.about()['last'] == last
 
 
 def test_answers_are_rows_that_data_are_read_from():

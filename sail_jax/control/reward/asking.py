@@ -127,8 +127,10 @@ def require_same(store: Store, number: int, segments: dict[str, np.ndarray]) -> 
 class People:
     """Those who answer a run's questions, as the run knows them: by its store. A `HostExchange`."""
 
-    def __init__(self, store: Store, run: AskingRun):
+    def __init__(self, store: Store, run: AskingRun, budget: int):
+        """`budget` is `reward.questions.budget`."""
         self._store, self._run, self.waiting = store, run, exchange.waiting(store)
+        self._budget = budget
         self._published = -1
         """Questions that are known to be in the store."""
 
@@ -149,7 +151,8 @@ class People:
                 require_same(self._store, number, segments)
                 continue
             pair = SegmentPair(**segments, pose=asked.pose[number - begin])
-            self._store.ask([Question(number, asked.update, payloads.pack_segments(pair))])
+            question = Question(number, asked.update, payloads.pack_segments(pair))
+            self._store.ask([question], last=number + 1 == self._budget)
         self._published = count
 
     def ready(self, state: State) -> bool:
@@ -179,4 +182,4 @@ def open_exchange(settings: Any, env: Env, run: AskingRun, run_dir: Path) -> Hos
         task=settings.env.subject,
         world=render.world(env, np.asarray(first)),
     )
-    return People(store, run)
+    return People(store, run, settings.reward.questions.budget)

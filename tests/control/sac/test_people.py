@@ -80,7 +80,9 @@ class Desk:
 
     def __init__(self, path, settings=None, programs=PROGRAMS):
         self.store = Store.of_run(path / NAME, {'repeat_every': 0})
-        self.people = People(self.store, people.AskingReplay(settings or RUN, programs))
+        run = settings or RUN
+        asker = people.AskingReplay(run, programs)
+        self.people = People(self.store, asker, run.reward.questions.budget)
 
     def exchanged(self, state):
         """After what the loop does between two dispatches, but for waiting."""
@@ -211,6 +213,7 @@ def test_the_pair_that_was_shown_is_the_pair_that_is_kept(there, tmp_path):
         answer(desk.store)
         state = desk.people.take(state)
         assert desk.store.progress().asked == int(state.sampler.reward.taught.asked) == asked
+        assert desk.store.about()['last'] == (asked == 10)
     assert state.sampler.reward.told_N.all()
 
 
