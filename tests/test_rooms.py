@@ -112,7 +112,7 @@ def forbidden(importer: str, imported: str) -> bool:
     """Whether the file of one room must not import one of another."""
     match room(importer), room(imported):
         case ('core', there):
-            return there not in ('core', 'config', 'errors')
+            return there not in ('core', 'config', 'errors', 'step_size')
         case ('training', there):
             return there in (REGISTRY, *WORKLOADS)
         case (here, there) if here in WORKLOADS:

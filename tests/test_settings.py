@@ -37,6 +37,7 @@ CONTRADICTIONS = [
     ),
     ({'rollout': {'contexts': 32}, 'optimizer': {'minibatches': 5}}, 'optimizer.minibatches'),
     ({'rollout': {'contexts': 32, 'contexts_at_once': 5}}, 'rollout.contexts_at_once'),
+    ({'optimizer': {'decay': 'linear', 'warmup_updates': 10**6}}, 'optimizer.warmup_updates'),
     ({'reference': {'source': 'run'}}, 'reference.path'),
     ({'reference': {'source': 'brax'}}, 'reference.path'),
     ({'reference': {'best': True}}, 'reference.best'),

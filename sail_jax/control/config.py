@@ -12,6 +12,7 @@ from sail_jax.errors import UserError
 from sail_jax.labels import settings as people
 from sail_jax.labels.settings import PeopleTeacher
 from sail_jax.scalars import INT_MAX
+from sail_jax.step_size import StepSize, check_step_size
 
 PYTHON = 'python'
 """`env.backend` of a run whose environment was given from Python."""
@@ -122,6 +123,10 @@ class Reference(Section):
     does."""
 
 
+class ControlOptimizer(StepSize, config.Optimizer):
+    """An optimizer of Optax on the surrogate, its step size over the run included."""
+
+
 class Success(Section):
     """What makes an episode a success, and `eval/success_rate` the share of them."""
 
@@ -157,6 +162,7 @@ class ControlRun(config.Run):
     labeller: SegmentTeacher = SegmentTeacher()
     reward: RewardEnsemble = RewardEnsemble()
     reference: Reference = Reference()
+    optimizer: ControlOptimizer = ControlOptimizer()  # pyright: ignore[reportIncompatibleVariableOverride]
     evaluation: EpisodeEvaluation = EpisodeEvaluation()
     segment_reward: str | None = None
     """Name of the function that was given from Python as what the labeller goes by; none is the
@@ -189,6 +195,11 @@ class ControlRun(config.Run):
         steps = self.reference.refresh_env_steps
         # Updates are counted in int32, which no run comes to the end of.
         return None if steps is None else min(-(-steps // self.env_steps_per_update), INT_MAX)
+
+    @property
+    def updates(self) -> int:
+        """Updates of the whole run."""
+        return self.dispatches * self.updates_per_dispatch
 
     @property
     def dispatches(self) -> int:
@@ -249,6 +260,7 @@ def check(run: ControlRun) -> None:
     by = f'reference.source: {run.reference.source}'
     unused.refuse('reference', run.reference, by, {'best', 'ppo_env_steps'} - {used})
     people.check(run)
+    check_step_size(run.optimizer, run.updates)
     _check_reward(run)
     if run.value.terminal == 'learned' and run.labeller.discount < 1 and not run.learns_reward:
         raise UserError('labeller.discount: a myopic teacher has no terminal value; use 1')

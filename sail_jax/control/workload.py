@@ -24,6 +24,7 @@ from sail_jax.control.rollout import Contexts, Segments
 from sail_jax.core import labellers, objective, pair_losses
 from sail_jax.core.divergence import Gaussian, gaussian_kl
 from sail_jax.core.keys import row_keys, split_rows
+from sail_jax.core.schedule import step_size
 from sail_jax.core.types import (
     Batch,
     Compared,
@@ -109,6 +110,7 @@ def make(
         or labeller.by_people,
         bounded='policy',
         mesh=mesh,
+        step_size=step_size(run.optimizer, run.updates),
     )
 
 

@@ -4,6 +4,7 @@ Axes: B contexts (rows), K responses of the group to one context, L lanes (the K
 more that is drawn from the reference where the KL penalty asks for it), T steps or tokens.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -244,6 +245,7 @@ class Workload(NamedTuple):
       mesh: devices over whose `data` axis rows are split while each holds the whole policy. The
         gradient is then computed in parts, each device on its rows, and added up by one all-reduce;
         see `gradient.make`. None leaves the split to the compiler.
+      step_size: the share of the learning rate that update `step` (from 0) has.
     """
 
     sample: DrawSample
@@ -259,6 +261,7 @@ class Workload(NamedTuple):
     bounded: str | None = None
     stacked: str | None = None
     mesh: Mesh | None = None
+    step_size: Callable[[jax.Array], jax.Array] = jnp.ones_like
 
 
 class Hyper(NamedTuple):

@@ -166,7 +166,9 @@ def make_learn(
 
     def learn(state: State, sampled: Sampled) -> tuple[State, Metrics]:
         first, batch = state.hyper, sampled.batch
-        state = state._replace(hyper=annealed(run, first, state.step))
+        hyper = annealed(run, first, state.step)
+        rate = hyper.learning_rate * workload.step_size(state.step)
+        state = state._replace(hyper=hyper._replace(learning_rate=rate))
         # The batch is scored with the normaliser that drew it, so that the first ratio is 1.
         reference_dist = workload.predict_reference(state.policies, batch.inputs)
         parts = lambda x: split_rows(x, run.optimizer.minibatches)
@@ -199,6 +201,7 @@ def make_learn(
             'labelled': pairs_M.sum() / count_all_pairs(batch),
             'grad_norm': metrics['grad_norm'].mean(),
             **sampled.metrics,
+            'learning_rate': rate,
             'skipped': learner.skipped,
         }
 

@@ -26,7 +26,6 @@ from sail_jax.language.reward import labels
 from sail_jax.language.reward.ensemble import Combined
 from sail_jax.language.reward.labels import Rater
 from sail_jax.language.reward.protocols import Judge, Reward
-from sail_jax.language.schedule import step_size
 from sail_jax.training import devices, hosts
 from sail_jax.training.shares import SplitRows
 from sail_jax.training.task import HostExchange, Task
@@ -166,7 +165,6 @@ class UpdatePrograms(NamedTuple):
 def make_programs(run: LanguageRun, functions: Workload, mesh: Mesh) -> UpdatePrograms:
     """Compiled at their first call, for each bucket of lengths."""
     learn_pure = update.make_learn(functions, run)
-    share = step_size(run.optimizer, run.updates)
     at_precision = precision.traced_at(precision.resolved(run))
     everywhere: Any = devices.replicated(mesh)
     by_rows: Any = devices.by_rows(mesh)
@@ -189,13 +187,10 @@ def make_programs(run: LanguageRun, functions: Workload, mesh: Mesh) -> UpdatePr
     @at_precision
     def learn(state: State, sampled: Sampled, scores: Any) -> tuple[State, Metrics]:
         sampled = workload.labelled(run, state, sampled, scores)
-        rate = state.hyper.learning_rate * share(state.step)
-        hyper = state.hyper._replace(learning_rate=rate)
-        new, metrics = learn_pure(state._replace(hyper=hyper), sampled)
-        new = new._replace(hyper=state.hyper)
+        new, metrics = learn_pure(state, sampled)
         layout = devices.state_sharding(mesh, new, sharding.RULES)
         new = jax.lax.with_sharding_constraint(new, layout)
-        metrics = {**metrics, 'learning_rate': rate, **update.counters(new)}
+        metrics = {**metrics, **update.counters(new)}
         return new, jax.tree.map(lambda x: jnp.asarray(x)[None], metrics)
 
     return UpdatePrograms(draw=draw, learn=learn)

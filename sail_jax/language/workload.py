@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from sail_jax.core import labellers, objective, pair_losses, update
 from sail_jax.core.keys import row_keys, split_rows, update_key
+from sail_jax.core.schedule import step_size
 from sail_jax.core.types import (
     Batch,
     Compared,
@@ -121,6 +122,7 @@ def make(run: LanguageRun, decoders: Decoders, eos_ids: tuple[int, ...]) -> Work
         refresh_updates=run.refresh_updates,
         reference_kept=run.reference.ema,
         stacked=STACKED,
+        step_size=step_size(run.optimizer, run.updates),
     )
 
 

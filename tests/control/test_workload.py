@@ -61,6 +61,16 @@ def test_labels_are_hard_consistent_and_counted():
     assert int(sampled.labels_asked) == 4 * 3
 
 
+def test_the_step_size_falls_over_the_whole_run():
+    """In 2 dispatches of 3 updates, though fewer env steps were asked for."""
+    run, made, _, _ = make({'optimizer': {'decay': 'linear'}, 'updates_per_dispatch': 3})
+    longer = run.model_copy(update={'total_env_steps': 5 * run.env_steps_per_update})
+    networks = control_policy.make_networks(Point(), run)
+    falling = workload.make(Point(), networks, longer, devices.make_mesh(4)).step_size
+    np.testing.assert_allclose([falling(step) for step in range(6)], 1 - np.arange(6) / 6, rtol=1e-6)
+    assert make()[1].step_size(jnp.int32(5)) == 1
+
+
 def test_a_number_for_the_segment_does_not_go_with_a_learned_value():
     with pytest.raises(UserError, match='returned one number'):
         make({'value': {'terminal': 'learned'}}, segment_reward=lambda s: s.reward.sum())

@@ -248,6 +248,22 @@ def test_coefficients_fall_to_0_and_the_state_keeps_what_they_fall_from():
     assert states[0].hyper.coefficient == first['coefficient']
 
 
+def test_the_learning_rate_has_its_share_and_the_state_keeps_the_whole():
+    run, shares = bandit_workload.run(), (0.5, 1.0, 0.25)
+    workload = bandit_workload.make(PROBLEM, run)
+    scheduled = workload._replace(step_size=lambda step: jnp.asarray(shares)[step])
+    dispatches = [update.make_dispatch(each, run, 1) for each in (scheduled, workload)]
+    state = bandit_workload.start(workload, run, ZERO)
+    for share in shares:
+        before = jax.device_get(state)
+        state, metrics = dispatches[0](state)
+        rate = before.hyper.learning_rate * np.float32(share)
+        wanted, _ = dispatches[1](before._replace(hyper=before.hyper._replace(learning_rate=rate)))
+        assert metrics['learning_rate'] == rate
+        assert_same(jax.device_get(state.policy), jax.device_get(wanted.policy))
+        assert_same(jax.device_get(state.hyper), before.hyper)
+
+
 def test_state_is_donated_also_when_made_outside_of_jit(plain):
     workload, run, dispatch = plain
     policy = Policy({'theta': jnp.zeros(3)}, {'batches': jnp.zeros(())})

@@ -7,7 +7,7 @@ from pydantic import Field
 from sail_jax.config import Devices, OptaxRule, Section, Trained
 from sail_jax.errors import UserError
 from sail_jax.language.config import Data, StartModel, check_adapter
-from sail_jax.language.optimizer import StepSize, check_step_size
+from sail_jax.step_size import StepSize, check_step_size
 
 MODEL = 'model'
 """Of the run directory: the trained model as a Hugging Face directory."""

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from sail_jax.core import keys, optimizer, update
+from sail_jax.core.schedule import step_size
 from sail_jax.core.types import Metrics, Policy, State
 from sail_jax.errors import UserError
 from sail_jax.language.model import lora
 from sail_jax.language.model.layers import STACKED
-from sail_jax.language.schedule import step_size
 from sail_jax.language.supervised.config import SupervisedOptimizer
 
 

@@ -1,4 +1,4 @@
-"""How the step size rises and falls over a run, of alignment and of supervised learning."""
+"""How the step size rises and falls over a run."""
 
 import inspect
 import json
@@ -13,7 +13,7 @@ import optax
 from sail_jax.core import registry
 from sail_jax.core.trial import explain
 from sail_jax.errors import UserError
-from sail_jax.language.optimizer import StepSize
+from sail_jax.step_size import StepSize
 
 
 def step_size(settings: StepSize, updates: int) -> Callable[[jax.Array], jax.Array]:

@@ -8,10 +8,10 @@ import optax
 import pytest
 
 from sail_jax import configfile, runs
+from sail_jax.core.schedule import step_size
 from sail_jax.errors import UserError
 from sail_jax.language.config import check
 from sail_jax.language.optimizer import LanguageOptimizer
-from sail_jax.language.schedule import step_size
 from tests.support import small
 
 
