@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from sail_jax.plan import collectives, hlo, trips, work
+from sail_jax.plan import collectives, hlo, origins, trips, work
 from sail_jax.plan.collectives import Collective
 from sail_jax.plan.hlo import Array, Computation, Instruction, Module, SourceLine, leaves
 from sail_jax.plan.trips import Scope
@@ -48,7 +48,8 @@ class Operation(NamedTuple):
     """Of its first result."""
     op_name: str
     lines: tuple[SourceLine, ...]
-    """Where it came from, the innermost call first."""
+    """Where it came from, the innermost call first; of what the compiler adds, where what it is for
+    came from."""
     times: int
     flops: Mapping[str, int]
     """Of each time, by precision; see `work.flops`."""
@@ -124,6 +125,7 @@ class _Counter:
         outside = OUTSIDE[platform]
         self._in_memory: Callable[[Array], bool] = lambda array: not outside(array.space)
         self._of = functools.cache(self._operation)
+        self._neighbours = origins.Neighbours(module)
 
     def run(self, scope: Scope, times: int) -> list[Operation]:
         """The operations of a computation that is run so often."""
@@ -169,13 +171,14 @@ class _Counter:
         module = self.module
         computation = module.computations[computation_name]
         instruction = computation.instructions[name]
-        source = _source(module, instruction)
+        source = origins.own(module, instruction)
+        lines = module.lines(source) or self._neighbours.lines(computation, instruction)
         return Operation(
             name=name,
             opcode=instruction.opcode,
             shape=str(next(leaves(instruction.shape), '()')),
             op_name=source.op_name,
-            lines=tuple(module.lines(source)),
+            lines=tuple(lines),
             times=1,
             flops=work.flops(module, computation, instruction),
             traffic_bytes=work.traffic(module, computation, instruction, self._in_memory),
@@ -192,22 +195,3 @@ def _is_scalar(computation: Computation, instruction: Instruction) -> bool:
     """A TPU has a core of its own for these."""
     shapes = [instruction.shape, *(computation.instructions[x].shape for x in instruction.operands)]
     return all(not array.dims for shape in shapes for array in leaves(shape))
-
-
-def _source(module: Module, instruction: Instruction) -> Instruction:
-    """The instruction that says where one came from: of a fusion, its product if it has one."""
-    if instruction.opcode != 'fusion':
-        return instruction
-    inside = list(_inside(module, instruction.called['calls']))
-    products = [x for x in inside if x.opcode in ('dot', 'convolution', 'custom-call')]
-    for candidate in (*products, instruction, *reversed(inside)):
-        if module.lines(candidate):
-            return candidate
-    return instruction
-
-
-def _inside(module: Module, name: str) -> Iterator[Instruction]:
-    for instruction in module.computations[name].instructions.values():
-        yield instruction
-        if instruction.opcode == 'fusion':
-            yield from _inside(module, instruction.called['calls'])

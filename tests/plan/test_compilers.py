@@ -19,6 +19,7 @@ def test_recorded_texts_count_as_those_of_today(platform):
         assert today.flops_by_precision == recorded.flops_by_precision, name
         assert today.traffic_bytes == recorded.traffic_bytes, name
         assert [x.count for x in today.loops] == [x.count for x in recorded.loops], name
+        assert all(x.lines for x in today.operations), name
         assert exchanges(today) == exchanges(recorded), name
 
 

@@ -93,6 +93,60 @@ def test_operations_know_their_line(platform):
     assert 'jnp.tanh(x @ w)' in source[product.lines[0].line - 1]
 
 
+@pytest.mark.parametrize('text', sorted(TEXTS.glob('*.txt')), ids=lambda file: file.stem)
+def test_what_the_compiler_adds_has_the_line_of_what_it_is_for(text):
+    one = count.count(text.read_text(), text.stem.partition('-')[0])
+    assert all(x.lines for x in one.operations)
+
+
+FRAMES = """
+FileNames
+1 "/sail_jax/a.py"
+
+FunctionNames
+1 "f"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=1}
+2 {file_name_id=1 function_name_id=1 line=2}
+3 {file_name_id=1 function_name_id=1 line=3}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=0}
+2 {file_location_id=2 parent_frame_id=0}
+3 {file_location_id=3 parent_frame_id=0}
+
+%body (s: (f32[8], f32[8], f32[8])) -> (f32[8], f32[8], f32[8]) {
+  %s = (f32[8], f32[8], f32[8]) parameter(0)
+  %a = f32[8] get-tuple-element(%s), index=0
+  %b = f32[8] get-tuple-element(%s), index=1
+  %c = f32[8] get-tuple-element(%s), index=2
+  %sine = f32[8] sine(%a), metadata={stack_frame_id=1}
+  %cosine = f32[8] cosine(%b), metadata={stack_frame_id=2}
+  %ahead = (f32[8], f32[8], u32[]) copy-start(%c)
+  %arrived = f32[8] copy-done(%ahead)
+  %spare = f32[8] copy(%cosine)
+  ROOT %next = (f32[8], f32[8], f32[8]) tuple(%sine, %arrived, %spare)
+}
+"""
+
+
+def test_a_line_is_borrowed_from_the_next_round_of_a_loop_or_from_what_is_read():
+    """What a round fetches for the next one is used by what reads that part of the state; a result
+    that nobody uses comes from what it was made of."""
+    condition = '%condition (s: f32[]) -> pred[] {\n  ROOT %c = pred[] constant(false)\n}\n'
+    loop = '(f32[8], f32[8], f32[8]) while(%p), condition=%condition, body=%body'
+    main = module(
+        '%p = (f32[8], f32[8], f32[8]) parameter(0)',
+        f'%w = {loop}, metadata={{stack_frame_id=3}}',
+        '%kept = f32[8] get-tuple-element(%w), index=1',
+        'ROOT %out = f32[8] copy(%kept)',
+    ).removeprefix('HloModule m, num_partitions=1\n')
+    one = count.count(f'HloModule m, num_partitions=1\n{FRAMES}\n{condition}\n{main}', 'tpu')
+    lines = {x.name: [line.line for line in x.lines] for x in one.operations}
+    assert lines == {'sine': [1], 'cosine': [2], 'ahead': [2], 'spare': [2], 'out': [3]}
+
+
 @pytest.mark.parametrize(
     ('said', 'groups'),
     [
