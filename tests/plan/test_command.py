@@ -1,13 +1,15 @@
 """`sail-jax plan`: what it refuses before anything large is imported, and what it says."""
 
 import json
+import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from sail_jax import cli
-from sail_jax.plan import compiler, count, report, roofline
+from sail_jax.plan import compiler, count, needs, report, roofline, topology
 from sail_jax.plan.collectives import Fleet
 from sail_jax.plan.compiler import Compiled
 from sail_jax.plan.targets import CHIPS, GIB
@@ -15,6 +17,7 @@ from tests.support.compiled import TEXTS
 from tests.support.paths import ROOT
 
 HOPPER = str(ROOT / 'configs' / 'control' / 'hopper.yaml')
+STUDY = str(ROOT / 'configs' / 'bandit' / 'sample_complexity.yaml')
 QUICKSTART = str(ROOT / 'configs' / 'language' / 'quickstart.yaml')
 
 
@@ -75,13 +78,58 @@ Suspected Python Code Location:
     assert compiler.explained(full) == 'takes 21.50G of a memory of 15.75G'
 
 
-def test_results_are_kept_and_damaged_ones_are_not(tmp_path, monkeypatch):
-    entry = tmp_path / 'plan' / 'key.json.gz'
-    one = Compiled('text', {'temporaries': 3}, '', 1.5)
-    compiler._write(entry, one)
-    assert compiler._read(entry) == one
-    entry.write_bytes(entry.read_bytes()[:-4])
-    assert compiler._read(entry) is None
+@pytest.mark.parametrize(('target', 'extra'), [('h100:8', 'cuda12'), ('v5e:2x4', 'tpu')])
+def test_a_compiler_that_is_not_here_is_named_with_its_extra(target, extra, capsys, monkeypatch):
+    nothing = {'cuda': ('jax_plugins.of_nobody', 'nobody.cuda'), 'tpu': ('nobody',)}
+    monkeypatch.setattr(needs, 'MODULES', nothing)
+    assert cli.main(['plan', HOPPER, '--on', target]) == 2
+    said = capsys.readouterr().err
+    assert f'--on {target}: needs the compiler' in said
+    assert f"pip install 'sail-jax[{extra}]'" in said
+    assert said.count('\n') == 1
+
+
+@pytest.fixture
+def compilers(monkeypatch):
+    """Of the targets that are asked for, without them: a recorded text, or what did not compile."""
+
+    def compile_(program, target):
+        if target.chip.name == 'v6e':
+            return Compiled('', {}, 'takes 41G of a memory of 31G', 1.5)
+        text = (TEXTS / f'{target.chip.platform}-scan.txt').read_text()
+        return Compiled(text, {'temporaries': GIB}, '', 1.5)
+
+    monkeypatch.setattr(compiler, 'compile', compile_)
+    monkeypatch.setattr(needs, 'require', lambda target: None)
+    monkeypatch.setattr(topology, 'devices', lambda target: jax.devices()[:1])
+
+
+def test_several_targets_are_compared_and_one_is_an_object(compilers, tmp_path, capsys):
+    arguments = ['plan', STUDY, '--json', str(tmp_path / 'x.json'), '--on']
+    assert cli.main([*arguments, 'v5e:2x4', 'h100:8', 'v6e:2x4']) == 1
+    slow, fast, full = json.loads((tmp_path / 'x.json').read_text())
+    assert [x['target'] for x in (slow, fast, full)] == ['v5e:2x4', 'h100:8', 'v6e:2x4']
+    assert [x['fits'] for x in (slow, fast, full)] == [True, True, False]
+    (program,) = full['programs'].values()
+    assert program['error'] == 'takes 41G of a memory of 31G'
+    assert 'roofline_s' not in program
+    assert full['bounds'] == {}
+    said = capsys.readouterr().out
+    assert 'ascend does not compile: takes 41G of a memory of 31G' in said
+    assert 'fits: no (ascend)' in said
+    table = said.partition('where would this run best?')[2].splitlines()
+    rows = [re.findall(r'[^\s│]+', line) for line in table if ':' in line]
+    seconds = [one['bounds']['update_s'] for one in (fast, slow)]
+    best, other, none = (row[:6] for row in rows)
+    assert best == ['h100:8', '8', 'yes', f'{seconds[0]:.3g}', '1.00', f'{8 * seconds[0]:.3g}']
+    relative = f'{seconds[1] / seconds[0]:.2f}'
+    assert other[:5] == ['v5e:2x4', '8', 'yes', f'{seconds[1]:.3g}', relative]
+    assert none == ['v6e:2x4', '8', 'no', 'n/a', 'n/a', 'n/a']
+    assert float(relative) > 1
+
+    assert cli.main([*arguments, 'h100:8']) == 0
+    assert json.loads((tmp_path / 'x.json').read_text()) == fast
+    assert 'where would this run best?' not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
