@@ -1,0 +1,89 @@
+"""The committed results of `benchmarks.plan`: what they promise; that headers and docs say so."""
+
+import json
+import re
+
+import pytest
+
+from benchmarks import plan
+from sail_jax.plan import targets
+from tests.support.paths import ROOT
+
+PAIRS = [(name, target) for name, chosen in plan.TARGETS.items() for target in chosen]
+RESULTS = [pair for pair in PAIRS if plan.result(*pair).exists()]
+MISSES = {
+    'fits': set(),
+    'learning': {
+        ('language/sft', 'h100:8'),
+        ('language/reward', 'h100:8'),
+        ('language/paper/u10-sft', 'h100:1'),
+        ('language/paper/u10-dpr-revkl', 'h100:1'),
+        ('language/qwen2.5-0.5b-ultrafeedback', 'v6e:2x4'),
+    },
+    'memory': {('language/sft', 'v5e:2x4')},
+}
+"""Files and targets that are not within a bound. What comes within it is no longer one."""
+
+
+@pytest.fixture(scope='module')
+def said():
+    return {pair: json.loads(plan.result(*pair).read_text()) for pair in RESULTS}
+
+
+def fullest(result):
+    """Of a device, in the program that takes most of it."""
+    return max(x['bytes_per_device']['total'] for x in result['programs'].values())
+
+
+def test_learning_takes_at_most_half_more_than_its_products(said):
+    learns = {pair: x['programs']['learn'] for pair, x in said.items() if 'learn' in x['programs']}
+    compiled = {pair: x for pair, x in learns.items() if 'error' not in x}
+    over = {pair for pair, x in compiled.items() if x['roofline_s'] > 1.5 * x['matmul_s']}
+    assert over == MISSES['learning']
+
+
+def test_files_fit_with_a_tenth_to_spare(said):
+    assert {pair for pair, x in said.items() if not x['fits']} == MISSES['fits']
+    over = {pair for pair, x in said.items() if fullest(x) > 0.9 * x['chip']['memory']}
+    assert over == MISSES['memory']
+
+
+def test_simulators_and_gaussians_are_computed_in_float32(said):
+    kinds = {
+        precision
+        for result in said.values()
+        if result['config']['workload'] in ('control', 'sac')
+        for program in result['programs'].values()
+        for precision in program.get('flops_by_precision', ())
+    }
+    assert kinds == {'f32 highest'}
+
+
+@pytest.mark.parametrize('name', sorted({name for name, _ in RESULTS}))
+def test_a_files_header_says_where_it_fits(name, said):
+    lines = (plan.CONFIGS / f'{name}.yaml').read_text().splitlines()
+    comment = ' '.join(line.removeprefix('#').strip() for line in lines if line.startswith('#'))
+    match = re.search(r'Fits, as `sail-jax plan` predicts \([\d-]+\): (.*?)\.(?= [A-Z]|$)', comment)
+    assert match, f'configs/{name}.yaml does not say where it fits'
+    found = re.findall(r'(\w+:[\dx]+) \((under )?([\d.]+) of (\d+) GiB', match[1])
+    expected = []
+    for target in plan.TARGETS[name]:
+        result = said.get((name, target))
+        if result is not None and result['fits']:
+            size, memory = fullest(result) / 2**30, result['chip']['memory'] / 2**30
+            under = 'under ' if size < 0.05 else ''
+            expected.append((target, under, '0.1' if under else f'{size:.1f}', f'{memory:.0f}'))
+    assert found == expected
+
+
+def test_the_docs_have_the_table():
+    assert plan.table() in (ROOT / 'docs' / 'results' / 'plan.md').read_text()
+
+
+def test_files_and_targets_are_there():
+    for name, target in PAIRS:
+        assert (plan.CONFIGS / f'{name}.yaml').exists()
+        assert str(targets.parse(target)) == target
+    # Those of what was measured on a card are beside it in the guide.
+    others = set(plan.OUT.glob('*.json')) - {plan.result(*pair) for pair in RESULTS}
+    assert all(file.stem.endswith('-h200-1') for file in others)
