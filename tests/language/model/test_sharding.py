@@ -181,6 +181,55 @@ def test_one_collective_tells_every_host_what_was_drawn(tmp_path):
     assert run_on(8, DRAW, {}, tmp_path / 'draw.npz')['gathers'] == 1
 
 
+SHARE = """
+import json, sys
+from pathlib import Path
+import jax, numpy as np
+from sail_jax import workloads
+from sail_jax.plan import hlo
+from tests.support import small
+
+out = Path(sys.argv[2])
+sizes = {'vocab_size': 512, 'hidden_size': 128, 'intermediate_size': 512}
+sizes |= {'num_hidden_layers': 2, 'num_attention_heads': 8, 'num_key_value_heads': 8}
+config = {'model_type': 'qwen2', 'max_position_embeddings': 512, **sizes}
+(out.parent / 'config.json').write_text(json.dumps(config))
+settings = {'prompts_per_update': 8, 'devices': json.loads(sys.argv[1])}
+run = small.run(out.parent, out.parent / 'none', **settings)
+draw = workloads.of(run).programs(run, jax.devices()).programs[0]
+module = hlo.parse(draw.function.lower(*draw.arguments).compile().as_text())
+
+def reached(name):
+    for instruction in module.computations[name].instructions.values():
+        yield instruction
+        for inner in instruction.called.values():
+            yield from reached(inner)
+
+loops = [
+    instruction
+    for computation in module.computations.values()
+    for instruction in computation.instructions.values()
+    if instruction.opcode == 'while' and module.lines(instruction)[0].file.endswith('sampler.py')
+]
+arrays = [
+    array
+    for loop in loops
+    for instruction in reached(loop.called['body'])
+    for array in hlo.leaves(instruction.shape)
+]
+largest = max(array.size for array in arrays)
+np.savez(out, devices=jax.device_count(), largest=largest, whole=128 * 512)
+"""
+
+
+@pytest.mark.slow
+def test_a_device_decodes_with_its_share_of_the_weights(tmp_path):
+    """Nothing in the loop over tokens is larger than the share of the largest matrices; whole they
+    all would be."""
+    found = run_on(8, SHARE, {'fsdp': 8}, tmp_path / 'share.npz')
+    assert found['whole'] / 8 <= found['largest'] <= 1.25 * found['whole'] / 8
+
+
 KINDS = {
     'full': {},
     'lora': {'model': {'train': 'lora', 'lora': {'rank': 4}}},
