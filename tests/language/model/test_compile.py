@@ -14,22 +14,50 @@ from sail_jax.language.model import logprobs
 from tests.support.paths import ROOT
 
 SCRIPT = """
-import json, sys
-import sail_jax
-from benchmarks import language_memory
-from sail_jax.training.devices import Devices
+import json, re, sys
+import jax, numpy as np
+from sail_jax import runs
+from sail_jax.language import programs
+from sail_jax.language.model import published
+from sail_jax.training import devices
 
-names, compiled, mesh = map(json.loads, sys.argv[1:])
+def vocabulary_tokens(text, a, mesh):
+    # Of the widest array [tokens..., vocabulary or a part of it]; those that are as wide as the
+    # model too are the embedding, the output matrix, their gradients.
+    fsdp, tensor = mesh.shape['fsdp'], mesh.shape['tensor']
+    splits = {1, fsdp, tensor, fsdp * tensor}
+    parts, widths = ({size // n for n in splits} for size in (a.vocab_size, a.hidden_size))
+    found = set(re.findall(r'(?:f32|bf16)\\[([\\d,]+)\\]', text))
+    shapes = [tuple(map(int, dims.split(','))) for dims in found]
+    return max(
+        int(np.prod(shape)) // a.vocab_size if len(shape) > 1 else 0
+        for shape in shapes
+        if any(size in parts for size in shape) and not any(size in widths for size in shape)
+    )
+
+names, compiled, sizes = map(json.loads, sys.argv[1:])
 found = {}
 for name in names:
-    run = sail_jax.load(f'configs/language/{name}.yaml')
-    lowered = language_memory.lower_update(run, mesh and Devices(**mesh))
-    found[name] = {'state_bytes': lowered.state_bytes, 'text': len(lowered.draw.as_text())}
-    if compiled:
-        found[name] = language_memory.compile_update(run, lowered)
+    run = runs.load(f'configs/language/{name}.yaml', **({'devices': sizes} if sizes else {}))
+    planned = programs.programs(run, jax.devices())
+    draw, learn = planned.programs[:2]
+    lowered = draw.function.lower(*draw.arguments)
+    found[name] = {
+        'state_bytes': devices.size_on_one(learn.arguments[0]),
+        'text': len(lowered.as_text()),
+        'rows': planned.mesh.shape['data'] * planned.mesh.shape['fsdp'],
+    }
+    if not compiled:
+        continue
+    a = published.architecture(run.model.path)
+    for program in draw, learn:
+        made = program.function.lower(*program.arguments).compile()
+        found[name][program.name] = {
+            'argument_bytes': made.memory_analysis().argument_size_in_bytes,
+            'vocabulary_tokens': vocabulary_tokens(made.as_text(), a, planned.mesh),
+        }
 print(json.dumps(found))
 """
-GIB = 2**30
 QWEN, LLAMA = 'qwen2.5-0.5b', 'llama-3-8b'
 # Parameters in billions, from the published sizes; of adapters of rank 64 on queries to outputs.
 WEIGHTS = {QWEN: 0.494, LLAMA: 8.03}
@@ -96,11 +124,9 @@ def test_compiled_for_8_devices_logits_of_a_batch_never_exist(name, mesh):
     assert found['draw']['argument_bytes'] < found['state_bytes'] * 1.02
     assert found['learn']['argument_bytes'] == pytest.approx(found['state_bytes'], rel=0.02)
     # At once a device has logits of the tokens that have room; of what is drawn, one of each lane.
-    rows = found['mesh']['data'] * found['mesh']['fsdp']
-    assert found['response_tokens'] == 64 * 2 * 512 // rows
     assert (
         0
         < found['learn']['vocabulary_tokens']
         <= logprobs.LOGITS_BYTES // (4 * VOCABULARY[CONFIGS[name][0]])
     )
-    assert 0 < found['draw']['vocabulary_tokens'] <= 64 * 2 // rows
+    assert 0 < found['draw']['vocabulary_tokens'] <= 64 * 2 // found['rows']
