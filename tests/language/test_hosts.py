@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import time
+import zlib
 from functools import cache
 
 import jax
@@ -18,7 +19,7 @@ from sail_jax import configfile
 from sail_jax.language.data import tokens
 from sail_jax.language.model import weights
 from sail_jax.language.reward import reward_model
-from tests.support import processes, small, tiny, tiny_tokenizer
+from tests.support import api, processes, small, tiny, tiny_tokenizer
 from tests.support.checkpoints import last_step, without_times
 from tests.support.processes import finish
 
@@ -175,21 +176,48 @@ def test_checkpoints_go_between_one_two_and_four_processes(directory, one):
     close(*of_updates)
 
 
-def test_a_signal_to_one_process_saves_all(directory):
-    started = start(directory, 'lora', 'stopped', 2, 10**6)
-    while last_step(directory / 'stopped') < 2:
+@pytest.mark.parametrize('told', [0, 1])
+def test_a_signal_to_one_process_saves_all(directory, told):
+    name = f'stopped-{told}'
+    started = start(directory, 'lora', name, 2, 10**6)
+    while last_step(directory / name) < 2:
         assert all(process.poll() is None for process in started), finish(started)
         time.sleep(0.1)
-    started[1].send_signal(signal.SIGTERM)
+    started[told].send_signal(signal.SIGTERM)
     status, printed = finish(started)
     assert status == [75, 75], printed
     said = [re.search(r'stopped and saved at ([\d,]+) prompts', text)[1] for text in printed]
     assert said[0] == said[1]
     step = int(said[0].replace(',', '')) // 8
-    assert (directory / 'stopped' / 'checkpoints' / str(step)).exists()
-    train(directory, 'lora', 'stopped', 2, step + 1, '--resume')
-    rows = without_times(directory / 'stopped')
+    assert (directory / name / 'checkpoints' / str(step)).exists()
+    train(directory, 'lora', name, 2, step + 1, '--resume')
+    rows = without_times(directory / name)
     assert [row['step'] for row in rows] == list(range(step + 2))
+
+
+def test_a_judge_is_asked_about_each_pair_by_one_process(directory, monkeypatch):
+    monkeypatch.setenv('JUDGE_KEY', api.KEY)
+    monkeypatch.setenv('NO_PROXY', '*')
+    with api.running(lambda question: f'[[{"AB"[zlib.crc32(question.encode()) % 2]}]]') as server:
+        judge = {'model': 'tiny', 'base_url': server.url, 'api_key_env': 'JUDGE_KEY'}
+        run = small.run(
+            directory / 'model',
+            directory / 'pairs.jsonl',
+            prompts_per_update=8,
+            judge=judge | {'labels': True},
+            evaluation={'every_updates': 2, 'prompts': 5},
+        )
+        (directory / 'judged.yaml').write_text(yaml.safe_dump(json.loads(run.model_dump_json())))
+        rows, questions = [], []
+        for count in (1, 2):
+            server.requests.clear()
+            train(directory, 'judged', f'judged-{count}', count, 2)
+            rows.append(without_times(directory / f'judged-{count}'))
+            asked = [request['messages'][0]['content'] for request in server.requests]
+            questions.append(sorted(asked))
+    close(*rows)
+    assert questions[0] == questions[1]
+    assert len(questions[0]) > 2 * 8  # Of two updates and the evaluations; not of equal responses.
 
 
 def test_a_reward_that_fails_in_one_process_ends_all_in_one_line_each(directory):

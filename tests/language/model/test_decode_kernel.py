@@ -46,7 +46,9 @@ def written_out(window, positions, query, memory, prefix):
     ('lanes', 'dtype', 'window'),
     [
         (2, jnp.float32, 0),
+        pytest.param(2, jnp.bfloat16, 0, marks=SLOW),
         pytest.param(1, jnp.float32, 9, marks=SLOW),
+        pytest.param(1, jnp.bfloat16, 9, marks=SLOW),
         pytest.param(8, jnp.bfloat16, 11, marks=SLOW),
     ],
 )

@@ -74,16 +74,21 @@ def test_lanes_look_back_on_the_prompt_they_share(kernel, lanes, dtype):
 
 
 @pytest.mark.parametrize(
-    ('kernel', 'follows', 'window', 'cap'),
+    ('kernel', 'dtype', 'follows', 'window', 'cap'),
     [
-        ('cudnn', True, 7, None),
-        ('cudnn', False, 7, None),
-        pytest.param('splash', False, 7, None, marks=SLOW),
-        pytest.param('splash', True, 0, 1.5, marks=SLOW),
+        ('cudnn', jnp.float32, True, 7, None),
+        ('cudnn', jnp.float32, False, 7, None),
+        pytest.param('cudnn', jnp.bfloat16, True, 7, None, marks=SLOW),
+        pytest.param('cudnn', jnp.bfloat16, False, 7, None, marks=SLOW),
+        pytest.param('splash', jnp.float32, False, 7, None, marks=SLOW),
+        pytest.param('splash', jnp.bfloat16, False, 7, None, marks=SLOW),
+        pytest.param('splash', jnp.float32, True, 0, 1.5, marks=SLOW),
+        pytest.param('splash', jnp.bfloat16, True, 0, 1.5, marks=SLOW),
     ],
 )
-def test_windows_and_caps_where_the_kernel_has_them(kernel, follows, window, cap):
-    check(kernel, 2, jnp.float32, follows, fused.Score(scale=0.4, cap=cap, window=window))
+# parameters: one case each
+def test_windows_and_caps_where_the_kernel_has_them(kernel, dtype, follows, window, cap):
+    check(kernel, 2, dtype, follows, fused.Score(scale=0.4, cap=cap, window=window))
 
 
 @pytest.mark.parametrize('follows', [True, False])
