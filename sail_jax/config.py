@@ -283,8 +283,8 @@ class Trained(Settings):
     """How exactly float32 matrices are multiplied. `highest` is float32; `high` is TF32 on NVIDIA
     GPUs and three passes of bfloat16 on TPUs; `default` is JAX's own choice, TF32 and bfloat16
     there. On CPUs all are float32, and bfloat16 factors are not touched by it. `auto` is `highest`
-    for control and for language models of `dtype: float32`, and `default` for those of
-    `dtype: bfloat16`."""
+    for control, soft actor-critic and language models of `dtype: float32`, and `default` for those
+    of `dtype: bfloat16`."""
 
     @property
     def default_matmul_precision(self) -> Literal['default', 'highest']:

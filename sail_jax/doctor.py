@@ -74,7 +74,7 @@ def _precision() -> str:
     said = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     default = f'JAX_DEFAULT_MATMUL_PRECISION: {said}' if said else f'{rounded} on this platform'
     return (
-        'float32 for control and float32 language models (matmul_precision: auto); '
+        'float32 for control, sac and float32 language models (matmul_precision: auto); '
         f'by default ({default}) for bfloat16 ones'
     )
 
