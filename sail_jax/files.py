@@ -123,13 +123,15 @@ def bounded_lines(file: IO[bytes], at_most: int) -> Iterator[bytes]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file; where there is no room for all of it, no part of it stays.
+    """Writes a file, and makes its directory; where there is no room for all of it, no part of it
+    stays.
 
     Raises:
       UserError: it cannot be written; what cannot be opened stays as it is.
     """
     opened = False
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open('wb', buffering=0) as file:
             opened = True
             while content:

@@ -94,6 +94,12 @@ def test_what_cannot_be_opened_for_writing_stays_as_it_is(tmp_path):
     assert program.read_bytes() == content
 
 
+def test_the_directory_of_what_is_written_is_made(tmp_path):
+    files.write(tmp_path / 'a' / 'b' / 'file', b'1')
+    assert (tmp_path / 'a' / 'b' / 'file').read_bytes() == b'1'
+    refuse('file/c: File exists', files.write, tmp_path / 'a' / 'b' / 'file' / 'c', b'2')
+
+
 def test_lines_are_of_bounded_length_and_of_a_regular_file(tmp_path, monkeypatch):
     path = tmp_path / 'lines'
     path.write_bytes(b'one\n' + b'x' * 50 + b'\n' + b'12345\n' + b'12345')

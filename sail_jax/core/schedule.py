@@ -53,6 +53,9 @@ def step_size(settings: StepSize, updates: int) -> Callable[[jax.Array], jax.Arr
 TRIED = 1000
 """Updates of a run at which a schedule is looked at, spread evenly."""
 
+MAX_ARGUMENT = 2**13
+"""Characters: Optax traces a step for each boundary, and twenty thousand take minutes."""
+
 STRUCTURED: dict[str, Callable[[Any], Any]] = {
     'boundaries_and_scales': lambda value: {int(k): float(v) for k, v in value.items()},
     'cosine_kwargs': list,
@@ -73,6 +76,9 @@ def _of_optax(name: Any, arguments: Mapping[str, Any]) -> Callable[[jax.Array], 
         known = registry.there_are(sorted(schedules), str(name))
         raise UserError(f'optimizer.schedule: {name!r:.80}; {known} in Optax')
     what = f'optimizer.schedule_arguments: {name}'
+    for key, value in arguments.items():
+        if len(str(value)) > MAX_ARGUMENT:
+            raise UserError(f'{what}: {key}: over {MAX_ARGUMENT} characters; at most that')
     try:
         schedule = schedules[name](**{key: _read(key, x) for key, x in arguments.items()})
         first = jnp.asarray(schedule(jnp.zeros((), jnp.int32)))

@@ -127,8 +127,11 @@ def _read(entry: Path) -> Compiled | None:
 
 def _write(entry: Path, compiled: Compiled) -> None:
     """A full or read-only disk costs the next run its time, and no more."""
-    with contextlib.suppress(OSError):
+    part = entry.with_name(f'{entry.name}.{os.getpid()}')
+    try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        part = entry.with_name(f'{entry.name}.{os.getpid()}')
         part.write_bytes(gzip.compress(json.dumps(compiled._asdict()).encode(), 3))
         part.replace(entry)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()

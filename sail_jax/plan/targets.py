@@ -162,7 +162,8 @@ def parse(text: str) -> Target:
         close = difflib.get_close_matches(name, CHIPS, 1, 0.5)
         hint = f'did you mean {close[0]}?' if close else f'known: {", ".join(CHIPS)}'
         raise UserError(f'--on {text:.80}: no chip {name!r:.40}; {hint} (--on list has them all)')
-    shape = tuple(map(int, said.split('x'))) if re.fullmatch(r'\d{1,5}(x\d{1,5})*', said) else ()
+    numbers = re.fullmatch(r'\d{1,5}(x\d{1,5})*', said, re.ASCII)
+    shape = tuple(map(int, said.split('x'))) if numbers else ()
     gpu, dimensions = chip.platform == 'cuda', 3 if name in THREE else 2
     if gpu and len(shape) == 1:
         shape = (1, *shape)

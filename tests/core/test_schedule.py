@@ -124,6 +124,11 @@ def test_schedules_take_lists_and_mappings(schedule, arguments, wanted, tmp_path
             'invalid literal',
         ),
         (
+            'piecewise_constant_schedule',
+            {'init_value': 1, 'boundaries_and_scales': dict.fromkeys(range(2000), 0.9)},
+            'boundaries_and_scales: over 8192 characters',
+        ),
+        (
             'join_schedules',
             {'schedules': [{'init_value': 1}], 'boundaries': []},
             'optimizer.schedule: None; there are',

@@ -7,6 +7,7 @@ import pytest
 from sail_jax.plan import compiler, targets
 from sail_jax.plan.compiler import Compiled
 from sail_jax.training.program import Program
+from tests.support.disk import disk_of
 
 H100 = targets.parse('h100:8')
 
@@ -45,6 +46,12 @@ def test_results_are_kept_and_damaged_ones_are_not(tmp_path):
     assert compiler._read(entry) == one
     entry.write_bytes(entry.read_bytes()[:-4])
     assert compiler._read(entry) is None
+
+
+def test_of_a_result_that_a_full_disk_does_not_take_no_part_stays(tmp_path):
+    with disk_of(10):
+        compiler._write(tmp_path / 'plan' / 'key.json.gz', Compiled('text', {}, '', 1.5))
+    assert not list((tmp_path / 'plan').iterdir())
 
 
 def test_a_program_is_compiled_once_wherever_its_lines_are(compiles):

@@ -31,6 +31,7 @@ def test_targets(text, name, shape, count, said):
         ('h100', 'expected GPUs, or hosts x GPUs, up to 16,384: h100:8, h100:16x8'),
         ('h100:0', 'expected GPUs'),
         ('h100:2x2x2', 'expected GPUs'),
+        ('h100:\uff18', 'expected GPUs'),
         ('h100:99999x99999', 'expected GPUs'),
         ('v5e:8', 'expected a slice, up to 16,384 chips: v5e:2x4, v5e:16x16'),
         ('v5p:2x2', 'expected a slice, up to 16,384 chips: v5p:2x2x1, v5p:2x2x4'),
