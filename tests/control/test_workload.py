@@ -63,11 +63,12 @@ def test_labels_are_hard_consistent_and_counted():
 
 def test_the_step_size_falls_over_the_whole_run():
     """In 2 dispatches of 3 updates, though fewer env steps were asked for."""
-    run, made, _, _ = make({'optimizer': {'decay': 'linear'}, 'updates_per_dispatch': 3})
+    run, _, _, _ = make({'optimizer': {'decay': 'linear'}, 'updates_per_dispatch': 3})
     longer = run.model_copy(update={'total_env_steps': 5 * run.env_steps_per_update})
     networks = control_policy.make_networks(Point(), run)
     falling = workload.make(Point(), networks, longer, devices.make_mesh(4)).step_size
-    np.testing.assert_allclose([falling(step) for step in range(6)], 1 - np.arange(6) / 6, rtol=1e-6)
+    shares = [falling(step) for step in range(6)]
+    np.testing.assert_allclose(shares, 1 - np.arange(6) / 6, rtol=1e-6)
     assert make()[1].step_size(jnp.int32(5)) == 1
 
 
