@@ -3,7 +3,6 @@
 Nothing that takes long is imported before the signals of a training run are looked after.
 """
 
-import contextlib
 import errno
 import os
 import sys
@@ -37,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _status(arguments: list[str], training: bool) -> int:
     try:
-        with signals.ending_the_process() if training else contextlib.nullcontext():
+        with signals.ending_the_process() if training else signals.interrupting():
             return _main(arguments)
     except KeyboardInterrupt:
         print('sail-jax: interrupted', file=sys.stderr)

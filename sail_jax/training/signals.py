@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from sail_jax.errors import Interrupted
@@ -49,6 +50,31 @@ def ending_the_process() -> Iterator[None]:
             signal.signal(number, handler)
         os.close(write)  # Which ends the thread.
         name_run(None)
+
+
+@contextlib.contextmanager
+def interrupting() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt; while modules are imported it ends the process with one
+    line, since what they do may swallow it, or print it at length."""
+    try:
+        before = signal.signal(signal.SIGINT, _interrupt)
+    except ValueError:  # Not the main thread: signals are the caller's.
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith('<frozen importlib'):
+            with contextlib.suppress(OSError):
+                os.write(2, b'\nsail-jax: interrupted\n')
+            os._exit(status(number))
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _nothing(_number: int, _frame: Any) -> None:

@@ -146,7 +146,33 @@ with signals.ending_the_process(), signals.collected() as caught:
     assert 'Traceback' not in said
 
 
+def test_a_module_that_swallows_an_interrupt_does_not_go_on(tmp_path):
+    swallows = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except BaseException as error:
+    print(type(error), flush=True)
+"""
+    (tmp_path / 'swallows.py').write_text(swallows)
+    program = 'from sail_jax.training import signals\nwith signals.interrupting():\n    {}'
+
+    def done(what):
+        command = [sys.executable, '-c', program.format(what)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    importing = done('import swallows; print("went on")')
+    assert (importing.returncode, importing.stdout) == (130, '')
+    assert importing.stderr.strip() == 'sail-jax: interrupted'
+    working = done(f'exec({swallows!r})')
+    assert (working.returncode, working.stdout) == (0, "<class 'KeyboardInterrupt'>\n")
+
+
 def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGINT)
+    with signals.interrupting():
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) == before
     before = [signal.getsignal(number) for number in signals.SIGNALS]
     with signals.ending_the_process(), signals.collected():
         assert signal.getsignal(signal.SIGINT) != before[0]
