@@ -11,13 +11,17 @@ from tests.support.paths import ROOT
 
 PAIRS = [(name, target) for name, chosen in plan.TARGETS.items() for target in chosen]
 RESULTS = [pair for pair in PAIRS if plan.result(*pair).exists()]
+OF_PAPER = [
+    f'{data}-{stage}'
+    for data in ('pp10', 'u10')
+    for stage in ('sft', 'dpo', 'dpr', 'dpr-revkl', 'last-layer')
+]
 MISSES = {
     'fits': set(),
     'learning': {
         ('language/sft', 'h100:8'),
         ('language/reward', 'h100:8'),
-        ('language/paper/u10-sft', 'h100:1'),
-        ('language/paper/u10-dpr-revkl', 'h100:1'),
+        *((f'language/paper/{name}', 'h100:1') for name in OF_PAPER),
         ('language/qwen2.5-0.5b-ultrafeedback', 'v6e:2x4'),
     },
     'memory': {('language/sft', 'v5e:2x4')},
