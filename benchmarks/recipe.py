@@ -3,7 +3,8 @@
 Hypotheses, each a program of a few members, without tuning, on a few seeds: (a) a larger learning
 rate; (b) what the penalty does to the spread of the actions: either direction of the KL, none, and
 one that falls to 0; (c) less of the response-score term, and one that falls to 0. All with the
-reference refreshed every 25k env steps. For longer runs: a penalty that falls until their end.
+reference refreshed every 25k env steps. For longer runs: a penalty, and a step size, that fall
+until their end.
 
     python -m benchmarks.recipe --runs runs/recipe --out runs/recipe.json --envs reacher ant
     python -m benchmarks.recipe --runs runs/long --out runs/long.json --envs hopper \\
@@ -21,13 +22,20 @@ import jax
 import numpy as np
 
 from benchmarks import convergence
-from benchmarks.convergence_arms import REFRESH, TO_REF, Arm, online
+from benchmarks.convergence_arms import BASE, REFRESH, TO_REF, Arm, online
 from benchmarks.convergence_statistics import array, collapsed
 from benchmarks.convergence_tuning import slug
 from benchmarks.machine import machine, write
 from sail_jax import configfile
 from sail_jax.sweep import SECTIONS, Members
 from sail_jax.training import devices
+
+FALLING_STEP = {'optimizer': {**BASE['optimizer'], 'decay': 'linear'}}
+RATES_AND_SCORE = {
+    'learning_rate': (1e-3, 3e-3, 1e-2),
+    'response_grad': (0.0, 0.3),
+    'coefficient': (0.1,),
+}
 
 Programs = dict[str, tuple[Arm, dict[str, tuple[float, ...]]]]
 PROGRAMS: Programs = {
@@ -55,9 +63,29 @@ PROGRAMS: Programs = {
             'coefficient': (0.03, 0.1, 0.3, 1.0),
         },
     ),
-    'the shipped rate': (
+    'step size falls to 0': (
+        Arm(online(0.3, 0.1, **REFRESH, **FALLING_STEP), {}),
+        RATES_AND_SCORE,
+    ),
+    'step size and coefficient fall to 0': (
+        Arm(online(0.3, 0.1, **REFRESH, **FALLING_STEP), {}, falling={'coefficient': 1.0}),
+        RATES_AND_SCORE,
+    ),
+    'step size falls to 0, penalty after penalty': (
+        Arm(online(0.3, 0.1, **REFRESH, **FALLING_STEP), {}),
+        {
+            'learning_rate': (1e-2, 2e-2),
+            'response_grad': (0.3,),
+            'coefficient': (0.0, 0.1, 0.3, 1.0, 3.0),
+        },
+    ),
+    'one rate after the other': (
         Arm(online(0.3, 0.1, **REFRESH), {}),
-        {'learning_rate': (3e-4,), 'response_grad': (0.3,), 'coefficient': (0.1,)},
+        {
+            'learning_rate': (3e-4, 1e-3, 3e-3),
+            'response_grad': (0.0, 0.3),
+            'coefficient': (0.0, 0.1),
+        },
     ),
     'larger beta': (
         Arm(online(0.3, 0.1, **REFRESH), {}),
