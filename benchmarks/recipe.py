@@ -76,8 +76,12 @@ PROGRAMS: Programs = {
         {
             'learning_rate': (1e-2, 2e-2),
             'response_grad': (0.3,),
-            'coefficient': (0.0, 0.1, 0.3, 1.0, 3.0),
+            'coefficient': (0.1, 0.3, 1.0, 3.0),
         },
+    ),
+    'step size falls to 0, no penalty': (
+        Arm(online(0.3, 0.1, **REFRESH, **FALLING_STEP), {}),
+        {'learning_rate': (1e-2, 2e-2), 'response_grad': (0.0, 0.3), 'coefficient': (0.0,)},
     ),
     'one rate after the other': (
         Arm(online(0.3, 0.1, **REFRESH), {}),
