@@ -56,8 +56,12 @@ def ending_the_process() -> Iterator[None]:
 def interrupting() -> Iterator[None]:
     """Ctrl-C raises KeyboardInterrupt; while modules are imported it ends the process with one
     line, since what they do may swallow it, or print it at length."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:  # A script's job in the background.
+        yield
+        return
     try:
-        before = signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGINT, _interrupt)
     except ValueError:  # Not the main thread: signals are the caller's.
         yield
         return

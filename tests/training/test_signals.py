@@ -155,7 +155,13 @@ except BaseException as error:
     print(type(error), flush=True)
 """
     (tmp_path / 'swallows.py').write_text(swallows)
-    program = 'from sail_jax.training import signals\nwith signals.interrupting():\n    {}'
+    # Where tests run in the background an interrupt is ignored.
+    program = """
+import signal
+from sail_jax.training import signals
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with signals.interrupting():
+    {}"""
 
     def done(what):
         command = [sys.executable, '-c', program.format(what)]
@@ -169,10 +175,15 @@ except BaseException as error:
 
 
 def test_handlers_are_put_back():
-    before = signal.getsignal(signal.SIGINT)
-    with signals.interrupting():
-        assert signal.getsignal(signal.SIGINT) != before
-    assert signal.getsignal(signal.SIGINT) == before
+    whose = signal.getsignal(signal.SIGINT)
+    for handler in (signal.default_int_handler, signal.SIG_IGN):
+        signal.signal(signal.SIGINT, handler)
+        with signals.interrupting():
+            # What is ignored stays so, as a script's jobs in the background have it.
+            ignored = signal.getsignal(signal.SIGINT) == handler
+            assert ignored == (handler is signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGINT) == handler
+    signal.signal(signal.SIGINT, whose)
     before = [signal.getsignal(number) for number in signals.SIGNALS]
     with signals.ending_the_process(), signals.collected():
         assert signal.getsignal(signal.SIGINT) != before[0]
