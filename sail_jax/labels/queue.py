@@ -36,6 +36,11 @@ OF_NO_OTHER = f'not {_LENT.format(_ANOTHERS)}'
 """Nor is it lent to anybody but pages of the same name, which may be gone: closed, or crashed."""
 PAGES = 'create table if not exists pages (client text primary key, who text not null) strict'
 """What name each page bears; stores of before have no such table."""
+NAMED = (
+    'insert into pages values (?, ?) on conflict (client) do update set who = excluded.who'
+    ' where who <> excluded.who'
+)
+"""Writes nothing where it is as it was: a page without a question asks every two seconds."""
 
 
 class Refused(UserError):
@@ -59,7 +64,7 @@ def next_ticket(
     """The page's own question, a repeated one where that is due, or the oldest that is free; at
     last one that only other pages of its name have: the first answer counts."""
     db.execute(PAGES)
-    db.execute('insert or replace into pages values (?, ?)', (client, who))
+    db.execute(NAMED, (client, who))
     held = db.execute(
         'select t.* from tickets t join questions on number = t.question where client = ?'
         ' and until > ? and not exists (select 1 from answers a where a.ticket = t.ticket)'

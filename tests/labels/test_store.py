@@ -94,6 +94,19 @@ def test_who_opens_the_page_anew_gets_what_the_closed_one_was_shown(tmp_path):
     assert said(store) == [(0, 'left'), (2, 'left')]
 
 
+def test_a_page_that_asks_again_is_not_written_down_again_until_its_name_changes(store):
+    store.next(ANN, 'Ann')
+    sql(store.path, 'create table written (who text)')
+    for event in ('insert', 'update'):
+        note = 'insert into written values (new.who)'
+        sql(store.path, f'create trigger {event}d after {event} on pages begin {note}; end')
+    for who in ('Ann', 'Ann', 'Anna', 'Anna'):
+        store.next(ANN, who)
+    db = sqlite3.connect(store.path)
+    assert db.execute('select who from written').fetchall() == [('Anna',)]
+    assert db.execute('select who from pages').fetchall() == [('Anna',)]
+
+
 def test_a_clock_that_is_set_back_keeps_no_question_from_others(store, monkeypatch):
     now = time.time()
     monkeypatch.setattr(label_store.time, 'time', lambda: now + 86_400)
