@@ -31,6 +31,8 @@ from sail_jax.sweep import SECTIONS, Members
 from sail_jax.training import devices
 
 FALLING_STEP = {'optimizer': {**BASE['optimizer'], 'decay': 'linear'}}
+CONSTANT = Arm(online(0.3, 0.1, **REFRESH), {})
+FALLING = Arm(online(0.3, 0.1, **REFRESH, **FALLING_STEP), {})
 RATES_AND_SCORE = {
     'learning_rate': (1e-3, 3e-3, 1e-2),
     'response_grad': (0.0, 0.3),
@@ -40,7 +42,7 @@ RATES_AND_SCORE = {
 Programs = dict[str, tuple[Arm, dict[str, tuple[float, ...]]]]
 PROGRAMS: Programs = {
     'ref to policy, and no penalty': (
-        Arm(online(0.3, 0.1, **REFRESH), {}),
+        CONSTANT,
         {'learning_rate': (1e-3,), 'response_grad': (0.0, 0.3), 'coefficient': (0.0, 0.1)},
     ),
     'policy to ref': (
@@ -48,15 +50,15 @@ PROGRAMS: Programs = {
         {'learning_rate': (1e-3,), 'response_grad': (0.0, 0.3), 'coefficient': (0.1,)},
     ),
     'response_grad falls to 0': (
-        Arm(online(0.3, 0.1, **REFRESH), {}, falling={'response_grad': 0.5}),
+        CONSTANT._replace(falling={'response_grad': 0.5}),
         {'learning_rate': (1e-3,), 'response_grad': (0.3, 1.0), 'coefficient': (0.1,)},
     ),
     'coefficient falls to 0': (
-        Arm(online(0.3, 0.1, **REFRESH), {}, falling={'coefficient': 0.5}),
+        CONSTANT._replace(falling={'coefficient': 0.5}),
         {'learning_rate': (1e-3,), 'response_grad': (0.0,), 'coefficient': (0.1, 1.0)},
     ),
     'coefficient falls to 0 at the end': (
-        Arm(online(0.3, 0.1, **REFRESH), {}, falling={'coefficient': 1.0}),
+        CONSTANT._replace(falling={'coefficient': 1.0}),
         {
             'learning_rate': (1e-3, 3e-3),
             'response_grad': (0.0, 0.3),
@@ -64,15 +66,15 @@ PROGRAMS: Programs = {
         },
     ),
     'step size falls to 0': (
-        Arm(online(0.3, 0.1, **REFRESH, **FALLING_STEP), {}),
+        FALLING,
         RATES_AND_SCORE,
     ),
     'step size and coefficient fall to 0': (
-        Arm(online(0.3, 0.1, **REFRESH, **FALLING_STEP), {}, falling={'coefficient': 1.0}),
+        FALLING._replace(falling={'coefficient': 1.0}),
         RATES_AND_SCORE,
     ),
     'step size falls to 0, penalty after penalty': (
-        Arm(online(0.3, 0.1, **REFRESH, **FALLING_STEP), {}),
+        FALLING,
         {
             'learning_rate': (1e-2, 2e-2),
             'response_grad': (0.3,),
@@ -80,11 +82,11 @@ PROGRAMS: Programs = {
         },
     ),
     'step size falls to 0, no penalty': (
-        Arm(online(0.3, 0.1, **REFRESH, **FALLING_STEP), {}),
+        FALLING,
         {'learning_rate': (1e-2, 2e-2), 'response_grad': (0.0, 0.3), 'coefficient': (0.0,)},
     ),
     'one rate after the other': (
-        Arm(online(0.3, 0.1, **REFRESH), {}),
+        CONSTANT,
         {
             'learning_rate': (3e-4, 1e-3, 3e-3),
             'response_grad': (0.0, 0.3),
@@ -92,7 +94,7 @@ PROGRAMS: Programs = {
         },
     ),
     'larger beta': (
-        Arm(online(0.3, 0.1, **REFRESH), {}),
+        CONSTANT,
         {'learning_rate': (1e-3,), 'response_grad': (0.0, 0.3), 'beta': (0.3, 1.0)},
     ),
 }

@@ -72,7 +72,7 @@ def ppo(run: ControlRun, seed: int, judge: Any, env: Any, networks: Any) -> tupl
             points.append(Point(int(env_steps), seconds, judge(policy, start, seed)))
         taken = stopwatch()
 
-    notes = run.dispatches * run.updates_per_dispatch // run.evaluation.every_updates
+    notes = run.updates // run.evaluation.every_updates
     watch = reference.Watch(note, notes)
     reference.train_ppo(env, run, run.total_env_steps, seed, watch, **PPO_CHOSEN)
     lengths = np.asarray([point.seconds for point in points])

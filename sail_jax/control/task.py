@@ -118,7 +118,7 @@ def make(
             lambda key: control_policy.init(key, env, networks, run), jax.random.key(0)
         ),
         evaluate=evaluate.make(env, networks, run, mesh),
-        updates=run.dispatches * run.updates_per_dispatch,
+        updates=run.updates,
         updates_per_dispatch=run.updates_per_dispatch,
         evaluate_every=run.evaluation.every_updates,
         unit='env_steps',

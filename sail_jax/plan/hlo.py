@@ -102,6 +102,12 @@ class Instruction(NamedTuple):
         return match[1] if match else ''
 
 
+def index(element: Instruction) -> int:
+    """Which element of its tuple a `get-tuple-element` is."""
+    match = re.search(r'\bindex=(\d+)', element.attributes)
+    return int(match[1]) if match else 0
+
+
 class Computation(NamedTuple):
     """Instructions in the order they run."""
 

@@ -5,10 +5,10 @@ several arrays in one) has none, and gets that of what it is for."""
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from sail_jax.plan import hlo
 from sail_jax.plan.hlo import Computation, Instruction, Module, SourceLine
 
 
@@ -82,7 +82,7 @@ class Neighbours:
             if user.opcode == 'tuple':
                 places = [i for i, name in enumerate(user.operands) if name == value.name]
                 yield from (Element(user.name, place) for place in places)
-            elif user.opcode != 'get-tuple-element' or value.place in (None, _index(user)):
+            elif user.opcode != 'get-tuple-element' or value.place in (None, hlo.index(user)):
                 yield Element(user.name)
 
     def _read(self, computation: Computation, value: Element) -> Iterator[Element]:
@@ -94,8 +94,3 @@ class Neighbours:
             for operand in dict.fromkeys(instruction.operands):
                 users.setdefault(operand, []).append(instruction)
         return users
-
-
-def _index(element: Instruction) -> int:
-    match = re.search(r'\bindex=(\d+)', element.attributes)
-    return int(match[1]) if match else 0

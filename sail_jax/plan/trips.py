@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from sail_jax.plan import hlo
 from sail_jax.plan.hlo import Computation, Instruction, Module
 
 SAME = ('copy', 'bitcast', 'convert', 'copy-start', 'copy-done', 'reshape')
@@ -119,15 +120,10 @@ def _follow(module: Module, scope: Scope, name: str) -> tuple[Scope, Instruction
             inside, made = _follow(module, scope, instruction.operands[0])
             if made is None or made.opcode != 'tuple':
                 return scope, instruction
-            scope, name = inside, made.operands[_index(instruction)]
+            scope, name = inside, made.operands[hlo.index(instruction)]
         else:
             return scope, instruction
     return scope, None
-
-
-def _index(element: Instruction) -> int:
-    match = re.search(r'index=(\d+)', element.attributes)
-    return int(match[1]) if match else 0
 
 
 def _state(module: Module, scope: Scope, name: str) -> tuple[Scope, int] | None:
@@ -138,7 +134,7 @@ def _state(module: Module, scope: Scope, name: str) -> tuple[Scope, int] | None:
     inside, owner = _follow(module, scope, element.operands[0])
     if owner is None or owner.opcode != 'parameter' or inside.body is None:
         return None
-    return inside, _index(element)
+    return inside, hlo.index(element)
 
 
 def _counter(module: Module, scope: Scope, name: str) -> int | None:
@@ -166,7 +162,7 @@ def _result(module: Module, scope: Scope, name: str) -> tuple[Scope, int] | None
         return None
     body = module.computations[loop.called['body']]
     condition = module.computations[loop.called['condition']]
-    return Scope(condition, scope, loop.operands, body), _index(element)
+    return Scope(condition, scope, loop.operands, body), hlo.index(element)
 
 
 def _step(module: Module, scope: Scope, index: int) -> int | None:
@@ -233,4 +229,4 @@ def _own_element(body: Computation, name: str) -> int | None:
     if element.opcode != 'get-tuple-element':
         return None
     owner = body.instructions[element.operands[0]]
-    return _index(element) if owner.opcode == 'parameter' else None
+    return hlo.index(element) if owner.opcode == 'parameter' else None

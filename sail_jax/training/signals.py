@@ -74,9 +74,7 @@ def interrupting() -> Iterator[None]:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     while frame is not None:
         if frame.f_code.co_filename.startswith('<frozen importlib'):
-            with contextlib.suppress(OSError):
-                os.write(2, b'\nsail-jax: interrupted\n')
-            os._exit(status(number))
+            _end(number, 'interrupted')
         frame = frame.f_back
     raise KeyboardInterrupt
 
@@ -88,12 +86,12 @@ def _nothing(_number: int, _frame: Any) -> None:
 def _wait(read: int) -> None:
     while caught := os.read(read, 1):
         if caught[0] in SIGNALS:
-            _end(caught[0])
+            _end(caught[0], _how_to_go_on())
     os.close(read)
 
 
-def _end(number: int) -> None:
-    text = f'\nsail-jax: {_how_to_go_on()}\n'
+def _end(number: int, said: str) -> None:
+    text = f'\nsail-jax: {said}\n'
     if sys.stderr is not None and sys.stderr.isatty():
         text = '\r\x1b[?25h' + text  # A progress bar hides the cursor.
     with contextlib.suppress(OSError):  # No lock, no buffer: whoever has them may be in the way.

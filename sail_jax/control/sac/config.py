@@ -220,6 +220,11 @@ class SacRun(config.Seeded):
         return None if steps is None else self.updates_of(steps)
 
     @property
+    def updates(self) -> int:
+        """Updates of the whole run."""
+        return self.dispatches * self.updates_per_dispatch
+
+    @property
     def dispatches(self) -> int:
         """Calls of the compiled program that make the whole run."""
         return -(-self.total_env_steps // (self.env_steps_per_update * self.updates_per_dispatch))

@@ -206,7 +206,7 @@ class AskingReplay:
         )
         return bool(
             session.on_time(self._run, step)
-            and step < self._run.dispatches * self._run.updates_per_dispatch
+            and step < self._run.updates
             and asked < self._settings.budget
             and update_N.max(initial=0) < step
             and told_N[:asked].all()

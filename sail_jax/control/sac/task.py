@@ -117,7 +117,7 @@ def make(
             partial(networks.init_policy, networks=nets), jax.random.key(0)
         ),
         evaluate=evaluate.make(env, nets, run),
-        updates=run.dispatches * run.updates_per_dispatch,
+        updates=run.updates,
         updates_per_dispatch=run.updates_per_dispatch,
         evaluate_every=run.evaluation.every_updates,
         unit='env_steps',
