@@ -3,8 +3,6 @@
 import base64
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import jax
@@ -15,13 +13,14 @@ from brax.envs.inverted_pendulum import InvertedPendulum
 from sail_jax.control import envs, policy, render
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
+from tests.support import browsing
 from tests.support.toy import SETTINGS, Point
 
 RUN = ControlRun.model_validate(
     SETTINGS | {'env': {'name': 'inverted_pendulum', 'episode_length': 30}}
 )
+SLOW_FRAMES = 'window.requestAnimationFrame = (f) => setTimeout(() => f(performance.now()), 500)'
 NAME = 'a</script><script>document.title="taken"</script>&amp;'
-BROWSER = shutil.which('chromium') or shutil.which('google-chrome')
 
 
 class Flagged(InvertedPendulum):
@@ -87,19 +86,24 @@ def test_what_the_page_shows_is_the_episode(drawn):
     assert {geom['link'] for geom in shown['geoms']} <= {-1, *range(shown['links'])}
 
 
-@pytest.mark.skipif(BROWSER is None, reason='no chromium')
-def test_a_browser_draws_it(drawn, tmp_path):
-    page = drawn[0].as_uri() + '#3'
-    command = [BROWSER, '--headless=new', '--no-sandbox', '--disable-gpu', '--dump-dom']
-    command += [f'--user-data-dir={tmp_path}', '--virtual-time-budget=20000']
-    command += ['--host-resolver-rules=MAP * ~NOTFOUND', '--enable-logging=stderr', page]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert 'CONSOLE' not in done.stderr
-    within = Elements(done.stdout).within
-    assert re.fullmatch(r'3 of \d+', within['step'])
-    assert float(within['return']) == 3  # One a step.
-    assert float(within['total']) == pytest.approx(drawn[1], abs=0.05)
-    assert within['env'] == 'inverted_pendulum (spring)'
+@browsing.needs_chromium
+def test_a_browser_draws_it_without_a_network(drawn):
+    sync_api = pytest.importorskip('playwright.sync_api')
+    with browsing.chromium(sync_api) as browser:
+        page = browser.new_context(offline=True).new_page()
+        page.add_init_script(SLOW_FRAMES)
+        said = []
+        page.on('console', lambda message: said.append(message.text))
+        page.on('pageerror', lambda error: said.append(str(error)))
+        page.goto(drawn[0].as_uri() + '#3')
+        step, total = page.locator('#step').inner_text(), page.locator('#total').inner_text()
+        assert re.fullmatch(r'3 of \d+', step), 'drawn as soon as the page is there'
+        assert float(total) == pytest.approx(drawn[1], abs=0.05)
+        assert float(page.locator('#return').inner_text()) == 3  # One a step.
+        assert page.locator('#env').inner_text() == 'inverted_pendulum (spring)'
+        page.locator('#play').click()
+        sync_api.expect(page.locator('#step')).not_to_have_text(step)
+    assert not said
 
 
 @pytest.mark.parametrize('name', ['pusher', 'humanoid'])

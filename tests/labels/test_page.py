@@ -1,11 +1,7 @@
-"""The labelling page in a real browser: a scripted person, two at once, a server that is killed.
-
-Needs Chromium (`apt install chromium`) and Playwright, which drives it (extra `browser`).
-"""
+"""The labelling page in a real browser: a scripted person, two at once, a server that is killed."""
 
 import contextlib
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,14 +14,10 @@ from sail_jax.labels import payloads
 from sail_jax.labels.payloads import ResponsePair
 from sail_jax.labels.store import NAME, Question, Store
 from sail_jax.training import lock
-from tests.support import labelling
+from tests.support import browsing, labelling
 from tests.support.paths import ROOT
 
-CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason='there is no Chromium here: apt install chromium'),
-]
+pytestmark = [pytest.mark.slow, browsing.needs_chromium]
 DESKTOP, PHONE = {'width': 1280, 'height': 760}, {'width': 390, 'height': 800}
 
 
@@ -53,11 +45,8 @@ class Served:
 
 @pytest.fixture(scope='module')
 def browser():
-    sync_api = pytest.importorskip('playwright.sync_api')
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+    with browsing.chromium(pytest.importorskip('playwright.sync_api')) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
