@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sail_jax.language.model import lora
 from sail_jax.language.model.architecture import Architecture
 from sail_jax.language.model.attention import prompt_positions
 from sail_jax.language.model.rope import Rope
@@ -66,6 +67,21 @@ def decoder(name: str = 'qwen2', seed: int = 0, update: dict | None = None, **kw
     rng = np.random.default_rng(seed)
     draw = lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), x.dtype)
     return nnx.merge(graphdef, jax.tree.map(draw, abstract))
+
+
+def trained(
+    targets: tuple[str, ...] = ('q_proj', 'v_proj', 'down_proj'), name: str = 'qwen2', **kwargs
+) -> tuple[Decoder, lora.Lora]:
+    """A model with an adapter that does something, and the adapter's settings."""
+    settings = lora.Lora(rank=3, alpha=5.0, targets=targets)
+    base = decoder(name, **kwargs)
+    model = lora.add(base, settings, jax.random.key(0))
+    adapter = nnx.state(model, nnx.LoRAParam)
+    nnx.update(
+        model,
+        jax.tree.map(lambda x: x + 0.2 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), adapter),
+    )
+    return model, settings
 
 
 def tokens(*shape: int, seed: int = 0) -> jax.Array:

@@ -5,13 +5,15 @@ NNX: a `kernel` [in, out] is a checkpoint's `weight` [out, in], a `scale` or `em
 `weight`, and any other parameter has its own name there.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from sail_jax.language.model.architecture import Architecture
@@ -43,6 +45,19 @@ class Linear(nnx.Linear):
             inputs = _dropped(inputs, self.drop_key[...], self.drop_rate)
         a, b = self.lora_a[...].astype(y.dtype), self.lora_b[...].astype(y.dtype)
         return y + (inputs @ a @ b) * self.lora_scale
+
+    def matrices(self) -> list[jax.Array]:
+        """What its input is multiplied by: the kernel, and an adapter's first matrix."""
+        first = [] if self.lora_a is None else [self.lora_a[...]]
+        return [self.kernel[...], *first]
+
+    def finished(self, y: jax.Array, low: jax.Array | None = None) -> jax.Array:
+        """What it gives, of its input's products with `matrices`."""
+        if self.bias is not None:
+            y = y + self.bias[...].astype(y.dtype)
+        if low is None or self.lora_b is None:
+            return y
+        return y + (low @ self.lora_b[...].astype(y.dtype)) * self.lora_scale
 
 
 def _dropped(x_BxLxTxD: jax.Array, key_B: jax.Array, rate: float) -> jax.Array:
@@ -114,8 +129,36 @@ class Make(NamedTuple):
         return gated_in_one_kernel if self.on_gpu else gated
 
 
-class Attention(nnx.Module):
+class OfOneInput(nnx.Module):
+    """A module of which several linear maps read the same."""
+
+    READERS: ClassVar[tuple[str, ...]] = ()
+    """Their names."""
+    joined: nnx.Variable | None = None
+    """The matrices of all of them, side by side, where `join` put them."""
+
+    def join(self) -> None:
+        """Puts them there."""
+        maps = [getattr(self, name) for name in self.READERS]
+        if matrices := [matrix for linear in maps for matrix in linear.matrices()]:
+            self.joined = nnx.Variable(jnp.concatenate(matrices, axis=-1))
+
+    def read(self, x: jax.Array) -> list[jax.Array]:
+        """What each of the maps gives of x."""
+        maps: list[Linear] = [getattr(self, name) for name in self.READERS]
+        if self.joined is None:
+            return [linear(x) for linear in maps]
+        widths = [matrix.shape[-1] for linear in maps for matrix in linear.matrices()]
+        products = iter(jnp.split(x @ self.joined[...], np.cumsum(widths)[:-1], axis=-1))
+        return [
+            linear.finished(*itertools.islice(products, len(linear.matrices()))) for linear in maps
+        ]
+
+
+class Attention(OfOneInput):
     """Grouped-query self-attention."""
+
+    READERS = ('q_proj', 'k_proj', 'v_proj')
 
     def __init__(self, make: Make, rngs: nnx.Rngs):
         a = make.architecture
@@ -134,7 +177,7 @@ class Attention(nnx.Module):
 
     def maps(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values, normalised where they are, before they are rotated."""
-        q, k, v = map(self.heads, (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+        q, k, v = map(self.heads, self.read(x))
         if hasattr(self, 'q_norm'):
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
@@ -145,8 +188,10 @@ class Attention(nnx.Module):
         return rotate(q, rotation), rotate(k, rotation), v
 
 
-class MLP(nnx.Module):
+class MLP(OfOneInput):
     """A gated MLP; with silu it is SwiGLU (arXiv 2002.05202)."""
+
+    READERS = ('gate_proj', 'up_proj')
 
     def __init__(self, make: Make, rngs: nnx.Rngs):
         a = make.architecture
@@ -162,7 +207,7 @@ class MLP(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down_proj(self.gated(self.activation, self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(self.gated(self.activation, *self.read(x)))
 
 
 class Block(nnx.Module):
@@ -187,6 +232,14 @@ class Block(nnx.Module):
         y, memory = attend(self.input_layernorm(x))
         x = x + y
         return x + self.mlp(self.post_attention_layernorm(x)), memory
+
+    def joined(self) -> Self:
+        """For decoding: itself, with one product for all maps of one input. XLA's compiler for GPUs
+        makes one of them too, but with adapters it joins their matrices anew for every token."""
+        for module in (self.self_attn, self.mlp):
+            if isinstance(module, OfOneInput):
+                module.join()
+        return self
 
 
 def unchanged(x: jax.Array) -> jax.Array:

@@ -21,8 +21,8 @@ class WideNormAttention(Attention):
         self.k_norm = make.norm(a.kv_heads * a.head_dim, rngs)
 
     def maps(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        q, k = self.q_norm(self.q_proj(x)), self.k_norm(self.k_proj(x))
-        return self.heads(q), self.heads(k), self.heads(self.v_proj(x))
+        q, k, v = self.read(x)
+        return self.heads(self.q_norm(q)), self.heads(self.k_norm(k)), self.heads(v)
 
 
 class PostNormBlock(Block):

@@ -11,6 +11,8 @@ from sail_jax.language.model.layers import MLP, Attention, Make, Parts
 class FusedAttention(Attention):
     """Queries, keys and values of one map."""
 
+    READERS = ()
+
     def __init__(self, make: Make, rngs: nnx.Rngs):
         a = make.architecture
         self.head_dim, out, kv = a.head_dim, a.heads * a.head_dim, a.kv_heads * a.head_dim
@@ -25,6 +27,8 @@ class FusedAttention(Attention):
 
 class FusedMLP(MLP):
     """A gated MLP whose gate and values are of one map."""
+
+    READERS = ()
 
     def __init__(self, make: Make, rngs: nnx.Rngs):
         width, inner = make.architecture.hidden_size, make.architecture.intermediate_size

@@ -262,22 +262,21 @@ class Decoder(nnx.Module):
         `decode` is the one place that goes through the layers without a scan, in which each
         product's matrix is first copied out of the stack, for every token. At Qwen2.5-0.5B's widths
         (float32, 2 CPU cores, 2026-11-23) a scan decoded 0.78 times as many tokens/s with 24
-        layers and 16 lanes, and with 4 layers 0.69 (2 lanes) to 0.93 (16). In return its program
-        took 2.0 s to compile at any depth, and this one takes 2.1 s for 4 layers and 4.3 s for 24.
+        layers and 16 lanes, and with 4 layers 0.69 (2 lanes) to 0.93 (16). In return it took 2.0 s
+        to compile at any depth, and this program 2.1 s for 4 layers and 4.3 s for 24.
         """
         a = self.architecture
         graphdef, stacked = nnx.split(self.layers)
-
-        def take(x: jax.Array, index: int) -> jax.Array:
-            return x[index].astype(self.dtype) if x.ndim > 2 else x[index]
+        split = self.mesh is not None and devices.parts(self.mesh, sharding.WIDTH) > 1
 
         def block(index: int) -> Block:
-            state = jax.tree.map(lambda x: take(x, index), stacked)
+            take = lambda x: x[index].astype(self.dtype) if x.ndim > 2 else x[index]
+            state = jax.tree.map(take, stacked)
             if self.mesh is not None:
-                layer = {'layers': state}
-                layout = devices.tree_by_rules(self.mesh, sharding.DECODING, layer)
-                state = jax.lax.with_sharding_constraint(layer, layout)['layers']
-            return nnx.merge(graphdef, state)
+                layout = devices.tree_by_rules(self.mesh, sharding.DECODING, {'layers': state})
+                state = jax.lax.with_sharding_constraint({'layers': state}, layout)['layers']
+            one: Block = nnx.merge(graphdef, state)
+            return one if split else one.joined()  # Side by side they need another layout.
 
         words = self._width(a.vocab_size)
         table_VxD = self.on_mesh(self.embed_tokens.embedding[...].astype(self.dtype), words)

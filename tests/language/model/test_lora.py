@@ -1,7 +1,6 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -11,21 +10,9 @@ from safetensors.numpy import load_file, save_file
 from sail_jax.errors import UserError
 from sail_jax.language.model import lora, weights
 from tests.support import tiny
-from tests.support.tiny import assert_same_bits, whole
+from tests.support.tiny import assert_same_bits, trained, whole
 
 EVERY = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
-
-
-def trained(targets=('q_proj', 'v_proj', 'down_proj'), name='qwen2', **kwargs):
-    """A model with an adapter that does something, and the adapter's settings."""
-    settings = lora.Lora(rank=3, alpha=5.0, targets=targets)
-    decoder = lora.add(tiny.decoder(name, **kwargs), settings, jax.random.key(0))
-    adapter = nnx.state(decoder, nnx.LoRAParam)
-    nnx.update(
-        decoder,
-        jax.tree.map(lambda x: x + 0.2 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), adapter),
-    )
-    return decoder, settings
 
 
 def logits(decoder):
