@@ -123,23 +123,30 @@ def bounded_lines(file: IO[bytes], at_most: int) -> Iterator[bytes]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file, and makes its directory; where there is no room for all of it, no part of it
-    stays.
+    """Writes a file, whole or not at all, and makes its directory; a file that is there stays until
+    then. A device, a link and a file in a directory that takes no other are written as it comes.
 
     Raises:
-      UserError: it cannot be written; what cannot be opened stays as it is.
+      UserError: it cannot be written; what is there stays as it is.
     """
-    opened = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open('wb', buffering=0) as file:
-            opened = True
-            while content:
-                content = content[file.write(content) :]
+        old = path.lstat() if os.path.lexists(path) else None
+        plain = old and stat.S_ISREG(old.st_mode) and old.st_nlink == 1
+        if old and not (plain and os.access(path.parent, os.W_OK)):
+            with path.open('wb', buffering=0) as file:
+                while content:
+                    content = content[file.write(content) :]
+            return
+        if old:
+            path.open('r+b').close()  # Where it is not to be written, it is not replaced either.
+        with tempfile.TemporaryDirectory(prefix='.', suffix='.partial', dir=path.parent) as beside:
+            part = Path(beside, 'whole')
+            part.write_bytes(content)
+            if old:
+                part.chmod(stat.S_IMODE(old.st_mode))
+            part.replace(path)
     except OSError as error:
-        if opened and content and path.is_file():  # Not a device.
-            with contextlib.suppress(OSError):
-                path.unlink()
         raise UserError(f'{path}: {error.strerror}') from None
 
 

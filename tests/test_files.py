@@ -18,6 +18,7 @@ from sail_jax.errors import UserError
 from sail_jax.language.model import weights
 from sail_jax.sweep import Members
 from sail_jax.training import rundir
+from tests.support.disk import disk_of
 from tests.support.paths import ROOT
 from tests.support.toy import SETTINGS, Point
 
@@ -92,6 +93,22 @@ def test_what_cannot_be_opened_for_writing_stays_as_it_is(tmp_path):
         refuse('Text file busy', files.write, program, b'another')
         running.kill()
     assert program.read_bytes() == content
+
+
+def test_a_file_that_is_there_stays_until_another_is_whole(tmp_path):
+    path, linked = tmp_path / 'file', tmp_path / 'linked'
+    path.write_bytes(b'old')
+    path.chmod(0o640)
+    with disk_of(100):
+        refuse('File too large', files.write, path, bytes(101))
+    assert path.read_bytes() == b'old'
+    files.write(path, bytes(101))
+    assert path.read_bytes() == bytes(101)
+    assert path.stat().st_mode & 0o777 == 0o640
+    linked.hardlink_to(path)
+    files.write(linked, b'new')
+    assert path.read_bytes() == b'new'
+    assert sorted(tmp_path.iterdir()) == [path, linked]
 
 
 def test_the_directory_of_what_is_written_is_made(tmp_path):
