@@ -36,6 +36,7 @@ CONTRADICTIONS = [
         'rollout.segment_length',
     ),
     ({'rollout': {'contexts': 32}, 'optimizer': {'minibatches': 5}}, 'optimizer.minibatches'),
+    ({'evaluation': {'success': {'at_least': 2}}}, 'evaluation.success.at_least'),
     ({'rollout': {'contexts': 32, 'contexts_at_once': 5}}, 'rollout.contexts_at_once'),
     ({'optimizer': {'decay': 'linear', 'warmup_updates': 10**6}}, 'optimizer.warmup_updates'),
     ({'reference': {'source': 'run'}}, 'reference.path'),

@@ -136,6 +136,16 @@ class Success(Section):
     """A step after which the metric is that much makes its whole episode one."""
 
 
+def check_success(success: Success) -> None:
+    """Refuses a bound of no metric.
+
+    Raises:
+      UserError: naming the key.
+    """
+    if success.metric is None:
+        unused.refuse('evaluation.success', success, 'evaluation.success.metric: null')
+
+
 class EpisodeEvaluation(Section):
     """Full episodes under the true reward."""
 
@@ -259,6 +269,7 @@ def check(run: ControlRun) -> None:
     used = {'run': 'best', 'ppo': 'ppo_env_steps'}.get(run.reference.source, '')
     by = f'reference.source: {run.reference.source}'
     unused.refuse('reference', run.reference, by, {'best', 'ppo_env_steps'} - {used})
+    check_success(run.evaluation.success)
     people.check(run)
     check_step_size(run.optimizer, run.updates)
     _check_reward(run)

@@ -77,14 +77,10 @@ def make_succeeded(env: Env, success: Success) -> Callable[[State], jax.Array] |
     """Whether a state makes its episode a success, for `World`.
 
     Raises:
-      UserError: a metric that the environment does not have, a bound without a metric.
+      UserError: a metric that the environment does not have.
     """
     name = success.metric
     if name is None:
-        if success != Success():
-            raise UserError(
-                'evaluation.success.at_least: not used without evaluation.success.metric'
-            )
         return None
     metrics = control_policy.abstract_state(env).metrics
     if name not in metrics:

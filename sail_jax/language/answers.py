@@ -35,8 +35,8 @@ def export_answers(saved: Saved, out: Path, **handed: Any) -> Path:
     (`time`, seconds since 1970), JSON lines; ties are no such pairs.
 
     Raises:
-      UserError: people were not asked, or have not said that of any; the file has another form.
-      UserError, TrainingFailed: it cannot be written; no part of it stays.
+      UserError: people were not asked, or have not said that of any; the file has another form, or
+        cannot be written, and what is there stays as it is.
     """
     labeller = saved.run.labeller
     if not labeller.by_people:
@@ -55,7 +55,5 @@ def export_answers(saved: Saved, out: Path, **handed: Any) -> Path:
     ]
     if not rows:
         raise UserError(f'{store.path}: nobody has said yet that a response is better')
-    with files.writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
     files.write(out, ''.join(f'{json.dumps(one)}\n' for one in rows).encode())
     return out

@@ -101,11 +101,6 @@ def test_a_metric_that_the_environment_does_not_have_is_refused(env, known):
         evaluate.make_succeeded(env, wanted)
 
 
-def test_a_bound_of_no_metric_is_refused():
-    with pytest.raises(UserError, match='not used without'):
-        evaluate.make_succeeded(Point(), Success(at_least=2))
-
-
 def test_policy_and_reference_are_not_mixed_up():
     # The reference pushes to the right, and leaves the disc; the policy hardly moves.
     run = ControlRun.model_validate(SETTINGS)

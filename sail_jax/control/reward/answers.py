@@ -97,11 +97,9 @@ def write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
     """Writes a file; an ArrayRecord where its name ends so, else JSON lines.
 
     Raises:
-      UserError, TrainingFailed: it cannot be written; no part of it stays.
+      UserError: it cannot be written; what is there stays as it is.
     """
     lines = [json.dumps(row).encode() for row in rows]
-    with files.writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     records = path.suffix == ARRAY_RECORD
     files.write(path, _array_record(lines) if records else b''.join(x + b'\n' for x in lines))
 

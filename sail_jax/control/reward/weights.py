@@ -34,7 +34,7 @@ class FittedReward(NamedTuple):
         """Writes all members to a file.
 
         Raises:
-          UserError, TrainingFailed: it cannot be written; no part of it stays.
+          UserError: it cannot be written; what is there stays as it is.
         """
         tensors = traverse_util.flatten_dict(jax.device_get(self.params), sep='.')
         metadata = {
@@ -44,8 +44,6 @@ class FittedReward(NamedTuple):
             'environment': self.environment,
         }
         contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-        with files.writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
         # Not by `save_file`, which puts a new file in the place of whatever is there, a device too.
         files.write(path, safetensors.numpy.save(contiguous, metadata))
         return path

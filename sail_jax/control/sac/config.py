@@ -6,7 +6,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from sail_jax import config, sweep, unused
 from sail_jax.config import Section
-from sail_jax.control.config import MAX_ENV_STEPS, Environment, Success, Width
+from sail_jax.control.config import MAX_ENV_STEPS, Environment, Success, Width, check_success
 from sail_jax.control.reward.config import RewardEnsemble
 from sail_jax.errors import UserError
 from sail_jax.labels import settings as people
@@ -273,6 +273,7 @@ def check(run: SacRun) -> None:
             f'unsupervised.neighbours: {run.unsupervised.neighbours} of the {random} random env '
             'steps (rollout.random_env_steps), which have fewer others'
         )
+    check_success(run.evaluation.success)
     _check_reward(run)
 
 

@@ -20,6 +20,7 @@ CONTRADICTIONS = [
         {'unsupervised': {'env_steps': 20, 'neighbours': 40}},
         'unsupervised.neighbours: 40 of the 40 random env steps',
     ),
+    ({'evaluation.success.at_least': 2}, 'evaluation.success.at_least: not used by .*metric: null'),
     ({'unsupervised.neighbours': 9}, 'unsupervised.neighbours: not used by .*env_steps: 0'),
     ({'seeds': (3, 3)}, 'seeds, sweep: the same run twice'),
 ]
