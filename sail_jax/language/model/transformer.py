@@ -288,9 +288,8 @@ class Decoder(nnx.Module):
 
     def _width(self, size: int) -> tuple[str, ...] | None:
         """The axes of the mesh that a matrix of this width is split over for decoding."""
-        if self.mesh is None or size % devices.parts(self.mesh, sharding.WIDTH):
-            return None
-        return sharding.WIDTH
+        whole = self.mesh is None or size % devices.parts(self.mesh, sharding.WIDTH)
+        return None if whole else sharding.WIDTH
 
     def decode(
         self,
@@ -392,6 +391,8 @@ class Decoder(nnx.Module):
             q, k, v = (self.on_mesh(y, devices.ROWS, None, None, self._heads) for y in (q, k, v))
             out, memory = through.attend(q, k, v)
             if through.width is not None:
+                # In two steps, or the compiler would gather keys and values of all rows.
+                out = self.on_mesh(out, devices.ROWS, None, None, self._heads)
                 out = self.on_mesh(out, rows, None, None, through.width)
             return self.on_mesh(block.self_attn.o_proj(out), rows), memory
 

@@ -191,10 +191,11 @@ from tests.support import small
 
 out = Path(sys.argv[2])
 sizes = {'vocab_size': 512, 'hidden_size': 128, 'intermediate_size': 512}
-sizes |= {'num_hidden_layers': 2, 'num_attention_heads': 8, 'num_key_value_heads': 8}
+sizes |= {'num_hidden_layers': 2, 'num_attention_heads': 8}
+sizes['num_key_value_heads'], prompt = json.loads(sys.argv[1])
 config = {'model_type': 'qwen2', 'max_position_embeddings': 512, **sizes}
 (out.parent / 'config.json').write_text(json.dumps(config))
-settings = {'prompts_per_update': 8, 'devices': json.loads(sys.argv[1])}
+settings = {'prompts_per_update': 8, 'devices': {'fsdp': 8}, 'data': {'max_prompt_tokens': prompt}}
 run = small.run(out.parent, out.parent / 'none', **settings)
 draw = workloads.of(run).programs(run, jax.devices()).programs[0]
 module = hlo.parse(draw.function.lower(*draw.arguments).compile().as_text())
@@ -223,10 +224,11 @@ np.savez(out, devices=jax.device_count(), largest=largest, whole=128 * 512)
 
 
 @pytest.mark.slow
-def test_a_device_decodes_with_its_share_of_the_weights(tmp_path):
+@pytest.mark.parametrize('heads_and_prompt', [(8, 32), (4, 128)])
+def test_a_device_decodes_with_its_share_of_weights_and_rows(tmp_path, heads_and_prompt):
     """Nothing in the loop over tokens is larger than the share of the largest matrices; whole they
-    all would be."""
-    found = run_on(8, SHARE, {'fsdp': 8}, tmp_path / 'share.npz')
+    all would be, and keys of all rows."""
+    found = run_on(8, SHARE, heads_and_prompt, tmp_path / 'share.npz')
     assert found['whole'] / 8 <= found['largest'] <= 1.25 * found['whole'] / 8
 
 
