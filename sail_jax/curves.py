@@ -66,11 +66,23 @@ def load(run_dir: Path, keys: Collection[str] = ()) -> list[Curve]:
         rows = metrics.read_rows(path / 'metrics.jsonl')
         run = runs.load(path / runs.CONFIG)
         curve = Curve(run_dir.resolve().name, run, rows, path.resolve())
-        kept = [row for row in rows if any(key in row for key in keys or curve.titles)]
+        asked = keys or curve.titles
+        kept = [row for row in rows if any(key in row for key in asked)]
         if not kept:
             raise UserError(f'{path}/metrics.jsonl: {_what_is_missing(keys, rows)}')
+        if not any(_has(row, asked) and _has(row, kind.figure.x) for row in kept):
+            # A policy that broke in every evaluation has no return in any.
+            key = next(key for key in asked for row in kept if key in row)
+            raise UserError(
+                f'{path}/metrics.jsonl: {key!r:.80}: no row has a number of it, and of how far '
+                'training was'
+            )
         curves.append(curve._replace(rows=kept))
     return curves
+
+
+def _has(row: metrics.MetricsRow, keys: Collection[str]) -> bool:
+    return any(row.get(key) is not None for key in keys)
 
 
 def _what_is_missing(keys: Collection[str], rows: Sequence[metrics.MetricsRow]) -> str:

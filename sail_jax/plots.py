@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter
 
 from sail_jax import files, terminal
@@ -141,6 +142,8 @@ def draw_all(curves: Sequence[Curve], keys: Sequence[str] = (), style: Style = P
     subject = curves[0].figure.subject
     picture.suptitle(', '.join(dict.fromkeys(subject(curve.run) for curve in curves)))
     _add_legend(picture, groups, style)
+    for text in picture.findobj(Text):  # Names may have dollars; they are no formulas.
+        text.set_parse_math(False)
     return picture
 
 

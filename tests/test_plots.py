@@ -110,6 +110,22 @@ def test_a_metric_that_there_is_not_is_one_line(tmp_path):
             sail_jax.plot(run, **wrong)
 
 
+def test_a_run_without_a_number_is_named(tmp_path):
+    broken, sound = write(tmp_path / 'broken', [0.0]), write(tmp_path / 'sound', [1.0])
+    rows = (broken / 'metrics.jsonl').read_text()
+    (broken / 'metrics.jsonl').write_text(rows.replace('"eval/return": 0.0', '"eval/return": null'))
+    with pytest.raises(UserError, match=r"broken/metrics.jsonl: 'eval/return': no row has"):
+        sail_jax.plot(broken, metrics='eval/return')
+    picture = sail_jax.plot([broken, sound], metrics='eval/return')
+    assert texts(picture) == ['sound'], 'not called two runs'
+    assert len(picture.left_out) == 1
+
+
+def test_dollars_in_names_are_no_formulas(tmp_path):
+    run = write(tmp_path / r'a$\frac{x$', [1.0])
+    assert sail_jax.plot(run, tmp_path / 'out.svg').left_out == ()
+
+
 def test_legends_have_both_sides_of_a_difference(tmp_path):
     runs = [
         write(tmp_path / 'a', [1.0], env={'name': 'ant'}, segment_reward='gentle'),
