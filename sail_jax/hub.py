@@ -27,7 +27,7 @@ RepoType = Literal['model', 'dataset']
 
 _ADDRESS = re.compile(
     r'hf:/+(?:(?P<kind>models|datasets)/+)?(?P<id>[\w.-]{1,96}/[\w.-]{1,96}?)'
-    r'(?:@(?P<revision>[\w.-]{1,255}))?(?:/(?P<inside>[^@]*[^/@]))?/*'
+    r'(?:@(?P<revision>refs/pr/\d+|refs/convert/\w+|[\w.-]{1,255}))?(?:/(?P<inside>[^@]*[^/@]))?/*'
 )
 
 

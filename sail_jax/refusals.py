@@ -10,6 +10,10 @@ import yaml
 from pydantic import BaseModel
 
 
+SCALARS = frozenset({'bool', 'int', 'float', 'str'})
+"""What `config.Argument` can be, as the last part of a problem's place."""
+
+
 def fields(model: type[BaseModel], prefix: str = '') -> dict[str, Any]:
     """All fields by their dotted names."""
     by_name = {}
@@ -40,15 +44,22 @@ def _nearest(model: type[BaseModel], key: str) -> str:
 def _first(problems: list[Any]) -> Any:
     """The first problem; where a value could have been one of several things, with what it came
     nearest to."""
-    loc = problems[0]['loc']
+    loc = _place(problems[0])
     key = loc[: next((i for i, part in enumerate(loc) if _is_kind(part)), len(loc))]
-    return max((x for x in problems if x['loc'][: len(key)] == key), key=lambda x: len(x['loc']))
+    near = (x for x in problems if x['loc'][: len(key)] == key)
+    return max(near, key=lambda x: (len(x['loc']), not x['type'].endswith('_type')))
 
 
 def key_of(problem: Any) -> str:
     """The dotted key of one of pydantic's problems."""
     unknown = problem['type'] == 'extra_forbidden'
-    return '.'.join(str(part) for part in problem['loc'] if unknown or not _is_kind(part))
+    loc = problem['loc'] if unknown else _place(problem)
+    return '.'.join(str(part) for part in loc if unknown or not _is_kind(part))
+
+
+def _place(problem: Any) -> tuple[int | str, ...]:
+    """Where a problem is, without which of `SCALARS` the value is not."""
+    return problem['loc'][: -1 if problem['loc'][-1] in SCALARS else None]
 
 
 def _is_kind(part: int | str) -> bool:
@@ -66,6 +77,8 @@ def explain(model: type[BaseModel], problems: list[Any], prefix: str = '') -> st
         return f'unknown key {key}{_nearest(model, key)}'
     if problem['type'] in ('model_type', 'model_attributes_type'):
         return f'{key}: a section; expected keys and values, got {_shown(problem["input"])}'
+    if problem['loc'][-1] in SCALARS and problem['type'].endswith('_type'):
+        return f'{key}: expected text, a number, true or false, got {_shown(problem["input"])}'
     text = problem['msg'].removeprefix('Input ').removeprefix('Value error, ')
     value = problem.get('input')
     got = '' if isinstance(value, dict) else f', got {_shown(value)}'

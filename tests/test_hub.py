@@ -246,6 +246,12 @@ logging: {tensorboard: false}
         ('hf:/me/it', 'dataset', ('dataset', 'me/it', None, '')),
         ('hf://models/me/it.v2@main/', 'model', ('model', 'me/it.v2', 'main', '')),
         ('hf://datasets/me/it@1.0/a/b.jsonl', 'dataset', ('dataset', 'me/it', '1.0', 'a/b.jsonl')),
+        ('hf://me/it@refs/pr/1/a', 'model', ('model', 'me/it', 'refs/pr/1', 'a')),
+        (
+            'hf://datasets/me/it@refs/convert/parquet',
+            'dataset',
+            ('dataset', 'me/it', 'refs/convert/parquet', ''),
+        ),
         ('hf://datasets/me/it', 'model', 'a dataset of the hub; expected a model'),
         ('hf://it', 'model', 'expected hf://OWNER/NAME'),
         ('hf://me/it/../x', 'model', 'expected hf://OWNER/NAME'),

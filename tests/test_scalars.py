@@ -99,6 +99,8 @@ def test_what_a_file_says(tmp_path, text, value):
     ('text', 'said'),
     [
         ('seed: true', 'seed: should be a valid integer, not true or false, got True'),
+        ('optimizer: {arguments: {b1: .nan}}', 'optimizer.arguments.b1: should be a finite number'),
+        ('optimizer: {arguments: {b1: [1]}}', 'optimizer.arguments.b1: expected text, a number'),
         ('seed: yes', "seed: should be a valid integer, not text, got 'yes'"),
         ('seed: 12:30:45', "seed: should be a valid integer, not text, got '12:30:45'"),
         ('seed: 2026-01-31', "seed: should be a valid integer, not text, got '2026-01-31'"),

@@ -32,6 +32,16 @@ OTHER_SPLITS = ('test', 'testing', 'eval', 'evaluation', 'val', 'valid', 'valida
 BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 GZIP, ARROW_FILE = b'\x1f\x8b', b'ARROW1'
 """What files of these formats begin with; an Arrow stream has no such mark."""
+NOT_JSON = {
+    b'BZh': 'bzip2',
+    b'\xfd7zXZ': 'xz',
+    b'(\xb5/\xfd': 'zstandard',
+    b'PK\x03\x04': 'a zip archive',
+    GZIP: 'gzip in gzip',
+    b'PAR1': 'Parquet',
+    ARROW_FILE: 'Arrow',
+}
+"""What else a file may be that is called, or unpacks to, one of JSON, by its beginning."""
 
 _SHARD = re.compile(r'(.*?)-(\d{5})-of-(\d{5})\b.*')
 """A name of which the file is a part, the part's number, and of how many."""
@@ -201,7 +211,11 @@ def _of_another_split(file: Path) -> bool:
 
 def _json_rows(file: Path, stream: Any) -> Iterator[Located]:
     """Of JSON lines, or of one array, whatever the file is called."""
-    start = stream.peek(64)[:64].removeprefix(BYTE_ORDER_MARK).lstrip()
+    start = stream.peek(64)[:64]
+    for mark, what in NOT_JSON.items():
+        if start.startswith(mark):
+            raise UserError(f'{file}: {what}, no JSON; unpack it, or name it after what it is')
+    start = start.removeprefix(BYTE_ORDER_MARK).lstrip()
     return _array(file, stream) if start.startswith(b'[') else _lines(file, stream)
 
 

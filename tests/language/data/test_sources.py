@@ -1,7 +1,9 @@
 """Sources: rows out of files, each with its place."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 
 import pyarrow as pa
@@ -211,6 +213,10 @@ def test_links(tmp_path):
         ('x.arrow', b'', 'cannot be read'),
         ('x.arrow', b'ARROW1' * 9, 'cannot be read'),
         ('x.jsonl.gz', gzip.compress(LINES, mtime=0)[:-9], 'cannot be read: Compressed file ended'),
+        ('x.jsonl', bz2.compress(LINES), 'bzip2, no JSON'),
+        ('x.json.gz', lzma.compress(LINES), 'xz, no JSON'),
+        ('x.jsonl', gzip.compress(gzip.compress(LINES)), 'gzip in gzip, no JSON'),
+        ('x.json', b'PAR1' + bytes(20), 'Parquet, no JSON; unpack it, or name it'),
     ],
 )
 def test_damaged_file_is_one_line(tmp_path, name, content, message):
