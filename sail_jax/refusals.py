@@ -9,7 +9,6 @@ import pydantic
 import yaml
 from pydantic import BaseModel
 
-
 SCALARS = frozenset({'bool', 'int', 'float', 'str'})
 """What `config.Argument` can be, as the last part of a problem's place."""
 

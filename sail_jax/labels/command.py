@@ -56,7 +56,7 @@ def opened(run_dir: Path) -> 'Store':
     Raises:
       UserError: there is no run; it asks nobody, or was stopped before it did; as of `Store`.
     """
-    from sail_jax.labels.store import NAME, Store
+    from sail_jax.labels.store import NAME, Store, writable
     from sail_jax.training import lock, signals
 
     path = run_dir / NAME
@@ -69,7 +69,10 @@ def opened(run_dir: Path) -> 'Store':
                 how = signals.resume(run_dir)
                 raise UserError(f'{run_dir}: no questions yet, and training is stopped; {how}')
             time.sleep(POLL_S)
-    return Store(path)
+    store = Store(path)
+    if not writable(path):
+        raise UserError(f'{path}: cannot be written, and takes no answers')
+    return store
 
 
 def _asks_people(run_dir: Path) -> bool:

@@ -305,7 +305,7 @@ class Store:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with _connected(self.path) as db:
+        with _connected(self.path, 'rw' if writable(self.path) else _only_read(self.path)) as db:
             db.execute('begin')
             yield db
 
@@ -318,11 +318,22 @@ class Store:
             db.execute('commit')
 
 
+def writable(path: Path) -> bool:
+    """Whether answers can be given: SQLite writes files beside it too."""
+    return all(os.access(place, os.W_OK) for place in (path, path.parent))
+
+
+def _only_read(path: Path) -> str:
+    """How SQLite opens a store on a disk that takes nothing. Unless told that nobody writes, it
+    wants to write itself; somebody else does where answers are not all in the file yet."""
+    return 'ro' if path.with_name(f'{path.name}-wal').exists() else 'ro&immutable=1'
+
+
 @contextlib.contextmanager
-def _connected(path: Path) -> Iterator[sqlite3.Connection]:
+def _connected(path: Path, mode: str = 'rw') -> Iterator[sqlite3.Connection]:
     """A connection of this call: it belongs to no thread, and closing it drops what is open."""
     try:
-        uri = f'{path.resolve().as_uri()}?mode=rw'
+        uri = f'{path.resolve().as_uri()}?mode={mode}'
         db = sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)
         with contextlib.closing(db):
             db.execute('pragma synchronous = full')  # On the disk, not on its way there.
@@ -330,7 +341,8 @@ def _connected(path: Path) -> Iterator[sqlite3.Connection]:
             yield db
     except sqlite3.OperationalError as error:  # Locked, say, or a full disk.
         locked = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-        raise (Busy if locked else UserError)(f'{path}: {error}') from None
+        why = f'{error}' if locked or writable(path) else f'cannot be written ({error})'
+        raise (Busy if locked else UserError)(f'{path}: {why}') from None
     except sqlite3.Error as error:
         raise UserError(f'{path}: {error}; it is damaged, or no store of labels') from None
 

@@ -1,5 +1,6 @@
 """Questions and answers of several people, each answer once, whatever is killed."""
 
+import contextlib
 import sqlite3
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 import pytest
 
 from sail_jax.errors import Busy, UserError
-from sail_jax.labels import queue
+from sail_jax.labels import command, queue
 from sail_jax.labels import store as label_store
 from sail_jax.labels.queue import Refused
 from sail_jax.labels.store import NAME, Store
@@ -46,6 +47,19 @@ def test_people_get_different_questions_and_keep_theirs_until_they_answer(store)
     progress = store.progress(ANN)
     assert (progress.asked, progress.answered, progress.waiting, progress.yours) == (6, 1, 5, 1)
     assert store.progress(BEN).yours == 0
+
+
+def test_a_store_on_a_disk_that_takes_nothing_is_read(store, monkeypatch):
+    path = store.path
+    say(store, ANN)
+    monkeypatch.setattr(label_store, 'writable', lambda path: False)
+    with store._reading():
+        assert [file.name for file in path.parent.iterdir()] == [NAME], 'nothing is written'
+    with contextlib.closing(sqlite3.connect(path)) as other:  # Whose answer is not in the file yet.
+        other.execute("update answers set choice = 'right'")
+        other.commit()
+        assert said(Store(path)) == [(0, 'right')]
+    assert 'cannot be written, and takes no' in message(command.opened, path.parent)
 
 
 def test_an_answer_that_is_sent_again_counts_once(store):
