@@ -72,9 +72,9 @@ def _export_reward(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    file = None if options.reward.is_dir() else options.reward
     if not files.exists(options.reward):
         raise UserError(f'{options.reward}: no such file or directory')
+    file = None if options.reward.is_dir() else options.reward
     if file is not None and options.on is None:
         raise UserError(
             f'{file}: a reward has no behaviour to judge; name a run whose policies act: --on RUN'

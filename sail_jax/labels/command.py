@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sail_jax import option_types, terminal
+from sail_jax import files, option_types, terminal
 from sail_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,23 +60,26 @@ def opened(run_dir: Path) -> 'Store':
     from sail_jax.training import lock, signals
 
     path = run_dir / NAME
-    if not run_dir.is_dir():
-        raise UserError(f'{run_dir}: no run there; sail-jax train --run-dir makes it as it begins')
-    if not path.exists() and _asks_people(run_dir):
-        terminal.say(f"{run_dir}: waiting for the run's first questions; Ctrl-C ends it")
-        while not path.exists():
-            if lock.is_free(run_dir) and not path.exists():
-                how = signals.resume(run_dir)
-                raise UserError(f'{run_dir}: no questions yet, and training is stopped; {how}')
-            time.sleep(POLL_S)
-    store = Store(path)
+    with files.reading(run_dir):  # A directory that is closed to us, or a disk that is gone.
+        if not run_dir.is_dir():
+            raise UserError(
+                f'{run_dir}: no run there; sail-jax train --run-dir makes it as it begins'
+            )
+        if not path.exists() and _asks_people(run_dir):
+            terminal.say(f"{run_dir}: waiting for the run's first questions; Ctrl-C ends it")
+            while not path.exists():
+                if lock.is_free(run_dir) and not path.exists():
+                    how = signals.resume(run_dir)
+                    raise UserError(f'{run_dir}: no questions yet, and training is stopped; {how}')
+                time.sleep(POLL_S)
+        store = Store(path)
     if not writable(path):
         raise UserError(f'{path}: cannot be written, and takes no answers')
     return store
 
 
 def _asks_people(run_dir: Path) -> bool:
-    from sail_jax import files, runs
+    from sail_jax import runs
 
     config = run_dir / runs.CONFIG
     labeller = getattr(runs.load(config), 'labeller', None) if files.exists(config) else None

@@ -1,10 +1,13 @@
 """`sail-jax label` of a run that has asked nothing yet."""
 
 import contextlib
+import errno
 import threading
+from pathlib import Path
 
 import pytest
 
+from sail_jax.cli import main
 from sail_jax.labels import command
 from sail_jax.labels.store import NAME
 from sail_jax.training import lock
@@ -49,6 +52,16 @@ def test_the_first_questions_of_a_run_under_way_are_waited_for(run_dir, monkeypa
     assert found == [run_dir / NAME]
     line = f"{run_dir}: waiting for the run's first questions; Ctrl-C ends it\n"
     assert capsys.readouterr().err == line
+
+
+def test_a_directory_that_may_not_be_looked_into_is_one_line(run_dir, monkeypatch):
+    monkeypatch.setattr(Path, 'stat', refused)
+    assert said(run_dir) == f'{run_dir}: Permission denied'
+    assert main(['reward', 'evaluate', str(run_dir / 'reward.safetensors')]) == 2
+
+
+def refused(path, **_):
+    raise PermissionError(errno.EACCES, 'Permission denied', str(path))
 
 
 def test_a_run_that_was_stopped_before_it_asked_is_not_waited_for(run_dir, monkeypatch):
