@@ -341,7 +341,11 @@ def _connected(path: Path, mode: str = 'rw') -> Iterator[sqlite3.Connection]:
             yield db
     except sqlite3.OperationalError as error:  # Locked, say, or a full disk.
         locked = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-        why = f'{error}' if locked or writable(path) else f'cannot be written ({error})'
+        why = str(error)
+        if not os.path.exists(path):
+            why = 'is gone'
+        elif not locked and not writable(path):
+            why = f'cannot be written ({error})'
         raise (Busy if locked else UserError)(f'{path}: {why}') from None
     except sqlite3.Error as error:
         raise UserError(f'{path}: {error}; it is damaged, or no store of labels') from None

@@ -60,6 +60,8 @@ def test_a_store_on_a_disk_that_takes_nothing_is_read(store, monkeypatch):
         other.commit()
         assert said(Store(path)) == [(0, 'right')]
     assert 'cannot be written, and takes no' in message(command.opened, path.parent)
+    path.unlink()
+    assert message(store.next, ANN) == message(store.progress) == f'{path}: is gone'
 
 
 def test_an_answer_that_is_sent_again_counts_once(store):
