@@ -107,6 +107,7 @@ class Decoder(nnx.Module):
     Attributes:
       together: whether a prompt and what continues it are the tokens of one lane but for attention,
         so that gradients of matrices are written and added up once; on CPUs the copies cost more.
+      joins: whether maps that read the same, where whole, are one product while tokens are decoded.
       length: tokens of the longest sequence that it is made to read, which some kinds of RoPE
         depend on, see `rotary`; None is within the original length.
     """
@@ -128,6 +129,7 @@ class Decoder(nnx.Module):
         init, parts = nnx.initializers.normal(0.02), parts_of(a)
         platform = fused.first_device(mesh).platform
         self.together, on_gpu = platform != 'cpu', platform == 'gpu'
+        self.joins = on_gpu and (mesh is None or devices.parts(mesh, sharding.WIDTH) == 1)
         norm_class = OneKernelNorm if on_gpu and parts.norm is nnx.RMSNorm else parts.norm
 
         def linear(*sizes: int, **kwargs) -> Linear:
@@ -259,15 +261,13 @@ class Decoder(nnx.Module):
         """What `decode` reads, made once for all the tokens to decode. On a mesh each device has
         its share of the width of every matrix, where FSDP splits them too.
 
-        `decode` is the one place that goes through the layers without a scan, in which each
-        product's matrix is first copied out of the stack, for every token. At Qwen2.5-0.5B's widths
-        (float32, 2 CPU cores, 2026-11-23) a scan decoded 0.78 times as many tokens/s with 24
-        layers and 16 lanes, and with 4 layers 0.69 (2 lanes) to 0.93 (16). In return it took 2.0 s
-        to compile at any depth, and this program 2.1 s for 4 layers and 4.3 s for 24.
+        `decode` alone goes through the layers without a scan, in which each product's matrix is
+        first copied out of the stack, for every token. At Qwen2.5-0.5B's widths (float32, 2 CPU
+        cores, 2026-11-23) a scan decoded 0.78 times as many tokens/s with 24 layers and 16 lanes,
+        and with 4 layers 0.69 (2 lanes) to 0.93 (16). It compiles in 2.0 s, this in 2.1 (4) to 4.3.
         """
         a = self.architecture
         graphdef, stacked = nnx.split(self.layers)
-        split = self.mesh is not None and devices.parts(self.mesh, sharding.WIDTH) > 1
 
         def block(index: int) -> Block:
             take = lambda x: x[index].astype(self.dtype) if x.ndim > 2 else x[index]
@@ -276,7 +276,7 @@ class Decoder(nnx.Module):
                 layout = devices.tree_by_rules(self.mesh, sharding.DECODING, {'layers': state})
                 state = jax.lax.with_sharding_constraint({'layers': state}, layout)['layers']
             one: Block = nnx.merge(graphdef, state)
-            return one if split else one.joined()  # Side by side they need another layout.
+            return one.joined() if self.joins else one
 
         words = self._width(a.vocab_size)
         table_VxD = self.on_mesh(self.embed_tokens.embedding[...].astype(self.dtype), words)

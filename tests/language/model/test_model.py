@@ -31,12 +31,10 @@ def with_lanes(decoder, prompt, lanes):
     ],
 )
 def test_decoding_token_by_token_gives_the_hidden_states_of_whole_sequences(name):
-    # An adapter of some of the maps that read the same: they are joined for decoding.
-    decoder = (
-        tiny.trained(('q_proj', 'v_proj', 'up_proj', 'down_proj'))[0]
-        if name == 'adapted qwen2'
-        else tiny.decoder(name)
-    )
+    adapted = name == 'adapted qwen2'
+    some = ('q_proj', 'v_proj', 'up_proj', 'down_proj')
+    decoder = tiny.trained(some)[0] if adapted else tiny.decoder(name)
+    decoder.joins = adapted or name == 'olmo2'  # As on a GPU.
     prompt, response = tiny.tokens(2, 7), tiny.tokens(2, 3, 5, seed=1)
     lengths = jnp.array([6, 3])
     _, memory = whole(decoder, prompt, lengths)
