@@ -123,9 +123,8 @@ def _of_convolution(computation: Computation, instruction: Instruction) -> int:
     of_left, of_kernel, of_result = match.groups()
     result = next(leaves(instruction.shape)).dims
     window = _window(instruction.attributes)
-    spatial = [x for x in of_kernel if x.isdigit()]
     valid = 1
-    for place, label in enumerate(spatial):
+    for place, label in enumerate(sorted(filter(str.isdigit, of_kernel))):
         valid *= _valid(
             size=left[of_left.index(label)],
             kernel=kernel[of_kernel.index(label)],
