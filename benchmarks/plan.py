@@ -39,12 +39,17 @@ TARGETS = {
         for path in sorted((CONFIGS / folder).rglob('*.yaml'))
     },
 }
-MODELS = {
-    'language/paper/u10': '--model.path=models/Qwen1.5-0.5B',
-    'language/paper/pp10': '--model.path=models/Qwen1.5-0.5B',
-    'language/smollm2/align': '--reward.path=models/SmolLM2-135M-Instruct',
+OPTIONS = {
+    'language/paper/u10': ['--model.path=models/Qwen1.5-0.5B'],
+    'language/paper/pp10': ['--model.path=models/Qwen1.5-0.5B'],
+    'language/smollm2/align': [
+        '--reward.path=models/SmolLM2-135M-Instruct',
+        '--model.dtype=bfloat16',
+    ],
 }
-"""Of files that take what another run left, the model that this one started from."""
+"""Of files that take what another run left, the model that this one started from; and of one for
+CPUs the type of accelerators, without which attention is written out and, without a card to try it
+on, does not compile for GPUs."""
 
 
 def main() -> int:
@@ -69,7 +74,8 @@ def plan(name: str, target: str) -> bool:
     file = result(name, target)
     file.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, '-m', 'sail_jax.cli', 'plan', f'configs/{name}.yaml']
-    command += [option for part, option in MODELS.items() if name.startswith(part)]
+    for part, options in OPTIONS.items():
+        command += options if name.startswith(part) else []
     print(f'{name} on {target}', file=sys.stderr, flush=True)
     done = subprocess.run(
         [*command, '--on', target, '--json', str(file)], cwd=CONFIGS.parent, check=False

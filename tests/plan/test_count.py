@@ -199,8 +199,8 @@ def module(*lines):
         ('0bf_0io->0bf', '6,4,5', '6,5,3', '6,4,3', 'size=6 stride=5 pad=0_0 lhs_dilate=6', 360),
         # A convolution of 3 places over 8, padded to 8: 22 pairs of places meet.
         ('b0f_0io->b0f', '2,8,5', '3,5,3', '2,8,3', 'size=3 pad=1_1', 2 * 5 * 3 * 22),
-        # One product [16, 5] x [5, 6], two halves of the matrix beside each other; the window's axes
-        # are in the order of their numbers, not of the kernel's.
+        # One product [16, 5] x [5, 6], the matrix in two halves; the window's axes are in the order
+        # of their numbers, not of the kernel's.
         ('0bf1_i1o0->0b1f', '2,8,5,1', '5,2,3,1', '2,8,2,3', 'size=1x2 pad=0_0x1_1', 480),
     ],
 )

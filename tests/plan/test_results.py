@@ -16,15 +16,15 @@ OF_PAPER = [
     for data in ('pp10', 'u10')
     for stage in ('sft', 'dpo', 'dpr', 'dpr-revkl', 'last-layer')
 ]
+OF_QWEN = ['qwen2.5-0.5b-ultrafeedback', 'qwen2.5-0.5b-saferlhf-lora', 'sft', 'reward']
 MISSES = {
     'fits': set(),
     'learning': {
-        ('language/sft', 'h100:8'),
-        ('language/reward', 'h100:8'),
         *((f'language/paper/{name}', 'h100:1') for name in OF_PAPER),
-        ('language/qwen2.5-0.5b-ultrafeedback', 'v6e:2x4'),
+        *((f'language/{name}', 'v6e:2x4') for name in OF_QWEN),
+        ('language/smollm2/align', 'h100:1'),
     },
-    'memory': {('language/sft', 'v5e:2x4')},
+    'memory': set(),
 }
 """Files and targets that are not within a bound. What comes within it is no longer one."""
 
@@ -44,6 +44,12 @@ def test_learning_takes_at_most_half_more_than_its_products(said):
     compiled = {pair: x for pair, x in learns.items() if 'error' not in x}
     over = {pair for pair, x in compiled.items() if x['roofline_s'] > 1.5 * x['matmul_s']}
     assert over == MISSES['learning']
+
+
+def test_no_chip_computes_more_than_it_can(said):
+    """Where products are missed, what the model needs is more than what was found."""
+    over = {pair for pair, x in said.items() if x['bounds'].get('mfu', 0) > 1}
+    assert not over
 
 
 def test_files_fit_with_a_tenth_to_spare(said):
