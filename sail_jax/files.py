@@ -1,6 +1,7 @@
 """Files and directories from untrusted places: bounded, regular, and where they say they are."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -240,9 +241,15 @@ def leads_out(path: Path, directory: Path) -> bool:
     """Whether a path within a directory leads outside of it, by links or `..`.
 
     Raises:
-      OSError, RuntimeError: it leads in a circle.
+      OSError: it leads in a circle.
     """
-    return not path.resolve().is_relative_to(directory.resolve())
+    try:
+        end = path.resolve()
+    except RuntimeError:  # Up to Python 3.12 a circle is one.
+        end = path
+    if end.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return not end.is_relative_to(directory.resolve())
 
 
 ROOM = '--resume goes on once there is room'

@@ -169,7 +169,7 @@ def _refuse_links_out(run_dir: Path) -> None:
         for entry in (Path(parent, name) for name in (*children, *names)):
             try:
                 out = entry.is_symlink() and leads_out(entry, run_dir)
-            except (OSError, RuntimeError):  # Links in a circle.
+            except OSError:  # Links in a circle.
                 out = True
             if not (entry.is_symlink() or entry.is_dir() or entry.is_file()):
                 raise UserError(f'{entry}: not a regular file')

@@ -102,14 +102,17 @@ def _run_inner(eqn: Any, inputs: list[Value], found: list[Use]) -> list[Value]:
     name, params = eqn.primitive.name, eqn.params
     if name == 'scan':
         assert not params['reverse']
-        first, second = params['num_consts'], params['num_consts'] + params['num_carry']
-        consts, carry, xs = inputs[:first], inputs[first:second], inputs[second:]
+        if 'ft_in' in params:  # Since JAX 0.12.
+            fixed, carried, _ = (len(part.vals) for part in params['ft_in'].unpack())
+        else:
+            fixed, carried = params['num_consts'], params['num_carry']
+        carry, xs = inputs[fixed : fixed + carried], inputs[fixed + carried :]
         steps = []
         for t in range(params['length']):
             now = [lambda x=x, t=t: x()[t] for x in xs]
-            out = _run(params['jaxpr'], [*consts, *carry, *now], found)
-            carry = out[: params['num_carry']]
-            steps.append(out[params['num_carry'] :])
+            out = _run(params['jaxpr'], [*inputs[:fixed], *carry, *now], found)
+            carry = out[:carried]
+            steps.append(out[carried:])
         join = lambda column: lambda: jnp.stack([x() for x in column])
         return [*carry, *map(join, zip(*steps, strict=True))]
     if name == 'while':

@@ -85,8 +85,8 @@ def find(path: str | Path, split: str) -> list[Path]:
             if files.leads_out(file, root):
                 raise UserError(f'{file}: leads out of {path}; copy the data set without links')
             files.check(file)
-    except (OSError, RuntimeError) as error:  # Links in a circle are a RuntimeError.
-        raise UserError(f'{path}: {error}') from None
+    except OSError as error:
+        raise UserError(f'{error.filename or path}: {error.strerror}') from None
     if not of_split:
         raise UserError(f'{path}: no file of split {split!r} ({", ".join(SUFFIXES)})')
     _require_once(of_split, path)
