@@ -39,12 +39,16 @@ class Linear(nnx.Linear):
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         y = super().__call__(inputs, out_sharding)
-        if self.lora_a is None or self.lora_b is None:
+        if self.lora_a is None:
             return y
         if self.drop_key is not None:
             inputs = _dropped(inputs, self.drop_key[...], self.drop_rate)
-        a, b = self.lora_a[...].astype(y.dtype), self.lora_b[...].astype(y.dtype)
-        return y + (inputs @ a @ b) * self.lora_scale
+        return self._adapted(y, inputs @ self.lora_a[...].astype(y.dtype))
+
+    def _adapted(self, y: jax.Array, low: jax.Array) -> jax.Array:
+        """y and what the adapter adds, of its first matrix's product."""
+        assert self.lora_b is not None  # An adapter has both.
+        return y + (low @ self.lora_b[...].astype(y.dtype)) * self.lora_scale
 
     def matrices(self) -> list[jax.Array]:
         """What its input is multiplied by: the kernel, and an adapter's first matrix."""
@@ -55,9 +59,7 @@ class Linear(nnx.Linear):
         """What it gives, of its input's products with `matrices`."""
         if self.bias is not None:
             y = y + self.bias[...].astype(y.dtype)
-        if low is None or self.lora_b is None:
-            return y
-        return y + (low @ self.lora_b[...].astype(y.dtype)) * self.lora_scale
+        return y if low is None else self._adapted(y, low)
 
 
 def _dropped(x_BxLxTxD: jax.Array, key_B: jax.Array, rate: float) -> jax.Array:

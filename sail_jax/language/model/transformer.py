@@ -261,10 +261,10 @@ class Decoder(nnx.Module):
         """What `decode` reads, made once for all the tokens to decode. On a mesh each device has
         its share of the width of every matrix, where FSDP splits them too.
 
-        `decode` alone goes through the layers without a scan, in which each product's matrix is
-        first copied out of the stack, for every token. At Qwen2.5-0.5B's widths (float32, 2 CPU
-        cores, 2026-11-23) a scan decoded 0.78 times as many tokens/s with 24 layers and 16 lanes,
-        and with 4 layers 0.69 (2 lanes) to 0.93 (16). It compiles in 2.0 s, this in 2.1 (4) to 4.3.
+        `decode` alone goes through the layers without a scan, which for every token first copies
+        each product's matrix out of the stack. At Qwen2.5-0.5B's widths (float32, 2 CPU cores,
+        2026-11-23) a scan decoded 0.78 times as many tokens/s with 24 layers and 16 lanes, with 4
+        layers 0.69 (2 lanes) to 0.93. It compiled in 2.0 s, this in 2.1 s (4 layers) to 4.3 s (24).
         """
         a = self.architecture
         graphdef, stacked = nnx.split(self.layers)
