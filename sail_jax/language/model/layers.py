@@ -26,7 +26,13 @@ STACKED = 'layers'
 
 
 class Linear(nnx.Linear):
-    """A linear map, with a low-rank adapter beside it where `lora.add` put one."""
+    """A linear map, with a low-rank adapter beside it where `lora.add` put one.
+
+    Args:
+      flat: all tokens are rows of one matrix. XLA's compiler for CPUs turns what has more axes
+        around for a kernel's gradient, an element at a time, and computes it anew while it does: a
+        fifth of learning's time (12M parameters, 2 CPU cores, 2026-11-27).
+    """
 
     lora_a: nnx.LoRAParam | None = None
     """[in, rank]"""
@@ -37,13 +43,19 @@ class Linear(nnx.Linear):
     """Of each row, where `lora.drop` put it, [B]."""
     drop_rate: float = 0.0
 
+    def __init__(self, *args: Any, flat: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.flat = flat
+
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-        y = super().__call__(inputs, out_sharding)
-        if self.lora_a is None:
-            return y
-        if self.drop_key is not None:
-            inputs = _dropped(inputs, self.drop_key[...], self.drop_rate)
-        return self._adapted(y, inputs @ self.lora_a[...].astype(y.dtype))
+        shape = (-1, inputs.shape[-1]) if self.flat else inputs.shape
+        y = super().__call__(inputs.reshape(shape), out_sharding)
+        if self.lora_a is not None:
+            read = inputs
+            if self.drop_key is not None:
+                read = _dropped(inputs, self.drop_key[...], self.drop_rate)
+            y = self._adapted(y, read.reshape(shape) @ self.lora_a[...].astype(y.dtype))
+        return y.reshape(*inputs.shape[:-1], y.shape[-1])
 
     def _adapted(self, y: jax.Array, low: jax.Array) -> jax.Array:
         """y and what the adapter adds, of its first matrix's product."""

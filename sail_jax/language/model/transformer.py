@@ -133,7 +133,7 @@ class Decoder(nnx.Module):
         norm_class = OneKernelNorm if on_gpu and parts.norm is nnx.RMSNorm else parts.norm
 
         def linear(*sizes: int, **kwargs) -> Linear:
-            return Linear(*sizes, kernel_init=init, **types, **kwargs)
+            return Linear(*sizes, flat=platform == 'cpu', kernel_init=init, **types, **kwargs)
 
         def norm(size: int, rngs: nnx.Rngs) -> nnx.Module:
             return norm_class(size, epsilon=a.norm_eps, rngs=rngs, **types)

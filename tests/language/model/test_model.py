@@ -1,4 +1,5 @@
 import json
+import re
 from functools import partial
 
 import jax
@@ -54,6 +55,20 @@ def test_decoding_token_by_token_gives_the_hidden_states_of_whole_sequences(name
     for t in range(5):
         logits, cache = decode(state, response[..., t], t, cache)
         np.testing.assert_allclose(logits, decoder.logits(expected[:, :, t]), atol=2e-5)
+
+
+def test_on_cpu_the_gradients_of_kernels_are_products_of_two_matrices():
+    decoder, _ = tiny.trained(('q_proj', 'down_proj'))
+    graphdef, state = nnx.split(decoder)
+    at = attention.response_positions(jnp.zeros(2, int), 1, 7)
+
+    def loss(state, ids):
+        return nnx.merge(graphdef, state).with_lanes(Tokens(ids, at), Tokens(ids, at))[0].sum()
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(state, tiny.tokens(2, 1, 7)))
+    summed = re.findall(r'dimension_numbers=\(\(\[([^]]*)\], \[[^]]*\]\), \(\[\], \[\]\)\)', text)
+    assert len(summed) > 30
+    assert not [axes for axes in summed if ',' in axes]
 
 
 def test_a_prompt_and_its_lanes_may_be_the_tokens_of_one_lane():
