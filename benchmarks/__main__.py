@@ -1,7 +1,7 @@
 """All benchmarks that this machine can run, and one table: ours, theirs, ratio.
 
     python -m benchmarks --out runs/benchmarks
-    python -m benchmarks --out runs/benchmarks --quick      # the smallest of each, about 5 minutes
+    python -m benchmarks --out runs/benchmarks --quick      # the smallest of each, about 6 minutes
 
 Each is a module that runs alone too (`--help`). JSON and plots go to --out, with the table. What
 others' parts need is in the `benchmarks` extra (`pip install -e '.[benchmarks]'`); without, they
