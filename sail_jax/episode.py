@@ -54,7 +54,7 @@ class Episode:
         path = Path(path)
         check(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            files.make_directory(path.parent)
             if path.suffix.lower() in FILMS:
                 self.film(path)
                 return

@@ -35,7 +35,7 @@ class Interrupted(Exception):
         self.status = status
 
 
-def one_line(error: Exception | str) -> str:
+def one_line(error: BaseException | str) -> str:
     """What an error of somebody else's code says, for a message of ours."""
     try:
         return ' '.join(str(error).split())[:200]

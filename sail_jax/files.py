@@ -123,6 +123,18 @@ def bounded_lines(file: IO[bytes], at_most: int) -> Iterator[bytes]:
             pass
 
 
+def make_directory(path: Path) -> None:
+    """With those above it, unless they are there.
+
+    Raises:
+      UserError: it begins with `~`, which means a home directory to shells alone.
+      OSError: it cannot be made.
+    """
+    if (meant := os.path.expanduser(path)) != os.fspath(path):
+        raise UserError(f'{path}: only a shell reads ~ as a home directory; write {meant}')
+    path.mkdir(parents=True, exist_ok=True)
+
+
 def write(path: Path, content: bytes) -> None:
     """Writes a file, whole or not at all, and makes its directory; a file that is there stays until
     then. A device, a link and a file in a directory that takes no other are written as it comes.
@@ -131,7 +143,7 @@ def write(path: Path, content: bytes) -> None:
       UserError: it cannot be written; what is there stays as it is.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         old = path.lstat() if os.path.lexists(path) else None
         plain = old and stat.S_ISREG(old.st_mode) and old.st_nlink == 1
         if old and not (plain and os.access(path.parent, os.W_OK)):
@@ -330,7 +342,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     if os.path.lexists(path):
         raise UserError(f'{path}: exists; name a new directory')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         around = tempfile.TemporaryDirectory(
             prefix=f'{path.name}.', suffix='.partial', dir=path.parent
         )

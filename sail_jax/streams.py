@@ -44,7 +44,7 @@ class Lasting:
         """Whether it is a terminal, as long as that is there."""
         try:
             return self.stream is not None and self.stream.isatty()
-        except (OSError, ValueError):
+        except Exception:  # Closed; or a stand-in, which may have nothing but `write`.
             return False
 
     def _encodable(self, text: str) -> str:
@@ -64,8 +64,9 @@ class Lasting:
             if self.error is None:
                 self.error = error
                 atexit.register(self._let_go)
-        except (ValueError, RuntimeError):
-            # It is closed; or a signal's handler writes in the middle of another write.
+        except Exception:
+            # It is closed; a signal's handler writes in the middle of another write; or it is a
+            # stand-in, as programs put there that keep a copy, which has no `flush`, say.
             return
 
     def _let_go(self) -> None:
@@ -75,10 +76,11 @@ class Lasting:
         try:
             self.stream.flush()
         except OSError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.stream.fileno())
-            os.close(null)
-        except ValueError:
+            with contextlib.suppress(Exception):  # A stand-in may have no descriptor.
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self.stream.fileno())
+                os.close(null)
+        except Exception:
             return
 
 

@@ -117,6 +117,18 @@ def test_the_directory_of_what_is_written_is_made(tmp_path):
     refuse('file/c: File exists', files.write, tmp_path / 'a' / 'b' / 'file' / 'c', b'2')
 
 
+def test_a_tilde_that_no_shell_has_read_makes_no_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', '/home/ann')
+    run = ControlRun.model_validate(SETTINGS)
+    said = '^~/run: only a shell reads ~ as a home directory; write /home/ann/run$'
+    refuse(said, sail_jax.train, run, '~/run', env=Point(), quiet=True)
+    refuse('write /home/ann$', files.write, Path('~/plot.png'), b'')
+    refuse('write /home/ann/a$', files.new_directory(Path('~/a/b')).__enter__)
+    files.write(Path('~b/plot.png'), b'')  # Nobody's.
+    assert [path.name for path in tmp_path.iterdir()] == ['~b']
+
+
 def test_lines_are_of_bounded_length_and_of_a_regular_file(tmp_path, monkeypatch):
     path = tmp_path / 'lines'
     path.write_bytes(b'one\n' + b'x' * 50 + b'\n' + b'12345\n' + b'12345')

@@ -90,6 +90,20 @@ def test_a_handler_may_write_in_the_middle_of_a_write():
     assert Lasting(Busy()).write('text') == 4
 
 
+@pytest.mark.parametrize('error', [AttributeError, TypeError, OSError])
+def test_a_stand_in_for_a_stream_may_have_nothing_but_write(error):
+    """As programs put there that keep a copy of what is said."""
+
+    class Copy:
+        def write(self, text):
+            raise error('no copy')
+
+    stream = streams.of(Copy())
+    assert not stream.isatty()
+    Console(file=Copy()).print('text')
+    print('text', file=stream, flush=True)
+
+
 def test_a_run_goes_on_without_its_console(gone, tmp_path, monkeypatch):
     """With its progress bar, and whatever it has to say."""
     monkeypatch.setattr(terminal.console, '_file', gone)

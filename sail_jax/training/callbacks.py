@@ -98,7 +98,7 @@ class Listeners:
         copies = [dict(row) for row in rows]
         try:
             answer = callback(copies if self._sweep else copies[0])
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = f'{type(error).__name__}: {one_line(error)}'
             self._failure = UserError(f'{name}: raised {reason}')
             self._failure.__cause__ = error

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.core
+import jax.numpy as jnp
 
 from sail_jax.errors import UserError, one_line
 
@@ -11,8 +13,10 @@ UNUSABLE = {
     'jax_disable_jit': True,
     'jax_numpy_dtype_promotion': 'strict',
     'jax_numpy_rank_promotion': 'raise',
+    'jax_debug_key_reuse': True,
+    'jax_transfer_guard_host_to_device': 'disallow',
 }
-"""For debugging; Brax and Optax do not keep to the latter two."""
+"""For debugging; Brax, Optax and JAX's own `eval_shape` do not keep to these."""
 NUMBERS = ('jax_enable_x64', 'jax_default_prng_impl', 'jax_threefry_partitionable')
 """Under another value a run has other random numbers, or a state of other types."""
 
@@ -21,7 +25,8 @@ def require_usable() -> None:
     """Refuses what would fail in the middle of things.
 
     Raises:
-      UserError: a setting of JAX that is not worked with; no device.
+      UserError: a setting of JAX that is not worked with; no device; a call from within a function
+        that JAX traces, or while a mesh is set.
     """
     for name, value in UNUSABLE.items():
         if getattr(jax.config, name) == value:
@@ -36,6 +41,15 @@ def require_usable() -> None:
         what = f'JAX_PLATFORMS={platforms}: ' if platforms else ''
         reason = one_line(error) or 'jaxlib has nothing for it; see docs.jax.dev, Installation'
         raise UserError(f'{what}JAX has no device: {reason}') from error
+    if isinstance(jnp.zeros(()), jax.core.Tracer):
+        raise UserError(
+            'called from a function that JAX traces (jit, scan, eval_shape), which runs programs '
+            'of its own; call it outside'
+        )
+    if not jax.sharding.get_abstract_mesh().empty:
+        raise UserError(
+            'called while a mesh is set (jax.set_mesh); sail_jax makes its own, call it outside'
+        )
 
 
 def numbers() -> dict[str, Any]:

@@ -154,7 +154,7 @@ def _require_a_run(run_dir: Path) -> Path:
 
 def _make_directory(run_dir: Path) -> None:
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        files.make_directory(run_dir)
     except OSError as error:
         raise UserError(f'{run_dir}: {error.strerror}') from None
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from sail_jax import streams
 from sail_jax.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -92,7 +93,7 @@ def _wait(read: int) -> None:
 
 def _end(number: int, said: str) -> None:
     text = f'\nsail-jax: {said}\n'
-    if sys.stderr is not None and sys.stderr.isatty():
+    if streams.Lasting(sys.stderr).isatty():
         text = '\r\x1b[?25h' + text  # A progress bar hides the cursor.
     with contextlib.suppress(OSError):  # No lock, no buffer: whoever has them may be in the way.
         os.write(2, text.encode())

@@ -1,12 +1,14 @@
 """Trains a run: open; first evaluation; the loop of updates; finish."""
 
 import contextlib
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sail_jax import config
 from sail_jax.core import update
+from sail_jax.errors import UserError
 from sail_jax.sweep import Members
 from sail_jax.training import devices, finishing, hosts, metrics, opening, rundir, signals
 from sail_jax.training.callbacks import NO_CALLBACKS, Callbacks
@@ -61,11 +63,33 @@ def train(
     hosts.require_same(job.inputs)
     state = devices.size(job.layout.state)
     devices.require_memory(state, 'the training state of this configuration')
-    with rundir.claimed(run, run_dir, resume):
+    with alone(), rundir.claimed(run, run_dir, resume):
         result = _train(job, began)
         if isinstance(result, Result):
             finish(result)
         return result
+
+
+_training = threading.Lock()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Keeps other threads, and the callbacks of this one, from training meanwhile: saves of two
+    runs in one process take each other's signals, and some wait for ever.
+
+    Raises:
+      UserError: there is a run under way.
+    """
+    if not _training.acquire(blocking=False):
+        raise UserError(
+            'this process trains already, in another thread or around this call; wait for its end, '
+            'or take another process'
+        )
+    try:
+        yield
+    finally:
+        _training.release()
 
 
 def _train(job: Job, began: float) -> Result | list[Result]:

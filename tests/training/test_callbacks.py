@@ -133,23 +133,28 @@ def test_only_true_ends_a_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('name', 'at', 'saved'),
-    [('on_update', 1, 4), ('on_update', 4, 4), ('on_evaluation', 0, 0), ('on_evaluation', 4, 4)],
+    ('name', 'at', 'saved', 'error'),
+    [
+        ('on_update', 1, 4, ValueError),
+        ('on_update', 4, 4, SystemExit),  # Of `sys.exit`.
+        ('on_evaluation', 0, 0, ValueError),
+        ('on_evaluation', 4, 4, ValueError),
+    ],
 )
 def test_what_one_raises_ends_the_run_in_one_line_with_the_state_saved(
-    whole, tmp_path, name, at, saved
+    whole, tmp_path, name, at, saved, error
 ):
     path = tmp_path / 'run'
 
     def fail(row):
         if row['step'] == at:
-            raise ValueError('no such\nfigure')
+            raise error('no such\nfigure')
 
     with pytest.raises(UserError) as caught:
         train(path, make_run(**EVERY_4), **{name: fail})
     steps = f'{saved * make_run().env_steps_per_update} env steps'
-    assert str(caught.value) == f'{name}: raised ValueError: no such figure; saved at {steps}'
-    assert isinstance(caught.value.__cause__.__cause__, ValueError)
+    assert str(caught.value) == f'{name}: raised {error.__name__}: no such figure; saved at {steps}'
+    assert isinstance(caught.value.__cause__.__cause__, error)
     assert (path / 'checkpoints' / str(saved)).exists()
     result = train(path, make_run(**EVERY_4), resume=True)
     same(result.policy, whole[0].policy)

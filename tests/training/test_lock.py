@@ -17,7 +17,7 @@ from sail_jax.bandit import measure
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.language.quickstart import study as quickstart
-from sail_jax.training import lock, rundir
+from sail_jax.training import lock, rundir, trainer
 from tests.support.toy import SETTINGS, Point, train
 
 HOLD = """
@@ -81,6 +81,24 @@ def test_another_thread_is_refused_as_another_process_is(tmp_path):
         thread.start()
         thread.join()
     assert refused == [None]
+
+
+def test_a_process_trains_one_run_at_a_time(tmp_path):
+    refused = []
+
+    def begin():
+        with pytest.raises(UserError, match=r'^this process trains already, in another thread'):
+            train(tmp_path / 'run')
+        refused.append(not (tmp_path / 'run').exists())
+
+    with trainer.alone():
+        begin()  # As a callback might.
+        thread = threading.Thread(target=begin)
+        thread.start()
+        thread.join()
+    assert refused == [True, True]
+    with trainer.alone():
+        pass
 
 
 def test_of_many_at_once_one_has_it(tmp_path):

@@ -43,6 +43,16 @@ def test_a_setting_that_nothing_works_with_is_named_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_called_within_a_trace_or_a_mesh_is_refused(tmp_path):
+    call = lambda: sail_jax.train(RUN, tmp_path / 'run', env=Point())
+    with pytest.raises(UserError, match=r'^called from a function that JAX traces'):
+        jax.eval_shape(call)
+    mesh = jax.make_mesh((1,), ('x',), devices=jax.devices()[:1])
+    with jax.set_mesh(mesh), pytest.raises(UserError, match=r'^called while a mesh is set'):
+        call()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ('name', 'value', 'said'),
     [
