@@ -23,7 +23,7 @@ def check(path: str | Path) -> None:
     Raises:
       UserError: naming what is missing, or what a name may end in.
     """
-    suffix = Path(path).suffix.lower()
+    suffix = files.named(path, 'out').suffix.lower()
     if suffix not in FILMS and suffix not in PAGES:
         raise UserError(f'{path}: a page ends in .html, a film in .mp4 or .gif')
     package = FILMS.get(suffix)

@@ -35,6 +35,17 @@ def user_cache() -> Path | None:
     return home / 'sail_jax' if home.is_absolute() else None
 
 
+def named(path: Any, argument: str) -> Path:
+    """A file or directory as Python names it.
+
+    Raises:
+      UserError: by something else than a path; what this is.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f'{argument}: expected a path, got {type(path).__name__}')
+    return Path(path)
+
+
 def read(path: Path, at_most: int) -> bytes:
     """The content of a regular file.
 

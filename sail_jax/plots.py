@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter
 
-from sail_jax import files, terminal
+from sail_jax import files, scalars, terminal
 from sail_jax.curves import Curve, Group, group_by_settings, load_all
 from sail_jax.errors import UserError
 
@@ -55,7 +55,7 @@ class Picture(Figure):
         Raises:
           UserError: no such format; the file cannot be written.
         """
-        path = Path(path)
+        path = files.named(path, 'out')
         # Not into the file: where the disk is full its writers raise whatever comes of that.
         drawn = io.BytesIO()
         try:
@@ -102,13 +102,14 @@ def plot(
     Raises:
       UserError: none of them can be drawn, or the file cannot be written.
     """
-    run_dirs = [runs] if isinstance(runs, str | Path) else runs
+    several = isinstance(runs, Iterable) and not isinstance(runs, str | bytes | Path)
+    listed: Any = runs if several else [runs]
+    run_dirs = [files.named(run_dir, 'runs') for run_dir in listed]
     keys = [metrics] if isinstance(metrics, str) else list(metrics)
-    if isinstance(smooth, bool) or not isinstance(smooth, int) or smooth < 1:
-        raise UserError(f'smooth: should be an integer from 1 on, got {smooth!r:.80}')
+    smooth = scalars.integer('smooth', smooth, at_least=1)
     if band not in get_args(Band):
         raise UserError(f'band: should be {" or ".join(get_args(Band))}, got {band!r:.80}')
-    curves, refused = load_all([Path(run_dir) for run_dir in run_dirs], keys)
+    curves, refused = load_all(run_dirs, keys)
     if not curves:
         raise UserError('; '.join(map(str, refused)) or 'runs: none to draw')
     picture = draw_all(curves, keys, Style(smooth, band))

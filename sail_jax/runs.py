@@ -49,7 +49,7 @@ def load(path: str | Path, /, **overrides: Any) -> config.Settings:
     Raises:
       UserError: not readable, unknown keys, wrong types, values out of bounds.
     """
-    path = Path(path)
+    path = files.named(path, 'path')
     data, node = configfile.read_yaml(path)
     run = configfile.validate(workloads.settings(data, path), data, path, node)
     return configfile.update(run, overrides) if overrides else run
@@ -185,6 +185,7 @@ def _named(run: Any) -> tuple[str, Any]:
 
 def _directory(run_dir: str | Path) -> Path:
     """Refuses what the system or a terminal could not take for a name."""
+    files.named(run_dir, 'run_dir')
     if not str(run_dir) or '\0' in str(run_dir) or not scalars.is_text(str(run_dir)):
         raise UserError(f'run_dir: no name of a directory: {str(run_dir)!r:.80}')
     return Path(run_dir)
@@ -237,7 +238,8 @@ def open_run(run_dir: str | Path, best: bool = False, **handed: Any) -> tuple[An
     Raises:
       UserError: no run there, no readable checkpoint, or one of an environment that is missing.
     """
-    run_dir, run = Path(run_dir), load(Path(run_dir) / CONFIG)
+    run_dir = files.named(run_dir, 'run_dir')
+    run = load(run_dir / CONFIG)
     handed = workloads.of(run).accepted(handed)
     workloads.of(run).require(run, run_dir, handed, 'open')
     _, policy, start = _open(run, run_dir, best, handed)
@@ -282,7 +284,8 @@ def evaluate(
       UserError: as of `open_run`.
       TrainingFailed: a device's memory was not enough.
     """
-    run_dir, run = Path(run_dir), load(Path(run_dir) / CONFIG)
+    run_dir = files.named(run_dir, 'run_dir')
+    run = load(run_dir / CONFIG)
     kind = workloads.of(run)
     handed = kind.accepted(handed)
     kind.require(run, run_dir, handed, 'evaluate')

@@ -3,7 +3,6 @@ answers."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +18,14 @@ if TYPE_CHECKING:
 
 
 def _saved(
-    run_dir: Path, best: bool, command: Command, handed: Mapping[str, Any]
+    run_dir: str | Path, best: bool, command: Command, handed: Mapping[str, Any]
 ) -> tuple[Callable[..., Any], Saved, dict[str, Any]]:
     """What a workload has for a command, the run that it is about, and what is handed in.
 
     Raises:
       UserError: no run there, or one of a workload that does not know the command.
     """
+    run_dir = files.named(run_dir, 'run_dir')
     run = runs.load(run_dir / runs.CONFIG)
     kind = workloads.of(run)
     write = getattr(kind, command)
@@ -69,8 +69,8 @@ def render(
     """
     if out is not None:
         episodes.check(out)
-    draw, saved, handed = _saved(Path(run_dir), best, 'render', handed)
-    seed = _integer('seed', seed)
+    draw, saved, handed = _saved(run_dir, best, 'render', handed)
+    seed = scalars.integer('seed', seed)
     episode = draw(saved, seed=seed, stochastic=stochastic, start=start, **handed)
     if out is not None:
         episode.write(out)
@@ -96,7 +96,7 @@ def load_policy(
     Raises:
       UserError: as of `open_run`; a workload whose policies are no such functions.
     """
-    load, saved, handed = _saved(Path(run_dir), best, 'load_policy', handed)
+    load, saved, handed = _saved(run_dir, best, 'load_policy', handed)
     return load(saved, deterministic=deterministic, **handed)
 
 
@@ -115,8 +115,8 @@ def export_labels(run_dir: str | Path, out: str | Path, **handed: Any) -> Path:
         language run that asks no people (`labeller.source`).
       TrainingFailed: the file cannot be written.
     """
-    write, saved, handed = _saved(Path(run_dir), False, 'export_labels', handed)
-    return write(saved, Path(out), **handed)
+    write, saved, handed = _saved(run_dir, False, 'export_labels', handed)
+    return write(saved, files.named(out, 'out'), **handed)
 
 
 def export_reward(run_dir: str | Path, out: str | Path, **handed: Any) -> Path:
@@ -130,8 +130,8 @@ def export_reward(run_dir: str | Path, out: str | Path, **handed: Any) -> Path:
     Raises:
       UserError, TrainingFailed: as of `export_labels`.
     """
-    learned, saved, handed = _saved(Path(run_dir), False, 'learned_reward', handed)
-    return learned(saved, **handed).write(Path(out))
+    learned, saved, handed = _saved(run_dir, False, 'learned_reward', handed)
+    return learned(saved, **handed).write(files.named(out, 'out'))
 
 
 def evaluate_reward(
@@ -156,13 +156,13 @@ def evaluate_reward(
     Raises:
       UserError: as of `export_labels`; the reward is of another environment.
     """
-    hold, saved, env = _saved(Path(run_dir), False, 'evaluate_reward', handed)
-    episodes = _integer('episodes', episodes, at_least=2)
-    held: Any = Path(run_dir if reward is None else reward)
+    hold, saved, env = _saved(run_dir, False, 'evaluate_reward', handed)
+    episodes = scalars.integer('episodes', episodes, at_least=2)
+    held: Any = files.named(run_dir if reward is None else reward, 'learned reward')
     if held.is_dir():
         learned, other, handed = _saved(held, False, 'learned_reward', handed)
         held = learned(other, **handed)
-    pairs = None if answers is None else Path(answers)
+    pairs = None if answers is None else files.named(answers, 'answers')
     return hold(saved, reward=held, episodes=episodes, held_out=pairs, **env)
 
 
@@ -195,8 +195,10 @@ def export(
       UserError: as of `open_run`; the directory exists; the hub does not take it.
       TrainingFailed: it cannot be written.
     """
-    write, saved, handed = _saved(Path(run_dir), best, 'export', handed)
-    return write(saved, Path(out), adapter=adapter, dtype=dtype, private=private, **handed)
+    write, saved, handed = _saved(run_dir, best, 'export', handed)
+    return write(
+        saved, files.named(out, 'out'), adapter=adapter, dtype=dtype, private=private, **handed
+    )
 
 
 def generate(
@@ -219,9 +221,9 @@ def generate(
       UserError: no model there; a prompt that it cannot take; a setting out of bounds.
       TrainingFailed: a device's memory was not enough.
     """
-    model = Path(model)
+    model = files.named(model, 'model')
     options |= {
-        key: _integer(key, options[key], least)
+        key: scalars.integer(key, options[key], least)
         for key, least in (('samples', 1), ('seed', 0))
         if key in options
     }
@@ -233,19 +235,3 @@ def generate(
     else:
         respond, *_ = [kind.generate for kind in workloads.kinds() if kind.generate is not None]
     return respond(model, prompts, best=best, **options)
-
-
-def _integer(name: str, value: Any, at_least: int = 0) -> int:
-    """An argument, checked.
-
-    Raises:
-      UserError: it is no integer, or out of bounds.
-    """
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = -1
-    if isinstance(value, bool) or not at_least <= number <= scalars.INT_MAX:
-        should = f'should be an integer from {at_least} to {scalars.INT_MAX}'
-        raise UserError(f'{name}: {should}, got {value!r:.80}')
-    return number

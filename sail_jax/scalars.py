@@ -2,6 +2,7 @@
 devices compute with can hold it."""
 
 import contextlib
+import operator
 import re
 from collections.abc import Callable
 from typing import Any, LiteralString, TypeVar
@@ -9,6 +10,8 @@ from typing import Any, LiteralString, TypeVar
 import numpy as np
 import yaml
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from sail_jax.errors import UserError
 
 INT_MAX = 2**31 - 1
 """Of a setting without a smaller or larger bound of its own: int32's largest."""
@@ -177,3 +180,19 @@ def _fits_float32(below: float | None) -> Callable[[float], float]:
         return value
 
     return check
+
+
+def integer(name: str, value: Any, at_least: int = 0) -> int:
+    """An argument, checked.
+
+    Raises:
+      UserError: it is no integer, or out of bounds.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if isinstance(value, bool) or not at_least <= number <= INT_MAX:
+        should = f'should be an integer from {at_least} to {INT_MAX}'
+        raise UserError(f'{name}: {should}, got {value!r:.80}')
+    return number

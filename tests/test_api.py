@@ -148,6 +148,24 @@ def test_episodes_of_evaluate_are_checked(tmp_path):
         assert text.startswith('evaluation.episodes: should be')
 
 
+@pytest.mark.parametrize(
+    ('call', 'said'),
+    [
+        (lambda: sail_jax.load({'workload': 'control'}), 'path: expected a path, got dict'),
+        (lambda: sail_jax.evaluate(sail_jax.load(QUICKSTART)), 'run_dir: expected a path, got Con'),
+        (lambda: sail_jax.open_run(3), 'run_dir: expected a path, got int'),
+        (lambda: sail_jax.render([]), 'run_dir: expected a path, got list'),
+        (lambda: sail_jax.generate(None, []), 'model: expected a path, got NoneType'),
+        (lambda: sail_jax.plot(None), 'runs: expected a path, got NoneType'),
+        (lambda: sail_jax.plot([b'run']), 'runs: expected a path, got bytes'),
+        (lambda: sail_jax.train(QUICKSTART, 3), 'run_dir: expected a path, got int'),
+    ],
+)
+def test_what_is_no_path_is_named_by_argument(call, said):
+    with pytest.raises(UserError, match=f'^{said}'):
+        call()
+
+
 def test_errors_name_arguments_in_python(tmp_path):
     (tmp_path / 'taken').touch()
     text = refused(sail_jax.train, ControlRun.model_validate(SETTINGS), tmp_path, env=Point())

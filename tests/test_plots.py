@@ -74,7 +74,12 @@ def test_a_bootstrap_band_is_of_the_interquartile_mean(tmp_path):
 def test_smoothing_takes_the_points_before(tmp_path):
     run = write(tmp_path / 'run', [1.0, 3.0, 8.0, 4.0])
     assert lines(sail_jax.plot(run, smooth=2))['run'][:, 1].tolist() == [1.0, 2.0, 5.5, 6.0]
-    assert lines(sail_jax.plot(run, smooth=9))['run'][:, 1].tolist() == [1.0, 2.0, 4.0, 4.0]
+    assert lines(sail_jax.plot(run, smooth=np.int64(9)))['run'][:, 1].tolist() == [
+        1.0,
+        2.0,
+        4.0,
+        4.0,
+    ]
 
 
 def test_the_kl_that_is_penalised_is_drawn(tmp_path):
@@ -105,7 +110,13 @@ def test_a_metric_that_there_is_not_is_one_line(tmp_path):
     run = write(tmp_path / 'run', [1.0])
     with pytest.raises(UserError, match=r"no 'train/margn'; did you mean train/margin\?$"):
         sail_jax.plot(run, metrics='train/margn')
-    for wrong in ({'smooth': 0}, {'smooth': 1.5}, {'smooth': True}, {'band': 'std'}):
+    for wrong in (
+        {'smooth': 0},
+        {'smooth': 1.5},
+        {'smooth': True},
+        {'smooth': 10**30},
+        {'band': 'std'},
+    ):
         with pytest.raises(UserError, match=f'^{next(iter(wrong))}: should be '):
             sail_jax.plot(run, **wrong)
 

@@ -102,8 +102,17 @@ def test_the_loaded_policy_is_the_exported_one(trained, tmp_path):
 def test_wrong_arguments_of_a_policy_are_one_line(trained):
     with pytest.raises(UserError, match=r'^obs: expected shape \(4,\), or a batch of these, got'):
         sail_jax.load_policy(trained)(np.zeros(3))
+    act, sampling = (sail_jax.load_policy(trained, deterministic=d) for d in (True, False))
+    for wrong in (None, 'x', [[1, 2, 3, 4], [1]], np.zeros(4, object), act):
+        with pytest.raises(UserError, match=r'^obs: expected an array, got a '):
+            act(wrong)
+    with pytest.raises(UserError, match=r'^obs: expected real numbers'):
+        act(np.zeros(4, complex))
     with pytest.raises(UserError, match=r'^key: a sampled action needs one'):
-        sail_jax.load_policy(trained, deterministic=False)(np.zeros(4))
+        sampling(np.zeros(4))
+    for wrong in (3, jax.random.split(jax.random.key(0)), np.zeros(3, np.uint32)):
+        with pytest.raises(UserError, match=r'^key: expected one, '):
+            sampling(np.zeros(4), wrong)
 
 
 def test_a_policy_of_an_environment_from_python_is_loaded_with_it(tmp_path):

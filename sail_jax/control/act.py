@@ -14,7 +14,7 @@ from sail_jax.control import policy as control_policy
 from sail_jax.control.policy import ActorNetworks
 from sail_jax.core import precision
 from sail_jax.core.types import Policy
-from sail_jax.errors import UserError
+from sail_jax.errors import UserError, one_line
 
 
 class Act(Protocol):
@@ -60,20 +60,32 @@ def make(
         if not deterministic:
             if key is None:
                 raise UserError('key: a sampled action needs one, act(obs, jax.random.key(0))')
-            raw_action += dist.scale * jax.random.normal(key, dist.loc.shape)
+            try:
+                noise = jax.random.normal(key, dist.loc.shape)
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f'key: expected one, jax.random.key(0): {one_line(error)}'
+                ) from None
+            raw_action += dist.scale * noise
         return networks.parametric_action_distribution.postprocess(raw_action)
 
     def act(obs: Any, key: jax.Array | None = None, /) -> jax.Array:
-        obs = obs if isinstance(obs, dict) else jnp.asarray(obs)
-        _require_shapes(obs, shapes)
-        return actions(policy, obs, key)
+        return actions(policy, _checked(obs, shapes), key)
 
     return act
 
 
-def _require_shapes(obs: Any, shapes: Any) -> None:
-    """Refuses observations of another environment."""
+def _checked(obs: Any, shapes: Any) -> Any:
+    """Refuses what is no observation, and those of another environment."""
+    try:
+        obs = jax.tree.map(jnp.asarray, obs) if isinstance(obs, dict) else jnp.asarray(obs)
+    except (TypeError, ValueError) as error:
+        kind = type(obs).__name__
+        raise UserError(f'obs: expected an array, got a {kind}: {one_line(error)}') from None
     sizes = jax.tree.map(lambda x: jnp.shape(x)[-1:], obs)
     if sizes != jax.tree.map(lambda x: x[-1:], shapes, is_leaf=lambda x: isinstance(x, tuple)):
         shown = jax.tree.map(jnp.shape, obs)
         raise UserError(f'obs: expected shape {shapes}, or a batch of these, got {shown}')
+    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(obs)):
+        raise UserError('obs: expected real numbers, got complex ones')
+    return obs

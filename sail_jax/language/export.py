@@ -1,6 +1,6 @@
 """A run's model outside of training: as a Hugging Face directory, or answering a prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -251,7 +251,7 @@ def responder(path: Path, best: bool = False, deterministic: bool = True) -> Res
         sampling = sampling.greedy
 
     def respond(prompts: Sequence[str], seed: int = 0, *, chat: bool = False) -> list[str]:
-        _require_texts(prompts)
+        prompts = _listed(prompts)
         with devices.memory_named('give fewer prompts'):
             groups = generate(decoder, tokenizer, prompts, sampling, seed=seed, chat=chat)
         return [response for (response,) in groups]
@@ -259,9 +259,14 @@ def responder(path: Path, best: bool = False, deterministic: bool = True) -> Res
     return respond
 
 
-def _require_texts(prompts: Sequence[str]) -> None:
-    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+def _listed(prompts: Iterable[str]) -> list[str]:
+    """The texts. A message, a mapping, would be taken for two of them."""
+    several = isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping)
+    listed = [*prompts] if several else [None]
+    texts = [prompt for prompt in listed if isinstance(prompt, str)]
+    if len(texts) < len(listed):
         raise UserError(f'prompts: expected a list of texts, got {prompts!r:.80}')
+    return texts
 
 
 def respond(
@@ -284,7 +289,7 @@ def respond(
       UserError: as of `load` and `generate`; a setting out of bounds.
       TrainingFailed: a device's memory was not enough.
     """
-    _require_texts(prompts)
+    prompts = _listed(prompts)
     decoder, tokenizer, sampling = load(path, best)
     changed = {'max_tokens': max_tokens, 'temperature': temperature}
     changed = {key: value for key, value in changed.items() if value is not None}

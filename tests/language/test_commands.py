@@ -201,7 +201,12 @@ def test_from_python_models_answer_as_on_the_command_line(trained, capsys):
 def test_a_language_policy_is_a_function_from_prompts_to_responses(trained):
     prompts, path = ['the cat', 'no'], trained / 'brief'
     greedy = sail_jax.load_policy(path)
-    assert greedy(prompts) == greedy(prompts, 5) == [greedy([prompt])[0] for prompt in prompts]
+    assert (
+        greedy(iter(prompts))
+        == greedy(prompts)
+        == greedy(prompts, 5)
+        == [greedy([prompt])[0] for prompt in prompts]
+    )
     sampling = sail_jax.load_policy(path, deterministic=False)
     assert sampling(prompts, 5) == [text for (text,) in sail_jax.generate(path, prompts, seed=5)]
     untrained = sail_jax.load_policy(trained / 'sft', best=True, deterministic=False)
@@ -213,6 +218,8 @@ def test_a_language_policy_is_a_function_from_prompts_to_responses(trained):
     [
         ('the cat', {}, "prompts: expected a list of texts, got 'the cat'"),
         (['the cat', 3], {}, 'prompts: expected a list of texts'),
+        (None, {}, 'prompts: expected a list of texts, got None'),
+        ({'role': 'user', 'content': 'hi'}, {}, "prompts: expected a list of texts, got {'role'"),
         (['the cat'], {'samples': 0}, 'samples: should be an integer from 1 to'),
         (['the cat'], {'seed': 1.5}, 'seed: should be an integer from 0 to'),
         (['the cat'], {'temperature': -1}, 'generate: temperature: should be greater than 0'),

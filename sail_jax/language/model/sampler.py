@@ -302,7 +302,8 @@ def append(
     going_BxK = ~responses.ended_BxK
 
     def write(to_BxKxR: jax.Array, value_BxK: jax.Array) -> jax.Array:
-        return to_BxKxR.at[..., t].set(jnp.where(going_BxK, value_BxK, 0))
+        written_BxK = jnp.where(going_BxK, value_BxK, 0)
+        return to_BxKxR.at[..., t].set(written_BxK.astype(to_BxKxR.dtype))  # Not so with 64 bits.
 
     return Responses(
         tokens_BxKxR=write(responses.tokens_BxKxR, token_BxK),

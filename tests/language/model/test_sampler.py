@@ -1,3 +1,4 @@
+import warnings
 from functools import partial
 
 import jax
@@ -189,3 +190,11 @@ def test_prompts_are_padded_to_a_handful_of_sizes():
     assert prompts.lengths_B.tolist() == [5, 2, 7]
     with pytest.raises(ValueError, match='prompt 1 is empty'):
         sampler.pad_prompts([[1], [], [2]])
+
+
+def test_tokens_are_written_as_they_are_kept_with_64_bits_too():
+    prompts = sampler.pad_prompts(PROMPTS, 8)
+    with jax.enable_x64(True), warnings.catch_warnings():
+        warnings.simplefilter('error')  # In later versions of JAX it is one.
+        shapes = jax.eval_shape(lambda: generate(prompts, keys(3)))
+    assert shapes.tokens_BxKxR.dtype == jnp.int32
