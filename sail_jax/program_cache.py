@@ -1,5 +1,6 @@
 """Compiled programs are kept between processes; JAX, which keeps them, need not be imported."""
 
+import contextlib
 import functools
 import glob
 import os
@@ -17,21 +18,27 @@ _WARNING = re.compile(
 
 def use() -> None:
     """Has JAX, once it is imported, keep compiled programs in the user's cache, unless
-    JAX_COMPILATION_CACHE_DIR says where. Where nothing can be written it would warn of each."""
+    JAX_COMPILATION_CACHE_DIR says where."""
     cache = files.user_cache()
-    if cache is None:
-        return
-    there = next(path for path in (cache, *cache.parents) if os.path.lexists(path))
-    if not (os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)):
-        return
-    if os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache)) == str(cache):
-        _replace_broken_entries(cache)
+    if cache is not None and _takes_files(cache):
+        os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
+    if used := os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+        _warn_once(used, own=used == str(cache))
+
+
+def _takes_files(directory: Path) -> bool:
+    there = next(path for path in (directory, *directory.parents) if os.path.lexists(path))
+    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
 
 
 @functools.cache
-def _replace_broken_entries(cache: Path) -> None:
-    """What a full disk or a killed process left half written JAX would neither read nor replace,
-    and warn of in every process to come. It is deleted before the program is written again."""
+def _warn_once(directory: str, own: bool) -> None:
+    """One line, where JAX warns of each program. What a full disk or a killed process left half
+    written it would neither read nor replace, in every process to come.
+
+    Args:
+      own: a directory of ours; broken entries are deleted before the program is written again.
+    """
     others, said = warnings.showwarning, []
 
     def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
@@ -40,10 +47,19 @@ def _replace_broken_entries(cache: Path) -> None:
             others(message, *args, **kwargs)
             return
         what, name, reason = match.groups()
-        for entry in cache.glob(f'{glob.escape(name)}-*'):
-            entry.unlink(missing_ok=True)
-        if what == 'writing' and not said:
+        deleted = own and _delete(Path(directory), name)
+        if not said and not (deleted and what == 'reading'):
             said.append(name)
-            terminal.say(f'{cache}: compiled programs cannot be kept there: {reason}')
+            verb = 'kept' if what == 'writing' else 'read'
+            terminal.say(f'{directory}: compiled programs cannot be {verb} there: {reason}')
 
     warnings.showwarning = show
+
+
+def _delete(directory: Path, name: str) -> bool:
+    """Whether a program's entries could be: another user's, who shares the cache, cannot."""
+    with contextlib.suppress(OSError):
+        for entry in directory.glob(f'{glob.escape(name)}-*'):
+            entry.unlink(missing_ok=True)
+        return True
+    return False

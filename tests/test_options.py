@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import matplotlib.image
 import pytest
 
 import sail_jax
-from sail_jax import cli, configfile, files, plots
+from sail_jax import cli, configfile, files, plots, program_cache
 from sail_jax.control.config import ControlRun
 from sail_jax.curves import Curve, group_by_settings, load_all
 from sail_jax.errors import UserError
@@ -123,6 +124,25 @@ def test_compiled_programs_that_were_half_written_are_replaced(tmp_path):
     for name, content in whole.items():
         (tmp_path / 'sail_jax' / name).write_bytes(content[: len(content) // 2])
     assert {name: len(x) for name, x in run().items()} == {k: len(x) for k, x in whole.items()}
+
+
+@pytest.mark.parametrize('own', [True, False])
+@pytest.mark.parametrize('what', ['reading', 'writing'])
+def test_programs_that_cannot_be_kept_are_one_line(tmp_path, monkeypatch, capsys, own, what):
+    """JAX would warn of each; an entry that cannot be deleted (here a directory) ends nothing."""
+    cache = tmp_path / 'sail_jax'
+    (cache / 'jit_f-0-cache').mkdir(parents=True)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path if own else tmp_path / 'other'))
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(cache))
+    program_cache._warn_once.cache_clear()
+    with warnings.catch_warnings():
+        program_cache.use()
+        for name in 'fgh':
+            entry = f"persistent compilation cache entry for 'jit_{name}'"
+            warnings.warn(f'Error {what} {entry}: OSError: full', stacklevel=1)
+    verb = {'reading': 'read', 'writing': 'kept'}[what]
+    said = f'{cache}: compiled programs cannot be {verb} there: OSError: full\n'
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize('command', ['plot', 'render'])
