@@ -15,6 +15,7 @@ from typing import IO, Any
 from safetensors import SafetensorError
 
 from sail_jax.errors import TrainingFailed, UserError, one_line
+from sail_jax.training import signals
 
 HEAD = 512
 """Bytes that tell what was saved in a file's place."""
@@ -93,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """A JSON file, indented as Hugging Face's are."""
-    path.write_text(json.dumps(data, indent=2) + '\n')
+    path.write_text(json.dumps(data, indent=2) + '\n', encoding='utf-8')
 
 
 def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
@@ -164,8 +165,8 @@ def write(path: Path, content: bytes) -> None:
             return
         if old:
             path.open('r+b').close()  # Where it is not to be written, it is not replaced either.
-        with tempfile.TemporaryDirectory(prefix='.', suffix='.partial', dir=path.parent) as beside:
-            part = Path(beside, 'whole')
+        with temporary_directory(path.parent, prefix='.', suffix='.partial') as beside:
+            part = beside / 'whole'
             part.write_bytes(content)
             if old:
                 part.chmod(stat.S_IMODE(old.st_mode))
@@ -352,15 +353,23 @@ def new_directory(path: Path) -> Iterator[Path]:
     """
     if os.path.lexists(path):
         raise UserError(f'{path}: exists; name a new directory')
-    try:
-        make_directory(path.parent)
-        around = tempfile.TemporaryDirectory(
-            prefix=f'{path.name}.', suffix='.partial', dir=path.parent
-        )
-    except OSError as error:
-        raise UserError(f'{path.parent}: {error.strerror}') from None
-    with around as name:
-        inside = Path(name) / path.name  # The one around it is closed to others.
-        inside.mkdir()
+    with contextlib.ExitStack() as stack:
+        try:
+            make_directory(path.parent)
+            around = temporary_directory(path.parent, prefix=f'{path.name}.', suffix='.partial')
+            inside = stack.enter_context(around) / path.name  # That one is closed to others.
+            inside.mkdir()
+        except OSError as error:
+            raise UserError(f'{path.parent}: {error.strerror}') from None
         yield inside
         inside.rename(path)
+
+
+@contextlib.contextmanager
+def temporary_directory(within: Path, prefix: str, suffix: str = '') -> Iterator[Path]:
+    """A directory that is gone afterwards, also where a signal ends the process (not SIGKILL)."""
+    with (
+        signals.clearing_away(),
+        tempfile.TemporaryDirectory(prefix=prefix, suffix=suffix, dir=within) as name,
+    ):
+        yield Path(name)

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -146,8 +145,8 @@ def new_version(path: str | Path, near: Path, private: bool = False) -> Iterator
         raise UserError(f'{address}: expected hf://OWNER/NAME alone, which is written as a whole')
     with _named(address):
         huggingface_hub.create_repo(address.id, private=private or None, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=near, prefix='.upload-') as temporary:
-        directory = Path(temporary, 'model')
+    with files.temporary_directory(near, prefix='.upload-') as temporary:
+        directory = temporary / 'model'
         yield directory
         with _named(address):
             huggingface_hub.upload_folder(

@@ -72,6 +72,29 @@ def interrupting() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+@contextlib.contextmanager
+def clearing_away() -> Iterator[None]:
+    """SIGTERM and a closed terminal, where nobody looks after them, end the process once what is
+    half written is cleared away."""
+
+    def end(number: int, _frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = signal.SIGTERM, signal.SIGHUP
+    usual = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    try:
+        for number in usual:
+            signal.signal(number, end)
+    except ValueError:  # Not the main thread: signals are the caller's.
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number in usual:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     while frame is not None:
         if frame.f_code.co_filename.startswith('<frozen importlib'):
