@@ -272,7 +272,7 @@ def write(run: Settings, path: Path) -> None:
     """
     part = path.with_suffix('.part')
     try:
-        part.write_text(to_yaml(run))
+        part.write_text(to_yaml(run), encoding='utf-8')
         part.replace(path)
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}') from None

@@ -38,3 +38,22 @@ def test_what_tests_share_is_in_support():
         and path.parent != tests / 'support'
     }
     assert helpers == set()
+
+
+def in_the_locales_encoding(path):
+    """Lines that read or write text without saying how it is encoded."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        said = {keyword.arg for keyword in node.keywords}
+        first = str(getattr(node.args[0], 'value', '')) if node.args else ''
+        text = node.func.attr == 'write_text' or (node.func.attr == 'read_text' and not first)
+        opened = node.func.attr == 'open' and first and set(first) <= set('rwxa+')
+        if (text or opened) and 'encoding' not in said:
+            yield f'{path.relative_to(ROOT)}:{node.lineno}'
+
+
+def test_text_is_utf8_in_every_locale():
+    """In one of ASCII or Latin-1 a response of other letters would end the run that writes it."""
+    files = (ROOT / 'sail_jax').rglob('*.py')
+    assert [line for path in files for line in in_the_locales_encoding(path)] == []

@@ -276,10 +276,12 @@ def write_table(table: Table, run_dir: Path, **more: Any) -> None:
     for row in table:
         numbers = [span([row.get(key)]) or 'n/a' for key in keys]
         each.append([str(row['problem']), TITLES[row['objective']], *numbers])
-    (run_dir / 'table.md').write_text(f'{markdown(report(table))}\n{markdown(each)}')
+    (run_dir / 'table.md').write_text(
+        f'{markdown(report(table))}\n{markdown(each)}', encoding='utf-8'
+    )
     # JSON has no NaN.
     clean = json.loads(json.dumps({'rows': table, **more}), parse_constant=lambda _: None)
-    (run_dir / 'table.json').write_text(json.dumps(clean, indent=1) + '\n')
+    (run_dir / 'table.json').write_text(json.dumps(clean, indent=1) + '\n', encoding='utf-8')
 
 
 def write_curves(rows: Iterable[metrics.MetricsRow], run_dir: Path) -> None:

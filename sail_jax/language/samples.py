@@ -53,7 +53,8 @@ def write_table(path: Path, prompts: Sequence[Prompt], start: Answers, policy: A
         lines.append([cell(text) for text in cells])
     try:
         path.parent.mkdir(exist_ok=True)
-        path.write_text(''.join(f'| {" | ".join(line)} |\n' for line in lines))
+        text = ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+        path.write_text(text, encoding='utf-8')
     except OSError as error:
         terminal.say(f'{path}: {error.strerror}; the run goes on without this table')
 

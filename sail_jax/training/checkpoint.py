@@ -132,7 +132,7 @@ def rate(directory: Path, step: int, score: float) -> None:
     """Gives a checkpoint another score, which managers see once they reload."""
     path = directory / str(step) / 'metrics' / 'metrics'
     part = path.with_suffix('.part')
-    part.write_text(json.dumps({'score': score}))
+    part.write_text(json.dumps({'score': score}), encoding='utf-8')
     part.replace(path)
 
 

@@ -46,7 +46,7 @@ class JsonLines:
             there = scan(path, -1 if resume_step is None else resume_step)
             part = path.with_suffix('.part')
             with writing(path, ROOM):
-                part.write_text(''.join(json.dumps(row) + '\n' for row in there.rows))
+                part.write_bytes(b''.join(json.dumps(row).encode() + b'\n' for row in there.rows))
                 if there.damaged:
                     aside = path.with_name(f'damaged-{time.time_ns()}-{path.name}')
                     path.rename(aside)
@@ -262,8 +262,8 @@ def _wandb_id(run_dir: Path) -> str:
     file = run_dir / 'wandb' / 'id'
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(secrets.token_hex(8))
-    return file.read_text()
+        file.write_text(secrets.token_hex(8), encoding='utf-8')
+    return file.read_text(encoding='utf-8')
 
 
 def check(run: config.Trained) -> None:

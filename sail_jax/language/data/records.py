@@ -166,7 +166,7 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             directory.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context((directory / '.lock').open('a'))
+            file = stack.enter_context((directory / '.lock').open('ab'))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -58,7 +58,7 @@ def points(run_dir: Path) -> list[Point]:
 def write(curves: Mapping[str, Sequence[Point]], directory: Path) -> None:
     """`frontier.json` and `frontier.png` of each method's points."""
     numbers = {name: [point._asdict() for point in curve] for name, curve in curves.items()}
-    (directory / 'frontier.json').write_text(json.dumps(numbers, indent=1) + '\n')
+    (directory / 'frontier.json').write_text(json.dumps(numbers, indent=1) + '\n', encoding='utf-8')
     draw({name: [curve] for name, curve in curves.items()}, directory / 'frontier.png')
 
 

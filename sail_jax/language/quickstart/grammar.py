@@ -230,5 +230,5 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> tokenizers.Tokeniz
 
 
 def _write_rows(path: Path, rows: Iterator[dict[str, str]]) -> None:
-    with path.open('w') as file:
+    with path.open('w', encoding='utf-8') as file:
         file.writelines(json.dumps(row) + '\n' for row in rows)
