@@ -78,7 +78,9 @@ def compile(program: Program, target: Target) -> Compiled:
     if (kept := _read(entry)) is not None:
         return kept
     compiled = _compile(lowered)
-    _write(entry, compiled)
+    # What else fails may be this host's fault: a full /tmp, an assembler that was killed.
+    if not compiled.error or compiled.error.startswith(TAKES):
+        _write(entry, compiled)
     return compiled
 
 

@@ -62,6 +62,18 @@ def test_a_program_is_compiled_once_wherever_its_lines_are(compiles):
     assert compiler.compile(program(moved), H100) != first
 
 
+@pytest.mark.parametrize(
+    ('error', 'times'),
+    [('takes 81G of a memory of 80G', 1), ('ptxas: No space left on device', 2)],
+)
+def test_what_fails_on_this_host_is_compiled_again(compiles, monkeypatch, error, times):
+    made = lambda lowered: compiles.append(lowered) or Compiled('', {}, error, 1.5)
+    monkeypatch.setattr(compiler, '_compile', made)
+    for _ in range(2):
+        assert compiler.compile(DOUBLED, H100).error == error
+    assert len(compiles) == times
+
+
 @pytest.mark.parametrize('name', ['XLA_FLAGS', 'LIBTPU_INIT_ARGS'])
 def test_other_flags_are_another_program(name, compiles, monkeypatch):
     first = compiler.compile(DOUBLED, H100)
