@@ -11,8 +11,9 @@ import tempfile
 import jax
 import pytest
 
-from sail_jax import cli, doctor
+from sail_jax import cli, doctor, runs
 from sail_jax.training import accelerator
+from tests.support.paths import ROOT
 
 
 def test_a_good_host(tmp_path, capsys):
@@ -54,6 +55,15 @@ def test_training_says_it_in_one_line(tmp_path, monkeypatch):
     )
     assert done.stderr.count('\n') == 1
     assert done.stderr.startswith(f'sail-jax: a TPU of this host ({tmp_path}) is idle')
+
+
+def test_training_looks_whether_an_accelerator_is_idle(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(accelerator, 'warn_if_idle', lambda: said.append('looked'))
+    monkeypatch.setattr(runs, 'make_task', lambda *_, **__: sys.exit('made'))
+    with pytest.raises(SystemExit, match='made'):
+        runs.train(runs.load(ROOT / 'configs' / 'quickstart.yaml'), tmp_path / 'run')
+    assert said == ['looked']
 
 
 def test_a_host_without_an_accelerator_is_in_order(monkeypatch):

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from benchmarks import plan
+from sail_jax import runs
 from sail_jax.plan import targets
 from tests.support.paths import ROOT
 
@@ -37,6 +38,22 @@ def said():
 def fullest(result):
     """Of a device, in the program that takes most of it."""
     return max(x['bytes_per_device']['total'] for x in result['programs'].values())
+
+
+@pytest.mark.parametrize(('name', 'target'), RESULTS)
+def test_a_result_is_of_the_file_as_it_is(name, target, said):
+    options = [x for part, of in plan.OPTIONS.items() if name.startswith(part) for x in of]
+    changed = dict(option.removeprefix('--').split('=') for option in options)
+    run = runs.load(plan.CONFIGS / f'{name}.yaml', **changed)
+    then = said[name, target]['config']
+    assert at_keys_of(then, json.loads(run.model_dump_json())) == then
+
+
+def at_keys_of(then, now):
+    """Settings that came later are left out."""
+    if not (isinstance(then, dict) and isinstance(now, dict)):
+        return now
+    return {key: at_keys_of(value, now.get(key)) for key, value in then.items()}
 
 
 def test_learning_takes_at_most_half_more_than_its_products(said):
