@@ -262,9 +262,8 @@ def responder(path: Path, best: bool = False, deterministic: bool = True) -> Res
 def _listed(prompts: Iterable[str]) -> list[str]:
     """The texts. A message, a mapping, would be taken for two of them."""
     several = isinstance(prompts, Iterable) and not isinstance(prompts, str | bytes | Mapping)
-    listed = [*prompts] if several else [None]
-    texts = [prompt for prompt in listed if isinstance(prompt, str)]
-    if len(texts) < len(listed):
+    texts = [*prompts] if several else []
+    if not several or not all(isinstance(text, str) for text in texts):
         raise UserError(f'prompts: expected a list of texts, got {prompts!r:.80}')
     return texts
 

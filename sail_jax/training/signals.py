@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,50 +26,55 @@ def status(number: int) -> int:
 
 
 @contextlib.contextmanager
+def _handled(numbers: Iterable[int], handler: Any) -> Iterator[Callable[[], None] | None]:
+    """Signals have a handler meanwhile. Gives what ends that sooner, or None where they are left to
+    the caller: not in the main thread."""
+    before: dict[int, Any] = {}
+
+    def give_back() -> None:
+        for number, own in before.items():
+            signal.signal(number, own)
+
+    try:
+        for number in numbers:
+            before[number] = signal.signal(number, handler)
+    except ValueError:
+        yield None
+        return
+    try:
+        yield give_back
+    finally:
+        give_back()
+
+
+@contextlib.contextmanager
 def ending_the_process() -> Iterator[None]:
     """A signal ends the process with one line, whatever it is busy with: an import, a compilation,
     a reference that is trained. Where there is a run, --resume goes on with it as after SIGKILL."""
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    before: dict[int, Any] = {}
-    try:
-        for number in SIGNALS:
-            before[number] = signal.signal(number, _nothing)
+    with _handled(SIGNALS, _nothing) as give_back:
+        if give_back is None:
+            yield
+            return
+        read, write = os.pipe()
+        os.set_blocking(write, False)
         wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    except ValueError:  # Not the main thread: signals are the caller's.
-        os.close(read)
-        os.close(write)
-        yield
-        return
-    # The main thread may be in compiled code for minutes, and sees no signal before it is out.
-    threading.Thread(target=_wait, args=(read,), daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(write)  # Which ends the thread.
-        name_run(None)
+        # The main thread may be in compiled code for minutes, and sees no signal before it is out.
+        threading.Thread(target=_wait, args=(read,), daemon=True).start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            os.close(write)  # Which ends the thread.
+            name_run(None)
 
 
 @contextlib.contextmanager
 def interrupting() -> Iterator[None]:
     """Ctrl-C raises KeyboardInterrupt; while modules are imported it ends the process with one
     line, since what they do may swallow it, or print it at length."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:  # A script's job in the background.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # A script's job in the background.
+    with _handled(() if ignored else (signal.SIGINT,), _interrupt):
         yield
-        return
-    try:
-        signal.signal(signal.SIGINT, _interrupt)
-    except ValueError:  # Not the main thread: signals are the caller's.
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -82,17 +87,8 @@ def clearing_away() -> Iterator[None]:
 
     numbers = signal.SIGTERM, signal.SIGHUP
     usual = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-    try:
-        for number in usual:
-            signal.signal(number, end)
-    except ValueError:  # Not the main thread: signals are the caller's.
+    with _handled(usual, end):
         yield
-        return
-    try:
-        yield
-    finally:
-        for number in usual:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -147,7 +143,6 @@ def resume(run_dir: Path) -> str:
 def collected() -> Iterator[list[int]]:
     """Collects SIGINT and SIGTERM instead of dying; a second one has its usual effect."""
     caught: list[int] = []
-    before: dict[int, Any] = {}
 
     def note(number: int, _frame: Any) -> None:
         from sail_jax import terminal
@@ -157,21 +152,19 @@ def collected() -> Iterator[list[int]]:
         terminal.say('stopping at the next safe point; once more to stop at once')
 
     def usual() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(wakeup)
+        if give_back is not None:
+            give_back()
+            signal.set_wakeup_fd(wakeup)
 
-    try:
-        for number in SIGNALS:
-            before[number] = signal.signal(number, note)
+    with _handled(SIGNALS, note) as give_back:
+        if give_back is None:
+            yield caught
+            return
         wakeup = signal.set_wakeup_fd(-1)
-    except ValueError:  # Not the main thread: signals are the caller's.
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        usual()
+        try:
+            yield caught
+        finally:
+            usual()
 
 
 @contextlib.contextmanager
