@@ -14,13 +14,18 @@ from tests.support.paths import ROOT
 NAME = 'qwen2.5-0.5b'
 
 
-@pytest.fixture(scope='module')
-def planned():
-    """Of drawing and learning on 8 H100, counted and timed."""
-    pytest.importorskip('jax_cuda12_plugin')
+@pytest.fixture(
+    scope='module',
+    params=[('h100:8', 'jax_cuda12_plugin'), ('v5e:2x4', 'libtpu')],
+    ids=lambda x: x[0],
+)
+def planned(request):
+    """Of drawing and learning, counted and timed."""
+    named, compiler = request.param
+    pytest.importorskip(compiler)
     from sail_jax.plan import report, targets, topology
 
-    target = targets.parse('h100:8')
+    target = targets.parse(named)
     run = runs.load(ROOT / 'configs' / 'language' / f'{NAME}-ultrafeedback.yaml')
     programs = workloads.of(run).programs(run, topology.devices(target))
     programs = programs._replace(programs=programs.programs[:2])
@@ -38,8 +43,9 @@ def test_a_step_of_decoding_reads_weights_and_cache_once(planned):
     cache = 2 * 2 * a.layers * a.kv_heads * a.head_dim * places
     read = 2 * 494_032_768 + cache
     assert sum(x.traffic_bytes for x in step) < 1.15 * read
-    # Of a layer 12, and 601 in all where attention and norms are written out.
-    assert sum(x.kernel for x in step) <= 310
+    if report.target.chip.platform == 'cuda':  # A TPU's program is launched as one.
+        # Of a layer 12, and 601 in all where attention and norms are written out.
+        assert sum(x.kernel for x in step) <= 310
     assert draw.times.bound_by == 'memory'
 
 
