@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from sail_jax import terminal
@@ -78,26 +79,22 @@ def _memory(report: Report) -> tuple[list[str], list[list[str]]]:
 
 
 def _work(report: Report) -> tuple[list[str], list[list[str]]]:
-    heading = ['program', 'calls', 'TFLOP', 'GB', 'kernels', 'a step', 'matmul', 'memory', 'links']
-    heading += ['kernels', 'ms', 'bound by']
+    launched = report.target.chip.platform == 'cuda'  # A TPU's program is launched as one.
+    heading = ['program', 'calls', 'TFLOP', 'GB', 'matmul', 'memory', 'links']
+    heading += ['kernels', 'number', 'a step'] if launched else []
     rows = []
     for planned in report.programs:
         counted, times, program = planned.counted, planned.times, planned.program
         if counted is None or times is None:
             continue
-        rows.append(
-            [
-                program.name,
-                f'{program.per_update:.3g}',
-                f'{counted.flops / 1e12:.3g}',
-                f'{counted.traffic_bytes / 1e9:.4g}',
-                f'{counted.kernels:,}',
-                f'{counted.kernels / program.steps:.0f}' if program.steps else '',
-                *(_ms(seconds) for seconds in times),
-                _ms(times.roofline_s),
-                times.bound_by,
-            ]
-        )
+        cells = [program.name, f'{program.per_update:.3g}', f'{counted.flops / 1e12:.3g}']
+        cells += [f'{counted.traffic_bytes / 1e9:.4g}']
+        cells += map(_ms, (times.matmul_s, times.memory_s, times.links_s))
+        if launched:
+            a_step = f'{counted.kernels / program.steps:.0f}' if program.steps else ''
+            cells += [_ms(times.kernels_s), f'{counted.kernels:,}', a_step]
+        rows.append([*cells, _ms(times.roofline_s), times.bound_by])
+    heading += ['ms', 'bound by']
     return heading, rows
 
 
@@ -131,7 +128,8 @@ def _heaviest(report: Report) -> list[list[str]]:
 def _heavy(planned: Planned, heavy: roofline.Heavy) -> list[str]:
     seconds = planned.program.per_update * heavy.seconds
     cells = [heavy.operation, planned.program.name, heavy.shape]
-    return [*cells, f'{heavy.times:,}', _ms(seconds), heavy.source]
+    line = re.sub(r'\(.*/', '(', heavy.source)  # Of a library, the file.
+    return [*cells, f'{heavy.times:,}', _ms(seconds), line]
 
 
 def _say_bounds(report: Report) -> None:

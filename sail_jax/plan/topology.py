@@ -13,8 +13,14 @@ from sail_jax.errors import UserError, one_line
 from sail_jax.plan import needs
 from sail_jax.plan.targets import Target
 
-COMPILES_ONLY = ('TPU_SKIP_MDS_QUERY', 'ALLOW_MULTIPLE_LIBTPU_LOAD')
-"""So that libtpu neither asks the network which TPU it is on, nor wants to be alone on it."""
+COMPILES_ONLY = {
+    'TPU_SKIP_MDS_QUERY': '1',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+}
+"""So that libtpu neither asks the network which TPU it is on, nor wants to be alone on it, nor writes
+on the terminal that it is on none; what it is asked to compile for is another matter."""
 
 ONE_HOST = {'1x1': (1, 1, 1), '2x4': (2, 4, 1)}
 """Slices whose chips have one host; of others four chips have one."""
@@ -71,8 +77,8 @@ def devices(target: Target) -> list[Any]:
     with _quiet():
         try:
             if platform == 'tpu':
-                for name in COMPILES_ONLY:
-                    os.environ.setdefault(name, '1')
+                for name, value in COMPILES_ONLY.items():
+                    os.environ.setdefault(name, value)
                 host = {'chips_per_host_bounds': ONE_HOST[x]} if x in ONE_HOST else {}
                 description = topologies.get_topology_desc(
                     platform='tpu', topology_name=f'{target.chip.name}:{x}', **host
