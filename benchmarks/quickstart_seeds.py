@@ -1,10 +1,12 @@
-"""Does the quickstart learn, whatever the seed?
+"""Does the quickstart learn, whatever the seed? Or another control file?
 
 Trains it once for each seed, each in a process of its own as a user would, and writes the first and
-the last evaluation and the run's seconds, compilation included. Runs that are already in the
-directory are read, not repeated.
+the last evaluation, the return of all, and the run's seconds, compilation included. Runs that are
+already in the directory are read, not repeated. What follows `--` is given to `sail-jax train`.
 
     python -m benchmarks.quickstart_seeds --runs runs/quickstart --out benchmarks/results/x.json
+    python -m benchmarks.quickstart_seeds --config configs/control/accelerator/ant.yaml --seeds 0 \\
+        --runs runs/ant --out benchmarks/results/y.json -- --total-env-steps 4e6
 """
 
 import subprocess
@@ -15,18 +17,17 @@ from typing import Any
 from benchmarks.machine import machine, make_parser, write
 from sail_jax.training import metrics
 
-CONFIG = 'configs/quickstart.yaml'
 KEYS = ('return', 'return_se', 'deterministic_return', 'deterministic_return_se', 'length')
 
 
-def train(seed: int, run_dir: Path) -> None:
-    command = [sys.executable, '-m', 'sail_jax.cli', 'train', CONFIG]
-    subprocess.run([*command, '--seed', str(seed), '--run-dir', run_dir], check=True)
+def train(config: str, seed: int, run_dir: Path, changes: list[str]) -> None:
+    command = [sys.executable, '-m', 'sail_jax.cli', 'train', config]
+    subprocess.run([*command, '--seed', str(seed), '--run-dir', run_dir, *changes], check=True)
 
 
 def summary(run_dir: Path) -> dict[str, Any]:
-    """First and last evaluation of a run."""
-    rows = metrics.read_rows(run_dir / 'metrics.jsonl')
+    """Evaluations of a run: the first, the last, and the return at each."""
+    rows = [x for x in metrics.read_rows(run_dir / 'metrics.jsonl') if 'eval/return' in x]
     first, last = rows[0], rows[-1]
     gain = last['eval/return'] - first['eval/return']
     error = (first['eval/return_se'] ** 2 + last['eval/return_se'] ** 2) ** 0.5
@@ -37,11 +38,14 @@ def summary(run_dir: Path) -> dict[str, Any]:
         'reference': {key: round(first[f'eval/{key}'], 3) for key in KEYS},
         'trained': {key: round(last[f'eval/{key}'], 3) for key in KEYS},
         'gain_in_standard_errors': round(gain / error, 1),
+        'returns': {x['env_steps']: round(x['eval/return'], 3) for x in rows},
     }
 
 
 def main() -> None:
     parser = make_parser(__doc__, needs_out=True)
+    parser.add_argument('--config', default='configs/quickstart.yaml')
+    parser.add_argument('changes', nargs='*', metavar='--section.key VALUE', help='of `train`')
     parser.add_argument('--seeds', type=int, nargs='+', default=list(range(6)))
     parser.add_argument('--runs', type=Path, required=True, help='directory of the runs')
     options = parser.parse_args()
@@ -49,7 +53,7 @@ def main() -> None:
     for seed in options.seeds:
         run_dir = options.runs / f'seed{seed}'
         if not run_dir.exists():
-            train(seed, run_dir)
+            train(options.config, seed, run_dir, options.changes)
         results['seeds'][seed] = summary(run_dir)
     write(results, options.out)
 
