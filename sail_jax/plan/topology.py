@@ -19,8 +19,8 @@ COMPILES_ONLY = {
     'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
     'TPU_WORKER_HOSTNAMES': 'localhost',
 }
-"""So that libtpu neither asks the network which TPU it is on, nor wants to be alone on it, nor writes
-on the terminal that it is on none; what it is asked to compile for is another matter."""
+"""So that libtpu neither asks the network which TPU it is on, nor wants to be alone on it, nor
+writes on the terminal that it is on none; what it is asked to compile for is another matter."""
 
 ONE_HOST = {'1x1': (1, 1, 1), '2x4': (2, 4, 1)}
 """Slices whose chips have one host; of others four chips have one."""
