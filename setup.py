@@ -38,7 +38,7 @@ setup(
     },
     install_requires=[
         'jax>=0.10,<0.13,!=0.11.2',  # Whose jaxlib crashes where a shard_map closes over arrays.
-        'flax>=0.12',
+        'flax>=0.12.1',
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
         'brax>=0.14.2',
@@ -70,6 +70,7 @@ setup(
             'starlette>=1.0',  # As of the extra `label`.
             'uvicorn>=0.40',
             'av>=14',  # As of the extra `video`.
+            'markdown-it-py>=3',  # Reads the samples' tables.
             'setuptools>=77',  # Builds the wheel that a test installs.
             'tensorboard>=2.18',
         ],
