@@ -38,7 +38,7 @@ RUNS = {
         'model': {'train': 'lora', 'lora': {'targets': 'all-linear', 'dropout': 0.1}},
         'reference': {'refresh_prompts': 16, 'ema': 0.5},
         'objective': {'loss': 'rebel', 'exploration': 'xpo', 'alpha': 0.01},
-        # Adam gives entries whose sums cancel a full step, and with it the last digits of their order.
+        # Adam gives entries whose sums cancel a full step, and blows up their last digits.
         'optimizer': {'rule': 'sgd', 'learning_rate': 0.3, 'accumulation': 2},
         'reward': {'missing_eos_penalty': 0.5},
     },
