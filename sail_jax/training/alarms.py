@@ -7,6 +7,7 @@ through a process of its own, which also delivers the last words of a process th
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -86,6 +87,8 @@ def kept_off() -> Iterator[None]:
 
 
 def _deliver() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # To all processes of a job.
+        signal.signal(number, signal.SIG_IGN)  # Who writes ends, says so, and this one with it.
     for line in without(iter(sys.stdin.buffer.readline, b'')):
         with contextlib.suppress(OSError):  # A terminal that is gone; who writes must not feel it.
             os.write(1, line)

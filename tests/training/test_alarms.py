@@ -49,6 +49,22 @@ with alarms.kept_off():
     assert done.stderr == b'progress\nbefore\n' + ABORT
 
 
+def test_a_signal_to_all_processes_leaves_the_words_of_who_writes():
+    code = """
+import os, signal, subprocess, time
+from sail_jax.training import alarms
+begin, begun = subprocess.Popen, []
+subprocess.Popen = lambda *args, **options: begun.append(begin(*args, **options)) or begun[-1]
+with alarms.kept_off():
+    time.sleep(0.3)  # Until it has begun.
+    begun[0].send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+    os.write(2, b'stopped')
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True)
+    assert done.stderr == b'stopped'
+
+
 def test_a_process_that_lives_on_is_not_waited_for():
     code = """
 import subprocess, sys
