@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import math
+import os
 import secrets
 import socket
 import struct
@@ -34,7 +35,8 @@ class Writer(Protocol):
 class JsonLines:
     """`metrics.jsonl`: one object a line, every update once, flushed as written.
 
-    Rows that a full disk does not take are kept, and written once there is room.
+    Rows that a full disk does not take are kept, and written once there is room. Where somebody
+    deletes the file meanwhile, or puts another in its place as editors do, rows go on there.
     """
 
     def __init__(self, path: Path, resume_step: int | None):
@@ -56,7 +58,8 @@ class JsonLines:
                     )
                 part.replace(path)
         with writing(path, ROOM):
-            self._file = path.open('ab', buffering=0)
+            self._file, self._directory = path.open('ab', buffering=0), path.parent.stat()
+        self._path = path
         self._unwritten, self._failed = b'', False
 
     def write(self, row: MetricsRow) -> None:
@@ -85,6 +88,7 @@ class JsonLines:
 
     def _flush(self) -> None:
         try:
+            self._look()
             while self._unwritten:
                 # A disk that is all but full takes a part.
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
@@ -92,6 +96,16 @@ class JsonLines:
             if not self._failed:
                 say(f'{self._file.name}: {error.strerror}; its rows are kept until there is room')
             self._failed = True
+
+    def _look(self) -> None:
+        """Whether what is written has a name. In a directory that is gone too it need not have."""
+        if os.fstat(self._file.fileno()).st_nlink:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(self._path.parent.stat(), self._directory):
+                old, self._file = self._file, self._path.open('ab', buffering=0)
+                old.close()
+                say(f'{self._path}: was deleted or replaced; the rows that follow are in a new one')
 
 
 class TensorBoard:

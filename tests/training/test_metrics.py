@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -51,6 +52,33 @@ def test_a_full_disk_delays_rows_and_loses_none(tmp_path):
     writer.write(rows[4])
     writer.close()
     assert metrics.read_rows(path) == rows
+
+
+@pytest.mark.parametrize('how', ['deleted', 'replaced', 'with its directory'])
+def test_rows_are_not_written_where_nobody_finds_them(tmp_path, how):
+    """As an editor does that saves, or `sed -i`; a directory's successor is another run's."""
+    path = tmp_path / 'run' / 'metrics.jsonl'
+    path.parent.mkdir()
+    writer = metrics.JsonLines(path, None)
+    rows = [{'step': step} for step in range(4)]
+    writer.write(rows[0])
+    if how == 'replaced':
+        shutil.copy(path, tmp_path / 'edited')
+        (tmp_path / 'edited').replace(path)
+    elif how == 'deleted':
+        path.unlink()
+    else:
+        shutil.rmtree(path.parent)
+        path.parent.mkdir()
+    with metrics.console.capture() as said:
+        for row in rows[1:]:
+            writer.write(row)
+    writer.close()
+    if how == 'with its directory':
+        assert not path.exists()
+        return
+    assert metrics.read_rows(path) == rows[how == 'deleted' :]
+    assert said.get().count('metrics.jsonl: was deleted or replaced') == 1
 
 
 def event_row(step):
