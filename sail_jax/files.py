@@ -142,9 +142,13 @@ def make_directory(path: Path) -> None:
       UserError: it begins with `~`, which means a home directory to shells alone.
       OSError: it cannot be made.
     """
+    _refuse_tilde(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def _refuse_tilde(path: Path) -> None:
     if (meant := os.path.expanduser(path)) != os.fspath(path):
         raise UserError(f'{path}: only a shell reads ~ as a home directory; write {meant}')
-    path.mkdir(parents=True, exist_ok=True)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -176,15 +180,24 @@ def write(path: Path, content: bytes) -> None:
 
 
 def require_regular(directory: Path) -> None:
-    """Refuses what is neither file nor directory, before somebody's code opens all that is there.
+    """Refuses what is neither file nor directory, or may not be read, before somebody's code opens
+    all that is there.
 
     Raises:
-      UserError: a pipe or a device; to open it could wait for ever.
+      UserError: a pipe or a device, which to open could wait for ever; another user's.
     """
-    for parent, _, names in os.walk(directory):
-        for path in (Path(parent, name) for name in names):
-            if path.exists():
-                _regular(path)
+
+    def stop(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            raise error
+
+    with reading(directory):
+        for parent, _, names in os.walk(directory, onerror=stop):
+            for path in (Path(parent, name) for name in names):
+                if path.exists():
+                    _regular(path)
+                    if not os.access(path, os.R_OK):
+                        raise UserError(f'{path}: {os.strerror(errno.EACCES)}')
 
 
 def check(path: Path) -> None:
@@ -320,6 +333,19 @@ def reading(path: Path) -> Iterator[None]:
         raise UserError(f'{error.filename or path}: {error.strerror or one_line(error)}') from None
 
 
+def absolute(path: Path) -> Path:
+    """The same place whatever the current directory is later.
+
+    Raises:
+      UserError: there is no current directory; or as of `make_directory`.
+    """
+    _refuse_tilde(path)
+    try:
+        return path.absolute()
+    except OSError as error:
+        raise UserError(f'{path}: the current directory is gone ({error.strerror})') from None
+
+
 def check_checkpoint_path(path: Path) -> None:
     """Refuses a directory whose checkpoints would be lost.
 
@@ -329,10 +355,7 @@ def check_checkpoint_path(path: Path) -> None:
     Raises:
       UserError: naming what is wrong with the path.
     """
-    try:
-        whole = os.path.abspath(path)
-    except OSError as error:
-        raise UserError(f'{path}: the current directory is gone ({error.strerror})') from None
+    whole = str(absolute(path))
     if pattern := re.search(r'[][*?\\]', whole):
         raise UserError(
             f'{path}: {pattern[0]!r} in the path ({whole}): checkpoints written there could not be '

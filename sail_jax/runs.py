@@ -118,6 +118,7 @@ def train(
     if kind.study is not None:
         kind.accepted(callbacks)  # A study has no updates to show.
         return kind.study.train(settings, run_dir, resume, quiet)
+    run_dir = files.absolute(run_dir)  # A callback or reward may change the current directory.
     _require_handed(kind, settings, run_dir, handed, resume)
     if Members.of(settings).sweep and not kind.side_by_side:
         options: dict[str, Any] = {'resume': resume, 'quiet': quiet, **callbacks, **handed}

@@ -39,7 +39,7 @@ class _Manager(ocp.CheckpointManager):
         """None also where the file is damaged: no reason not to open the directory."""
         try:
             metrics: Any = super().metrics(step)
-            return {'score': float(metrics['score'])}
+            return integrity.verify_score(metrics)
         except (OSError, ValueError, TypeError, LookupError):
             return None
 
@@ -124,7 +124,7 @@ def save(
         training=ocp.args.StandardSave(training),
         meta=ocp.args.JsonSave({**meta, 'checksum': integrity.checksum(meta)}),
     )
-    if not quiet.saving(lambda: manager.save(step, args=args, metrics={'score': score})):
+    if not quiet.saving(lambda: manager.save(step, args=args, metrics=_metrics(score))):
         raise TrainingFailed(f'{manager.directory}: update {step} was not saved')
 
 
@@ -132,8 +132,12 @@ def rate(directory: Path, step: int, score: float) -> None:
     """Gives a checkpoint another score, which managers see once they reload."""
     path = directory / str(step) / 'metrics' / 'metrics'
     part = path.with_suffix('.part')
-    part.write_text(json.dumps({'score': score}), encoding='utf-8')
+    part.write_text(json.dumps(_metrics(score)), encoding='utf-8')
     part.replace(path)
+
+
+def _metrics(score: float) -> dict[str, float]:
+    return {'score': score, 'checksum': integrity.checksum({'score': score})}
 
 
 def restore(
@@ -156,10 +160,13 @@ def restore(
     read = partial(_read_state, manager, abstract, settings or {})
     step, (restored, reference) = _first_readable(manager, _newest_first(manager), read)
     damaged = [later for later in _newest_first(manager) if later > step]
-    if hosts.is_main():
-        references.set_aside(
-            directory, damaged, int(np.max(restored['training']['reference_step']))
-        )
+    reference_step = int(np.max(restored['training']['reference_step']))
+
+    def set_aside() -> None:
+        with files.writing(directory, files.ROOM):
+            references.set_aside(directory, damaged, reference_step)
+
+    hosts.on_main(set_aside)
     if hosts.any_process(bool(damaged)):
         manager.reload()
     training = jax.tree.map(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -33,15 +34,18 @@ def whole(tmp_path_factory):
     return train(path, make_run(**EVERY_4)), path
 
 
-def test_they_see_every_row_and_change_nothing(whole, tmp_path):
+def test_they_see_every_row_and_change_nothing(whole, tmp_path, monkeypatch):
+    """Not even where the run's directory is, whatever the current one is."""
     updates, evaluations = [], []
+    monkeypatch.chdir(tmp_path)
 
     def note(row):
         updates.append(dict(row))
         row.clear()
+        os.chdir('/')
 
     result = train(
-        tmp_path / 'run', make_run(**EVERY_4), on_update=note, on_evaluation=evaluations.append
+        Path('run'), make_run(**EVERY_4), on_update=note, on_evaluation=evaluations.append
     )
     same(result.policy, whole[0].policy)
     assert without_times(tmp_path / 'run') == without_times(whole[1])

@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 import sail_jax
-from sail_jax import configfile, runs
+from sail_jax import configfile, files, runs
 from sail_jax.cli import main
 from sail_jax.control import envs
-from sail_jax.errors import UserError
+from sail_jax.errors import TrainingFailed, UserError
 from sail_jax.training import checkpoint, integrity, loop, metrics
 from tests.support.checkpoints import damage, same
 from tests.support.refused import message
@@ -93,6 +93,19 @@ def test_a_damaged_score_is_no_score(falling, tmp_path, text):
     same(train(tmp_path / 'run', run, resume=True).policy, falling[0].policy)
 
 
+def test_a_score_that_was_not_saved_is_none(falling, tmp_path):
+    shutil.copytree(falling[1] / 'checkpoints', tmp_path / 'run')
+    path = tmp_path / 'run' / '4' / 'metrics' / 'metrics'
+    saved = json.loads(path.read_text())
+    for edited, left in (
+        (saved | {'score': 1.0}, {0}),
+        ({'score': 1.0}, {0, 4}),  # Saved when scores had no checksum.
+    ):
+        path.write_text(json.dumps(edited))
+        with checkpoint.open_manager(tmp_path / 'run') as manager:
+            assert checkpoint.scores(manager).keys() == left
+
+
 def test_of_a_damaged_best_checkpoint_the_next_best_is_taken(falling, tmp_path, caplog):
     result = train(tmp_path / 'run', make_run({'metric': f'-{KL}'}))
     damage(tmp_path / 'run' / 'checkpoints' / '0' / 'policy')
@@ -139,6 +152,37 @@ def test_what_may_not_be_listed_is_one_line(falling, monkeypatch, name):
     monkeypatch.setattr(checkpoint, name, closed)
     reads = checkpoint.restore_policy, checkpoint.restore_rest
     assert {message(read, directory, None) for read in reads} == {f'{directory}: Permission denied'}
+
+
+@pytest.mark.parametrize('name', ['access', 'walk'])
+def test_what_may_not_be_read_is_not_damaged(falling, tmp_path, monkeypatch, name):
+    """Of a run that another user went on with, say."""
+    path = shutil.copytree(falling[1], tmp_path / 'run')
+    closed = path / 'checkpoints' / '4' / 'training' / '_METADATA'
+    walk = os.walk
+
+    def refused(top, onerror):
+        if Path(top).name == '4':
+            onerror(PermissionError(errno.EACCES, 'Permission denied', str(closed)))
+        return walk(top)
+
+    access = lambda there, mode: Path(there) != closed
+    monkeypatch.setattr(files.os, name, {'access': access, 'walk': refused}[name])
+    go_on = lambda: train(path, sail_jax.load(path / 'config.yaml'), resume=True)
+    assert message(go_on) == f'{closed}: Permission denied'
+    assert steps(path) == [0, 4]
+
+
+def test_what_is_damaged_where_nothing_is_renamed_is_one_line(falling, tmp_path, monkeypatch):
+    path = shutil.copytree(falling[1], tmp_path / 'run')
+    damage(path / 'checkpoints' / '4' / 'training')
+
+    def closed(*_):
+        raise PermissionError(errno.EACCES, 'Permission denied')
+
+    monkeypatch.setattr(Path, 'rename', closed)
+    with pytest.raises(TrainingFailed, match=r'checkpoints: cannot be written \(Permission denied'):
+        train(path, sail_jax.load(path / 'config.yaml'), resume=True)
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
