@@ -22,6 +22,9 @@ CONFIG = ('*.json', '*.jinja', '*.txt', '*.model')
 MODEL = (*CONFIG, '*.safetensors')
 DATA = ('README.md', '*.jsonl', '*.json', '*.gz', '*.parquet', '*.arrow')
 
+ANSWER_S = 60
+"""Seconds to wait for the hub's next word: a commit of many files takes it long."""
+
 RepoType = Literal['model', 'dataset']
 
 _ADDRESS = re.compile(
@@ -178,9 +181,27 @@ def cache_root(path: Path) -> Path:
 def _named(address: Address) -> Iterator[None]:
     """Says in one line what the library raises, whatever its version speaks HTTP with."""
     try:
+        _bound_waiting()
         yield
     except Exception as error:
         raise UserError(f'{address}: {_reason(error, address)}') from error
+
+
+def _bound_waiting() -> None:
+    """The library waits for ever for a server that takes a connection and says nothing."""
+    import huggingface_hub
+
+    # Its older versions, which speak with `requests`, have no such hooks.
+    hooks = getattr(huggingface_hub.get_session(), 'event_hooks', {'request': []})
+    if _not_for_ever not in hooks['request']:
+        hooks['request'].append(_not_for_ever)
+
+
+def _not_for_ever(request: Any) -> None:
+    limits = request.extensions.get('timeout', {})
+    request.extensions['timeout'] = {
+        what: ANSWER_S if seconds is None else seconds for what, seconds in limits.items()
+    }
 
 
 def _reason(error: Any, address: Address) -> str:

@@ -5,10 +5,12 @@ The library reads its environment once, so what is tried runs in processes of it
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import yaml
 from huggingface_hub import errors
@@ -172,6 +174,17 @@ def test_a_hub_that_answers_is_not_called_unreachable(status):
     error.__cause__ = errors.HfHubHTTPError('broken', response=response)
     reason = hub._reason(error, hub.parse('hf://me/it'))
     assert reason.startswith(f'not in the cache, and it answers with status {status} (')
+
+
+def test_a_hub_that_says_nothing_is_given_up(monkeypatch):
+    monkeypatch.setattr(hub, 'ANSWER_S', 0.1)
+    with socket.create_server(('127.0.0.1', 0)) as silent:
+        url = f'http://127.0.0.1:{silent.getsockname()[1]}'
+        with (
+            pytest.raises(UserError, match=r'hf://me/it: .*timed out'),
+            hub._named(hub.parse('hf://me/it')),
+        ):
+            huggingface_hub.get_session().get(url, timeout=None)
 
 
 def test_a_model_is_uploaded_whole_by_whoever_may(server, tmp_path):
