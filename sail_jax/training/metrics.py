@@ -88,7 +88,7 @@ class JsonLines:
 
     def _flush(self) -> None:
         try:
-            self._look()
+            self._keep_name()
             while self._unwritten:
                 # A disk that is all but full takes a part.
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
@@ -97,15 +97,17 @@ class JsonLines:
                 say(f'{self._file.name}: {error.strerror}; its rows are kept until there is room')
             self._failed = True
 
-    def _look(self) -> None:
-        """Whether what is written has a name. In a directory that is gone too it need not have."""
-        if os.fstat(self._file.fileno()).st_nlink:
-            return
+    def _keep_name(self) -> None:
+        """Goes on in a new file where the old one has lost its name, and its directory has not."""
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(self._path.parent.stat(), self._directory):
-                old, self._file = self._file, self._path.open('ab', buffering=0)
-                old.close()
-                say(f'{self._path}: was deleted or replaced; the rows that follow are in a new one')
+            if not os.path.samestat(self._path.parent.stat(), self._directory):
+                return
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(self._path.stat(), os.fstat(self._file.fileno())):
+                    return
+            old, self._file = self._file, self._path.open('ab', buffering=0)
+            old.close()
+            say(f'{self._path}: was deleted or replaced; the rows that follow are in a new one')
 
 
 class TensorBoard:

@@ -54,16 +54,19 @@ def test_a_full_disk_delays_rows_and_loses_none(tmp_path):
     assert metrics.read_rows(path) == rows
 
 
-@pytest.mark.parametrize('how', ['deleted', 'replaced', 'with its directory'])
+@pytest.mark.parametrize('how', ['deleted', 'replaced', 'kept', 'with its directory'])
 def test_rows_are_not_written_where_nobody_finds_them(tmp_path, how):
-    """As an editor does that saves, or `sed -i`; a directory's successor is another run's."""
+    """As editors do that save, some of which keep the old one under another name; a directory's
+    successor is another run's."""
     path = tmp_path / 'run' / 'metrics.jsonl'
     path.parent.mkdir()
     writer = metrics.JsonLines(path, None)
     rows = [{'step': step} for step in range(4)]
     writer.write(rows[0])
-    if how == 'replaced':
+    if how in ('replaced', 'kept'):
         shutil.copy(path, tmp_path / 'edited')
+        if how == 'kept':
+            path.rename(path.with_name('metrics.jsonl~'))
         (tmp_path / 'edited').replace(path)
     elif how == 'deleted':
         path.unlink()
