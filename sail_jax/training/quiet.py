@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 T = TypeVar('T')
 
+LOOPS = 'Event loop is closed', "'_UnixSelectorEventLoop' object has no attribute '_ssock'"
+
 
 def saving(call: Callable[[], T]) -> T:
     """What a call that saves with Orbax returns or raises.
@@ -47,10 +49,9 @@ def silence_failed_saves() -> None:
         # Of a read that failed, those of its arrays that were under way have the same to say.
         code = getattr(getattr(what, 'object', None), 'cr_code', None)
         orbax = code is not None and f'{os.sep}orbax{os.sep}' in code.co_filename
-        closed = isinstance(what.exc_value, RuntimeError) and 'Event loop is closed' in str(
-            what.exc_value
-        )
-        if not orbax and not closed:
+        # Or a loop that was not begun, of a process that may have no more files open.
+        loop = any(words in str(what.exc_value) for words in LOOPS)
+        if not orbax and not loop:
             said(what)
 
     sys.unraisablehook = hook

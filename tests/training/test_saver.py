@@ -117,11 +117,12 @@ def test_only_the_tracebacks_of_failed_saves_are_left_out(opened, monkeypatch):
             saver.save(step, make_state(step), {}, wait=True)
     closed = SimpleNamespace(exc_value=RuntimeError('Event loop is closed'))
     other = SimpleNamespace(exc_value=RuntimeError('another'))
+    begun = SimpleNamespace(exc_value=AttributeError(quiet.LOOPS[1]))
     read, own = (
         SimpleNamespace(exc_value=ValueError('another shape'), object=coroutine(file))
         for file in ('/venv/orbax/checkpoint/read.py', '/mine/read.py')
     )
-    for what in (closed, other, read, own):
+    for what in (closed, other, begun, read, own):
         sys.unraisablehook(what)
     assert seen == [other, own]
 
