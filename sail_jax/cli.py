@@ -55,6 +55,9 @@ def _main(arguments: list[str]) -> int:
     except (UserError, TrainingFailed, Interrupted) as error:
         terminal.error(str(error))
         return error.status
+    except Warning as error:  # Of a library, as it is imported.
+        terminal.error(f'the environment: PYTHONWARNINGS makes an error of {one_line(error)!r}')
+        return UserError.status
     except Exception as error:
         if _of_the_environment(error):
             terminal.error(f'the environment: {one_line(error)}')

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 import sail_jax
+from sail_jax import cli, commands
 from sail_jax.control.config import ControlRun
 from sail_jax.errors import UserError
 from sail_jax.training import platform
@@ -73,6 +74,18 @@ def run(tmp_path_factory):
     path = tmp_path_factory.mktemp('settings') / 'run'
     sail_jax.train(RUN, path, env=Point(), quiet=True)
     return path
+
+
+def test_warnings_that_are_errors_are_one_line(monkeypatch, capsys):
+    """Brax warns as it is imported."""
+
+    def read(_):
+        raise DeprecationWarning('no longer\nmaintained')
+
+    monkeypatch.setattr(commands, 'run', read)
+    assert cli.main(['plot']) == 2
+    said = "sail-jax: the environment: PYTHONWARNINGS makes an error of 'no longer maintained'\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(
