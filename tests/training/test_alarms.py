@@ -56,7 +56,11 @@ from sail_jax.training import alarms
 begin, begun = subprocess.Popen, []
 subprocess.Popen = lambda *args, **options: begun.append(begin(*args, **options)) or begun[-1]
 with alarms.kept_off():
-    time.sleep(0.3)  # Until it has begun.
+    for _ in range(200):  # Until it has begun.
+        said = open(f'/proc/{begun[0].pid}/status').read()
+        if int(said.partition('SigIgn:')[2].split()[0], 16) >> signal.SIGTERM - 1 & 1:
+            break
+        time.sleep(0.02)
     begun[0].send_signal(signal.SIGTERM)
     time.sleep(0.1)
     os.write(2, b'stopped')
