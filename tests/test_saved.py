@@ -99,6 +99,12 @@ def test_the_loaded_policy_is_the_exported_one(trained, tmp_path):
     np.testing.assert_allclose(jax.vmap(greedy)(obs_B), greedy(obs_B), atol=1e-6)
 
 
+def test_whole_numbers_are_observations_as_floats_are(trained):
+    act, whole = sail_jax.load_policy(trained), [1, 0, 1, 0]
+    for obs in (whole, np.asarray(whole, np.uint8), np.asarray(whole, bool), jnp.asarray(whole)):
+        np.testing.assert_array_equal(act(obs), act(np.asarray(whole, np.float32)))
+
+
 def test_wrong_arguments_of_a_policy_are_one_line(trained):
     with pytest.raises(UserError, match=r'^obs: expected shape \(4,\), or a batch of these, got'):
         sail_jax.load_policy(trained)(np.zeros(3))

@@ -50,7 +50,7 @@ def make(
     """
     env = envs.make(run.env, env)
     networks = make_networks(env, run)
-    shapes = control_policy.observation_shape(env)
+    observed = control_policy.abstract_state(env).obs
 
     @jax.jit
     @precision.traced_at(precision.resolved(run))
@@ -70,13 +70,19 @@ def make(
         return networks.parametric_action_distribution.postprocess(raw_action)
 
     def act(obs: Any, key: jax.Array | None = None, /) -> jax.Array:
-        return actions(policy, _checked(obs, shapes), key)
+        return actions(policy, _checked(obs, observed), key)
 
     return act
 
 
-def _checked(obs: Any, shapes: Any) -> Any:
-    """Refuses what is no observation, and those of another environment."""
+def _checked(obs: Any, observed: Any) -> Any:
+    """In the types that the policy was trained on, since Brax's networks normalise floats alone;
+    refuses what is no observation, and those of another environment.
+
+    Args:
+      observed: shapes and types of an observation's leaves.
+    """
+    shapes = jax.tree.map(lambda leaf: leaf.shape, observed)
     try:
         obs = jax.tree.map(jnp.asarray, obs) if isinstance(obs, dict) else jnp.asarray(obs)
     except (TypeError, ValueError) as error:
@@ -88,4 +94,4 @@ def _checked(obs: Any, shapes: Any) -> Any:
         raise UserError(f'obs: expected shape {shapes}, or a batch of these, got {shown}')
     if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(obs)):
         raise UserError('obs: expected real numbers, got complex ones')
-    return obs
+    return jax.tree.map(lambda leaf, of: leaf.astype(of.dtype), obs, observed)
