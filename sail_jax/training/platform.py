@@ -7,6 +7,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
+from sail_jax import forked
 from sail_jax.errors import UserError, one_line
 
 UNUSABLE = {
@@ -25,9 +26,14 @@ def require_usable() -> None:
     """Refuses what would fail in the middle of things.
 
     Raises:
-      UserError: a setting of JAX that is not worked with; no device; a call from within a function
-        that JAX traces, or while a mesh is set.
+      UserError: a setting of JAX that is not worked with; no device; a process that was forked
+        after JAX had begun; a call from within a function that JAX traces, or while a mesh is set.
     """
+    if forked.without_threads:
+        raise UserError(
+            'this process was forked from one in which JAX had begun, and would wait for its '
+            "threads for ever; begin processes with multiprocessing.get_context('spawn')"
+        )
     for name, value in UNUSABLE.items():
         if getattr(jax.config, name) == value:
             raise UserError(

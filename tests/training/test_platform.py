@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -52,6 +53,24 @@ def test_what_is_called_within_a_trace_or_a_mesh_is_refused(tmp_path):
     with jax.set_mesh(mesh), pytest.raises(UserError, match=r'^called while a mesh is set'):
         call()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings('ignore:os.fork:RuntimeWarning')  # JAX's, and Python 3.12's.
+@pytest.mark.filterwarnings('ignore:This process:DeprecationWarning')
+def test_a_process_that_was_forked_from_one_with_jax_does_not_wait_for_ever(tmp_path):
+    jax.devices()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            sail_jax.train(RUN, tmp_path / 'run', env=Point())
+        except UserError as error:
+            os._exit(42 if 'spawn' in str(error) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+    assert not list(tmp_path.iterdir())
+    platform.require_usable()
 
 
 @pytest.mark.parametrize(
