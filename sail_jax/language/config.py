@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from sail_jax import config, hub, sweep
+from sail_jax import config, hub, sweep, unused
 from sail_jax.config import Devices, Section, Teacher
 from sail_jax.errors import UserError
 from sail_jax.labels import settings as people
@@ -330,8 +330,7 @@ def check_adapter(model: StartModel) -> None:
             f'model.adapter: not used by model.train: {model.train}; to train all parameters from '
             'an adapter on, add it into the weights before (in PEFT, merge_and_unload)'
         )
-    if model.lora.dropout > 0:
-        raise UserError(f'model.lora.dropout: not used by model.train: {model.train}')
+    unused.refuse('model.lora', model.lora, f'model.train: {model.train}; did you mean lora?')
 
 
 def check_lengths(run: LanguageRun, max_positions: int) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from sail_jax import configfile, runs
 from sail_jax.cli import main
 from sail_jax.errors import UserError
+from sail_jax.language.adapter import Lora
 from sail_jax.language.config import LanguageRun, check
 from sail_jax.language.data import template
 from sail_jax.language.reward.labels import Rater
@@ -55,8 +56,13 @@ def test_all_linear_is_a_word_in_a_file_and_on_the_command_line(tmp_path):
     assert runs.load(tmp_path / 'config.yaml') == run
     arguments = ['--model.train', 'lora', '--model.lora.targets', 'all-linear']
     assert configfile.override(make(), arguments, 'sail-jax', '') == run
-    with pytest.raises(UserError, match=r'^model.lora.dropout: not used by model.train: full'):
-        check(make(model={'lora': {'dropout': 0.1}}))
+
+
+@pytest.mark.parametrize('key', Lora.model_fields)
+def test_an_adapter_that_is_not_trained_is_refused(key):
+    other = {'rank': 8, 'alpha': 32, 'targets': 'all-linear', 'dropout': 0.1, 'layers': 1}
+    with pytest.raises(UserError, match=f'^model.lora.{key}: not used by model.train: full; did'):
+        check(make(model={'lora': {key: other[key]}}))
 
 
 def test_addresses_of_the_hub_are_written_as_they_were(tmp_path):
