@@ -34,14 +34,20 @@ class Callbacks(NamedTuple):
     """Sees each evaluation, that of the start policy (`step` 0) included, in its update's row."""
 
     def check(self) -> None:
-        """Raises UserError where one is no function of one argument, or async."""
+        """Raises UserError where one is no function of one argument, or one that nobody would run
+        to its end."""
         for name, callback in self._asdict().items():
             if callback is None:
                 continue
             if not callable(callback):
                 raise UserError(f'{name}: a function of a row, got {type(callback).__name__}')
-            if any(map(inspect.iscoroutinefunction, (callback, type(callback).__call__))):
+            if isinstance(callback, type):
+                raise UserError(f'{name}: the class {callback.__name__}; give an instance of it')
+            called = callback, type(callback).__call__
+            if any(map(inspect.iscoroutinefunction, called)):
                 raise UserError(f'{name}: a plain function, got an async one')
+            if any(map(inspect.isgeneratorfunction, called)):
+                raise UserError(f'{name}: a plain function, got a generator (it has yield)')
             try:
                 signature = inspect.signature(callback)
             except (TypeError, ValueError):

@@ -203,9 +203,19 @@ class Later:
         """Likewise."""
 
 
+class Counts:
+    def __init__(self, limit=3):
+        """As a class it would take a row for its limit."""
+
+    def __call__(self, row):
+        yield row
+
+
 @pytest.mark.parametrize(
     ('callback', 'said'),
     [
+        (Counts, 'on_update: the class Counts; give an instance of it'),
+        (Counts(), 'on_update: a plain function, got a generator'),
         (3, 'on_update: a function of a row, got int'),
         (later, 'on_update: a plain function, got'),
         (Later(), 'on_update: a plain function, got'),
