@@ -79,8 +79,9 @@ def advance(world: World, lanes: Lanes, raw_action: jax.Array) -> tuple[Lanes, S
     B, L = lanes.alive_BxL.shape
     action = world.networks.parametric_action_distribution.postprocess(raw_action)
     state = jax.vmap(world.env.step)(lanes.state, action.reshape(B * L, -1))
-    obs, reward_BxL, done_BxL = grouped((state.obs, state.reward, state.done > 0), L)
-    finite_BxL = jnp.isfinite(reward_BxL) & all_finite(obs)
+    obs, reward_BxL, done = grouped((state.obs, state.reward, state.done), L)
+    finite_BxL = jnp.isfinite(reward_BxL) & jnp.isfinite(done) & all_finite(obs)
+    done_BxL = done > 0
     happened_BxL = lanes.alive_BxL & finite_BxL
     after = Lanes(
         state=state,

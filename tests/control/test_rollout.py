@@ -1,5 +1,7 @@
 """Segments against a plain Python loop over the same environment."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,8 +104,13 @@ def test_the_time_limit_ends_without_termination():
     assert not segments.terminated.any()
 
 
-@pytest.mark.parametrize('value', [jnp.nan, jnp.inf, -jnp.inf])
-@pytest.mark.parametrize('what', ['obs', 'reward', 'reset'])
+@pytest.mark.parametrize(
+    ('what', 'value'),
+    [
+        *itertools.product(['obs', 'reward', 'reset'], [jnp.nan, jnp.inf, -jnp.inf]),
+        ('done', jnp.nan),
+    ],
+)
 def test_a_simulator_that_is_not_finite_is_cut_and_counted(what, value):
     env = Poisoned(what, value, drift=0.03)
     _, networks, policy, other, contexts = setup(env)

@@ -86,7 +86,8 @@ def step(
     """
     state: Any = jax.vmap(env.step)(envs.state, action)
     obs, finite = _finite(observed(state.obs))
-    sound = _finite(observed(envs.state.obs))[1] & finite & jnp.isfinite(state.reward)
+    sound = _finite(observed(envs.state.obs))[1] & finite
+    sound &= jnp.isfinite(state.reward) & jnp.isfinite(state.done)
     reward = jnp.where(sound, state.reward, 0).astype(jnp.float32)
     next_obs = jnp.where(sound[:, None], obs, envs.obs)
     terminated = sound & (state.done > 0)

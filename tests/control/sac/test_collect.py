@@ -58,7 +58,7 @@ def test_starts_that_were_used_are_made_anew_and_no_others():
 
 
 def test_a_step_that_breaks_the_simulator_is_none():
-    for what in ('obs', 'reward'):
+    for what in ('obs', 'reward', 'done'):
         _, now, rows = walk(Poisoned(what, spread=0.3), 2, action=1.0, envs=32)
         broken = ~rows[-1][0].sound
         assert 0 < int(broken.sum()) < 32
