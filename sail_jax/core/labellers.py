@@ -154,8 +154,10 @@ def named(name: str) -> Labeller:
 
 
 def label(key_B: jax.Array, returns: Returns, settings: Teacher) -> Preferences:
-    """Asks the labeller that `settings.kind` names."""
-    return named(settings.kind)(key_B, returns, settings)
+    """Asks the labeller that `settings.kind` names; what it says, in float32 at the least, since
+    there are more pairs than half precision can count."""
+    said = named(settings.kind)(key_B, returns, settings)
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)), said)
 
 
 def check(settings: Teacher, group_size: int, side_by_side: bool = False) -> None:

@@ -364,6 +364,14 @@ def test_labels_that_are_missing_soft_or_rounded_are_preferences(monkeypatch):
     labellers.check(Teacher(kind='mine'), 4)
 
 
+@pytest.mark.parametrize('dtype', [bool, jnp.int8, jnp.float16, jnp.bfloat16])
+def test_what_a_labeller_says_is_counted_in_float32(dtype, monkeypatch):
+    said = Preferences(jnp.asarray(OFF, dtype), jnp.asarray(OFF, dtype))
+    monkeypatch.setitem(labellers.LABELLERS, 'mine', lambda key_B, returns, settings: said)
+    heard = labellers.label(None, None, Teacher(kind='mine'))
+    assert {x.dtype for x in jax.tree.leaves(heard)} == {jnp.dtype('float32')}
+
+
 def test_who_is_asked_out_loud_is_not_asked_before_a_run(monkeypatch):
     def labeller(key_B, returns, settings):
         half = returns.true_BxK[:, :, None] * 0 + jnp.full(4, 0.5)

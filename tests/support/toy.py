@@ -53,7 +53,8 @@ class Poisoned(Point):
     """Gives something that is not finite to the right of x = 0.4, without saying that it ends.
 
     Args:
-      what: `obs`, `reward`, `done`, or `reset`: the observations of a new episode that begins there.
+      what: `obs`, `reward`, `done`; or `reset`: the observations of a new episode that begins
+        there.
     """
 
     def __init__(self, what: str, value: float = jnp.nan, **kwargs: float):
