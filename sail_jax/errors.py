@@ -34,6 +34,10 @@ class Interrupted(Exception):
         super().__init__(message)
         self.status = status
 
+    def __reduce__(self) -> tuple:
+        """Of a worker of `multiprocessing`, whose pool waits for ever for what is not read back."""
+        return type(self), (str(self), self.status)
+
 
 def one_line(error: BaseException | str) -> str:
     """What an error of somebody else's code says, for a message of ours."""

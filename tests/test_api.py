@@ -1,6 +1,7 @@
 """From Python: what is given is checked as files and the command line are, and errors name
 arguments."""
 
+import pickle
 import shlex
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import sail_jax
 from sail_jax import configfile, errors
 from sail_jax.config import Divergence, Objective, Settings
 from sail_jax.control.config import ControlRun
-from sail_jax.errors import Interrupted, UserError
+from sail_jax.errors import Interrupted, TrainingFailed, UserError
 from sail_jax.language.quickstart.config import QuickstartRun
 from tests.support.toy import SETTINGS, Point
 
@@ -185,6 +186,12 @@ def test_the_command_that_goes_on_becomes_a_call(where):
     assert caught.value.status == 75
     call = f'sail_jax.train({where + "/config.yaml"!r}, {where!r}, resume=True)'
     assert str(caught.value) == f'stopped; go on with: {call}'
+
+
+def test_errors_pass_from_a_process_to_another():
+    for error in (UserError('bad'), TrainingFailed('lost'), Interrupted('stopped', 75)):
+        read = pickle.loads(pickle.dumps(error))
+        assert (type(read), str(read), read.status) == (type(error), str(error), error.status)
 
 
 def test_the_two_quickstarts_have_names_of_their_own():
