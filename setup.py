@@ -53,7 +53,7 @@ setup(
         'jinja2>=3.1.6',
         'textblob>=0.19',
         'pydantic>=2.12',
-        'tyro>=1.0',
+        'tyro>=1.0.17',
         'pyyaml>=6',
         'rich>=13',
         'matplotlib>=3.9',
