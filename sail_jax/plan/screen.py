@@ -81,20 +81,19 @@ def _memory(report: Report) -> tuple[list[str], list[list[str]]]:
 def _work(report: Report) -> tuple[list[str], list[list[str]]]:
     launched = report.target.chip.platform == 'cuda'  # A TPU's program is launched as one.
     heading = ['program', 'calls', 'TFLOP', 'GB', 'matmul', 'memory', 'links']
-    heading += ['kernels', 'number', 'a step'] if launched else []
+    heading += [*(['kernels', 'number', 'a step'] if launched else []), 'ms', 'bound by']
     rows = []
     for planned in report.programs:
         counted, times, program = planned.counted, planned.times, planned.program
         if counted is None or times is None:
             continue
-        cells = [program.name, f'{program.per_update:.3g}', f'{counted.flops / 1e12:.3g}']
-        cells += [f'{counted.traffic_bytes / 1e9:.4g}']
+        cells = [program.name, f'{program.per_update:.3g}']
+        cells += [f'{counted.flops / 1e12:.3g}', f'{counted.traffic_bytes / 1e9:.4g}']
         cells += map(_ms, (times.matmul_s, times.memory_s, times.links_s))
         if launched:
             a_step = f'{counted.kernels / program.steps:.0f}' if program.steps else ''
             cells += [_ms(times.kernels_s), f'{counted.kernels:,}', a_step]
         rows.append([*cells, _ms(times.roofline_s), times.bound_by])
-    heading += ['ms', 'bound by']
     return heading, rows
 
 
