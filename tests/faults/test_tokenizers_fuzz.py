@@ -239,3 +239,19 @@ def test_a_process_that_is_gone_is_begun_again(tmp_path):
     for other in range(12):  # More than are held at once.
         tokens.load(write(tmp_path / str(other), template=f'{other}'))
     assert tokenizer.prompt_ids('the cat') == ids
+
+
+TALKATIVE = """
+import os, runpy, sys
+answers = runpy.run_path({path!r})
+answers['main'].__globals__['answer'] = lambda line, cache: os.write(1, b'holes!\\n') and {{'value': 7}}
+memory, *limits = map(float, sys.argv[1:])
+answers["main"](int(memory), *limits)
+"""
+
+
+def test_what_a_library_prints_is_no_reply(monkeypatch, tmp_path):
+    script = tmp_path / 'talkative.py'
+    script.write_text(TALKATIVE.format(path=sandbox.sandboxed.__file__))
+    monkeypatch.setattr(sandbox.sandboxed, '__file__', str(script))
+    assert [sandbox.load('key')[1] for _ in range(3)] == [7, 7, 7]

@@ -303,6 +303,8 @@ def main(memory: int, seconds: float, bytes_per_second: float) -> None:
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)  # The process that asks ends, and this one with it.
     os.environ['TOKENIZERS_PARALLELISM'] = 'false'
+    replies = os.fdopen(os.dup(1), 'wb')
+    os.dup2(2, 1)  # What a library prints is no reply.
     with contextlib.suppress(ValueError, OSError):  # Not everywhere can it be bounded.
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -312,8 +314,8 @@ def main(memory: int, seconds: float, bytes_per_second: float) -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds + len(line) / bytes_per_second)
         reply = json.dumps(answer(line, cache)).encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.buffer.write(reply + b'\n')
-        sys.stdout.buffer.flush()
+        replies.write(reply + b'\n')
+        replies.flush()
 
 
 if __name__ == '__main__':
