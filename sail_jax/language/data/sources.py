@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfoNotFoundError
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -310,7 +311,7 @@ def _cell(value: pa.Scalar) -> Any:
         return value.as_py()
     except UnicodeDecodeError:
         raise
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, ZoneInfoNotFoundError):
         if isinstance(value, pa.StructScalar):
             return {name: _cell(item) for name, item in value.items()}
         if isinstance(value, pa.ListScalar):
