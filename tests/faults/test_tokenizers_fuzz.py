@@ -244,9 +244,10 @@ def test_a_process_that_is_gone_is_begun_again(tmp_path):
 TALKATIVE = """
 import os, runpy, sys
 answers = runpy.run_path({path!r})
-answers['main'].__globals__['answer'] = lambda line, cache: os.write(1, b'holes!\\n') and {{'value': 7}}
+main = answers['main']
+main.__globals__['answer'] = lambda line, cache: os.write(1, b'holes!\\n') and {{'value': 7}}
 memory, *limits = map(float, sys.argv[1:])
-answers["main"](int(memory), *limits)
+main(int(memory), *limits)
 """
 
 
