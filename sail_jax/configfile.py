@@ -202,16 +202,22 @@ def wants_help(arguments: list[str]) -> bool:
 
 def print_help(model: type[Settings], prog: str, description: str) -> NoReturn:
     """Prints every field of a configuration that there is none of, and exits."""
-    with _room_for_help():
+    with _room(HELP_COLUMNS):
         tyro.cli(model, args=['--help'], prog=prog, description=description, config=TYRO)
     raise SystemExit  # tyro has done so.
 
 
+HELP_COLUMNS = 20
+"""tyro's help does not end where a terminal has fewer than five."""
+ERROR_COLUMNS = 80
+"""The most that its errors take; in fewer it cuts names in two."""
+
+
 @contextlib.contextmanager
-def _room_for_help() -> Iterator[None]:
-    """tyro does not end where a terminal has fewer than five columns."""
+def _room(least: int) -> Iterator[None]:
+    """A terminal of so many columns, for tyro."""
     before = os.environ.get('COLUMNS')
-    os.environ['COLUMNS'] = str(max(shutil.get_terminal_size().columns, 20))
+    os.environ['COLUMNS'] = str(max(shutil.get_terminal_size().columns, least))
     try:
         yield
     finally:
@@ -229,8 +235,11 @@ def override(run: RunT, arguments: list[str], prog: str, description: str) -> Ru
     if wants_help(arguments):  # Which shows the file's values; tyro prints them as they are.
         run = type(run).model_validate(_printable(run.model_dump()))
     _refuse_values_of_switches(type(run), arguments)
-    printed = io.StringIO()
-    with _room_for_help() if wants_help(arguments) else contextlib.redirect_stderr(printed):
+    printed, helps = io.StringIO(), wants_help(arguments)
+    with (
+        _room(HELP_COLUMNS if helps else ERROR_COLUMNS),
+        contextlib.nullcontext() if helps else contextlib.redirect_stderr(printed),
+    ):
         try:
             return tyro.cli(
                 type(run),

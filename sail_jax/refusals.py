@@ -134,8 +134,9 @@ def values(model: type[BaseModel], stop: SystemExit) -> str | None:
 
 
 def arguments(model: type[BaseModel], printed: str) -> str:
-    """One line out of what tyro prints: a box on a terminal, dashed text elsewhere."""
-    text = ' '.join(re.sub(r'[│╭╮╰╯]|[─-]{3,}', ' ', printed).split())
+    """One line out of what tyro prints: a box on a terminal, in colours, dashed text elsewhere."""
+    plain = re.sub(r'\x1b\[[\d;]*m', '', printed)
+    text = ' '.join(re.sub(r'[│╭╮╰╯]|[─-]{3,}', ' ', plain).split())
     if unknown := re.search(r'Unrecognized options: --([\w.-]+)', text):
         key = unknown[1].replace('-', '_')
         if named := _named_values(model, key):

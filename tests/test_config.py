@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,7 @@ BAD_OVERRIDES = {
     'unknown key': (['--objective.bta', '1'], ['objective.bta', 'objective.beta?']),
     'unknown with =': (['--optimizer.epoch=3'], ['optimizer.epoch', 'optimizer.epochs?']),
     'misplaced': (['--beta', '1'], ['beta', 'objective.beta?']),
+    'long': (['--objective.' + 'very_' * 8 + 'long', '1'], ['very_' * 8 + 'long']),
     'nothing like it': (['--zzzzzz', '1'], ['zzzzzz', '--help']),
     'two unknown': (['--objectve.beta', '1', '--zzzzzz', '2'], ['objective.beta?']),
     'wrong type': (['--objective.beta', 'big'], ['objective.beta', 'big']),
@@ -213,8 +215,13 @@ BAD_OVERRIDES = {
 
 
 @pytest.mark.parametrize(('arguments', 'parts'), BAD_OVERRIDES.values(), ids=BAD_OVERRIDES)
-def test_bad_overrides_are_one_line(arguments, parts, capfd):
+def test_bad_overrides_are_one_line(arguments, parts, capfd, monkeypatch):
     got = message(override, *arguments)
+    monkeypatch.setenv('TERM', 'xterm')
+    monkeypatch.setenv('COLUMNS', '20')
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)  # Where tyro writes in colours.
+    assert message(override, *arguments) == got
+    monkeypatch.undo()
     for part in parts:
         assert part in got
     assert not re.search('[│╭╰]', got)
