@@ -3,10 +3,10 @@
 import contextlib
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 
@@ -162,17 +162,22 @@ def _make_directory(run_dir: Path) -> None:
 def _refuse_links_out(run_dir: Path) -> None:
     """What a run writes, renames and deletes must lie in its directory, wherever that is from."""
 
-    def stop(error: OSError) -> NoReturn:
-        raise UserError(f'{error.filename}: {error.strerror}')
+    def stop(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise UserError(f'{error.filename}: {error.strerror}')
 
     for parent, children, names in os.walk(run_dir, onerror=stop):
         for entry in (Path(parent, name) for name in (*children, *names)):
             try:
-                out = entry.is_symlink() and leads_out(entry, run_dir)
+                mode = entry.lstat().st_mode
+            except FileNotFoundError:  # SQLite's files of a page that is open come and go.
+                continue
+            if not (stat.S_ISLNK(mode) or stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                raise UserError(f'{entry}: not a regular file')
+            try:
+                out = stat.S_ISLNK(mode) and leads_out(entry, run_dir)
             except OSError:  # Links in a circle.
                 out = True
-            if not (entry.is_symlink() or entry.is_dir() or entry.is_file()):
-                raise UserError(f'{entry}: not a regular file')
             if out:
                 raise UserError(
                     f'{entry}: a link that leads out of {run_dir}, where --resume must not write; '

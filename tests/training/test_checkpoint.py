@@ -20,7 +20,7 @@ from sail_jax import configfile, files, runs
 from sail_jax.cli import main
 from sail_jax.control import envs
 from sail_jax.errors import TrainingFailed, UserError
-from sail_jax.training import checkpoint, integrity, loop, metrics
+from sail_jax.training import checkpoint, integrity, loop, metrics, rundir
 from tests.support.checkpoints import damage, same
 from tests.support.refused import message
 from tests.support.saving import KEPT, KL, REFRESHED, make_run, steps, train, updates
@@ -311,6 +311,18 @@ def test_a_pipe_in_a_run_directory_is_not_waited_for(falling, tmp_path, name, re
     if reads:
         with pytest.raises(UserError, match=f'{path}: (not a reg|cannot be read .*not a reg)'):
             runs.open_run(tmp_path / 'run', env=Point())
+
+
+def test_what_goes_while_a_run_directory_is_looked_through_is_no_pipe(tmp_path, monkeypatch):
+    """As SQLite's files do while somebody answers."""
+    listed = [(str(tmp_path), ['gone'], ['labels.sqlite-wal'])]
+
+    def walk(path, onerror):
+        onerror(FileNotFoundError(2, 'No such file or directory', f'{path}/gone'))
+        return listed
+
+    monkeypatch.setattr(rundir.os, 'walk', walk)
+    rundir._refuse_links_out(tmp_path)
 
 
 def test_what_a_run_deletes_while_it_is_read_is_read_anew(falling, tmp_path, monkeypatch, caplog):
