@@ -7,9 +7,11 @@ import pytest
 import sail_jax
 from sail_jax.control import task
 from sail_jax.control.config import ControlRun, check
+from sail_jax.control.reward import asking, people
+from sail_jax.control.reward.ensemble import Comparisons
 from sail_jax.errors import Interrupted, UserError
 from sail_jax.labels import payloads
-from sail_jax.labels.store import NAME, Store
+from sail_jax.labels.store import NAME, Answer, Store
 from sail_jax.sweep import Members
 from sail_jax.training import checkpoint, setup
 from tests.support.answering import (
@@ -74,6 +76,17 @@ def test_people_are_asked_for_one_run_of_an_environment_that_can_be_drawn(tmp_pa
         sail_jax.train(run(), tmp_path / 'b', segment_reward=lambda s: s.reward, quiet=True)
 
 
+def test_answers_that_a_store_gives_once_more_are_not_counted_again():
+    said = [
+        Answer(n, choice, 'Ann', 0.0) for n, choice in enumerate(('left', 'right', 'skip', 'equal'))
+    ]
+    nothing = np.zeros(6, np.float32)
+    there = Comparisons(nothing, nothing, nothing, prob=nothing, weight=nothing)
+    assert people.unknown(said, 2, there) == said
+    told = asking.with_told(there, asking.in_places(said[:3], prior=2, places=6))
+    assert people.unknown(said, 2, told) == said[3:]
+
+
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     """A run that is answered as it goes."""
@@ -122,6 +135,9 @@ def test_the_same_answers_give_the_same_run_however_it_is_stopped(whole, tmp_pat
         store = Store(run_dir / NAME)
         assert store.progress().waiting == (3, 3, 1)[begun]
         answer(store)
+        if begun:  # As a copy of the file is from before training learned of any answer.
+            with store._writing() as db:
+                db.execute('update answers set taken = null')
         # No checkpoint knows of the newest answers yet.
         asked_at = [B * K * T * update for update in (1, 1, 1, 2, 2, 2, 3)]
         require_exported(run_dir, tmp_path / 'answers.jsonl', asked_at[: (3, 6, 7)[begun]])

@@ -10,12 +10,14 @@ from typing import Any
 import sail_jax.control.compat  # noqa: F401
 
 import jax
+import numpy as np
 from brax.envs.base import Env
 from jax.sharding import Mesh
 
 from sail_jax.control.config import ControlRun
 from sail_jax.control.reward import asking, beginning, rounds
 from sail_jax.control.reward.asking import AskedSegments, Told
+from sail_jax.control.reward.ensemble import Comparisons
 from sail_jax.control.reward.state import AskedPeople, LearnedReward, begun_with
 from sail_jax.core import precision
 from sail_jax.core.keys import ANSWERS, stream
@@ -59,6 +61,18 @@ def make_learn(run: ControlRun, env: Env, mesh: Mesh) -> Learn:
     return learn
 
 
+def unknown(answers: Sequence[Answer], prior: int, there: Comparisons) -> list[Answer]:
+    """Those that training does not know. A store that was put back from an older copy gives others
+    once more; were they counted again, no round would ever be due.
+
+    Args:
+      prior: as of `asking.in_places`.
+      there: what was told so far; see `questions.unanswered` and `store.PROB`.
+    """
+    told_N = (np.asarray(there.prob) != 0) | (np.asarray(there.weight) != 0)
+    return [answer for answer in answers if not told_N[prior + answer.number]]
+
+
 class AskingUpdates:
     """What the updates of a run have asked: it is in the state; see `asking.AskingRun`."""
 
@@ -88,6 +102,7 @@ class AskingUpdates:
         """As of `AskingRun`; before the first update it fits what the run began with."""
         reward, step = state.sampler.reward, int(state.step)
         prior = begun_with(self._run.reward, reward)
+        answers = unknown(answers, prior, reward.answers)
         if not answers and (step > 0 or not prior or reward.passes > 0):
             return state
         told = asking.in_places(answers, prior, len(reward.update_N))
