@@ -38,6 +38,11 @@ MAX_ENTRY = 2**30
 """Bytes of a cached result."""
 TAKES = 'takes'
 """How the complaint begins that memory is not enough."""
+FULL = re.compile(
+    r'Used ([\d.]+\w) of ([\d.]+\w) hbm'
+    r'|required for HLO temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)'
+)
+"""How libtpu says so: of a program that it has laid out, and of one of which it need not."""
 FORM = 1
 """Of the cached results; another one makes them new."""
 
@@ -109,8 +114,9 @@ def _compile(lowered: jax.stages.Lowered) -> Compiled:
 def explained(said: str) -> str:
     """The compiler's complaint in one line, with JAX's name of the operation and our line of source
     where it names them."""
-    if full := re.search(r'Used ([\d.]+\w) of ([\d.]+\w) hbm', said):
-        return f'{TAKES} {full[1]} of a memory of {full[2]}'
+    if full := FULL.search(said):
+        taken, memory = filter(None, full.groups())
+        return f'{TAKES} {taken} of a memory of {memory}'
     operation = re.search(r'op_name="([^"]+)"', said)
     stack = re.findall(r'^ +(/\S+?):(\d+):\d+ \[(.*?)\]', said, re.MULTILINE)
     lines = [SourceLine(file, int(line), function) for file, line, function in stack]

@@ -28,15 +28,17 @@ def show(report: Report, name: str) -> None:
         f'{hosts} host{"s" * (hosts > 1)}{f"; {mesh}" if mesh else ""}'
     )
     terminal.print_table('memory of a device, GiB', *_memory(report))
-    terminal.print_table('one call of a program, on a device', *_work(report))
+    if any(planned.counted for planned in report.programs):
+        terminal.print_table('one call of a program, on a device', *_work(report))
     for planned in report.programs:
         if planned.compiled.error:
             terminal.out(f'{planned.program.name} does not compile: {planned.compiled.error}')
     if exchanges := _exchanges(report):
         heading = ['exchanges', 'along', 'hosts', 'number', 'GB']
         terminal.print_table('between devices, of one call', heading, exchanges)
-    heading = ['heaviest', 'of', 'shape', 'number', 'ms', 'line']
-    terminal.print_table('where an update spends its time', heading, _heaviest(report))
+    if heaviest := _heaviest(report):
+        heading = ['heaviest', 'of', 'shape', 'number', 'ms', 'line']
+        terminal.print_table('where an update spends its time', heading, heaviest)
     _say_bounds(report)
     terminal.out(f'fits: {_verdict(report)}')
     terminal.out(NOTE)
@@ -54,9 +56,9 @@ def compare(reports_: Sequence[Report]) -> None:
                 str(report.target),
                 str(report.target.count),
                 'yes' if report.fits else 'no',
-                f'{seconds:.3g}' if seconds else 'n/a',
+                _number(seconds) if seconds else 'n/a',
                 f'{seconds / best:.2f}' if seconds and best else 'n/a',
-                f'{seconds * report.target.count:.3g}' if seconds else 'n/a',
+                _number(seconds * report.target.count) if seconds else 'n/a',
                 str(numbers.get('bound_by', 'does not compile')),
             ]
         )
@@ -88,7 +90,7 @@ def _work(report: Report) -> tuple[list[str], list[list[str]]]:
         if counted is None or times is None:
             continue
         cells = [program.name, f'{program.per_update:.3g}']
-        cells += [f'{counted.flops / 1e12:.3g}', f'{counted.traffic_bytes / 1e9:.4g}']
+        cells += [_number(counted.flops / 1e12), _number(counted.traffic_bytes / 1e9)]
         cells += map(_ms, (times.matmul_s, times.memory_s, times.links_s))
         if launched:
             a_step = f'{counted.kernels / program.steps:.0f}' if program.steps else ''
@@ -104,7 +106,7 @@ def _exchanges(report: Report) -> list[list[str]]:
             x.axes,
             x.hosts,
             f'{x.count:,}',
-            f'{x.bytes / 1e9:.3g}',
+            _number(x.bytes / 1e9),
         ]
         for planned in report.programs
         if planned.counted is not None
@@ -160,4 +162,8 @@ def _gib(size: float) -> str:
 
 
 def _ms(seconds: float) -> str:
-    return f'{1000 * seconds:.3g}'
+    return _number(1000 * seconds)
+
+
+def _number(x: float) -> str:
+    return f'{x:,.0f}' if x >= 100 else f'{x:.3g}'

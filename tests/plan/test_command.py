@@ -74,8 +74,18 @@ Suspected Python Code Location:
     assert line.endswith(
         '(dot_general, sail_jax/language/model/attention.py:153 (brax/math.py:96))'
     )
-    full = 'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm.'
-    assert compiler.explained(full) == 'takes 21.50G of a memory of 15.75G'
+
+
+@pytest.mark.parametrize(
+    'said',
+    [
+        'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm.',
+        'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO '
+        'temporaries (21.50G) exceeds available HBM (15.75G).',
+    ],
+)
+def test_a_full_memory_is_told_from_other_complaints(said):
+    assert compiler.explained(said) == 'takes 21.50G of a memory of 15.75G'
 
 
 @pytest.mark.parametrize(('target', 'extra'), [('h100:8', 'cuda12'), ('v5e:2x4', 'tpu')])
