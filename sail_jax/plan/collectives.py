@@ -122,19 +122,14 @@ def _of_mesh(said: str) -> Groups:
 
 
 def axes_of(groups: Groups, axes: Mapping[str, int]) -> str:
-    """The axes of the mesh that groups lie along, `data+fsdp`; `other` where along none."""
-    wide = [axis for axis, size in axes.items() if size > 1]
+    """The axes of the mesh along which those who talk to each other differ, `data+fsdp`: all
+    devices along them, a part, or pairs."""
     places = list(itertools.product(*map(range, axes.values())))
-    said = {frozenset(group) for group in groups if len(group) > 1}
-    for count in range(1, len(wide) + 1):
-        for along in itertools.combinations(wide, count):
-            expected: dict[tuple, set[int]] = {}
-            for number, place in enumerate(places):
-                key = tuple(p for p, axis in zip(place, axes, strict=True) if axis not in along)
-                expected.setdefault(key, set()).add(number)
-            if said == set(map(frozenset, expected.values())):
-                return '+'.join(along)
-    return 'other'
+
+    def differ(axis: int) -> bool:
+        return any(len({places[device][axis] for device in group}) > 1 for group in groups)
+
+    return '+'.join(name for axis, name in enumerate(axes) if differ(axis))
 
 
 def across_hosts(groups: Groups, hosts: Sequence[int]) -> bool:

@@ -82,6 +82,22 @@ def test_who_talks_to_whom(platform, name, kind, times, size, sent, axes, across
     assert collectives.across_hosts(said.groups, hosts) is across
 
 
+@pytest.mark.parametrize(
+    ('groups', 'expected'),
+    [
+        (((0, 1, 2, 3), (4, 5, 6, 7)), 'fsdp'),
+        (((0, 1), (2, 3), (4, 5), (6, 7)), 'fsdp'),
+        (((0, 1), (1, 2), (2, 3), (3, 0)), 'fsdp'),
+        (((0,), (1, 5)), 'data'),
+        (((0, 5), (5, 0)), 'data+fsdp'),
+        ((tuple(range(8)),), 'data+fsdp'),
+    ],
+    ids=str,
+)
+def test_an_exchange_is_along_the_axes_in_which_its_devices_differ(groups, expected):
+    assert collectives.axes_of(groups, AXES) == expected
+
+
 @pytest.mark.parametrize('platform', PLATFORMS)
 def test_operations_know_their_line(platform):
     product = next(x for x in counted(platform, 'scan').operations if x.flops)
