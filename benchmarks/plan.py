@@ -38,6 +38,7 @@ TARGETS = {
         for folder in ('control', 'language/smollm2', 'language/paper')
         for path in sorted((CONFIGS / folder).rglob('*.yaml'))
     },
+    'bandit/sample_complexity': CARD,
 }
 OPTIONS = {
     'language/paper/u10': ['--model.path=models/Qwen1.5-0.5B'],

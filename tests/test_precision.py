@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
+from sail_jax import runs, workloads
 from sail_jax.control import task as control_task
 from sail_jax.control.config import ControlRun
 from sail_jax.core import precision, update
@@ -14,6 +15,7 @@ from sail_jax.language import programs
 from sail_jax.sweep import Members
 from sail_jax.training import setup
 from tests.support import small
+from tests.support.paths import ROOT
 from tests.support.toy import SETTINGS, Point
 
 
@@ -68,6 +70,12 @@ def test_language_models_multiply_as_their_type_or_the_setting_says(
     files, dtype, setting, expected
 ):
     assert stated(language(files, dtype, matmul_precision=setting)) == {expected}
+
+
+def test_a_study_draws_in_float32():
+    run = runs.load(ROOT / 'configs' / 'bandit' / 'sample_complexity.yaml')
+    (ascend,) = workloads.of(run).programs(run, jax.devices()).programs
+    assert stated(ascend.function.lower(*ascend.arguments).as_text()) == {'HIGHEST'}
 
 
 def test_a_program_is_the_same_whoever_calls_it():

@@ -15,7 +15,7 @@ from sail_jax.bandit import problem as exact
 from sail_jax.bandit.config import SampleComplexity
 from sail_jax.bandit.measure import OBJECTIVES, generator, make_objectives
 from sail_jax.bandit.problem import ExactObjective, Problem
-from sail_jax.core import update
+from sail_jax.core import precision, update
 
 FIT_LAST = 16
 """The slope is fitted from this share (one over) of the labels on, past the transient."""
@@ -106,6 +106,7 @@ def make_ascent(run: SampleComplexity, settings: config.Run) -> Callable[..., ja
     moments = moments_of(run)
 
     @jax.jit
+    @precision.traced_at(precision.resolved(settings))
     @jax.vmap
     def means(problem: Problem, start_SxD: jax.Array, seed_S: jax.Array, scale: Optimum):
         means_SxTxD = jax.vmap(

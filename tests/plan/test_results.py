@@ -124,17 +124,27 @@ def test_files_fit_with_a_tenth_to_spare(said):
     assert over == MISSES['memory']
 
 
-def test_simulators_and_gaussians_are_computed_in_float32(said):
-    control = {p: x for p, x in said.items() if x['config']['workload'] in ('control', 'sac')}
+def test_nothing_is_multiplied_in_less_than_its_type(said):
+    """float32 as such, in every program of every workload, and bfloat16 in language alone."""
     kinds = {
         pair: set().union(*(x.get('flops_by_precision', ()) for x in result['programs'].values()))
-        for pair, result in control.items()
+        for pair, result in said.items()
     }
+    language = {pair for pair, x in said.items() if 'model' in x['config']}
+    assert all(kinds[pair] <= {'bf16', 'f32 highest'} for pair in language)
     # MJX itself asks for `high` where it looks whether two convex bodies touch.
     convex = {pair for pair in kinds if 'panda' in pair[0]}
-    assert kinds == {
-        pair: {'f32 highest'} | ({'f32 high'} if pair in convex else set()) for pair in kinds
+    assert {pair: kinds[pair] for pair in kinds.keys() - language} == {
+        pair: {'f32 highest'} | ({'f32 high'} if pair in convex else set())
+        for pair in kinds.keys() - language
     }
+
+
+def test_exchanges_are_along_axes_of_the_mesh(said):
+    for result in said.values():
+        wide = {axis for axis, size in result['mesh'].items() if size > 1}
+        for program in result['programs'].values():
+            assert all(set(x['axes'].split('+')) <= wide for x in program.get('collectives', ()))
 
 
 @pytest.mark.parametrize('name', sorted({name for name, _ in RESULTS}))
