@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sail_jax import files, terminal
+from sail_jax import files, processor, terminal
 
 _WARNING = re.compile(
     r"Error (reading|writing) persistent compilation cache entry for '([^']+)': (.*)", re.DOTALL
@@ -18,9 +18,11 @@ _WARNING = re.compile(
 
 def use() -> None:
     """Has JAX, once it is imported, keep compiled programs in the user's cache, unless
-    JAX_COMPILATION_CACHE_DIR says where."""
+    JAX_COMPILATION_CACHE_DIR says where. JAX would take those of another processor, or of fewer
+    cores, for this one's: the slow programs of a job with one core, say."""
     cache = files.user_cache()
     if cache is not None and _takes_files(cache):
+        cache = cache / 'programs' / processor.kind()
         os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
     if used := os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         _warn_once(used, own=used == str(cache))

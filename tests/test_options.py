@@ -12,7 +12,7 @@ import matplotlib.image
 import pytest
 
 import sail_jax
-from sail_jax import cli, configfile, files, plots, program_cache
+from sail_jax import cli, configfile, files, plots, processor, program_cache
 from sail_jax.control.config import ControlRun
 from sail_jax.curves import Curve, group_by_settings, load_all
 from sail_jax.errors import UserError
@@ -74,8 +74,8 @@ def test_options_out_of_bounds(capsys, arguments, what):
 @pytest.mark.parametrize(
     ('home', 'cache', 'wanted'),
     [
-        ('{}/h', '{}/c', '{}/c/sail_jax'),
-        ('{}/h', '', '{}/h/.cache/sail_jax'),
+        ('{}/h', '{}/c', '{}/c/sail_jax/programs'),
+        ('{}/h', '', '{}/h/.cache/sail_jax/programs'),
         ('{}/h', 'here', None),
         ('here', '', None),
         ('{}/h', '{}/file', None),
@@ -95,7 +95,23 @@ def test_compiled_programs_are_kept_where_the_user_has_a_cache(
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')
     del os.environ['JAX_COMPILATION_CACHE_DIR']  # Put back at the end.
     said(capsys, 'plot', str(tmp_path))
-    assert os.environ.get('JAX_COMPILATION_CACHE_DIR') == (wanted and wanted.format(tmp_path))
+    kept = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+    assert kept == (wanted and f'{wanted.format(tmp_path)}/{processor.kind()}')
+
+
+def test_programs_are_kept_by_processor_and_cores(tmp_path, monkeypatch):
+    """JAX's own keys are the same for all of them."""
+    monkeypatch.setattr(processor, 'CPUINFO', tmp_path / 'cpuinfo')
+    kinds = [processor.kind()]
+    for flags in ('avx2', 'avx2 avx512f'):
+        for cores in (1, 2):
+            monkeypatch.setattr(os, 'sched_getaffinity', lambda _, n=cores: range(n), raising=False)
+            cpu = 'model name\t: A\nflags\t\t: {}\ncpu MHz\t\t: {}\n'
+            for mhz in (1000, 2000):  # Which is another at each moment.
+                processor.CPUINFO.write_text(cpu.format(flags, mhz), encoding='utf-8')
+                kinds.append(processor.kind())
+    assert kinds[1::2] == kinds[2::2]
+    assert len(set(kinds)) == 5
 
 
 HALF_WRITTEN = """
@@ -113,16 +129,19 @@ def test_compiled_programs_that_were_half_written_are_replaced(tmp_path):
     kept = {k: v for k, v in os.environ.items() if k != 'JAX_COMPILATION_CACHE_DIR'}
     kept |= {'XDG_CACHE_HOME': str(tmp_path), 'PYTHONPATH': str(ROOT)}
 
+    def place():
+        return tmp_path / 'sail_jax/programs' / processor.kind()
+
     def run():
         command = [sys.executable, '-c', HALF_WRITTEN]
         done = subprocess.run(command, env=kept, capture_output=True, text=True)
         assert (done.stdout, done.stderr) == ('2\n', '')
-        return {x.name: x.read_bytes() for x in (tmp_path / 'sail_jax').glob('*-cache')}
+        return {x.name: x.read_bytes() for x in place().glob('*-cache')}
 
     whole = run()
     assert whole
     for name, content in whole.items():
-        (tmp_path / 'sail_jax' / name).write_bytes(content[: len(content) // 2])
+        (place() / name).write_bytes(content[: len(content) // 2])
     assert {name: len(x) for name, x in run().items()} == {k: len(x) for k, x in whole.items()}
 
 
@@ -130,7 +149,7 @@ def test_compiled_programs_that_were_half_written_are_replaced(tmp_path):
 @pytest.mark.parametrize('what', ['reading', 'writing'])
 def test_programs_that_cannot_be_kept_are_one_line(tmp_path, monkeypatch, capsys, own, what):
     """JAX would warn of each; an entry that cannot be deleted (here a directory) ends nothing."""
-    cache = tmp_path / 'sail_jax'
+    cache = tmp_path / 'sail_jax/programs' / processor.kind()
     (cache / 'jit_f-0-cache').mkdir(parents=True)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path if own else tmp_path / 'other'))
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(cache))

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from sail_jax import processor
 from sail_jax.config import Devices
 from sail_jax.errors import TrainingFailed, UserError, one_line
 
@@ -66,9 +67,7 @@ def use_cores(rows: int) -> None:
     number = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
     if said or number != -1:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    cores = cores or 1
-    count = max(n for n in range(1, cores + 1) if rows % n == 0)
+    count = max(n for n in range(1, processor.cores() + 1) if rows % n == 0)
     with contextlib.suppress(RuntimeError):  # JAX has begun.
         jax.config.update('jax_num_cpu_devices', count)
 
