@@ -188,6 +188,18 @@ def test_a_supervised_run_that_left_no_model_yet_answers_from_its_checkpoint(
     assert ours.startswith('the \\x1b[31mcat')
 
 
+@pytest.mark.parametrize(('left_out', 'chat'), [(0, True), (0, False), (1, False)])
+def test_a_prompt_that_leaves_a_chat_template_out_is_remarked(
+    trained, tmp_path, capsys, left_out, chat
+):
+    ignored = ['chat_template.jinja'] * left_out
+    shutil.copytree(trained / 'checkpoint', tmp_path / 'model', ignore=lambda *_: ignored)
+    options = ['--chat'] * chat
+    assert main(['generate', str(tmp_path / 'model'), 'the cat', *options]) == 0
+    said = '--chat puts a prompt into it' in capsys.readouterr().err
+    assert said == (not left_out and not chat)
+
+
 def test_from_python_models_answer_as_on_the_command_line(trained, capsys):
     prompts, path = ['the cat', 'no'], trained / 'brief'
     responses = sail_jax.generate(path, prompts, samples=2, seed=3)
