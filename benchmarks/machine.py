@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import sys
 import time
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rounds import stopwatch
+from sail_jax import processor
 
 TAKEN = stopwatch()
 
@@ -35,8 +34,8 @@ def machine(module: str) -> dict[str, Any]:
     return {
         'device': f'{len(jax.devices())} x {device.device_kind}',
         'platform': device.platform,
-        'cpu_cores': os.cpu_count(),
-        'processor': _processor(),
+        'cpu_cores': processor.cores(),
+        'processor': processor.model(),
         'versions': checkpoint.versions(),
         'date': time.strftime('%Y-%m-%d'),
         'command': shlex.join(['python', '-m', module, *map(_relative, sys.argv[1:])]),
@@ -65,13 +64,3 @@ def write(results: dict[str, Any], out: Path | None, indent: int | None = 1) -> 
         out.write_text(text + '\n', encoding='utf-8')
     else:
         print(text)
-
-
-def _processor() -> str:
-    """The model, where the system tells."""
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return f'{platform.machine()}, {models[0]}' if models else platform.machine()
