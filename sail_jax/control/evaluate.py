@@ -1,6 +1,6 @@
 """Evaluation of a control policy: full episodes under the true reward, against the start."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sail_jax.control.compat  # noqa: F401
@@ -11,8 +11,8 @@ from brax.envs.base import Env, State
 from brax.training.agents.ppo.networks import PPONetworks
 from jax.sharding import Mesh, PartitionSpec
 
+from sail_jax.control import contract, envs, rollout
 from sail_jax.control import policy as control_policy
-from sail_jax.control import rollout
 from sail_jax.control.config import ControlRun, Success
 from sail_jax.control.lanes import World
 from sail_jax.control.rollout import Episodes
@@ -77,18 +77,35 @@ def make_succeeded(env: Env, success: Success) -> Callable[[State], jax.Array] |
     """Whether a state makes its episode a success, for `World`.
 
     Raises:
-      UserError: a metric that the environment does not have.
+      UserError: a metric that the environment does not have, or that is no number.
     """
     name = success.metric
     if name is None:
         return None
-    metrics = control_policy.abstract_state(env).metrics
+    metrics = _metrics(env, control_policy.abstract_state(env))
     if name not in metrics:
-        known = ', '.join(sorted(metrics)) or 'none at all'
+        known = ', '.join(sorted(map(str, metrics))) or 'none at all'
         raise UserError(
             f'evaluation.success.metric: the environment has no metric {name!r}; it has {known}'
         )
-    return lambda state: state.metrics[name] >= success.at_least
+    metric = metrics[name]
+    if not isinstance(metric, jax.ShapeDtypeStruct):
+        raise UserError(
+            f'evaluation.success.metric: {name!r} is a {type(metric).__name__}; expected one number'
+        )
+    if metric.shape not in ((), (1,)) or not contract.is_real(metric):
+        raise UserError(
+            f'evaluation.success.metric: {name!r} is {metric.dtype}{list(metric.shape)}; '
+            'expected one number'
+        )
+    return lambda state: _metrics(env, state)[name].reshape(-1) >= success.at_least
+
+
+def _metrics(env: Env, state: State) -> Mapping[str, Any]:
+    """Of the environment's own state, which lies within that of one that was made right."""
+    right = isinstance(envs.bare(env), contract.Sound)
+    metrics = getattr(state.pipeline_state if right else state, 'metrics', None)
+    return metrics if isinstance(metrics, Mapping) else {}
 
 
 def summarise(

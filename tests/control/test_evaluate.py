@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sail_jax.control import evaluate, rollout
+from sail_jax.control import envs, evaluate, rollout
 from sail_jax.control import policy as control_policy
-from sail_jax.control.config import ControlRun, Success
+from sail_jax.control.config import ControlRun, Environment, Success
 from sail_jax.control.lanes import World
 from sail_jax.control.rollout import Episodes
 from sail_jax.control.sac import evaluate as of_sac
@@ -99,6 +99,51 @@ def test_a_metric_that_the_environment_does_not_have_is_refused(env, known):
     wanted = Success(metric='opened', at_least=1)
     with pytest.raises(UserError, match=rf"no metric 'opened'; .*{known}"):
         evaluate.make_succeeded(env, wanted)
+
+
+class Odd(Walked):
+    """With observations that are made right, and metrics of other shapes."""
+
+    def _odd(self, state):
+        metrics = {
+            'one': state.metrics['steps'][None],
+            'two': jnp.zeros(2),
+            'parts': {'a': jnp.zeros(())},
+            'spin': jnp.zeros((), complex),
+            **state.metrics,
+        }
+        return state.replace(obs={'where': state.pipeline_state}, metrics=metrics)
+
+    def reset(self, rng):
+        return self._odd(super().reset(rng))
+
+    def step(self, state, action):
+        own = {'obs': state.obs['where'], 'metrics': {'steps': state.metrics['steps']}}
+        return self._odd(super().step(state.replace(**own), action))
+
+
+@pytest.mark.parametrize('metric', ['steps', 'one'])
+@pytest.mark.parametrize('repeat', [1, 2])
+def test_metrics_of_an_environment_that_is_made_right_are_its_own(metric, repeat):
+    env = envs.make(Environment(action_repeat=repeat), Odd())
+    succeeded = evaluate.make_succeeded(env, Success(metric=metric, at_least=2 * repeat))
+    keys = jax.random.split(jax.random.key(0), 3)
+    state = rollout.reset(env, keys)
+    said = []
+    for _ in range(2):
+        state = jax.vmap(env.step)(state, jnp.zeros((3, 2)))
+        said.append(succeeded(state).tolist())
+    assert said == [[False] * 3, [True] * 3]
+
+
+@pytest.mark.parametrize(
+    ('metric', 'said'),
+    [('two', r'float32\[2\]'), ('parts', 'a dict'), ('spin', r'complex64\[\]')],
+)
+def test_a_metric_that_is_no_number_is_refused(metric, said):
+    env = envs.make(Environment(), Odd())
+    with pytest.raises(UserError, match=f"success.metric: '{metric}' is {said}; expected one"):
+        evaluate.make_succeeded(env, Success(metric=metric))
 
 
 def test_policy_and_reference_are_not_mixed_up():
