@@ -24,6 +24,7 @@ from sail_jax.language.model import policy as language_policy
 from sail_jax.language.model.architecture import Architecture
 from sail_jax.language.model.policy import Decoders
 from sail_jax.language.model.sampler import Sampling
+from sail_jax.language.model.tensors import DTYPES
 from sail_jax.language.model.transformer import Decoder
 from sail_jax.language.reward import reward_model
 from sail_jax.language.reward.reward_model import RewardModel
@@ -90,19 +91,33 @@ def export(opened: OpenedModel, out: Path, adapter: bool = False, dtype: str | N
       dtype: of the tensors; None keeps the parameters'.
 
     Raises:
-      UserError: it exists; there is no adapter.
+      UserError: it exists; there is no adapter; a type that is not read here either.
     """
-    settings = opened.run.model
+    settings, of_tensors = opened.run.model, _type_of_tensors(dtype)
     if adapter and isinstance(opened.run, RewardRun):
         raise UserError('--adapter: a reward model has a score besides; export the whole model')
     if adapter and settings.train != 'lora':
         raise UserError('--adapter: the run trained all parameters (model.train: full)')
     if adapter:
-        return lora.save(opened.decoder, opened.decoders.settings.lora, out, settings.path)
+        adapted = opened.decoders.settings.lora
+        return lora.save(opened.decoder, adapted, out, settings.path, of_tensors)
     with files.new_directory(out) as directory:  # Whole, with what is added to its configuration.
-        weights.fill(opened.merged, directory, settings.path, jnp.dtype(dtype) if dtype else None)
+        weights.fill(opened.merged, directory, settings.path, of_tensors)
         _complete(opened.run, directory)
     return out
+
+
+def _type_of_tensors(dtype: Any) -> jnp.dtype | None:
+    if dtype is None:
+        return None
+    names = {jnp.dtype(read).name for read in DTYPES.values()}
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:  # Of no such name, or another library's.
+        found = None
+    if found is None or found.name not in names:
+        raise UserError(f'dtype: {dtype!r:.80}; expected one of {", ".join(sorted(names))}')
+    return found
 
 
 def _complete(run: LanguageRun | SupervisedRun, out: Path) -> None:

@@ -6,6 +6,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import sail_jax
 from sail_jax import runs
@@ -216,6 +217,19 @@ def test_an_export_renders_prompts_as_training_did(tmp_path):
     trained = tokens.load(source, **run.model.template).prompt_ids(prompt)
     assert tokens.load(out).prompt_ids(prompt) == trained
     assert tokens.load(source).prompt_ids(prompt) != trained
+
+
+def test_an_export_has_the_type_that_was_asked_for_its_adapter_too(model, prompts, tmp_path):
+    run = small.run(model, prompts, model={'path': str(model), **LORA})
+    decoders = policy.read(run.model)
+    opened = export.OpenedModel(run, decoders, decoders.start(0), decoders.shared())
+    for dtype in ('int8', 'flaot32', 'float64', object()):
+        with pytest.raises(UserError, match=r'^dtype: .*; expected one of bfloat16, float16, '):
+            export.export(opened, tmp_path / 'none', dtype=dtype)
+    for out, options in (('adapter', {'adapter': True}), ('whole', {})):
+        export.export(opened, tmp_path / out, dtype='bfloat16', **options)
+        (file,) = (tmp_path / out).glob('*.safetensors')
+        assert {tensor.dtype.name for tensor in load_file(file).values()} == {'bfloat16'}
 
 
 class Recorded:

@@ -150,13 +150,18 @@ def merge(decoder: Decoder) -> Decoder:
 
 
 def save(
-    decoder: Decoder, settings: Lora, path: str | Path, base: str | Path | None = None
+    decoder: Decoder,
+    settings: Lora,
+    path: str | Path,
+    base: str | Path | None = None,
+    dtype: jnp.dtype | None = None,
 ) -> Path:
     """Writes the adapter alone, in the format of PEFT.
 
     Args:
       path: a new directory.
       base: the checkpoint that the adapter belongs to, named in the file.
+      dtype: of the tensors; None keeps the parameters'.
 
     Raises:
       UserError: if `path` exists or cannot be made.
@@ -168,7 +173,7 @@ def save(
             assert variable is not None  # Targets have both.
             values = np.asarray(variable[...])
             for layer in _layers(decoder, settings):
-                tensor = np.ascontiguousarray(values[layer].T)
+                tensor = np.ascontiguousarray(values[layer].T, dtype=dtype or values.dtype)
                 tensors[_tensor_name(decoder, layer, name, part)] = tensor
     names = sorted({name.rpartition('.')[2] for name, _ in _targets(decoder, settings)})
     config = PLAIN | {
