@@ -119,36 +119,58 @@ def train(
         kind.accepted(callbacks)  # A study has no updates to show.
         return kind.study.train(settings, run_dir, resume, quiet)
     run_dir = files.absolute(run_dir)  # A callback or reward may change the current directory.
-    _require_handed(kind, settings, run_dir, handed, resume)
+    options: dict[str, Any] = {'quiet': quiet, 'callbacks': callbacks, 'handed': handed}
     if Members.of(settings).sweep and not kind.side_by_side:
-        options: dict[str, Any] = {'resume': resume, 'quiet': quiet, **callbacks, **handed}
-        return _train_in_turn(Members.of(settings), run_dir, options)
-    settings = kind.recorded(settings, handed)
-    from sail_jax.training import accelerator
+        _require_handed(kind, settings, run_dir, handed, resume)
+        return _train_in_turn(Members.of(settings), run_dir, resume, options)
+    return _train(settings, run_dir, resume, **options)
+
+
+# parameters: those of `train` that a run, or a member of several in turn, is trained with
+def _train(
+    run: Any,
+    run_dir: Path,
+    resume: bool,
+    *,
+    quiet: bool,
+    callbacks: Mapping[str, Any],
+    handed: Mapping[str, Any],
+    in_turn: bool = False,
+) -> Any:
+    """Trains what is neither a study nor trained in turn; `in_turn` as of `trainer.train`."""
+    kind = workloads.of(run)
+    _require_handed(kind, run, run_dir, handed, resume)
+    run = kind.recorded(run, handed)
+    from sail_jax.training import accelerator, hosts
 
     accelerator.warn_if_idle()
-    task = hosts.together(lambda: make_task(settings, run_dir, **handed))
+    task = hosts.together(lambda: make_task(run, run_dir, **handed))
     from sail_jax.training import trainer
     from sail_jax.training.callbacks import Callbacks
 
-    finish = functools.partial(kind.finish, settings, run_dir)
+    finish = functools.partial(kind.finish, run, run_dir)
     hooks = Callbacks(**callbacks)
-    result = trainer.train(settings, task, run_dir, resume, quiet, finish, hooks)
+    result = trainer.train(run, task, run_dir, resume, quiet, finish, hooks, in_turn)
     if isinstance(result, list):  # Of a sweep.
         return [each._replace(table=kind.table) for each in result]
     return result._replace(table=kind.table)
 
 
-def _train_in_turn(members: Members, run_dir: Path, options: dict[str, Any]) -> list[Any]:
+def _train_in_turn(
+    members: Members, run_dir: Path, resume: bool, options: dict[str, Any]
+) -> list[Any]:
     """Trains the members of a sweep one after the other, each as a run of its own; one that was
     begun goes on, and one that is at its end is only evaluated.
+
+    Args:
+      options: of `_train`.
 
     Raises:
       UserError: as of `train`; nothing is left where that is before the first member's run.
     """
     from sail_jax.training import hosts, rundir
 
-    resume, results = options.pop('resume'), []
+    results = []
     directories = members.directories(run_dir)
     with rundir.claimed(members.run, run_dir, resume, in_turn=True):
         for member, directory in zip(members.each, directories, strict=True):
@@ -157,7 +179,8 @@ def _train_in_turn(members: Members, run_dir: Path, options: dict[str, Any]) -> 
             if not options['quiet']:
                 hosts.say(f'{directory}: {len(results) + 1} of {len(directories)} runs')
             try:
-                result = train(member.run, directory, resume=resume and begun, **options)
+                workloads.of(member.run).check(member.run)
+                result = _train(member.run, directory, resume and begun, in_turn=True, **options)
             except UserError:
                 if not any(map(files.exists, directories)) and hosts.is_main():
                     (run_dir / CONFIG).unlink()  # The directory is free for the corrected run.

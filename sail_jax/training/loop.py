@@ -76,6 +76,8 @@ class Loop:
         labels = np.ravel(opened.state.labels).tolist()
         self.budget = LabelBudget(job.task.max_labels, labels)
         self._patience = Patience(job.task.patience, opened.patience)
+        # A longer one goes on.
+        self._stays = job.in_turn and opened.ended == job.task.updates
         self._listeners = Listeners(job.callbacks, job.members.sweep)
         self._identity = setup.identity(job.members, job.task)
         self._evaluate = setup.evaluation(job.members, job.task)
@@ -330,6 +332,7 @@ class Loop:
             'wall_s': self.recorder.wall_s(),
             'read': self.job.digests,
             'patience': self._patience.kept,
+            'ended': self.job.task.updates if self._listeners.ended else None,
             **checkpoint.origin(self.job.run),
         }
         return self.saver.save(self.step, self.state, meta, worth, wait)
@@ -362,7 +365,7 @@ class Loop:
         raise type(error)(f'{error}; {where}') from error
 
     def _at_end(self) -> bool:
-        spent = self.budget.spent or self._patience.ended
+        spent = self.budget.spent or self._patience.ended or self._stays
         return self.step >= self.job.task.updates or spent
 
     def _due(self) -> Due:

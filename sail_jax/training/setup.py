@@ -52,10 +52,12 @@ class Job(NamedTuple):
     resume: bool
     quiet: bool
     callbacks: Callbacks = NO_CALLBACKS
+    in_turn: bool = False
+    """As of `trainer.train`."""
 
     @classmethod
     def of(cls, run: config.Trained, task: Task, run_dir: Path, **options: Any) -> 'Job':
-        """`options` are resume, quiet and callbacks."""
+        """`options` are resume, quiet, callbacks and in_turn."""
         members = Members.of(run)
         return cls(members, task, Layout.of(members, task), task.digests(), run_dir, **options)
 

@@ -30,6 +30,7 @@ def train(
     quiet: bool = False,
     finish: Callable[[Result], None] = lambda result: None,
     callbacks: Callbacks = NO_CALLBACKS,
+    in_turn: bool = False,
 ) -> Result | list[Result]:
     """Trains to the end of the configuration, or of the label budget, or until a callback ends it.
 
@@ -41,6 +42,8 @@ def train(
       quiet: no progress bar.
       finish: done with the result of a run that is no sweep, while the directory is still its own.
       callbacks: the user's, that see its numbers and may end it.
+      in_turn: it is one of several that are trained one after the other: once a callback has ended
+        it, it stays at its end while they go on.
 
     Returns:
       One result; of a sweep, a list of its members'.
@@ -57,9 +60,8 @@ def train(
         update.check(run, task.workload.group_size, Members.of(run).sweep)
     devices.require_memory(task.batch_bytes(), 'a batch of this configuration')
     callbacks.check()
-    job = hosts.together(
-        lambda: Job.of(run, task, run_dir, resume=resume, quiet=quiet, callbacks=callbacks)
-    )
+    told = {'resume': resume, 'quiet': quiet, 'callbacks': callbacks, 'in_turn': in_turn}
+    job = hosts.together(lambda: Job.of(run, task, run_dir, **told))
     hosts.require_same(job.inputs)
     state = devices.size(job.layout.state)
     devices.require_memory(state, 'the training state of this configuration')

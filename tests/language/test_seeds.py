@@ -71,6 +71,26 @@ def test_members_are_the_runs_alone_and_go_on_where_they_stopped(path, capsys):
         train(path, 'run', make(path))
 
 
+@pytest.mark.slow
+def test_a_member_that_a_callback_ended_stays_at_its_end(path):
+    class Stop(Exception):
+        pass
+
+    def first_seed_ends_second_stops(row):
+        rows.append(row['step'])
+        if len(rows) == 2:
+            raise Stop
+        return True
+
+    rows = []
+    with pytest.raises(UserError, match='on_update: raised Stop'):
+        train(path, 'ended', make(path), on_update=first_seed_ends_second_stops)
+    assert rows == [1, 1]
+    go_on = lambda **settings: train(path, 'ended', make(path, **settings), resume=True)
+    assert [result.length for result in go_on()] == [4, 8]
+    assert [result.length for result in go_on(total_prompts=12)] == [12, 12]
+
+
 def test_what_cannot_be_begun_leaves_the_directory_free(path, tmp_path):
     with pytest.raises(UserError, match=r'nothing\.jsonl: No such file'):
         train(tmp_path, 'run', make(path, data={'path': str(path / 'nothing.jsonl')}))

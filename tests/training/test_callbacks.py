@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import sail_jax
+from sail_jax.control import task as control_task
+from sail_jax.control.config import recorded
 from sail_jax.errors import Interrupted, UserError
-from sail_jax.training import loop, metrics
+from sail_jax.training import loop, metrics, trainer
 from tests.support.checkpoints import same, without_times
-from tests.support.toy import make_run, train
+from tests.support.toy import Point, make_run, train
 
 
 def rows_of(path):
@@ -108,6 +110,15 @@ def test_true_ends_the_run_evaluated_and_saved(whole, tmp_path, name, at, end, a
     again = train(path, make_run(**EVERY_4), resume=True)
     same(again.policy, whole[0].policy)
     assert without_times(path) == without_times(whole[1])
+
+
+def test_one_of_several_in_turn_stays_at_the_end_that_a_callback_gave_it(tmp_path):
+    path, run = tmp_path / 'run', recorded(make_run(**EVERY_4), Point(), None)
+    before = train(path, run, on_evaluation=lambda row: True)
+    task = control_task.make(run, Point())
+    after = trainer.train(run, task, path, resume=True, quiet=True, in_turn=True)
+    assert (before.length, after.length) == (0, 0)
+    assert before.after == after.after
 
 
 def test_true_between_evaluations_makes_one_more(tmp_path):
