@@ -276,7 +276,9 @@ def read_settings(path: Path) -> Lora:
     Raises:
       UserError: as of `load`.
     """
-    file = hub.local(path, hub.CONFIG) / CONFIG
+    path = hub.local(path, hub.CONFIG)
+    _require_adapter(path)
+    file = path / CONFIG
     data = {'bias': 'none'} | files.read_json(file)
     if data.get('peft_type') != 'LORA':
         raise UserError(f"{file}: peft_type: {data.get('peft_type')!r:.80}; only 'LORA' is read")
@@ -308,6 +310,23 @@ def read_settings(path: Path) -> Lora:
     fields['layers'] = _last(data.get('layers_to_transform'), file)
     names = {'rank': 'r', 'alpha': 'lora_alpha', 'targets': 'target_modules'}
     return Lora(**hf_config.validated(_Written, fields, str(file), names).model_dump())
+
+
+def _require_adapter(path: Path) -> None:
+    """Says of a directory that is no adapter's what it is."""
+    there = lambda name: files.exists(path / name)
+    if there(CONFIG):
+        return
+    if there('config.yaml'):
+        raise UserError(
+            f'{path}: a run, and no adapter; `sail-jax export {path} DIR --adapter` writes that of '
+            "a language model's run"
+        )
+    if there('config.json'):
+        raise UserError(f'{path}: a model, and no adapter: it has no {CONFIG}')
+    # Of those that are not its `default`, PEFT makes a directory each.
+    for file in sorted(path.glob(f'*/{CONFIG}')):
+        raise UserError(f'{path}: no {CONFIG}; name one of its adapters, e.g. {file.parent}')
 
 
 def _last(layers: Any, file: Path) -> int | None:

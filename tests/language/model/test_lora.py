@@ -174,6 +174,23 @@ def test_adapter_that_does_not_fit_is_named(tmp_path, config, change, message):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ('name', 'said'),
+    [
+        ('config.yaml', 'a run, and no adapter; `sail-jax export .*/a DIR --adapter` writes that'),
+        ('config.json', 'a model, and no adapter: it has no adapter_config.json'),
+        ('mine/adapter_config.json', 'no adapter_config.json; .*, e.g. .*/a/mine'),
+        ('none', 'adapter_config.json: No such file or directory'),
+    ],
+)
+def test_what_is_no_adapter_is_said(tmp_path, name, said):
+    file = tmp_path / 'a' / name
+    file.parent.mkdir(parents=True)
+    file.write_text('{}')
+    with pytest.raises(UserError, match=said):
+        lora.read_settings(tmp_path / 'a')
+
+
 def test_settings_that_are_off_or_inert_are_read(tmp_path):
     decoder, settings = trained()
     path = lora.save(decoder, settings, tmp_path / 'a')
