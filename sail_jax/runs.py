@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sail_jax import config, configfile, files, scalars, workloads
+from sail_jax import config, configfile, files, scalars, sweep, workloads
 from sail_jax.errors import UserError
 from sail_jax.kind import Kind
 from sail_jax.sweep import Members
@@ -277,14 +277,11 @@ def _open(
     kind = workloads.of(run)
     if kind.task is None:
         raise UserError(f'{run_dir}: a {kind.name} study; it leaves figures, and no policy')
-    members = Members.of(run)
-    if members.sweep:
-        one = members.each[0].directory(run_dir)
-        raise UserError(f'{run_dir}: a sweep; name one of its runs, e.g. {one}')
+    sweep.require_alone(run, run_dir)
     from sail_jax.training import checkpoint, references, setup
 
     task = make_task(run, **handed)
-    abstract = setup.Layout.of(members, task).policy
+    abstract = setup.Layout.of(Members.of(run), task).policy
     directory = run_dir / 'checkpoints'
     policy = checkpoint.restore_policy(directory, abstract, best)
     start = references.restore_start(directory, abstract)

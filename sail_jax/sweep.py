@@ -72,6 +72,18 @@ class Members:
         return self.run.model_copy(update={'divergence': divergence})
 
 
+def require_alone(run: Settings, run_dir: Path) -> None:
+    """Refuses a sweep where one run's policy is asked for.
+
+    Raises:
+      UserError: naming one of its runs.
+    """
+    members = Members.of(run)
+    if members.sweep:
+        one = members.each[0].directory(run_dir)
+        raise UserError(f'{run_dir}: a sweep; name one of its runs, e.g. {one}')
+
+
 def check(run: Run) -> None:
     """Refuses members that cannot be trained side by side.
 

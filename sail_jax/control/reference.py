@@ -15,7 +15,7 @@ from brax.training.agents.ppo import networks as ppo_networks
 from brax.training.agents.ppo import train as ppo
 from brax.training.agents.ppo.networks import PPONetworks
 
-from sail_jax import configfile
+from sail_jax import configfile, sweep
 from sail_jax.control import brax_checkpoint, envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun, Environment
@@ -74,6 +74,7 @@ def _from_run(env: Env, run: ControlRun) -> tuple[Any, Any]:
     assert path is not None  # Or the configuration is refused.
     data, node = configfile.read_yaml(path / 'config.yaml')
     other = configfile.validate(ControlRun, data, path / 'config.yaml', node)
+    sweep.require_alone(other, path)
     _require_same(path, 'policy.activation', other.policy.activation, run.policy.activation)
     _require_same(path, 'policy.hidden', other.policy.hidden, run.policy.hidden)
     _require_same(path, 'env.name', other.env.name, run.env.name)

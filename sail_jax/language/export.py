@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from sail_jax import configfile, files, terminal
+from sail_jax import configfile, files, sweep, terminal
 from sail_jax.core import precision
 from sail_jax.core.types import Policy
 from sail_jax.errors import UserError
@@ -70,8 +70,9 @@ def open_run(run_dir: Path, run: LanguageRun | SupervisedRun, best: bool = False
     """Reads a run's newest checkpoint, or its best.
 
     Raises:
-      UserError: no readable checkpoint; the model that training started from is gone.
+      UserError: no readable checkpoint; the model that training started from is gone; a sweep.
     """
+    sweep.require_alone(run, run_dir)
     platform.require_usable()
     decoders = decoders_of(run)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -13,7 +13,7 @@ from brax.training.agents.ppo import networks as ppo_networks
 from brax.training.agents.ppo import train as ppo
 
 import sail_jax
-from sail_jax import runs
+from sail_jax import configfile, runs
 from sail_jax.control import envs, export, policy, reference
 from sail_jax.control.config import ControlRun, Environment
 from sail_jax.core.divergence import Gaussian
@@ -114,6 +114,15 @@ def test_missing_brax_checkpoint(tmp_path):
     env = brax_envs.get_environment('fast')
     with pytest.raises(UserError, match='none: no such directory'):
         reference.load(env, policy.make_networks(env, run), run, 0)
+
+
+def test_a_sweep_is_no_reference(tmp_path):
+    sweep = ControlRun.model_validate({**SETTINGS, 'seeds': [3, 5]})
+    configfile.write(sweep, tmp_path / 'config.yaml')
+    of_sweep = {'source': 'run', 'path': str(tmp_path)}
+    run = ControlRun.model_validate({**SETTINGS, 'reference': of_sweep})
+    with pytest.raises(UserError, match=r'a sweep; name one of its runs, e\.g\. .*/seed-3$'):
+        reference.load(Point(), policy.make_networks(Point(), run), run, 0)
 
 
 def test_a_run_is_anothers_reference_and_goes_to_brax(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import sail_jax
-from sail_jax import reports, runs
+from sail_jax import configfile, reports, runs
 from sail_jax.cli import main
 from sail_jax.errors import UserError
 from sail_jax.training import metrics
@@ -89,6 +89,20 @@ def test_a_member_that_a_callback_ended_stays_at_its_end(path):
     go_on = lambda **settings: train(path, 'ended', make(path, **settings), resume=True)
     assert [result.length for result in go_on()] == [4, 8]
     assert [result.length for result in go_on(total_prompts=12)] == [12, 12]
+
+
+@pytest.mark.parametrize(
+    'ask',
+    [
+        lambda path: sail_jax.generate(path, ['a']),
+        sail_jax.load_policy,
+        lambda path: sail_jax.export(path, path / 'out'),
+    ],
+)
+def test_who_asks_a_sweep_for_a_model_is_told_to_name_a_run(path, tmp_path, ask):
+    configfile.write(make(path), tmp_path / 'config.yaml')
+    with pytest.raises(UserError, match=r'a sweep; name one of its runs, e\.g\. .*/seed-3$'):
+        ask(tmp_path)
 
 
 def test_what_cannot_be_begun_leaves_the_directory_free(path, tmp_path):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from brax.envs.base import Env
 
+from sail_jax import sweep
 from sail_jax.control import envs, task
 from sail_jax.control import policy as control_policy
 from sail_jax.control.config import ControlRun
@@ -32,11 +33,8 @@ def restored(saved: Saved, task: Task) -> Any:
     Raises:
       UserError: it has no checkpoint; it is a sweep.
     """
-    members = Members.of(saved.run)
-    if members.sweep:
-        one = members.each[0].directory(saved.run_dir)
-        raise UserError(f'{saved.run_dir}: a sweep; name one of its runs, e.g. {one}')
-    layout = setup.Layout.of(members, task)
+    sweep.require_alone(saved.run, saved.run_dir)
+    layout = setup.Layout.of(Members.of(saved.run), task)
     rest = checkpoint.restore_rest(saved.run_dir / 'checkpoints', layout.state)
     return jax.device_get(rest['sampler'].reward)
 
