@@ -12,9 +12,13 @@ class LabelBudget:
     spent_at: int | None = None
     """The update that spent it, if this process has seen its row."""
 
-    def __init__(self, limit: int | None, labels: list[int]):
-        """`limit` is `labeller.max_labels`; `labels` are those of each member so far."""
+    def __init__(self, limit: int | None, labels: list[int], closed: bool = False):
+        """`limit` is `labeller.max_labels`; `labels` are those of each member so far; `closed` is
+        as it was when the run was saved."""
         self._limit, self._labels = limit, labels
+        self.closed = closed
+        """Whether the dispatch after the one that spent it was made, with which a run ends however
+        often it was stopped."""
 
     @property
     def spent(self) -> bool:
@@ -22,6 +26,7 @@ class LabelBudget:
 
     def see(self, rows: MetricsRows) -> None:
         """Takes note of the rows of the next updates."""
+        self.closed = self.spent
         self._labels = [int(member[-1]['labels']) for member in rows]
         if self._limit is None or not self.spent or self.spent_at is not None:
             return

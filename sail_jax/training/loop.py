@@ -74,7 +74,7 @@ class Loop:
         self.step = int(np.max(opened.state.step))
         self.bar, self.saver, self.recorder, self._caught = instruments
         labels = np.ravel(opened.state.labels).tolist()
-        self.budget = LabelBudget(job.task.max_labels, labels)
+        self.budget = LabelBudget(job.task.max_labels, labels, opened.closed)
         self._patience = Patience(job.task.patience, opened.patience)
         # A longer one goes on.
         self._stays = job.in_turn and opened.ended == job.task.updates
@@ -127,7 +127,7 @@ class Loop:
             callback, or a device's memory was not enough; the state was saved where there was one.
           Interrupted: a signal came; the state was saved.
         """
-        ended = self._at_end()
+        ended = self._at_end(self.budget.spent and self.budget.closed)
         if ended and self.job.resume:
             self.job.say(f'nothing is left to train: the run is at its end, {self._here}')
         ended = ended or self._listeners.ended
@@ -332,6 +332,7 @@ class Loop:
             'wall_s': self.recorder.wall_s(),
             'read': self.job.digests,
             'patience': self._patience.kept,
+            'closed': self.budget.closed,
             'ended': self.job.task.updates if self._listeners.ended else None,
             **checkpoint.origin(self.job.run),
         }
@@ -364,14 +365,14 @@ class Loop:
                 where = f'saved at {self._here}'
         raise type(error)(f'{error}; {where}') from error
 
-    def _at_end(self) -> bool:
-        spent = self.budget.spent or self._patience.ended or self._stays
-        return self.step >= self.job.task.updates or spent
+    def _at_end(self, spent: bool) -> bool:
+        over = spent or self._patience.ended or self._stays
+        return self.step >= self.job.task.updates or over
 
     def _due(self) -> Due:
         """What there is to do after the last dispatch."""
         before = self.step - self.job.task.updates_per_dispatch
-        end = self._at_end() or self._listeners.ended
+        end = self._at_end(self.budget.spent) or self._listeners.ended
 
         def within(every: int) -> bool:
             """Whether a multiple of `every` updates lies in the last dispatch."""

@@ -39,6 +39,8 @@ class Opened(NamedTuple):
     """Seconds of the processes that trained before."""
     patience: Sequence[Any] = ()
     """`Patience.kept` of a run that goes on."""
+    closed: bool = False
+    """`LabelBudget.closed` of a run that goes on."""
     ended: int | None = None
     """The length, in updates, of a run that a callback has ended before."""
 
@@ -123,5 +125,6 @@ def _restored(job: Job, start: Policy, shared: Any, saver: Saver) -> Opened:
         waiting=meta['held'],
         wall_s=meta['wall_s'],
         patience=meta.get('patience', ()),
+        closed=meta.get('closed', True),
         ended=meta.get('ended'),
     )

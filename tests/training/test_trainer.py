@@ -172,6 +172,15 @@ def test_label_budget_ends_the_run(tmp_path):
     assert again.length == result.length
     same(again.policy, result.policy)
 
+    def stop(row):
+        if row['step'] == 2:  # The dispatch that spends it is not the last.
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(tmp_path / 'stopped', run, on_update=stop)
+    train(tmp_path / 'stopped', run, resume=True)
+    assert without_times(tmp_path / 'stopped') == without_times(tmp_path / 'run')
+
 
 def test_too_many_skipped_steps_stop_the_run(tmp_path):
     poison = lambda segment: segment.reward / 0
