@@ -184,3 +184,31 @@ def test_evaluations_decode_as_they_are_told(tmp_path, decoding):
     for row, start in enumerate(prompts.lengths_B):
         end = start + int(drawn.lengths_BxK[row, 0])
         assert (best[row, start - 1 : end - 1] == texts[row, start:end]).all()
+
+
+def test_log_probabilities_of_pairs_are_of_whole_responses(tmp_path):
+    run = small.run(small.checkpoint(tmp_path / 'm'), tmp_path / 'none')
+    decoders = policy.read(run.model, length=run.longest)
+    start, programs = decoders.start(0), evaluate.make_programs(run, decoders, (3,))
+    prompts, responses = [[5, 6, 7], [8, 9]], [[[4, 3], [6, 5, 4]], [[7], [9, 3]]]
+    tokens_BxSxR, lengths_BxS = np.zeros((2, 2, 4), np.int32), np.zeros((2, 2), np.int32)
+    expected = np.zeros((2, 2))
+    for b, s in np.ndindex(2, 2):
+        text, length = [*prompts[b], *responses[b][s]], len(responses[b][s])
+        tokens_BxSxR[b, s, :length], lengths_BxS[b, s] = responses[b][s], length
+        logits = np.float64(small.logits(decoders.policy(start, ()), np.asarray([text]))[0])
+        logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        expected[b, s] = sum(logp[i - 1, text[i]] for i in range(len(prompts[b]), len(text)))
+    padded = sampler.pad_prompts(prompts, 8)
+    got = programs.log_prob(start, (), padded, tokens_BxSxR, lengths_BxS)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_pairs_are_compared_by_what_training_changed():
+    ours, starts = np.asarray([[-1.0, -3], [-2, -2], [-5, -4]]), np.asarray([[-2.0, -3]] * 3)
+    lengths = np.full((3, 2), 7)
+    got = evaluate._pair_numbers(ours, starts, lengths, 'dpo', 0.5)
+    margins = 0.5 * np.asarray([1, -1, -2])
+    assert got['pair_accuracy'] == pytest.approx(1 / 3)
+    assert got['pair_margin'] == pytest.approx(margins.mean())
+    assert got['pair_margin_se'] == pytest.approx(margins.std(ddof=1) / 3**0.5)

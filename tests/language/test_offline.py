@@ -35,7 +35,7 @@ def test_offline_dpo_learns_its_pairs_and_draws_nothing(tmp_path, monkeypatch):
     # The data's chosen are scored once, the start's responses too.
     chosen = [' yes' * (1 + i % 2) for i in np.arange(8) * 24 // 8]
     assert scored.count(chosen) == 1
-    assert len(scored) == 4
+    assert len(scored) == 3
     theirs = np.asarray(small.letters([], chosen))
     got = np.asarray(small.letters([], scored[-1]))
     assert result.after['eval/chosen_win_rate'] == np.mean((got > theirs) + (got == theirs) / 2)
