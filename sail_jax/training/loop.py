@@ -133,7 +133,7 @@ class Loop:
         ended = ended or self._listeners.ended
         dispatch = None if ended else self._program()
         exchange = None if ended else self._exchange()
-        self.bar.training()
+        self.bar.training(self.step)
         self.recorder.restart_clock()
         while dispatch is not None and not ended:
             if exchange is not None:
@@ -159,8 +159,11 @@ class Loop:
         """Numbers of the policy as it is now, a row a member; waits for the device."""
         self._require_directory()
         state = self.state
-        numbers = self._evaluate(state.policy, self.start, state.shared, *self._identity)
-        rows = setup.split(self.job.members, jax.device_get(numbers))
+        with self.bar.evaluating():
+            numbers = jax.device_get(
+                self._evaluate(state.policy, self.start, state.shared, *self._identity)
+            )
+        rows = setup.split(self.job.members, numbers)
         return [{f'eval/{key}': float(value) for key, value in row.items()} for row in rows]
 
     def _program(self) -> Dispatch:
@@ -217,7 +220,7 @@ class Loop:
             if self._caught:
                 self._stop()
             time.sleep(POLL_S)
-        self.bar.training()
+        self.bar.training(self.step)
 
     def _patiently(self, call: Callable[[], T]) -> T | None:
         """What the call gives, once another program has left what it needs; says so once. None

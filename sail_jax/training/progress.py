@@ -1,9 +1,11 @@
 """How far something is: on a terminal a line that keeps counting, in a notebook one that is written
 over, elsewhere plain lines."""
 
-import math
+import contextlib
+import datetime
 import threading
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,7 +18,6 @@ from rich.progress import (
     Task,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Column
 from rich.text import Text
@@ -59,6 +60,53 @@ class Numbers(ProgressColumn):
         return Text(task.fields['numbers'], no_wrap=True, overflow='ellipsis')
 
 
+class Pace:
+    """How long updates and evaluations take, and so how long what is left of them will."""
+
+    def __init__(self, updates: int, evaluate_every: int):
+        self._updates, self._every = updates, evaluate_every
+        self._began, self._began_s = 0, 0.0
+        """The update that is counted from, and when that was, evaluations left out."""
+        self._done, self._update_s = 0, 0.0
+        self._evaluation_s = self._evaluations_s = 0.0
+        """Of the last evaluation, and of all."""
+
+    def evaluated(self, seconds: float) -> None:
+        self._evaluation_s = seconds
+        self._evaluations_s += seconds
+
+    def begin(self, update: int, now: float) -> None:
+        """After so many updates the next ones are made, from now on."""
+        self._began, self._began_s, self._done = update, now - self._evaluations_s, update
+
+    def see(self, update: int, now: float) -> None:
+        """So many updates are done."""
+        self._done = update
+        if update > self._began:
+            self._update_s = (now - self._evaluations_s - self._began_s) / (update - self._began)
+
+    def left_s(self) -> float | None:
+        """Seconds to the end of the run; None while an update's are not known."""
+        left = self._updates - self._done
+        if self._update_s == 0:
+            return None
+        # The end is evaluated too, be it a multiple or not.
+        evaluations = -(-self._updates // self._every) - self._done // self._every if left else 0
+        return left * self._update_s + evaluations * self._evaluation_s
+
+
+class Left(ProgressColumn):
+    """Time to the end."""
+
+    def __init__(self, pace: Pace):
+        super().__init__()
+        self._pace = pace
+
+    def render(self, task: Task) -> Text:
+        left_s = self._pace.left_s()
+        return Text('-:--:--' if left_s is None else str(datetime.timedelta(seconds=int(left_s))))
+
+
 class Stages:
     """What a command is busy with, and for how long: a context, whose stages are named one after
     the other."""
@@ -73,7 +121,6 @@ class Stages:
             *(columns or (SpinnerColumn(),)),
             console=console,
             disable=not self._live,
-            speed_estimate_period=math.inf,  # An update can take minutes.
         )
         self._task = self._progress.add_task('', total=total, numbers='')
         self._began = time.monotonic()
@@ -123,25 +170,42 @@ class ProgressBar(Stages):
     """Updates done, ETA, and the numbers to watch; on a terminal or in a file, a line after each
     evaluation."""
 
-    def __init__(self, total_updates: int, names: dict[str, str], unit: str, quiet: bool):
-        """`names` maps metric keys to their short titles."""
+    def __init__(
+        self,
+        updates: int,
+        names: dict[str, str],
+        unit: str,
+        *,
+        evaluate_every: int,
+        quiet: bool = False,
+    ):
+        """Of a run of so many updates; `names` maps metric keys to their short titles."""
+        self._pace = Pace(updates, evaluate_every)
         super().__init__(
             quiet,
             BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn('eta'),
-            TimeRemainingColumn(),
+            Left(self._pace),
             Numbers(),
-            total=total_updates,
+            total=updates,
         )
         self._names, self._unit, self._quiet = names, unit, quiet
         self._last: dict[str, float] = {}
 
-    def training(self) -> None:
-        """What comes now are updates."""
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """What comes now is an evaluation."""
+        began = time.monotonic()
+        yield
+        self._pace.evaluated(time.monotonic() - began)
+
+    def training(self, done: int) -> None:
+        """What comes now are updates, after so many."""
         self._end()
-        self._progress.update(self._task, description='update')
+        self._pace.begin(done, time.monotonic())
+        self._progress.update(self._task, description='update', completed=done)
         if self._plain:
             self._done = threading.Event()
             threading.Thread(target=self._count, args=(self._done,), daemon=True).start()
@@ -161,6 +225,7 @@ class ProgressBar(Stages):
             for key, title in self._names.items()
             if key in self._last
         )
+        self._pace.see(int(row['step']), time.monotonic())
         self._progress.update(self._task, completed=row['step'], numbers=numbers)
         evaluated = any(key.startswith('eval/') for key in row)
         if self._cell is not None:
@@ -178,8 +243,8 @@ class ProgressBar(Stages):
         return f'{task.completed:,.0f} of {task.total:,.0f} updates'
 
     def _left(self) -> str:
-        (task,) = self._progress.tasks
-        return '' if task.time_remaining is None else f', eta {task.time_remaining:.0f} s'
+        left_s = self._pace.left_s()
+        return '' if left_s is None else f', eta {left_s:.0f} s'
 
 
 def short(value: float) -> str:

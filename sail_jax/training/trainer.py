@@ -99,7 +99,9 @@ def _train(job: Job, began: float) -> Result | list[Result]:
     task = job.task
     with contextlib.ExitStack() as exits:
         hidden = job.quiet or not hosts.is_main()
-        bar = exits.enter_context(ProgressBar(task.updates, task.watch, task.unit, hidden))
+        every = task.evaluate_every
+        shown = ProgressBar(task.updates, task.watch, task.unit, evaluate_every=every, quiet=hidden)
+        bar = exits.enter_context(shown)
         bar.stage('preparing the start policy')
         weights = opening.load(job)
         exits.enter_context(devices.memory_named(f'{task.smaller}; {job.saved}'))

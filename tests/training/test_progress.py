@@ -61,16 +61,44 @@ def test_a_stage_that_takes_long_is_named_again_until_the_next(monkeypatch):
     assert len(threading.enumerate()) <= before
 
 
-def test_a_file_hears_of_slow_updates_between_evaluations(monkeypatch):
-    said = queue.SimpleQueue()
+@pytest.mark.parametrize(
+    ('updates', 'begun', 'left_s'), [(30, 0, 27 * 300 + 3 * 1000), (40, 10, 27 * 300 + 3 * 1000)]
+)
+def test_a_file_hears_how_long_updates_and_evaluations_will_take(
+    monkeypatch, updates, begun, left_s
+):
+    said, now = queue.SimpleQueue(), 0.0
     monkeypatch.setattr(progress, 'AGAIN_S', 0.01)
     monkeypatch.setattr(progress, 'say', said.put)
-    with progress.ProgressBar(30, WATCHED, 'env_steps', quiet=False) as bar:
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: now)
+    with bar_of(updates, evaluate_every=10) as bar:
+        for seconds in (5000, 1000):  # The first one compiles.
+            with bar.evaluating():
+                now += seconds
+        bar.training(begun)
         for step in range(3):
-            monkeypatch.setattr(bar._progress, 'get_time', lambda step=step: 300.0 * step)
-            bar.show(ROW | {'step': step})
-        bar.training()
-        assert re.fullmatch(r' +0 s  2 of 30 updates, eta 8400 s', said.get(timeout=20))
+            now += 300
+            bar.show(ROW | {'step': begun + step + 1})
+        expected = f' +6900 s  {begun + 3} of {updates} updates, eta {left_s} s'
+        while not re.fullmatch(expected, last := said.get(timeout=20)):
+            assert re.search(rf'{begun} of {updates} updates$', last)
+
+
+@pytest.mark.parametrize(
+    ('end', 'left'),
+    [(20, [11 + 2 * 7, 10 + 7, 1 + 7, 0]), (25, [16 + 3 * 7, 15 + 2 * 7, 6 + 2 * 7, 5 + 7, 0])],
+)
+def test_the_last_evaluation_is_waited_for_once(end, left):
+    pace = progress.Pace(end, 10)
+    pace.evaluated(7.0)
+    pace.begin(0, 7.0)
+    for update, expected in zip((9, 10, 19, 20, 25), left, strict=False):
+        pace.see(update, 7.0 + update)
+        assert pace.left_s() == expected
+
+
+def bar_of(updates, **options):
+    return progress.ProgressBar(updates, WATCHED, 'env_steps', **{'evaluate_every': 100} | options)
 
 
 WATCHED = {f'train/{name}': name for name in ('return', 'margin', 'label accuracy', 'wins')}
@@ -82,8 +110,8 @@ def test_a_terminal_has_room_for_count_and_time(monkeypatch, width):
     written = io.StringIO()
     console = terminal.Console(file=written, force_terminal=True, width=width, color_system=None)
     monkeypatch.setattr(progress, 'console', console)
-    bar = progress.ProgressBar(12_000, WATCHED, 'env_steps', quiet=False)
-    bar.training()
+    bar = bar_of(12_000)
+    bar.training(0)
     bar.show(ROW)
     console.print(bar._progress)
     (line,) = written.getvalue().splitlines()
@@ -94,7 +122,7 @@ def test_a_terminal_has_room_for_count_and_time(monkeypatch, width):
 
 def test_a_file_has_a_line_for_each_evaluation(monkeypatch, capsys):
     monkeypatch.setenv('COLUMNS', '40')
-    bar = progress.ProgressBar(12_000, WATCHED, 'env_steps', quiet=False)
+    bar = bar_of(12_000)
     for step in range(3):
         bar.show(ROW | {'step': step})
         bar.show(ROW | {'step': step, 'eval/return': 1.0})
