@@ -25,6 +25,7 @@ from sail_jax import (
 from sail_jax.errors import UserError
 from sail_jax.labels import command as label_command
 from sail_jax.plan import command as plan_command
+from sail_jax.training.progress import busy
 
 Commands = Any
 """What `add_subparsers` returns; argparse gives its class no public name."""
@@ -222,7 +223,8 @@ def _add_best(parser: argparse.ArgumentParser) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     run = runs.load(options.run / runs.CONFIG)
     train_command.use_cores(run)
-    before, after = runs.evaluate(options.run, options.episodes, options.best)
+    with busy('evaluating'):
+        before, after = runs.evaluate(options.run, options.episodes, options.best)
     kind, which = workloads.of(run), ', best checkpoint' if options.best else ''
     reports.print_comparison(kind.table, f'{options.run}{which}', before, after)
     if remark := kind.remark(run, options.run):
@@ -244,14 +246,15 @@ def _plot(options: argparse.Namespace) -> int:
 
 
 def _render(options: argparse.Namespace) -> None:
-    episode = saved.render(
-        options.run,
-        options.out,
-        seed=options.seed,
-        stochastic=options.stochastic,
-        start=options.start,
-        best=options.best,
-    )
+    with busy('rendering'):
+        episode = saved.render(
+            options.run,
+            options.out,
+            seed=options.seed,
+            stochastic=options.stochastic,
+            start=options.start,
+            best=options.best,
+        )
     terminal.out(f'{options.out}: return {episode.episode_return:.1f}')
 
 
@@ -268,16 +271,17 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    responses = saved.generate(
-        options.model,
-        options.prompt,
-        best=options.best,
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        seed=options.seed,
-        samples=options.samples,
-        chat=options.chat,
-    )
+    with busy('generating'):
+        responses = saved.generate(
+            options.model,
+            options.prompt,
+            best=options.best,
+            max_tokens=options.max_tokens,
+            temperature=options.temperature,
+            seed=options.seed,
+            samples=options.samples,
+            chat=options.chat,
+        )
     shown = [
         response if options.chat else prompt + response
         for prompt, group in zip(options.prompt, responses, strict=True)

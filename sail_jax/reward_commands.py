@@ -6,6 +6,7 @@ from typing import Any
 
 from sail_jax import files, option_types, saved, terminal
 from sail_jax.errors import UserError
+from sail_jax.training.progress import busy
 
 
 def add(commands: Any) -> None:
@@ -79,12 +80,13 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise UserError(
             f'{file}: a reward has no behaviour to judge; name a run whose policies act: --on RUN'
         )
-    report = saved.evaluate_reward(
-        options.on or options.reward,
-        reward=options.reward if options.on else None,
-        episodes=options.episodes,
-        answers=options.answers,
-    )
+    with busy('evaluating'):
+        report = saved.evaluate_reward(
+            options.on or options.reward,
+            reward=options.reward if options.on else None,
+            episodes=options.episodes,
+            answers=options.answers,
+        )
     report.picture.write(options.out)
     for name, value in report.numbers.items():
         terminal.out(f'{name:28} {value:.4g}')

@@ -166,6 +166,14 @@ class Stages:
         return f'{time.monotonic() - self._began:.0f} s'
 
 
+@contextlib.contextmanager
+def busy(doing: str) -> Iterator[None]:
+    """Says what a command is busy with, and for how long, while it lasts."""
+    with Stages() as stages:
+        stages.stage(doing)
+        yield
+
+
 class ProgressBar(Stages):
     """Updates done, ETA, and the numbers to watch; on a terminal or in a file, a line after each
     evaluation."""
