@@ -21,6 +21,13 @@ MEANINGS = (
         'What you are after. A win rate of 0.5 is no better than the start.',
     ),
     Meaning(
+        ('eval/reward_gain',),
+        'above 0',
+        "Reward less that of the start policy's responses to the same prompts. Prompts differ more "
+        'than policies do, so it is surer than the difference of the two means, and than a win '
+        'rate.',
+    ),
+    Meaning(
         ('eval/success_rate', 'eval/deterministic_success_rate'),
         'high',
         'Of a control run: the share of episodes that evaluation.success calls one; of sampled '

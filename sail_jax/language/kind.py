@@ -22,6 +22,7 @@ TABLE = (
         'responses has a reward that is a finite number',
         good='high',
     ),
+    Line('gain in reward, prompt by prompt', 'reward_gain', 'reward_gain_se', good='above 0'),
     Line('spread of the reward models', 'reward_spread', good='small'),
     Line('win rate against the start policy', 'win_rate', good='above 0.5'),
     Line("win rate against the data's chosen", 'chosen_win_rate', good='high'),
