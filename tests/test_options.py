@@ -74,8 +74,8 @@ def test_options_out_of_bounds(capsys, arguments, what):
 @pytest.mark.parametrize(
     ('home', 'cache', 'wanted'),
     [
-        ('{}/h', '{}/c', '{}/c/sail_jax/programs'),
-        ('{}/h', '', '{}/h/.cache/sail_jax/programs'),
+        ('{}/h', '{}/c', '{}/c'),
+        ('{}/h', '', '{}/h/.cache'),
         ('{}/h', 'here', None),
         ('here', '', None),
         ('{}/h', '{}/file', None),
@@ -96,7 +96,7 @@ def test_compiled_programs_are_kept_where_the_user_has_a_cache(
     del os.environ['JAX_COMPILATION_CACHE_DIR']  # Put back at the end.
     said(capsys, 'plot', str(tmp_path))
     kept = os.environ.get('JAX_COMPILATION_CACHE_DIR')
-    assert kept == (wanted and f'{wanted.format(tmp_path)}/{processor.kind()}')
+    assert kept == (wanted and str(kept_in(Path(wanted.format(tmp_path)))))
 
 
 def test_programs_are_kept_by_processor_and_cores(tmp_path, monkeypatch):
@@ -114,6 +114,11 @@ def test_programs_are_kept_by_processor_and_cores(tmp_path, monkeypatch):
     assert len(set(kinds)) == 5
 
 
+def kept_in(cache):
+    """Where programs are in a user's cache."""
+    return cache / 'sail_jax/programs' / processor.kind()
+
+
 HALF_WRITTEN = """
 import pathlib, sys
 from sail_jax import program_cache
@@ -129,19 +134,16 @@ def test_compiled_programs_that_were_half_written_are_replaced(tmp_path):
     kept = {k: v for k, v in os.environ.items() if k != 'JAX_COMPILATION_CACHE_DIR'}
     kept |= {'XDG_CACHE_HOME': str(tmp_path), 'PYTHONPATH': str(ROOT)}
 
-    def place():
-        return tmp_path / 'sail_jax/programs' / processor.kind()
-
     def run():
         command = [sys.executable, '-c', HALF_WRITTEN]
         done = subprocess.run(command, env=kept, capture_output=True, text=True)
         assert (done.stdout, done.stderr) == ('2\n', '')
-        return {x.name: x.read_bytes() for x in place().glob('*-cache')}
+        return {x.name: x.read_bytes() for x in kept_in(tmp_path).glob('*-cache')}
 
     whole = run()
     assert whole
     for name, content in whole.items():
-        (place() / name).write_bytes(content[: len(content) // 2])
+        (kept_in(tmp_path) / name).write_bytes(content[: len(content) // 2])
     assert {name: len(x) for name, x in run().items()} == {k: len(x) for k, x in whole.items()}
 
 
@@ -149,7 +151,7 @@ def test_compiled_programs_that_were_half_written_are_replaced(tmp_path):
 @pytest.mark.parametrize('what', ['reading', 'writing'])
 def test_programs_that_cannot_be_kept_are_one_line(tmp_path, monkeypatch, capsys, own, what):
     """JAX would warn of each; an entry that cannot be deleted (here a directory) ends nothing."""
-    cache = tmp_path / 'sail_jax/programs' / processor.kind()
+    cache = kept_in(tmp_path)
     (cache / 'jit_f-0-cache').mkdir(parents=True)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path if own else tmp_path / 'other'))
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(cache))
