@@ -61,8 +61,8 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-    # An evaluation of all that is held out takes as long as a third of the updates; the last
-    # responses are assessed on all of it.
+    # An evaluation of all that is held out takes as long as ten updates; the last responses are
+    # assessed on all of it.
     'cores': Scale(real_data.Sizes(), 48, 80, {}, {'evaluation.prompts': 48}),
     'gpu': Scale(
         real_data.Sizes(prompt_tokens=256, response_tokens=128, held_out=192),
