@@ -78,7 +78,7 @@ SCALES = {
         align={
             'total_prompts': 1600,
             'prompts_per_update': 32,
-            'optimizer.accumulation': 2,  # 9 GiB instead of 16: all methods fit on one card at once.
+            'optimizer.accumulation': 2,  # 9 GiB, not 16: all methods at once fit on one card.
             'evaluation.every_updates': 10,
             'checkpoints.every_updates': 25,
             'matmul_precision': 'default',
