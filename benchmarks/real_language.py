@@ -9,7 +9,7 @@ and gold falls a method has over-optimised.
     python -m benchmarks.real_language data/hh-rlhf/harmless-base/test.jsonl.gz --runs runs/real \\
         --out benchmarks/results/real_language_cpu.json
 
-Hours on two cores. `--scale gpu` is more of everything: longer prompts and responses, five times
+Hours on two cores. `--scale gpu` is more of everything: longer prompts and responses, four times
 the prompts. What is done is kept in --runs: the same command goes on, and parts of it (`--methods`,
 `--seeds`) may run side by side once one has trained the rewards (`--methods` alone).
 """
@@ -68,7 +68,7 @@ SCALES = {
     'gpu': Scale(
         real_data.Sizes(prompt_tokens=256, response_tokens=128, held_out=192),
         new_tokens=64,
-        refresh_prompts=400,
+        refresh_prompts=320,
         reward={
             'total_prompts': 1536,
             'prompts_per_update': 32,
@@ -76,7 +76,7 @@ SCALES = {
             'matmul_precision': 'default',
         },
         align={
-            'total_prompts': 1600,
+            'total_prompts': 1280,
             'prompts_per_update': 32,
             'optimizer.accumulation': 2,  # 9 GiB, not 16: all methods at once fit on one card.
             'evaluation.every_updates': 10,
