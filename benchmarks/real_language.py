@@ -48,6 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
     'SAIL-RevKL, policy_to_ref, refreshed': {'divergence.direction': 'policy_to_ref'},
 }
 """What each changes in the configuration."""
+BASELINE = 'online DPO'
 REFRESHED = ('SAIL-RevKL, refreshed', 'SAIL-RevKL, policy_to_ref, refreshed')
 
 
@@ -59,6 +60,11 @@ class Scale(NamedTuple):
     refresh_prompts: int
     reward: dict[str, Any]
     align: dict[str, Any]
+
+    @property
+    def scored_tokens(self) -> int:
+        """Of a prompt with a response, at most; a few are the template's."""
+        return self.data.prompt_tokens + max(self.data.response_tokens, self.new_tokens) + 32
 
 
 SCALES = {
@@ -133,7 +139,7 @@ def settings(method: str, seed: int, runs: Path, scale: Scale) -> dict[str, Any]
         'reward.path': None,
         # Gold weighs nothing: it is only looked at.
         **{f'rewards.{name}.source': 'model' for name in REWARDS},
-        **{f'rewards.{name}.max_tokens': real_report.MAX_TOKENS for name in REWARDS},
+        **{f'rewards.{name}.max_tokens': scale.scored_tokens for name in REWARDS},
         **{f'rewards.{name}.path': path for name, path in models.items()},
         'rewards.gold.weight': 0.0,
     }
@@ -186,7 +192,10 @@ def study(
     runs: Path, seeds: list[int], methods: list[str], scale: Scale, out: Path
 ) -> dict[str, Any]:
     """Trains what is not trained yet; after each run all results so far are in `out`."""
-    raters = {name: real_report.rater(train_reward(name, runs, scale)) for name in REWARDS}
+    raters = {
+        name: real_report.rater(train_reward(name, runs, scale), scale.scored_tokens)
+        for name in REWARDS
+    }
     data = real_report.held_out(runs)
     answers = {
         'chosen': lambda rows: [row.chosen for row in rows],
@@ -204,13 +213,23 @@ def study(
         'methods': {method: {} for method in methods},
     }
     write(results, out)
+    golds: dict[tuple[str, int], list[float]] = {}
     for seed in seeds:
         for method in methods:
             run_dir = align(method, seed, runs, scale)
             ours = assess(sampled(run_dir, scale), raters, data, run_dir / ASSESSED)
+            golds[method, seed] = ours['gold']
             curves = real_report.curves(run_dir)
             results['methods'][method][seed] = row(ours) | {'curves': curves}
             write(results, out)
+    if BASELINE in methods:
+        results['gold_over_online_dpo'] = {
+            method: {
+                seed: real_report.over(golds[method, seed], golds[BASELINE, seed]) for seed in seeds
+            }
+            for method in methods
+        }
+        write(results, out)
     return results
 
 

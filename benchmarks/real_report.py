@@ -16,7 +16,6 @@ from sail_jax.plots import Picture
 from sail_jax.training import metrics
 
 BATCH = 32
-MAX_TOKENS = 256
 TIMEOUT_S = 600.0
 CURVES = {
     'prompts': 'prompts',
@@ -30,6 +29,7 @@ CURVES = {
 COLUMNS = (
     'proxy',
     'gold',
+    'gain',
     'win_rate_chosen',
     'win_rate_start',
     'kl',
@@ -64,13 +64,13 @@ def respond(model: Path, prompts: Sequence[Prompt], new_tokens: int, seed: int =
     return texts
 
 
-def rater(path: Path) -> Rater:
-    """A reward model's scores."""
+def rater(path: Path, max_tokens: int) -> Rater:
+    """A reward model's scores, of prompt and response of so many tokens together."""
     tokenizer = tokens.load(path)
     function = reward_model.from_model(
         reward_model.load(path),
         tokenizer,
-        MAX_TOKENS,
+        max_tokens,
         pad_id=reward_model.padding(path, tokenizer),
     )
 
@@ -98,6 +98,12 @@ def wins(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return float(((a > b) + 0.5 * (a == b)).mean())
 
 
+def over(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """By how much ours is better in the mean, prompt by prompt, and the standard error of it."""
+    gains = np.asarray(ours) - np.asarray(theirs)
+    return round(float(gains.mean()), 3), round(float(gains.std(ddof=1) / len(gains) ** 0.5), 3)
+
+
 def row(
     ours: Mapping[str, Any], start: Mapping[str, Any], chosen: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -107,10 +113,13 @@ def row(
       ours, start, chosen: `texts`, and the scores of each reward by its name.
     """
     texts = ours['texts']
+    gain, gain_se = over(ours['gold'], start['gold'])
     return {
         'proxy': round(float(np.mean(ours['proxy'])), 3),
         'gold': round(float(np.mean(ours['gold'])), 3),
         'gold_se': round(float(np.std(ours['gold'], ddof=1) / len(texts) ** 0.5), 3),
+        'gain': gain,
+        'gain_se': gain_se,
         'win_rate_chosen': round(wins(ours['gold'], chosen['gold']), 3),
         'win_rate_start': round(wins(ours['gold'], start['gold']), 3),
         'words': round(float(np.mean([len(text.split()) for text in texts])), 1),
@@ -142,9 +151,10 @@ def reward_row(run_dir: Path) -> dict[str, float]:
 def table(results: Mapping[str, Any]) -> str:
     """Markdown: means over seeds, with the lowest and the highest."""
     lines = [
-        "| responses of | proxy | gold | gold prefers them to the chosen | to the start's "
+        "| responses of | proxy | gold | over the start's | gold prefers them to the chosen "
+        "| to the start's "
         '| KL from the start, nats a response | words | distinct-2 | accuracy on held-out pairs |',
-        '|---|---|---|---|---|---|---|---|---|',
+        '|---|---|---|---|---|---|---|---|---|---|',
     ]
     for name in ('chosen', 'rejected', 'start'):
         lines.append(_line(name, [results[name]]))

@@ -53,6 +53,18 @@ def test_shares():
     assert real_report.wins([1, 2], [0, 2]) == 0.75
 
 
+def test_a_gain_is_of_the_same_prompts():
+    gain, error = real_report.over([1, 5, 9], [0, 3, 9])
+    assert gain == 1
+    assert error == pytest.approx((1 / 3) ** 0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize('scale', real_language.SCALES.values(), ids=real_language.SCALES)
+def test_a_response_is_scored_whole(scale):
+    longest = max(scale.data.response_tokens, scale.new_tokens)
+    assert scale.scored_tokens >= scale.data.prompt_tokens + longest
+
+
 def test_the_table_has_ends_and_ranges():
     end = {'proxy': 0.5, 'gold': -0.25, 'win_rate_chosen': 0.5, 'win_rate_start': 0.5}
     plain = end | {'words': 9.0, 'distinct_2': 0.5}
