@@ -10,13 +10,17 @@ and gold falls a method has over-optimised.
         --out benchmarks/results/real_language_cpu.json
 
 Hours on two cores. `--scale gpu` is more of everything: longer prompts and responses, four times
-the prompts. What is done is kept in --runs: the same command goes on, and parts of it (`--methods`,
-`--seeds`) may run side by side once one has trained the rewards (`--methods` alone).
+the prompts. What is done is kept in --runs: the same command goes on. On a GPU a method compiles for
+longer than it trains: with `--at-once 8` each is a process of its own, and all compile together.
 """
 
+import argparse
 import json
+import os
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -233,6 +237,35 @@ def study(
     return results
 
 
+def at_once(options: argparse.Namespace) -> None:
+    """Trains what is not trained yet: the rewards, then each method in a process of its own.
+
+    Raises:
+      UserError: a process failed; its log is named.
+    """
+    rate = ['--learning-rate', str(options.learning_rate)] if options.learning_rate else []
+    share = {'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{0.9 / options.at_once:.2f}'} | os.environ
+    parts = options.runs / 'parts'
+    parts.mkdir(parents=True, exist_ok=True)
+
+    def run(methods: Sequence[str]) -> None:
+        name = slug(methods[0]) if methods else 'rewards'
+        command = [sys.executable, '-m', 'benchmarks.real_language', str(options.data), *rate]
+        command += ['--runs', str(options.runs), '--out', str(parts / f'{name}.json')]
+        command += ['--scale', options.scale, '--seeds', *map(str, options.seeds)]
+        log = parts / f'{name}.log'
+        with log.open('w') as file:
+            ended = subprocess.run(
+                [*command, '--methods', *methods], stdout=file, stderr=subprocess.STDOUT, env=share
+            )
+        if ended.returncode:
+            raise UserError(f'{name} failed: see {log}')
+
+    run([])
+    with ThreadPoolExecutor(options.at_once) as pool:
+        list(pool.map(run, [[method] for method in options.methods]))
+
+
 def main() -> None:
     parser = make_parser(__doc__, needs_out=True)
     parser.add_argument('data', type=Path, help="HH-RLHF's file of rows")
@@ -241,6 +274,7 @@ def main() -> None:
     parser.add_argument('--methods', nargs='*', choices=list(METHODS), default=list(METHODS))
     parser.add_argument('--scale', choices=list(SCALES), default='cores')
     parser.add_argument('--learning-rate', type=float, help=f"of the alignments, not {ALIGN}'s")
+    parser.add_argument('--at-once', type=int, help='methods, each in a process of its own')
     parser.add_argument('--figure', type=Path, help='rewards against KL')
     options = parser.parse_args()
     try:
@@ -248,6 +282,8 @@ def main() -> None:
         if options.learning_rate is not None:
             scale = scale._replace(align=scale.align | {RATE: options.learning_rate})
         prepare(options.data, options.runs, scale.data)
+        if options.at_once:
+            at_once(options)
         results = study(options.runs, options.seeds, options.methods, scale, options.out)
     except (ImportError, UserError, Interrupted) as error:
         sys.exit(str(error))

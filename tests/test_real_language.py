@@ -1,10 +1,14 @@
 """The study on a real model: its data, its settings, and what it reports."""
 
+import argparse
+import subprocess
+
 import numpy as np
 import pytest
 
 import sail_jax
 from benchmarks import preference_files, real_data, real_language, real_report
+from sail_jax.errors import UserError
 from sail_jax.language.data import rows as data_rows
 from sail_jax.language.data import sources
 from sail_jax.language.data.rows import DataRow, Message
@@ -76,3 +80,31 @@ def test_the_table_has_ends_and_ranges():
     assert '-0.25 (-0.25 to -0.25)' in table[5]
     assert '1.50 (1.00 to 2.00)' in table[5]
     assert np.all([line.count('|') == table[0].count('|') for line in table])
+
+
+def test_methods_at_once_are_processes_after_the_one_of_the_rewards(tmp_path, monkeypatch):
+    started = []
+
+    def run(command, env, **_):
+        methods = command[command.index('--methods') + 1 :]
+        started.append((tuple(methods), env['XLA_PYTHON_CLIENT_MEM_FRACTION']))
+        assert command[command.index('--learning-rate') + 1] == '0.0003'
+        return subprocess.CompletedProcess(command, 'SAIL' in methods)
+
+    monkeypatch.setattr(subprocess, 'run', run)
+    monkeypatch.delenv('XLA_PYTHON_CLIENT_MEM_FRACTION', raising=False)
+    options = argparse.Namespace(
+        data=tmp_path / 'rows.jsonl',
+        runs=tmp_path,
+        scale='gpu',
+        seeds=[0],
+        learning_rate=3e-4,
+        at_once=2,
+        methods=['online DPO', 'offline DPO'],
+    )
+    real_language.at_once(options)
+    assert started[0] == ((), '0.45')
+    assert {methods for methods, _ in started[1:]} == {('online DPO',), ('offline DPO',)}
+    options.methods.append('SAIL')
+    with pytest.raises(UserError, match=r'sail failed: see .*sail\.log'):
+        real_language.at_once(options)
