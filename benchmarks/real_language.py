@@ -10,8 +10,8 @@ and gold falls a method has over-optimised.
         --out benchmarks/results/real_language_cpu.json
 
 Hours on two cores. `--scale gpu` is more of everything: longer prompts and responses, four times
-the prompts. What is done is kept in --runs: the same command goes on. On a GPU a method compiles for
-longer than it trains: with `--at-once 8` each is a process of its own, and all compile together.
+the prompts. What is done is kept in --runs: the same command goes on. On a GPU a method compiles
+for longer than it trains; with `--at-once 8` each is a process, and all compile side by side.
 """
 
 import argparse
