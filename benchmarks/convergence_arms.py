@@ -15,7 +15,7 @@ BASE = {
     'optimizer': {'epochs': 4, 'minibatches': 4},
     'logging': {'tensorboard': False},
 }
-"""What arms but PPO share, if they do not say otherwise: the shipped control files' settings."""
+"""What arms but PPO share, if they do not say otherwise."""
 
 
 class Axis(NamedTuple):
