@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import io
 import logging
+import math
 import threading
 from typing import Any
 
@@ -165,11 +166,27 @@ def _playground(settings: Environment) -> Env:
         ) from error
     finally:
         waiting.cancel()
+    if settings.overrides:  # What Playground has by itself has been tried.
+        _try(env, settings)
     return Randomised(env, randomiser) if randomiser else env
+
+
+def _try(env: Any, settings: Environment) -> None:
+    """Tries on shapes what overrides made of an environment.
+
+    Raises:
+      UserError: it raises, or its states are none to train on.
+    """
+    try:
+        contract.sound(env)
+    except UserError as error:
+        raise UserError(f'env.overrides: {", ".join(settings.overrides)}: {error}') from error
 
 
 COUNTED = {'episode_length': 'env.episode_length', 'action_repeat': 'env.action_repeat'}
 """What Playground leaves to those who train, and what it is here."""
+MAX_STEPS = 2**20
+"""Of the physics, in one of the environment's."""
 
 
 def _overrides(settings: Environment, config: Any) -> dict[str, Any] | None:
@@ -186,13 +203,42 @@ def _overrides(settings: Environment, config: Any) -> dict[str, Any] | None:
             unknown = _unknown('key', key, tuple(known))
             raise UserError(f'env.overrides: {settings.name}: {unknown}')
         try:
+            # Playground's takes a switch for a number, and null for anything.
+            if not _alike(value, known[key]):
+                raise TypeError
             config.update_from_flattened_dict({key: value})
         except (TypeError, ValueError):
             raise UserError(
                 f'env.overrides.{key}: {value!r:.80}; {settings.name} has {known[key]!r:.80} '
                 'there, of another type'
             ) from None
+    _require_whole_steps(config)
     return ({'impl': 'jax'} if 'impl' in config else {}) | settings.overrides or None
+
+
+def _alike(value: Any, there: Any) -> bool:
+    """Whether both are switches, or neither is; and something, unless there is nothing."""
+    return there is None or (
+        value is not None and isinstance(value, bool) is isinstance(there, bool)
+    )
+
+
+def _require_whole_steps(config: Any) -> None:
+    """Refuses an env step that is no whole number of steps of the physics: it is rounded, to none
+    at all where physics are slower, and the simulator stands still.
+
+    Raises:
+      UserError: they are not, or time does not go on.
+    """
+    if 'ctrl_dt' not in config or 'sim_dt' not in config:
+        return
+    control_s, physics_s = config.ctrl_dt, config.sim_dt
+    steps = control_s / physics_s if physics_s > 0 else 0
+    if not (0.5 < steps <= MAX_STEPS and math.isclose(steps, round(steps), rel_tol=1e-6)):
+        raise UserError(
+            f'env.overrides: ctrl_dt: {control_s:g} is not a whole number of times '
+            f'sim_dt: {physics_s:g} (seconds of a step, of the environment and of its physics)'
+        )
 
 
 def _flat(config: dict[str, Any], prefix: str = '') -> dict[str, Any]:

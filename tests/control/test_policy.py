@@ -253,6 +253,17 @@ OVERRIDES = [
     ({'action_repeat': 2}, r'env\.overrides\.action_repeat: is the setting env\.action_repeat'),
     ({'vision': True}, 'Playground raised NotImplementedError: Vision not'),
     ({'impl': 'wrap'}, "Playground raised ValueError: 'wrap'"),
+    (
+        {'ctrl_dt': True},
+        r'env\.overrides\.ctrl_dt: True; CheetahRun has 0\.01 there, of another type',
+    ),
+    ({'ctrl_dt': None}, r'env\.overrides\.ctrl_dt: None; CheetahRun has 0\.01 there'),
+    ({'vision': None}, r'env\.overrides\.vision: None; CheetahRun has False there'),
+    ({'sim_dt': 0.0}, r'env\.overrides: ctrl_dt: 0\.01 is not a whole number of times sim_dt: 0 '),
+    ({'sim_dt': 0.03}, r'ctrl_dt: 0\.01 is not a whole number of times sim_dt: 0\.03 '),
+    ({'ctrl_dt': -0.01}, r'ctrl_dt: -0\.01 is not a whole number of times sim_dt: 0\.01 '),
+    ({'ctrl_dt': 0.015}, r'ctrl_dt: 0\.015 is not a whole number of times sim_dt: 0\.01 '),
+    ({'ctrl_dt': 1e308, 'sim_dt': 1e-9}, r'ctrl_dt: 1e\+308 is not a whole number of times'),
 ]
 
 
@@ -271,6 +282,13 @@ def test_overrides_reach_playground(caplog):
     assert envs.bare(env).n_substeps == 2
     assert env.dt == 0.04
     assert "CheetahRun's own episodes have 1000 of its steps, this run's 800" in caplog.text
+
+
+def test_what_overrides_make_is_tried_before_anything_is_written():
+    pytest.importorskip('mujoco_playground')
+    settings = {'name': 'CartpoleBalance', 'backend': 'playground', 'overrides': {'vision': True}}
+    with pytest.raises(UserError, match=r'env\.overrides: vision: env: .*reset: raised NotImpl'):
+        envs.make(Environment(**settings))
 
 
 def test_overrides_are_playgrounds():
