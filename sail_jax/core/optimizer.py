@@ -35,6 +35,7 @@ def make(
     """
     clip = optax.clip_by_global_norm(settings.max_grad_norm or jnp.inf)
     build = _named(settings.rule)
+    registry.require_switches(f'optimizer.arguments: {settings.rule}', build, settings.arguments)
     try:
         rule = build(learning_rate, **settings.arguments, **arguments)
     except TypeError as error:

@@ -79,6 +79,7 @@ def _of_optax(name: Any, arguments: Mapping[str, Any]) -> Callable[[jax.Array], 
     for key, value in arguments.items():
         if len(str(value)) > MAX_ARGUMENT:
             raise UserError(f'{what}: {key}: over {MAX_ARGUMENT} characters; at most that')
+    registry.require_switches(what, schedules[name], arguments)
     try:
         schedule = schedules[name](**{key: _read(key, x) for key, x in arguments.items()})
         first = jnp.asarray(schedule(jnp.zeros((), jnp.int32)))

@@ -37,6 +37,7 @@ def three_steps(rule: optax.GradientTransformation) -> np.ndarray:
         ('rmsprop', {'decay': 0.99, 'eps': 1e-8}),
         ('sgd', {'momentum': 0.9, 'nesterov': True}),
         ('lion', {}),
+        ('adamw', {'weight_decay': 0.3, 'mask': False}),
     ],
 )
 def test_it_is_optaxs_with_its_arguments(rule, arguments):
@@ -84,6 +85,13 @@ def test_the_clip_comes_first():
         ({'rule': 'adam', 'arguments': {'beta1': 0.5}}, r'optimizer\.arguments: adam: .*beta1'),
         ({'rule': 'adam', 'arguments': {'learning_rate': 0.5}}, 'arguments: adam: .*learning_rate'),
         ({'rule': 'adam', 'arguments': {'b1': 'much'}}, r'optimizer\.rule: adam: raised'),
+        ({'arguments': {'nesterov': 'no'}}, "adam: nesterov: 'no'; expected true or false"),
+        ({'arguments': {'nesterov': 1}}, 'adam: nesterov: 1; expected true or false'),
+        ({'arguments': {'eps': True}}, 'adam: eps: True; expected a number or text'),
+        (
+            {'rule': 'sgd', 'arguments': {'momentum': True}},
+            'sgd: momentum: True; expected a number',
+        ),
         ({'rule': 'lbfgs'}, r'optimizer\.rule: lbfgs: raised'),
         ({'rule': 'sgd', 'arguments': {'momentum': 1e308}}, 'momentum.*no finite step'),
         ({'rule': 'noisy_sgd'}, r"optimizer\.rule: 'noisy_sgd'"),

@@ -139,6 +139,12 @@ def test_schedules_take_lists_and_mappings(schedule, arguments, wanted, tmp_path
         ('linear_schedule', {'init': 1}, 'arguments: linear_schedule: .*unexpected keyword'),
         ('constant_schedule', {'value': 'x'}, 'arguments: constant_schedule: .*'),
         ('cosine_decay_schedule', {'init_value': 1, 'decay_steps': 0}, 'positive decay_steps'),
+        (
+            'exponential_decay',
+            {'init_value': 1, 'transition_steps': 2, 'decay_rate': 0.5, 'staircase': 'no'},
+            "exponential_decay: staircase: 'no'; expected true or false",
+        ),
+        ('constant_schedule', {'value': True}, 'constant_schedule: value: True; expected a number'),
     ],
 )
 def test_what_is_no_schedule_is_one_line(schedule, arguments, message):
