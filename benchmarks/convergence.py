@@ -32,13 +32,14 @@ from typing import Any, NamedTuple
 import jax
 
 import sail_jax
-from benchmarks import convergence_ppo, convergence_report, convergence_tuning
+from benchmarks import convergence_ppo, convergence_report, convergence_tuning, kept
 from benchmarks.convergence_arms import ARMS, BASE, FALLS, OF_PPO, PPO, Arm
 from benchmarks.convergence_tuning import Box, Choice
 from benchmarks.machine import machine, write
 from benchmarks.rounds import stopwatch
 from sail_jax import configfile, sweep
 from sail_jax.control.config import ControlRun
+from sail_jax.errors import UserError
 from sail_jax.sweep import Members
 from sail_jax.training import devices, metrics
 
@@ -120,7 +121,12 @@ class Trained(NamedTuple):
 
 
 def train(run: ControlRun, run_dir: Path) -> Trained:
-    """Trains all members side by side; goes on with, or reads, what is there."""
+    """Trains all members side by side; goes on with, or reads, what is there.
+
+    Raises:
+      UserError: that is a run with other settings.
+    """
+    kept.require_same(run, run_dir)
     finished = run_dir / 'finished'
     if not finished.exists():
         seconds, resume = stopwatch(), (run_dir / 'config.yaml').exists()
@@ -334,7 +340,10 @@ def main() -> None:
         merge(raw, options.merge)
         write(raw, options.out / 'raw.json', indent=None)
     else:
-        add_pieces(raw, size, pieces, options.runs, options.out)
+        try:
+            add_pieces(raw, size, pieces, options.runs, options.out)
+        except UserError as error:
+            sys.exit(str(error))
     convergence_report.write(raw, options.out)
 
 

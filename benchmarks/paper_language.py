@@ -17,8 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import kept
 from benchmarks.machine import machine, make_parser, write
 from benchmarks.rounds import stopwatch
+from sail_jax import configfile, runs
+from sail_jax.errors import UserError
 from sail_jax.training import metrics
 
 CONFIGS = Path('configs/language/paper')
@@ -74,6 +77,12 @@ def settings(stage: str, options: argparse.Namespace) -> dict[str, Any]:
     elif options.model is not None:
         told['model.path'] = options.model
     return told
+
+
+def configuration(config: Path, told: Mapping[str, Any]) -> Any:
+    """The run that `train` makes of them."""
+    words = [f'--{key}={value}' for key, value in told.items()]
+    return configfile.override(runs.load(config), words, 'paper_language', '')
 
 
 def train(config: Path, told: Mapping[str, Any], run_dir: Path) -> None:
@@ -140,9 +149,13 @@ def main() -> None:
     }
     for stage in (SFT, *options.methods):
         run_dir = options.runs / stage
+        config, told = CONFIGS / f'{options.name}-{stage}.yaml', settings(stage, options)
+        try:
+            kept.require_same(configuration(config, told), run_dir)
+        except UserError as error:
+            sys.exit(str(error))
         if not (run_dir / SECONDS).exists():
-            config = CONFIGS / f'{options.name}-{stage}.yaml'
-            train(config, settings(stage, options), run_dir)
+            train(config, told, run_dir)
         if stage != SFT:
             results['methods'][stage] = summary(run_dir)
             write(results, options.out)

@@ -2,11 +2,12 @@
 
 Trains it once for each seed, each in a process of its own as a user would, and writes the first and
 the last evaluation, the return of all, and the run's seconds, compilation included. Runs that are
-already in the directory are read, not repeated. What follows `--` is given to `sail-jax train`.
+already in the directory are read, not repeated; one that was stopped goes on. What follows `--` is
+given to `sail-jax train`.
 
     python -m benchmarks.quickstart_seeds --runs runs/quickstart --out benchmarks/results/x.json
     python -m benchmarks.quickstart_seeds --config configs/control/accelerator/ant.yaml --seeds 0 \\
-        --runs runs/ant --out benchmarks/results/y.json -- --total-env-steps 4e6
+        --runs runs/ant --out benchmarks/results/y.json -- --total-env-steps 4000000
 """
 
 import subprocess
@@ -14,15 +15,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import kept
 from benchmarks.machine import machine, make_parser, write
+from sail_jax import configfile, runs
+from sail_jax.errors import UserError
 from sail_jax.training import metrics
 
+DONE = 'done'
+"""A file in the directory of a run that came to its end."""
 KEYS = ('return', 'return_se', 'deterministic_return', 'deterministic_return_se', 'length')
 
 
-def train(config: str, seed: int, run_dir: Path, changes: list[str]) -> None:
-    command = [sys.executable, '-m', 'sail_jax.cli', 'train', config]
-    subprocess.run([*command, '--seed', str(seed), '--run-dir', run_dir, *changes], check=True)
+def train(config: str, run_dir: Path, changes: list[str]) -> None:
+    """A run from its beginning, or from where it was stopped, to its end.
+
+    Raises:
+      UserError: there is a run with other settings.
+    """
+    run = configfile.override(runs.load(config), changes, 'quickstart_seeds', '')
+    kept.require_same(run, run_dir)
+    command = [sys.executable, '-m', 'sail_jax.cli', 'train', config, '--run-dir', run_dir]
+    resume = ['--resume'] if (run_dir / runs.CONFIG).exists() else []
+    if not (run_dir / DONE).exists():
+        subprocess.run([*command, *changes, *resume], check=True)
+        (run_dir / DONE).touch()
 
 
 def summary(run_dir: Path) -> dict[str, Any]:
@@ -52,8 +68,10 @@ def main() -> None:
     results: dict[str, Any] = {'machine': machine('benchmarks.quickstart_seeds'), 'seeds': {}}
     for seed in options.seeds:
         run_dir = options.runs / f'seed{seed}'
-        if not run_dir.exists():
-            train(options.config, seed, run_dir, options.changes)
+        try:
+            train(options.config, run_dir, ['--seed', str(seed), *options.changes])
+        except UserError as error:
+            sys.exit(str(error))
         results['seeds'][seed] = summary(run_dir)
     write(results, options.out)
 

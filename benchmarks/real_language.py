@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import sail_jax
-from benchmarks import preference_files, real_data, real_model, real_report
+from benchmarks import kept, preference_files, real_data, real_model, real_report
 from benchmarks.machine import machine, make_parser, write
 from sail_jax.errors import Interrupted, UserError
 from sail_jax.language.data import tokens
@@ -101,10 +101,19 @@ def slug(method: str) -> str:
     return method.lower().replace(',', '').replace(' ', '-')
 
 
-def train(config: str, run_dir: Path, overrides: Mapping[str, Any]) -> None:
-    """A run from its beginning, or from where it was stopped, to its end."""
+def train(config: str, run_dir: Path, overrides: Mapping[str, Any], done: str) -> None:
+    """A run from its beginning, or from where it was stopped, to its end.
+
+    Args:
+      done: a file in its directory that there is once it is at its end.
+
+    Raises:
+      UserError: there is a run with other settings.
+    """
     run = sail_jax.load(config, **overrides)
-    sail_jax.train(run, run_dir, resume=(run_dir / 'config.yaml').exists())
+    kept.require_same(run, run_dir)
+    if not (run_dir / done).exists():
+        sail_jax.train(run, run_dir, resume=(run_dir / 'config.yaml').exists())
 
 
 def of_data(name: str, runs: Path, sizes: real_data.Sizes) -> dict[str, Any]:
@@ -122,9 +131,8 @@ def of_data(name: str, runs: Path, sizes: real_data.Sizes) -> dict[str, Any]:
 def train_reward(name: str, runs: Path, scale: Scale) -> Path:
     """The reward model that learns from one half; its directory."""
     run_dir = runs / f'reward-{name}'
-    if not (run_dir / 'model' / 'config.json').exists():
-        changes = of_data(name, runs, scale.data) | scale.reward
-        train(REWARD, run_dir, changes | {'seed': REWARDS.index(name)})
+    changes = of_data(name, runs, scale.data) | scale.reward
+    train(REWARD, run_dir, changes | {'seed': REWARDS.index(name)}, 'model/config.json')
     return run_dir / 'model'
 
 
@@ -154,8 +162,7 @@ def align(method: str, seed: int, runs: Path, scale: Scale) -> Path:
     rate = scale.align.get(RATE)
     of_rate = [] if rate is None else [f'rate-{rate:g}']
     run_dir = Path(runs, slug(method), *of_rate, f'seed-{seed}')
-    if not (run_dir / ASSESSED).exists():
-        train(ALIGN, run_dir, settings(method, seed, runs, scale))
+    train(ALIGN, run_dir, settings(method, seed, runs, scale), ASSESSED)
     return run_dir
 
 
@@ -281,6 +288,9 @@ def main() -> None:
         scale = SCALES[options.scale]
         if options.learning_rate is not None:
             scale = scale._replace(align=scale.align | {RATE: options.learning_rate})
+        for method in options.methods:  # A wrong setting would show after hours.
+            for seed in options.seeds:
+                sail_jax.load(ALIGN, **settings(method, seed, options.runs, scale))
         prepare(options.data, options.runs, scale.data)
         if options.at_once:
             at_once(options)

@@ -17,9 +17,11 @@ from benchmarks import (
     language_throughput,
     machine,
     matrix_products,
+    quickstart_seeds,
     regressions,
     rounds,
 )
+from sail_jax.errors import UserError
 from tests.support.paths import ROOT
 
 CONTENDER = """
@@ -222,3 +224,19 @@ def test_matrix_products_are_the_operations_of_an_update(full):
     # The reference, the policy, and back through its activations and its weights.
     learned = done(matrix_products.learning(a, lengths, full))
     assert learned == pytest.approx((4 if full else 3) * drawn, rel=2e-3)
+
+
+def test_seeds_of_another_file_or_that_were_stopped_are_not_read(tmp_path, monkeypatch):
+    config, commands = tmp_path / 'config.yaml', []
+    config.write_text('workload: control\nseed: 1\n')
+    monkeypatch.setattr(
+        quickstart_seeds.subprocess, 'run', lambda command, check: commands.append(command)
+    )
+    run_dir = tmp_path / 'seed1'
+    run_dir.mkdir()
+    (run_dir / 'config.yaml').write_text(config.read_text())  # Of a run that was killed, say.
+    for _ in range(2):
+        quickstart_seeds.train(str(config), run_dir, [])
+    assert [command[-1] for command in commands] == ['--resume']
+    with pytest.raises(UserError, match='has a run with total_env_steps: 1000000, and not 4000000'):
+        quickstart_seeds.train(str(config), run_dir, ['--total-env-steps', '4000000'])

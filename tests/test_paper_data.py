@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import paper_data, paper_language, preference_files
+from benchmarks import kept, paper_data, paper_language, preference_files
 from sail_jax import configfile, runs
 from sail_jax.errors import UserError
 from sail_jax.language.data.rows import FORMATS, unread
@@ -83,6 +83,11 @@ def test_what_the_protocol_tells_a_stage_are_its_settings(name, stage, tmp_path)
     assert told.keys() <= configfile.flatten(run).keys()
     assert (told['model.path'] == tmp_path) is (stage == paper_language.SFT)
     assert run.updates == (1250 if stage == paper_language.SFT else 100)
+    small = paper_language.configuration(paper_language.CONFIGS / f'{name}-{stage}.yaml', told)
+    configfile.write(small, tmp_path / 'config.yaml')
+    kept.require_same(small, tmp_path)
+    with pytest.raises(UserError, match=r'has a run with .*; name another directory'):
+        kept.require_same(run, tmp_path)
 
 
 def test_the_protocols_table_has_the_start_and_the_end_of_each_method():

@@ -8,6 +8,7 @@ import pytest
 
 import sail_jax
 from benchmarks import preference_files, real_data, real_language, real_report
+from sail_jax import configfile
 from sail_jax.errors import UserError
 from sail_jax.language.data import rows as data_rows
 from sail_jax.language.data import sources
@@ -48,6 +49,30 @@ def test_every_method_is_a_configuration(method, scale, tmp_path):
     assert (run.divergence.coefficient > 0) == ('RevKL' in method)
     assert (run.objective.response_grad > 0) == ('SAIL' in method)
     assert (run.reference.refresh_prompts is not None) == ('refreshed' in method)
+
+
+def test_what_is_done_at_another_scale_is_not_taken_for_this_one(tmp_path):
+    cores, gpu = (real_language.SCALES[name] for name in ('cores', 'gpu'))
+    for run_dir, file, done in (
+        (tmp_path / 'reward-proxy', real_language.REWARD, 'model/config.json'),
+        (tmp_path / 'sail' / 'seed-0', real_language.ALIGN, real_language.ASSESSED),
+    ):
+        changes = real_language.of_data('proxy', tmp_path, cores.data) | {'seed': 0}
+        if done == real_language.ASSESSED:
+            changes = real_language.settings('SAIL', 0, tmp_path, cores)
+        (run_dir / done).parent.mkdir(parents=True)
+        configfile.write(sail_jax.load(file, **changes), run_dir / 'config.yaml')
+        (run_dir / done).touch()
+    assert real_language.align('SAIL', 0, tmp_path, cores) == tmp_path / 'sail' / 'seed-0'
+    real_language.train_reward('proxy', tmp_path, cores)
+    for train in (
+        lambda: real_language.align('SAIL', 0, tmp_path, gpu),
+        lambda: real_language.train_reward('proxy', tmp_path, gpu),
+    ):
+        with pytest.raises(
+            UserError, match=r'has a run with data\.max_prompt_tokens: 128, and not 256'
+        ):
+            train()
 
 
 def test_shares():
