@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import secrets
 import socket
 import struct
@@ -110,6 +111,10 @@ class JsonLines:
             say(f'{self._path}: was deleted or replaced; the rows that follow are in a new one')
 
 
+EVENTS = re.compile(r'events\.out\.tfevents\.(\d{10})\.')
+"""How a file of TensorBoard's is called: by seconds since 1970."""
+
+
 class TensorBoard:
     """Events for TensorBoard, by the run's unit of length, flushed as written.
 
@@ -120,12 +125,9 @@ class TensorBoard:
         """Opens a new file; in older ones, what comes after `resume_at` is hidden."""
         self._directory, self._unit = directory, unit
         self._file: io.FileIO | None = None
-        seconds, rest = divmod(time.time_ns(), 10**9)
-        # TensorBoard reads the files of a directory in the order of their names.
-        name = f'events.out.tfevents.{seconds}.{socket.gethostname()}.{rest:09}'
         with self._giving_up():
             directory.mkdir(parents=True, exist_ok=True)
-            self._file = (directory / name).open('xb', buffering=0)
+            self._file = (directory / _new_name(directory)).open('xb', buffering=0)
         self._append(_record(file_version='brain.Event:2'))
         if resume_at is not None:
             self._append(_record(step=resume_at + 1, session_log={'status': 'START'}))
@@ -158,6 +160,15 @@ class TensorBoard:
             with contextlib.suppress(OSError):
                 if file is not None:
                     file.close()
+
+
+def _new_name(directory: Path) -> str:
+    """After those of the files that are there, which TensorBoard reads in the order of their names:
+    the clock may have been set back, or be another host's."""
+    seconds, rest = divmod(time.time_ns(), 10**9)
+    names = (EVENTS.match(path.name) for path in directory.iterdir())
+    seconds = max([seconds, *(int(name[1]) + 1 for name in names if name)])
+    return f'events.out.tfevents.{seconds}.{socket.gethostname()}.{rest:09}'
 
 
 def _record(**event: Any) -> bytes:

@@ -112,6 +112,20 @@ def test_events_are_there_as_soon_as_written_and_a_resume_hides_later_ones(tmp_p
     assert math.isnan(shown[2][1])
 
 
+def test_a_clock_that_is_set_back_keeps_the_events_in_order(tmp_path, monkeypatch):
+    for now_s, begun_at, steps in (
+        (2e9, None, (1, 2, 3)),
+        (1.9e9, 16, (3, 4)),
+        (1.8e9, 24, (4, 5)),
+    ):
+        monkeypatch.setattr(metrics.time, 'time_ns', lambda now_s=now_s: int(now_s * 1e9))
+        writer = metrics.TensorBoard(tmp_path, 'prompts', begun_at)
+        for step in steps:
+            writer.write(event_row(step) | {'train/kl': step + steps[0]})
+        writer.close()
+    assert scalars(tmp_path) == [(8, 2), (16, 3), (24, 6), (32, 8), (40, 9)]
+
+
 def test_a_full_disk_ends_the_events_and_not_the_run(tmp_path):
     writer = metrics.TensorBoard(tmp_path, 'prompts', None)
     for step in (1, 2):
