@@ -281,7 +281,13 @@ def main() -> None:
     parser.add_argument('--methods', nargs='*', choices=list(METHODS), default=list(METHODS))
     parser.add_argument('--scale', choices=list(SCALES), default='cores')
     parser.add_argument('--learning-rate', type=float, help=f"of the alignments, not {ALIGN}'s")
-    parser.add_argument('--at-once', type=int, help='methods, each in a process of its own')
+    parser.add_argument(
+        '--at-once',
+        type=int,
+        choices=range(1, 65),
+        metavar='N',
+        help='methods, each in a process of its own',
+    )
     parser.add_argument('--figure', type=Path, help='rewards against KL')
     options = parser.parse_args()
     try:
