@@ -1,5 +1,6 @@
 """Runs that a study finds in its directory, and reads in the place of training them again."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +27,16 @@ def require_same(run: Any, run_dir: Path) -> None:
                 f'{run_dir}: has a run with {key}: {theirs[key]!r:.80}, and not '
                 f'{ours[key]!r:.80}; name another directory'
             )
+
+
+def command(config: str | Path, words: list[str], run_dir: Path) -> list[str]:
+    """`sail-jax train` of a file with options, for a process of its own: begins the run, or goes on
+    with it.
+
+    Raises:
+      UserError: there is a run with other settings.
+    """
+    require_same(configfile.override(runs.load(config), words, 'train', ''), run_dir)
+    train = [sys.executable, '-m', 'sail_jax.cli', 'train', str(config)]
+    resume = ['--resume'] if (run_dir / runs.CONFIG).exists() else []
+    return [*train, '--run-dir', str(run_dir), *words, *resume]

@@ -20,7 +20,6 @@ from typing import Any
 from benchmarks import kept
 from benchmarks.machine import machine, make_parser, write
 from benchmarks.rounds import stopwatch
-from sail_jax import configfile, runs
 from sail_jax.errors import UserError
 from sail_jax.training import metrics
 
@@ -79,19 +78,16 @@ def settings(stage: str, options: argparse.Namespace) -> dict[str, Any]:
     return told
 
 
-def configuration(config: Path, told: Mapping[str, Any]) -> Any:
-    """The run that `train` makes of them."""
-    words = [f'--{key}={value}' for key, value in told.items()]
-    return configfile.override(runs.load(config), words, 'paper_language', '')
-
-
 def train(config: Path, told: Mapping[str, Any], run_dir: Path) -> None:
-    """One stage, begun or gone on with; its seconds are left beside it when it is done."""
+    """One stage, begun or gone on with, or read; its seconds are left beside it when it is done.
+
+    Raises:
+      UserError: there is a run with other settings.
+    """
+    command = kept.command(config, [f'--{key}={value}' for key, value in told.items()], run_dir)
+    if (run_dir / SECONDS).exists():
+        return
     taken = stopwatch()
-    command = [sys.executable, '-m', 'sail_jax.cli', 'train', config, '--run-dir', run_dir]
-    command += [f'--{key}={value}' for key, value in told.items()]
-    if (run_dir / 'config.yaml').exists():
-        command.append('--resume')
     if subprocess.run(command).returncode:
         sys.exit(f'{run_dir}: did not come to its end; the same command goes on with it')
     (run_dir / SECONDS).write_text(json.dumps({'wall_s': round(taken(), 1)}))
@@ -151,11 +147,9 @@ def main() -> None:
         run_dir = options.runs / stage
         config, told = CONFIGS / f'{options.name}-{stage}.yaml', settings(stage, options)
         try:
-            kept.require_same(configuration(config, told), run_dir)
+            train(config, told, run_dir)
         except UserError as error:
             sys.exit(str(error))
-        if not (run_dir / SECONDS).exists():
-            train(config, told, run_dir)
         if stage != SFT:
             results['methods'][stage] = summary(run_dir)
             write(results, options.out)

@@ -17,7 +17,6 @@ from typing import Any
 
 from benchmarks import kept
 from benchmarks.machine import machine, make_parser, write
-from sail_jax import configfile, runs
 from sail_jax.errors import UserError
 from sail_jax.training import metrics
 
@@ -32,12 +31,9 @@ def train(config: str, run_dir: Path, changes: list[str]) -> None:
     Raises:
       UserError: there is a run with other settings.
     """
-    run = configfile.override(runs.load(config), changes, 'quickstart_seeds', '')
-    kept.require_same(run, run_dir)
-    command = [sys.executable, '-m', 'sail_jax.cli', 'train', config, '--run-dir', run_dir]
-    resume = ['--resume'] if (run_dir / runs.CONFIG).exists() else []
+    command = kept.command(config, changes, run_dir)
     if not (run_dir / DONE).exists():
-        subprocess.run([*command, *changes, *resume], check=True)
+        subprocess.run(command, check=True)
         (run_dir / DONE).touch()
 
 

@@ -98,10 +98,17 @@ def wins(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return float(((a > b) + 0.5 * (a == b)).mean())
 
 
+def mean(scores: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Of the prompts, and its standard error."""
+    return (
+        round(float(np.mean(scores)), 3),
+        round(float(np.std(scores, ddof=1) / len(scores) ** 0.5), 3),
+    )
+
+
 def over(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
     """By how much ours is better in the mean, prompt by prompt, and the standard error of it."""
-    gains = np.asarray(ours) - np.asarray(theirs)
-    return round(float(gains.mean()), 3), round(float(gains.std(ddof=1) / len(gains) ** 0.5), 3)
+    return mean(np.asarray(ours) - np.asarray(theirs))
 
 
 def row(
@@ -113,11 +120,13 @@ def row(
       ours, start, chosen: `texts`, and the scores of each reward by its name.
     """
     texts = ours['texts']
+    proxy, _ = mean(ours['proxy'])
+    gold, gold_se = mean(ours['gold'])
     gain, gain_se = over(ours['gold'], start['gold'])
     return {
-        'proxy': round(float(np.mean(ours['proxy'])), 3),
-        'gold': round(float(np.mean(ours['gold'])), 3),
-        'gold_se': round(float(np.std(ours['gold'], ddof=1) / len(texts) ** 0.5), 3),
+        'proxy': proxy,
+        'gold': gold,
+        'gold_se': gold_se,
         'gain': gain,
         'gain_se': gain_se,
         'win_rate_chosen': round(wins(ours['gold'], chosen['gold']), 3),

@@ -83,7 +83,8 @@ def test_what_the_protocol_tells_a_stage_are_its_settings(name, stage, tmp_path)
     assert told.keys() <= configfile.flatten(run).keys()
     assert (told['model.path'] == tmp_path) is (stage == paper_language.SFT)
     assert run.updates == (1250 if stage == paper_language.SFT else 100)
-    small = paper_language.configuration(paper_language.CONFIGS / f'{name}-{stage}.yaml', told)
+    words = [f'--{key}={value}' for key, value in told.items()]
+    small = configfile.override(run, words, 'paper_language', '')
     configfile.write(small, tmp_path / 'config.yaml')
     kept.require_same(small, tmp_path)
     with pytest.raises(UserError, match=r'has a run with .*; name another directory'):
