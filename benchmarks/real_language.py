@@ -11,7 +11,7 @@ and gold falls a method has over-optimised.
 
 Hours on two cores. `--scale gpu` is more of everything: longer prompts and responses, four times
 the prompts. What is done is kept in --runs: the same command goes on. On a GPU a method compiles
-for longer than it trains; with `--at-once 8` each is a process, and all compile side by side.
+for longer than it trains; with `--at-once 10` each is a process, and all compile side by side.
 """
 
 import argparse
@@ -48,12 +48,14 @@ METHODS: dict[str, dict[str, Any]] = {
     'SAIL': NO_PENALTY,
     'SAIL-RevKL': {},
     'SAIL-RevKL, policy_to_ref': {'divergence.direction': 'policy_to_ref'},
-    'SAIL-RevKL, refreshed': {},
-    'SAIL-RevKL, policy_to_ref, refreshed': {'divergence.direction': 'policy_to_ref'},
 }
 """What each changes in the configuration."""
 BASELINE = 'online DPO'
-REFRESHED = ('SAIL-RevKL, refreshed', 'SAIL-RevKL, policy_to_ref, refreshed')
+REFRESHED = {
+    f'{method}, refreshed': method
+    for method in ('online DPO', 'SAIL', 'SAIL-RevKL', 'SAIL-RevKL, policy_to_ref')
+}
+METHODS |= {name: METHODS[method] for name, method in REFRESHED.items()}
 
 
 class Scale(NamedTuple):
@@ -88,10 +90,10 @@ SCALES = {
         align={
             'total_prompts': 1280,
             'prompts_per_update': 32,
-            'optimizer.accumulation': 2,  # 9 GiB, not 16: all methods at once fit on one card.
+            'optimizer.accumulation': 2,  # All methods at once fit on one card.
             'evaluation.every_updates': 10,
             'checkpoints.every_updates': 25,
-            'matmul_precision': 'default',
+            'model.dtype': 'bfloat16',
         },
     ),
 }

@@ -1,5 +1,6 @@
 """What `real_language` says of its runs: numbers, a table, pictures, samples."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,13 @@ COLUMNS = (
     'kl',
     'words',
     'distinct_2',
+    'declines',
     'pair_accuracy',
 )
+DECLINES = re.compile(
+    r'\b(unable|not able|not allowed|not equipped|cannot|can.t|sorry)\b', re.IGNORECASE
+)
+"""What harmless models are rewarded for, whatever they are asked."""
 SAMPLES = 3
 
 Rater = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
@@ -92,6 +98,11 @@ def distinct(texts: Sequence[str], n: int) -> float:
     return len(set(grams)) / max(len(grams), 1)
 
 
+def declines(texts: Sequence[str]) -> float:
+    """The share of responses that decline or apologise."""
+    return float(np.mean([bool(DECLINES.search(text)) for text in texts]))
+
+
 def wins(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """The share in which ours is better; ties count half."""
     a, b = np.asarray(ours), np.asarray(theirs)
@@ -133,6 +144,7 @@ def row(
         'win_rate_start': round(wins(ours['gold'], start['gold']), 3),
         'words': round(float(np.mean([len(text.split()) for text in texts])), 1),
         'distinct_2': round(distinct(texts, 2), 3),
+        'declines': round(declines(texts), 3),
         'samples': texts[:SAMPLES],
     }
 
@@ -162,8 +174,9 @@ def table(results: Mapping[str, Any]) -> str:
     lines = [
         "| responses of | proxy | gold | over the start's | gold prefers them to the chosen "
         "| to the start's "
-        '| KL from the start, nats a response | words | distinct-2 | accuracy on held-out pairs |',
-        '|---|---|---|---|---|---|---|---|---|---|',
+        '| KL from the start, nats a response | words | distinct-2 | decline or apologise '
+        '| accuracy on held-out pairs |',
+        '|---|---|---|---|---|---|---|---|---|---|---|',
     ]
     for name in ('chosen', 'rejected', 'start'):
         lines.append(_line(name, [results[name]]))

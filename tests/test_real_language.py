@@ -78,6 +78,7 @@ def test_what_is_done_at_another_scale_is_not_taken_for_this_one(tmp_path):
 def test_shares():
     assert real_report.distinct(['a b a b', 'a b'], 2) == 2 / 4
     assert real_report.distinct(['', 'a'], 2) == 0
+    assert real_report.declines(["I can't.", 'No.', "I'm SORRY", 'uncannot']) == 0.5
     assert real_report.wins([1, 2, 0], [0, 2, 1]) == pytest.approx(0.5)
     assert real_report.wins([1, 2], [0, 2]) == 0.75
 
