@@ -1,6 +1,8 @@
 """Training reward models: the loss, the run, and what others read of what it leaves."""
 
 import json
+from collections import defaultdict
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -64,21 +66,42 @@ def trained(path):
     return path / 'run', sail_jax.train(run, path / 'run', quiet=True)
 
 
-def test_loss_is_trls(path):
-    """With margins and centring that of its RewardTrainer; label smoothing is a mean of both."""
+@pytest.mark.parametrize('centering', [None, 0.01])
+@pytest.mark.parametrize('with_margin', [False, True])
+def test_loss_is_trls(centering, with_margin):
+    """That of its RewardTrainer, which has no label smoothing; one head."""
     torch = pytest.importorskip('torch')
+    trainer = pytest.importorskip('trl').RewardTrainer
     rng = np.random.default_rng(0)
-    rewards, margin = rng.normal(size=(5, 2, 3)).astype('f'), rng.normal(size=5).astype('f')
-    chosen, rejected = torch.tensor(rewards).unbind(1)
-    difference = chosen - rejected - torch.tensor(margin)[:, None]
-    logsigmoid = torch.nn.functional.logsigmoid
-    for smoothing, centering in ((0.0, 0.0), (0.0, 0.01), (0.2, 0.3)):
-        theirs = -(1 - smoothing) * logsigmoid(difference) - smoothing * logsigmoid(-difference)
-        theirs = theirs.mean() + centering * torch.mean((chosen + rejected) ** 2)
-        loss = BradleyTerry(label_smoothing=smoothing, centering=centering)
-        ours = learn.pair_losses(jnp.asarray(rewards), jnp.asarray(margin), loss)
-        assert ours.shape == (5, 3)
-        np.testing.assert_allclose(ours.mean(), theirs, rtol=1e-6)
+    rewards, margin = rng.normal(size=(5, 2)).astype('f'), rng.normal(size=5).astype('f')
+    margin *= with_margin
+    logits = torch.tensor(rewards.T.reshape(10, 1))  # All chosen ones, then all rejected ones.
+    asked = SimpleNamespace(
+        model=SimpleNamespace(training=False),
+        args=SimpleNamespace(center_rewards_coefficient=centering),
+        accelerator=SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x),
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        _total_train_tokens=0,
+    )
+    inputs = {'margin': torch.tensor(margin)} if with_margin else {}
+    answer = lambda **_: SimpleNamespace(logits=logits)
+    theirs = trainer.compute_loss(asked, answer, inputs)
+    loss = BradleyTerry(centering=centering or 0.0)
+    ours = learn.pair_losses(jnp.asarray(rewards)[..., None], jnp.asarray(margin), loss)
+    assert ours.shape == (5, 1)
+    np.testing.assert_allclose(ours.mean(), theirs, rtol=1e-6)
+
+
+def test_label_smoothing_is_a_mean_of_both_labels():
+    rng = np.random.default_rng(0)
+    rewards, margin = rng.normal(size=(5, 2, 3)), rng.normal(size=5)
+    difference = rewards[:, 0] - rewards[:, 1] - margin[:, None]
+    probability = 1 / (1 + np.exp(-difference))
+    wanted = -0.8 * np.log(probability) - 0.2 * np.log(1 - probability)
+    wanted += 0.3 * rewards.sum(1) ** 2
+    loss = BradleyTerry(label_smoothing=0.2, centering=0.3)
+    ours = learn.pair_losses(jnp.asarray(rewards), jnp.asarray(margin), loss)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-5)
 
 
 def test_held_out_numbers_by_hand():
@@ -149,6 +172,27 @@ def test_a_run_learns_and_its_patience_ends_it(trained):
     assert all(max(accuracy[i : i + 2]) > max(accuracy[:i]) for i in range(1, len(accuracy) - 2))
     assert rows[-1]['train/pairs'] == 8
     assert rows[-1]['eval/reward_spread'] > 0
+
+
+@pytest.mark.slow
+def test_resumes_bit_for_bit(path, tmp_path):
+    run = settings(path)
+    whole = sail_jax.train(run, tmp_path / 'whole', quiet=True)
+
+    def stop(row):
+        if row['step'] == 6:
+            raise ValueError
+
+    with pytest.raises(UserError, match='on_update: raised ValueError'):
+        sail_jax.train(run, tmp_path / 'stopped', quiet=True, on_update=stop)
+    resumed = sail_jax.train(run, tmp_path / 'stopped', quiet=True, resume=True)
+    jax.tree.map(np.testing.assert_array_equal, resumed.policy, whole.policy)
+    keys = ('step', 'train/loss', 'train/grad_norm', 'eval/loss', 'eval/pair_accuracy')
+    rows = [
+        [{key: row.get(key) for key in keys} for row in metrics.read_rows(one / 'metrics.jsonl')]
+        for one in (tmp_path / 'stopped', tmp_path / 'whole')
+    ]
+    assert rows[0] == rows[1]
 
 
 def test_what_ended_early_stays_at_its_end(path, trained, capsys):
