@@ -127,12 +127,15 @@ def test_phi_has_longrope_of_a_part_of_each_head(tmp_path):
     np.testing.assert_allclose(logits, torch_logits(theirs, tokens_BxT), atol=2e-4, rtol=0)
 
 
+SLOW_FAMILIES = ('llama3', 'mistral', 'qwen2', 'qwen3', 'olmo2', 'smollm3')
+
+
 @pytest.mark.parametrize(
     'name',
     [
         'gemma3',
         'phi3',
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ('qwen2', 'olmo2', 'smollm3')),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_FAMILIES),
     ],
 )
 def test_gradients_are_those_of_transformers(name, tmp_path):
