@@ -1,6 +1,7 @@
 """The study on a real model: its data, its settings, and what it reports."""
 
 import argparse
+import json
 import subprocess
 
 import numpy as np
@@ -13,6 +14,7 @@ from sail_jax.errors import UserError
 from sail_jax.language.data import rows as data_rows
 from sail_jax.language.data import sources
 from sail_jax.language.data.rows import DataRow, Message
+from tests.support import small
 
 
 def _rows(count):
@@ -134,3 +136,42 @@ def test_methods_at_once_are_processes_after_the_one_of_the_rewards(tmp_path, mo
     options.methods.append('SAIL')
     with pytest.raises(UserError, match=r'sail failed: see .*sail\.log'):
         real_language.at_once(options)
+
+
+@pytest.mark.slow
+def test_the_study_of_a_tiny_model_from_its_rewards_to_its_table(tmp_path, monkeypatch):
+    short = {
+        'total_prompts': 8,
+        'prompts_per_update': 4,
+        'optimizer.accumulation': 1,
+        'optimizer.warmup_updates': 1,
+        'evaluation.every_updates': 1,
+    }
+    sizes = real_data.Sizes(prompt_tokens=32, response_tokens=8, held_out=4)
+    scale = real_language.Scale(sizes, 4, 8, short, short)
+    small.checkpoint(tmp_path / 'model')
+    (tmp_path / 'data').mkdir()
+    for name, rows in (('proxy', 8), ('gold', 8), ('held_out', 4)):
+        small.data(tmp_path / 'data' / f'{name}.jsonl', rows, pairs=True)
+
+    methods = ['online DPO', 'SAIL-RevKL, refreshed']
+    arguments = (tmp_path, [0], methods, scale, tmp_path / 'out.json')
+    results = real_language.study(*arguments)
+    assert results['chosen']['words'] == 1.5
+    ours = {name: json.loads((tmp_path / f'{name}.json').read_text()) for name in ('start',)}
+    for method in methods:
+        run_dir = tmp_path / real_language.slug(method) / 'seed-0'
+        ours[method] = json.loads((run_dir / real_language.ASSESSED).read_text())
+        got = results['methods'][method][0]
+        assert len(got['curves']['gold']) == 3
+        gain = np.mean(ours[method]['gold']) - np.mean(ours['start']['gold'])
+        assert got['gain'] == pytest.approx(gain, abs=1e-3)
+    prompts = [row.prompt for row in real_report.held_out(tmp_path)]
+    rate = real_report.rater(tmp_path / 'reward-gold' / 'model', scale.scored_tokens)
+    texts, gold = ours[methods[1]]['texts'], ours[methods[1]]['gold']
+    np.testing.assert_allclose(rate(prompts, texts), gold, rtol=1e-5)
+    assert results['gold_over_online_dpo']['online DPO'][0] == (0, 0)
+
+    monkeypatch.setattr(sail_jax, 'train', None)
+    assert real_language.study(*arguments) == results
+    assert json.loads((tmp_path / 'out.json').read_text())['methods'].keys() == set(methods)
