@@ -5,8 +5,9 @@ one table of their last evaluations.
     python -m benchmarks.paper_language u10 data/u10 --runs runs/u10 --out u10.json --scale paper
 
 The directory is what `paper_data` wrote. Stages that are done are read, not repeated; one that was
-interrupted goes on. `--scale small` is the same with a few short updates, for any model and two
-cores: it shows that all parts work, and nothing of the methods.
+interrupted goes on. `--scale small` is the same on SmolLM2-135M-Instruct (extra `real`) with a few
+short updates, two cores and the lexicon's reward: it shows that all parts work, and nothing of the
+methods.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import kept
+from benchmarks import kept, real_model
 from benchmarks.machine import machine, make_parser, write
 from benchmarks.rounds import stopwatch
 from sail_jax.errors import UserError
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument('data', type=Path, help='directory with train.jsonl and test.jsonl')
     parser.add_argument('--scale', choices=('small', 'paper'), required=True)
     parser.add_argument('--runs', type=Path, required=True, help='directory of the runs')
-    parser.add_argument('--model', type=Path, help="instead of the files' Qwen1.5-0.5B")
+    parser.add_argument('--model', type=Path, help="instead of the files' Qwen1.5-0.5B and small's")
     parser.add_argument(
         '--reward', type=Path, help="instead of the files'; small has the lexicon without it"
     )
@@ -143,6 +144,11 @@ def main() -> None:
         'scale': options.scale,
         'methods': {},
     }
+    if options.model is None and options.scale == 'small':
+        try:
+            options.model = real_model.fetch(options.runs / 'model')
+        except ImportError as error:
+            sys.exit(str(error))
     for stage in (SFT, *options.methods):
         run_dir = options.runs / stage
         config, told = CONFIGS / f'{options.name}-{stage}.yaml', settings(stage, options)
