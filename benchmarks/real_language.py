@@ -10,8 +10,9 @@ and gold falls a method has over-optimised.
         --out benchmarks/results/real_language_cpu.json
 
 Hours on two cores. `--scale gpu` is more of everything: longer prompts and responses, four times
-the prompts. What is done is kept in --runs: the same command goes on. On a GPU a method compiles
-for longer than it trains; with `--at-once 10` each is a process, and all compile side by side.
+the prompts; in bfloat16. What is done is kept in --runs: the same command goes on. On a GPU a
+method compiles for longer than it trains; with `--at-once 10` each is a process, and all compile
+side by side.
 """
 
 import argparse
