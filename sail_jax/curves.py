@@ -48,37 +48,32 @@ class Group(NamedTuple):
     curves: list[Curve]
 
 
-def load(run_dir: Path, keys: Collection[str] = ()) -> list[Curve]:
-    """Reads a run; of a sweep, its members.
+def load(path: Path, name: str, keys: Collection[str] = ()) -> Curve:
+    """Reads a run, or a member of a sweep.
 
     Args:
+      path: its directory.
+      name: what it is called.
       keys: of the metrics that rows are kept for; none are those that the workload draws.
 
     Raises:
-      UserError: no run there, one that leaves no curve, or no such number yet.
+      UserError: no run there, or one that has no such number yet.
     """
-    whole = runs.load(run_dir / runs.CONFIG)
-    kind = workloads.of(whole)
-    if kind.figure is None:
-        raise UserError(f'{run_dir}: a {kind.name} run leaves figures of its own')
-    curves = []
-    for path in Members.of(whole).directories(run_dir):
-        rows = metrics.read_rows(path / 'metrics.jsonl')
-        run = runs.load(path / runs.CONFIG)
-        curve = Curve(run_dir.resolve().name, run, rows, path.resolve())
-        asked = keys or curve.titles
-        kept = [row for row in rows if any(key in row for key in asked)]
-        if not kept:
-            raise UserError(f'{path}/metrics.jsonl: {_what_is_missing(keys, rows)}')
-        if not any(_has(row, asked) and _has(row, kind.figure.x) for row in kept):
-            # A policy that broke in every evaluation has no return in any.
-            key = next(key for key in asked for row in kept if key in row)
+    rows = metrics.read_rows(path / 'metrics.jsonl')
+    curve = Curve(name, runs.load(path / runs.CONFIG), rows, path.resolve())
+    asked = keys or curve.titles
+    kept = [row for row in rows if any(key in row for key in asked)]
+    if not kept:
+        raise UserError(f'{path}/metrics.jsonl: {_what_is_missing(keys, rows)}')
+    placed = [row for row in kept if _has(row, curve.figure.x)]
+    for key in asked:
+        # A policy that broke in every evaluation has no return in any.
+        if any(key in row for row in kept) and not any(_has(row, (key,)) for row in placed):
             raise UserError(
                 f'{path}/metrics.jsonl: {key!r:.80}: no row has a number of it, and of how far '
                 'training was'
             )
-        curves.append(curve._replace(rows=kept))
-    return curves
+    return curve._replace(rows=kept)
 
 
 def _has(row: metrics.MetricsRow, keys: Collection[str]) -> bool:
@@ -98,22 +93,31 @@ def _what_is_missing(keys: Collection[str], rows: Sequence[metrics.MetricsRow]) 
 def load_all(
     run_dirs: Sequence[Path], keys: Collection[str] = ()
 ) -> tuple[list[Curve], list[UserError]]:
-    """The curves that go into one figure, those of the first run's workload, and what is wrong with
-    the other runs. A run that is named twice, beside its sweep for example, is there once."""
+    """The curves that go into one figure, those of the first run's workload and of the members of
+    sweeps, and what is wrong with the others: a member that is not begun, say. A run that is named
+    twice, beside its sweep for example, is there once."""
     curves: list[Curve] = []
     refused = []
     for run_dir in run_dirs:
         try:
-            read = load(run_dir, keys)
+            whole = runs.load(run_dir / runs.CONFIG)
+            kind = workloads.of(whole)
+            if kind.figure is None:
+                raise UserError(f'{run_dir}: a {kind.name} run leaves figures of its own')
+            first = workloads.of(curves[0].run).name if curves else kind.name
+            if kind.name != first:
+                raise UserError(f'{run_dir}: {kind.name} beside {first}; plot them apart')
+            paths = Members.of(whole).directories(run_dir)
         except UserError as error:
             refused.append(error)
             continue
-        first, other = (workloads.of(of[0].run).name for of in (curves or read, read))
-        if other == first:
-            there = {curve.directory for curve in curves}
-            curves += [curve for curve in read if curve.directory not in there]
-        else:
-            refused.append(UserError(f'{run_dir}: {other} beside {first}; plot them apart'))
+        for path in paths:
+            if path.resolve() in {curve.directory for curve in curves}:
+                continue
+            try:
+                curves.append(load(path, run_dir.resolve().name, keys))
+            except UserError as error:
+                refused.append(error)
     return curves, refused
 
 

@@ -23,6 +23,8 @@ BANDS: dict[Band, str] = {
 }
 """What the figure says of its lines and bands."""
 RESAMPLES = 2_000
+AT_ONCE = 2_048
+"""Points whose bootstrap is computed at once."""
 COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00', '#000000')
 """Okabe and Ito's, which the colour-blind tell apart, without yellow, which is faint on white."""
 DASHES = ('-', (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
@@ -156,8 +158,8 @@ def look(index: int) -> dict[str, Any]:
 def draw(
     axis: Axes, group: Group, keys: tuple[str, str], look: dict[str, Any], style: Style
 ) -> None:
-    """One group's line and band, interpolated on common points of the x axis, as far as all of its
-    runs have come; nothing where no run has the numbers.
+    """One group's line and band, interpolated on common points of the x axis, from where all of its
+    runs have numbers and as far as all have come; nothing where no run has any.
 
     Args:
       keys: metrics of the x and the y axis.
@@ -167,7 +169,8 @@ def draw(
     if not lines:
         return
     grid = np.unique(np.concatenate([line[0] for line in lines]))
-    grid = grid[grid <= min(line[0].max() for line in lines)]
+    first, last = max(line[0].min() for line in lines), min(line[0].max() for line in lines)
+    grid = grid[(grid >= first) & (grid <= last)]
     values = np.stack([np.interp(grid, *line) for line in lines])
     marker = '.' if len(grid) <= MARKED else None
     if style.band == 'range':
@@ -200,9 +203,14 @@ def iqm(values_RxN: np.ndarray) -> np.ndarray:
 def bootstrap(values_RxN: np.ndarray) -> np.ndarray:
     """The 95 % interval of the interquartile mean over R runs resampled, [2, N]."""
     generator = np.random.default_rng(0)  # The same picture of the same numbers.
-    count = len(values_RxN)
-    drawn = (iqm(values_RxN[generator.integers(0, count, count)]) for _ in range(RESAMPLES))
-    return np.percentile(np.stack(list(drawn)), (2.5, 97.5), axis=0)
+    runs_SxR = generator.integers(0, len(values_RxN), (RESAMPLES, len(values_RxN)))
+
+    def interval(values_RxP: np.ndarray) -> np.ndarray:
+        return np.percentile([iqm(values_RxP[runs]) for runs in runs_SxR], (2.5, 97.5), axis=0)
+
+    # Not at once: of twenty seeds with all their updates it would be gigabytes.
+    starts = range(0, max(values_RxN.shape[1], 1), AT_ONCE)
+    return np.concatenate([interval(values_RxN[:, i : i + AT_ONCE]) for i in starts], axis=1)
 
 
 def _label(picture: Picture, axes: np.ndarray, x: Sequence[str], y: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -130,6 +131,51 @@ def test_a_run_without_a_number_is_named(tmp_path):
     picture = sail_jax.plot([broken, sound], metrics='eval/return')
     assert texts(picture) == ['sound'], 'not called two runs'
     assert len(picture.left_out) == 1
+
+
+def test_a_run_whose_returns_are_all_missing_is_named_where_nothing_is_asked_for(tmp_path):
+    """It has its KLs."""
+    broken, sound = write(tmp_path / 'r0', [0.0], seed=0), write(tmp_path / 'r1', [1.0], seed=1)
+    rows = (broken / 'metrics.jsonl').read_text()
+    (broken / 'metrics.jsonl').write_text(rows.replace('"eval/return": 0.0', '"eval/return": null'))
+    picture = sail_jax.plot([broken, sound])
+    assert texts(picture) == ['r1'], 'not called two seeds'
+    assert len(picture.left_out) == 1
+
+
+def test_a_mean_begins_where_all_runs_have_numbers(tmp_path):
+    runs = [write(tmp_path / f'r{s}', [s, s + 1.0, s + 2.0], seed=s) for s in range(2)]
+    rows = (runs[1] / 'metrics.jsonl').read_text()
+    (runs[1] / 'metrics.jsonl').write_text(rows.replace('"eval/return": 1,', ''))
+    for style in ('range', 'bootstrap'):
+        drawn = lines(sail_jax.plot(runs, metrics='eval/return', band=style))['r0 (2 seeds)']
+        assert drawn.tolist() == [[100, 1.5], [200, 2.5]]
+    (runs[0] / 'metrics.jsonl').write_text(rows.splitlines()[0] + '\n')
+    picture = sail_jax.plot(runs, tmp_path / 'out.png', metrics='eval/return', band='bootstrap')
+    assert len(lines(picture)['r0 (2 seeds)']) == 0, 'they have no point in common'
+
+
+def test_a_sweep_is_drawn_without_the_members_that_are_not_begun(tmp_path):
+    """Those of language runs are trained in turn."""
+    sweep = tmp_path / 'sweep'
+    sweep.mkdir()
+    configfile.write(configfile.update(ControlRun(), {'seeds': (0, 1)}), sweep / 'config.yaml')
+    write(sweep / 'seed-0', [1.0, 2.0])
+    picture = sail_jax.plot(sweep)
+    assert lines(picture)['sweep'][:, 1].tolist() == [1.0, 2.0]
+    (error,) = picture.left_out
+    assert 'seed-1/metrics.jsonl: No such file' in str(error)
+
+
+def test_the_bootstrap_of_many_points_is_computed_in_parts(monkeypatch):
+    monkeypatch.setattr(plots, 'RESAMPLES', 100)
+    values = np.arange(100_000.0).reshape(2, -1)
+    tracemalloc.start()
+    band = plots.bootstrap(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
+    np.testing.assert_array_equal(band, values)
 
 
 def test_dollars_in_names_are_no_formulas(tmp_path):
