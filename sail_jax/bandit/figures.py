@@ -82,7 +82,7 @@ def _convergence(measured: Measured, run: Landscape) -> Figure:
         axis.semilogy(np.maximum(gap_SxT, 1e-16).T, color=COLORS[o], lw=0.7, alpha=0.45)
         axis.set_title(NAMES[o])
         axis.set_xlabel('iterations of projected ascent')
-        axis.set_xlim(0, _settled(measured, run))
+        axis.set_xlim(0, settled(measured, run))
         reached = (gap_SxT[:, -1] < 1e-8).mean()
         axis.annotate(
             f'{reached:.0%} of {run.starts} starts\nreach the maximum\n'
@@ -97,11 +97,11 @@ def _convergence(measured: Measured, run: Landscape) -> Figure:
     return figure
 
 
-def _settled(measured: Measured, run: Landscape) -> int:
+def settled(measured: Measured, run: Landscape) -> int:
     """An iteration by which RevKL's paths have come down to rounding."""
     gap = measured.best[0, 1:, None, None] - measured.path.value[0, 1:]
     above = np.flatnonzero((gap > 1e-13).any((0, 1)))
-    return int(min(run.iterations, 1.1 * above[-1] + 10))
+    return int(min(run.iterations, 1.1 * max(above, default=0) + 10))
 
 
 def _pl_ratio(measured: Measured, length_N: np.ndarray) -> Figure:

@@ -265,6 +265,24 @@ def distinct(maxima: Maximum, radius: float) -> np.ndarray:
     return np.array(kept, int)
 
 
+def plane_of(maxima: Maximum, radius: float) -> np.ndarray:
+    """An orthonormal basis [D, 2] of the plane through two of the searches' maxima, or one; where
+    no search came to its end, through the highest point that one has reached.
+
+    Args:
+      maxima: as of `distinct`.
+    """
+    found = distinct(maxima, radius)
+    theta = np.asarray(maxima.theta)[found if len(found) else [np.argmax(maxima.value)]]
+    # Of all pairs the one closest to a right angle spans the plane best.
+    angle = np.abs(theta @ theta.T) / np.maximum(
+        np.linalg.norm(theta, axis=1)[:, None] * np.linalg.norm(theta, axis=1), 1e-12
+    )
+    i, j = np.unravel_index(np.argmin(angle), angle.shape)
+    second = theta[j] if i != j else np.eye(theta.shape[1])[0]
+    return np.linalg.qr(np.stack([theta[i], second], 1))[0]
+
+
 def slice_through_maxima(
     problems: Problem, measured: Measured, run: Landscape, size: int = 121, starts: int = 24
 ) -> Slice:
@@ -275,16 +293,7 @@ def slice_through_maxima(
     two maxima are maxima of the full problem.
     """
     problem = jax.tree.map(lambda x: x[0], problems)
-    sail = jax.tree.map(lambda x: x[0, 0], measured.maxima)
-    theta = np.asarray(sail.theta)[distinct(sail, run.radius)]
-    # Of all pairs the one closest to a right angle spans the plane best.
-    angle = np.abs(theta @ theta.T) / np.maximum(
-        np.linalg.norm(theta, axis=1)[:, None] * np.linalg.norm(theta, axis=1), 1e-12
-    )
-    i, j = np.unravel_index(np.argmin(angle), angle.shape)
-    spare = np.eye(theta.shape[1])[0]
-    second = theta[j] if i != j else spare
-    basis_Dx2 = np.linalg.qr(np.stack([theta[i], second], 1))[0]
+    basis_Dx2 = plane_of(jax.tree.map(lambda x: x[0, 0], measured.maxima), run.radius)
     plane = problem._replace(features_XxYxD=problem.features_XxYxD @ basis_Dx2)
     axis = np.linspace(-run.radius, run.radius, size)
     grid = np.stack(np.meshgrid(axis, axis), -1)

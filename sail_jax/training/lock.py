@@ -22,6 +22,8 @@ from sail_jax.errors import TrainingFailed, UserError
 NAME = '.lock'
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What file systems without locks say."""
+TRIES = 100
+"""More often than others delete the file between our opening it and locking it."""
 LOOK_S = 0.05
 """Longer than somebody has it who only looks whether it is free."""
 
@@ -94,7 +96,7 @@ def is_free(directory: Path) -> bool:
 
 def _locked(path: Path) -> int:
     """The descriptor of the file, locked."""
-    while True:
+    for _ in range(TRIES):
         try:
             # Not through a link, and without waiting for the other end of a pipe.
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
@@ -110,6 +112,10 @@ def _locked(path: Path) -> int:
             os.close(file)
             raise
         os.close(file)  # Whoever held it before has deleted it in the meantime.
+    raise UserError(
+        f'{path.parent}: cannot be locked (its file system does not know an open file by its name '
+        'again); take a directory on another disk'
+    )
 
 
 def _is(path: Path, file: int) -> bool:

@@ -16,7 +16,10 @@ NO_MARGIN = 1e-6
 
 
 def nothing_to_learn(row: MetricsRow) -> str | None:
-    """Why an update had nothing to learn from, or None: `unlabelled`, `tied`, `no margin`."""
+    """Why an update had nothing to learn from, or None: `unlabelled`, `tied`, `no margin`; or
+    `no step`, where it made none."""
+    if 'train/grad_norm' not in row:
+        return 'no step'
     if 'train/labelled' not in row or not math.isfinite(row['train/grad_norm']):
         return None  # No preferences; or the update is skipped, and counted as that.
     if row['train/labelled'] == 0:
@@ -28,6 +31,10 @@ def nothing_to_learn(row: MetricsRow) -> str | None:
 
 def explain(reason: str, run: Any) -> str:
     """What a reason means, and the settings that it may come from."""
+    if reason == 'no step':
+        steps = run.rollout.random_env_steps
+        why = f'all env steps were random ones (rollout.random_env_steps: {steps:,})'
+        return f'no gradient step was made, and the policy stays as it is: {why}'
     teacher = getattr(run, 'labeller', config.Teacher())
     if reason == 'unlabelled':
         why = 'the simulator broke in all of them (train/not_finite)'
@@ -49,6 +56,12 @@ def explain(reason: str, run: Any) -> str:
             'themselves are learned from'
         )
     return 'the margin is 0: the policy does not move away from its reference'
+
+
+def _begins_at_random(run: Any) -> bool:
+    """Whether first updates are there to collect, as soft actor-critic's; what else has no
+    gradient's norm is of a program's own."""
+    return hasattr(getattr(run, 'rollout', None), 'random_env_steps')
 
 
 def _always_refreshed(run: Any) -> bool:
@@ -94,13 +107,16 @@ class Notices:
                     reason = 'no margin'
                 before, count = self._streaks[m]
                 self._streaks[m] = reason, count + 1 if reason == before else 1
-                if self._streaks[m][1] == PATIENCE:
+                # A run that begins at random has many of those.
+                if self._streaks[m][1] == PATIENCE and reason != 'no step':
                     self._note(m)
         self._updates += len(rows[0])
 
     def end(self) -> None:
         """Of a run that had less than the patience, and never anything else."""
         for m, (reason, count) in enumerate(self._streaks):
+            if reason == 'no step' and not _begins_at_random(self._run):
+                continue
             # Policy and reference begin as one: a first margin of 0 means nothing.
             if count == self._updates and count > (reason == 'no margin'):
                 self._note(m)

@@ -1,12 +1,13 @@
 """Curvature, PL and ascent on problems small enough to check otherwise."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from sail_jax.bandit import landscape, study
+from sail_jax.bandit import figures, landscape, measure, study
 from sail_jax.bandit import problem as exact
 from sail_jax.bandit.config import Problems
 from sail_jax.bandit.problem import ExactObjective
@@ -131,3 +132,21 @@ def test_fit_rate_recovers_a_geometric_sequence_and_refuses_a_stall():
     assert rate == pytest.approx(0.8)
     assert r2 == pytest.approx(1)
     assert study.fit_rate(np.full(200, 0.02)) is None
+
+
+def test_where_no_search_came_to_its_end_the_slice_goes_through_the_highest_point():
+    theta = np.array([[1.0, 0.0, 0.0], [0.0, 2.0, 1.0], [0.0, 1.0, -2.0]])
+    maxima = landscape.Maximum(theta, np.array([0.0, 2.0, 1.0]), np.ones(3))
+    inside = lambda x: np.linalg.norm(x @ basis) == pytest.approx(np.linalg.norm(x))
+    basis = measure.plane_of(maxima, RADIUS)
+    assert inside(theta[1])
+    assert not inside(theta[2])
+    basis = measure.plane_of(maxima._replace(residual=np.zeros(3)), RADIUS)
+    assert sum(map(inside, theta)) == 2, 'two maxima'
+    np.testing.assert_allclose(basis.T @ basis, np.eye(2), atol=1e-12)
+
+
+def test_paths_that_have_nowhere_to_go_are_drawn():
+    path = SimpleNamespace(value=np.zeros((1, 3, 2, 21)))
+    run = SimpleNamespace(iterations=20)
+    assert figures.settled(SimpleNamespace(best=np.zeros((1, 3)), path=path), run) == 10

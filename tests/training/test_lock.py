@@ -164,6 +164,11 @@ def in_its_place(directory):
         yield
 
 
+def test_a_file_system_whose_files_have_another_number_each_time_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, 'samestat', lambda name, file: False)
+    refuse(tmp_path, r'cannot be locked \(its file system does not know an open file')
+
+
 def test_the_lock_of_a_directory_that_was_moved_is_not_its_successors(tmp_path):
     run_dir = tmp_path / 'run'
     run_dir.mkdir()

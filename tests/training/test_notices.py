@@ -6,7 +6,7 @@ import sail_jax
 from sail_jax.control.config import ControlRun
 from sail_jax.training import metrics
 from sail_jax.training.notices import PATIENCE, Notices
-from tests.support import small
+from tests.support import sac, small
 from tests.support.toy import SETTINGS, Point
 
 LEARNS = {'train/labelled': 1.0, 'train/label_accuracy': 0.5, 'train/margin': -0.01}
@@ -49,6 +49,21 @@ def test_a_short_run_says_it_at_its_end(row):
     assert line.startswith('4 updates in a row: ')
     assert said([LEARNS] + [row] * 4) == []
     assert said([row] * 4, ended=False) == []
+
+
+def test_a_run_without_a_gradient_step_says_it_at_its_end():
+    lines = []
+    for rows, run in (
+        ([{'labels': 0}] * 20, sac.run()),
+        ([{'labels': 0}] * 20 + [{'labels': 0, 'train/grad_norm': 1.0}], sac.run()),
+        ([{'labels': 0}] * 20, run_of()),
+    ):
+        watch = Notices(run, [''], lines.append)
+        watch.updates([rows])
+        watch.end()
+    (line,) = lines
+    assert line.startswith('20 updates in a row: no gradient step was made')
+    assert line.endswith('(rollout.random_env_steps: 40)')
 
 
 def test_what_learns_says_nothing():
