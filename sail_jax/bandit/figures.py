@@ -57,7 +57,7 @@ def landscape(
         _save(_convergence(measured, run), run_dir / 'convergence')
         _save(_pl_ratio(measured, length_N), run_dir / 'pl_ratio')
         _save(_curvature(measured, length_N), run_dir / 'curvature')
-        _save(_slice(plane, run), run_dir / 'slice')
+        _save(slice_figure(plane, run), run_dir / 'slice')
         _save(_sweep(swept, run), run_dir / 'sweep')
 
 
@@ -174,13 +174,15 @@ def _curvature(measured: Measured, length_N: np.ndarray) -> Figure:
     return figure
 
 
-def _slice(plane: Slice, run: Landscape) -> Figure:
+def slice_figure(plane: Slice, run: Landscape) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.6), sharey=True, layout='constrained')
     for o, axis in enumerate(axes):
         value = plane.value[o]
         # Levels by quantile show the shape near the maxima, where SAIL is nearly flat.
         inside = value[np.hypot(*np.meshgrid(plane.axis, plane.axis)) <= run.radius]
         levels = np.unique(np.quantile(inside, np.linspace(0, 1, 20) ** 0.6))
+        if len(levels) == 1:  # Flat, to rounding.
+            levels = levels + np.array([-1.0, 1.0])
         ball = Circle((0, 0), run.radius, fill=False, color='k', lw=0.8)
         axis.add_patch(ball)
         axis.contourf(

@@ -59,7 +59,8 @@ def load(path: Path) -> Problem:
 
     Raises:
       UserError: not an .npz, absurdly large, an array missing, of the wrong shape or type, not
-        finite in float32, or a reference that is no distribution of full support.
+        finite in float32, features that tell no responses apart, or a reference that is no
+        distribution of full support.
     """
     content = io.BytesIO(files.read(path, MAX_PROBLEM))
     try:
@@ -96,20 +97,29 @@ def load(path: Path) -> Problem:
             finite = np.isfinite(array.astype(np.float32)).all()
         if not finite:
             raise UserError(f'{path}: {name}: not all finite in float32, which studies sample in')
-    reference = arrays['reference'].astype(float)
-    if (reference <= 0).any():
+    if not np.ptp(features, axis=1).any():
+        raise UserError(
+            f'{path}: features: the same for all responses to each context; no policy tells them '
+            'apart'
+        )
+    return Problem(
+        features_XxYxD=features.astype(float),
+        reward_XxY=arrays['reward'].astype(float),
+        reference_logp_XxY=_reference(path, arrays['reference'].astype(float)),
+    )
+
+
+def _reference(path: Path, reference_XxY: np.ndarray) -> np.ndarray:
+    """Log-probabilities of a file's reference; errors as of `load`."""
+    if (reference_XxY <= 0).any():
         raise UserError(f'{path}: reference: probabilities must be above 0, or its KL is infinite')
-    totals = reference.sum(-1)
+    totals = reference_XxY.sum(-1)
     if np.abs(totals - 1).max() > 1e-5:
         context = int(np.abs(totals - 1).argmax())
         raise UserError(
             f'{path}: reference: sums to {totals[context]:.6g} in context {context}; expected 1'
         )
-    return Problem(
-        features_XxYxD=features.astype(float),
-        reward_XxY=arrays['reward'].astype(float),
-        reference_logp_XxY=np.log(reference / totals[:, None]),
-    )
+    return np.log(reference_XxY / totals[:, None])
 
 
 def log_prob(problem: Problem, theta_D: jax.Array) -> jax.Array:

@@ -150,3 +150,10 @@ def test_paths_that_have_nowhere_to_go_are_drawn():
     path = SimpleNamespace(value=np.zeros((1, 3, 2, 21)))
     run = SimpleNamespace(iterations=20)
     assert figures.settled(SimpleNamespace(best=np.zeros((1, 3)), path=path), run) == 10
+
+
+def test_a_slice_that_is_flat_is_drawn():
+    axis = np.linspace(-1, 1, 5)
+    plane = measure.Slice(axis, np.zeros((3, 5, 5)), np.zeros((3, 2, 4, 2)), [np.zeros((1, 2))] * 3)
+    run = SimpleNamespace(radius=1.0)
+    assert len(figures.slice_figure(plane, run).axes) == 3

@@ -110,7 +110,7 @@ def test_loads_a_users_problem(tmp_path):
 
 
 GOOD = {
-    'features': np.zeros((2, 3, 2)),
+    'features': np.arange(12.0).reshape(2, 3, 2),
     'reward': np.zeros((2, 3)),
     'reference': np.full((2, 3), 1 / 3),
 }
@@ -129,6 +129,7 @@ GOOD = {
         ({'reward': np.full((2, 3), np.nan)}, 'reward: not all finite'),
         ({'reward': np.full((2, 3), np.longdouble('1e4000'))}, 'reward: not all finite'),
         ({'features': np.full((2, 3, 2), 1e200)}, 'features: not all finite in float32'),
+        ({'features': np.full((2, 3, 2), [[[1.0, 2.0]], [[3.0, 4.0]]])}, 'features: the same for'),
         ({'reward': np.full((2, 3), 'a')}, 'reward: type <U1'),
         ({'reward': np.full((2, 3), None)}, 'not an .npz of plain arrays'),
         ({'features': np.zeros((2, 3, 2), complex)}, 'features: type complex128'),
