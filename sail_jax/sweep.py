@@ -3,6 +3,7 @@ side in one program. A run alone is one member."""
 
 import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,11 @@ def check_names(run: Seeded) -> tuple[Member, ...]:
       UserError: two of them are the same run.
     """
     members = Members.of(run).each
-    if len({member.name for member in members}) < len(members):
-        raise UserError('seeds, sweep: the same run twice')
+    names = [member.name for member in members]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(
+            f'seeds, sweep: the same run twice, {twice[0]} (six digits of a value are looked at)'
+        )
     return members
 
 

@@ -109,7 +109,7 @@ def load(path: Path) -> Problem:
     )
 
 
-def _reference(path: Path, reference_XxY: np.ndarray) -> np.ndarray:
+def _reference(path: Path, reference_XxY: np.ndarray) -> Any:
     """Log-probabilities of a file's reference; errors as of `load`."""
     if (reference_XxY <= 0).any():
         raise UserError(f'{path}: reference: probabilities must be above 0, or its KL is infinite')

@@ -23,6 +23,7 @@ CONTRADICTIONS = [
     ({'evaluation.success.at_least': 2}, 'evaluation.success.at_least: not used by .*metric: null'),
     ({'unsupervised.neighbours': 9}, 'unsupervised.neighbours: not used by .*env_steps: 0'),
     ({'seeds': (3, 3)}, 'seeds, sweep: the same run twice'),
+    ({'sweep.learning_rate': (1e-3, 1.0000001e-3)}, r'.* twice, learning_rate-0.001-seed-0 \(six'),
 ]
 
 
