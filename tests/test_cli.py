@@ -95,7 +95,7 @@ def test_plot_draws_seeds_as_a_band(runs, tmp_path, capsys):
 
 
 def test_plot_names_what_sets_runs_apart(runs):
-    (curve,), (same,) = map(curves.load, runs)
+    curve, same = (curves.load(run, run.name) for run in runs)
     others = [
         curve._replace(run=curve.run.model_copy(update={'objective': Objective(beta=beta)}))
         for beta in (0.2, 0.5)

@@ -110,7 +110,7 @@ def test_checkpoints_of_before_it_was_recorded_are_the_runs_own():
 
 
 def test_a_plot_sets_it_apart_from_a_named_environment(trained, tmp_path):
-    (ours,) = curves.load(trained)
+    ours = curves.load(trained, trained.name)
     theirs = ours._replace(run=RUN)
     assert ours.figure.subject(ours.run) == 'Point (python)'
     names = [name for name, _ in curves.group_by_settings([theirs, ours])]

@@ -107,7 +107,7 @@ def test_plot_of_a_supervised_run_has_its_loss(trained, tmp_path):
     status, text = drawn(trained, tmp_path / 'plot.svg', 'sft')
     assert status == 0
     assert 'loss on held-out responses' in text
-    assert len(curves.load(trained / 'sft')[0].rows) == 5
+    assert len(curves.load(trained / 'sft', 'sft').rows) == 5
 
 
 def test_plot_draws_what_it_can_and_names_the_rest(trained, tmp_path, capsys):
@@ -152,7 +152,7 @@ def test_plot_has_runs_in_its_legend_that_the_first_axes_lack(trained, tmp_path)
 
 def test_best_model_of_a_supervised_run_is_that_of_the_lowest_loss(trained, tmp_path, capsys):
     """It is the one before the first update; the exported model is that of the last."""
-    rows = curves.load(trained / 'sft')[0].rows
+    rows = curves.load(trained / 'sft', 'sft').rows
     assert min(rows, key=lambda row: row['eval/loss'])['step'] == 0
     said = {}
     for name in ('sft --best', 'checkpoint', 'sft', 'sft/model'):
