@@ -61,12 +61,15 @@ def main() -> int:
     if options.table:
         print(table(), end='')
         return 0
+    every = [(name, target) for name, targets in TARGETS.items() for target in targets]
+    for part in options.names:
+        if not any(part in result(*one).stem for one in every):
+            parser.error(f'{part}: in the name of no result; control-ant-h100-1 is one')
     failed = 0
-    for name, targets in TARGETS.items():
-        for target in targets:
-            asked = [part in result(name, target).stem for part in options.names]
-            if any(asked) or not asked:
-                failed += not plan(name, target)
+    for one in every:
+        asked = [part in result(*one).stem for part in options.names]
+        if any(asked) or not asked:
+            failed += not plan(*one)
     return failed > 0
 
 

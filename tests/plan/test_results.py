@@ -181,3 +181,11 @@ def test_files_and_targets_are_there():
     # Those of what was measured on a card are beside it in the guide.
     others = set(plan.OUT.glob('*.json')) - {plan.result(*pair) for pair in RESULTS}
     assert all(file.stem.endswith('-h200-1') for file in others)
+
+
+def test_a_name_of_no_result_is_refused(monkeypatch, capsys):
+    """Not the end of a command that planned nothing."""
+    monkeypatch.setattr('sys.argv', ['plan', 'control/ant'])
+    with pytest.raises(SystemExit, match='2'):
+        plan.main()
+    assert 'control/ant: in the name of no result' in capsys.readouterr().err
