@@ -144,21 +144,18 @@ def main() -> None:
         'scale': options.scale,
         'methods': {},
     }
-    if options.model is None and options.scale == 'small':
-        try:
+    try:
+        if options.model is None and options.scale == 'small':
             options.model = real_model.fetch(options.runs / 'model')
-        except ImportError as error:
-            sys.exit(str(error))
-    for stage in (SFT, *options.methods):
-        run_dir = options.runs / stage
-        config, told = CONFIGS / f'{options.name}-{stage}.yaml', settings(stage, options)
-        try:
-            train(config, told, run_dir)
-        except UserError as error:
-            sys.exit(str(error))
-        if stage != SFT:
-            results['methods'][stage] = summary(run_dir)
-            write(results, options.out)
+        for stage in (SFT, *options.methods):
+            run_dir = options.runs / stage
+            config = CONFIGS / f'{options.name}-{stage}.yaml'
+            train(config, settings(stage, options), run_dir)
+            if stage != SFT:
+                results['methods'][stage] = summary(run_dir)
+                write(results, options.out)
+    except (ImportError, UserError) as error:
+        sys.exit(str(error))
     print(table(results['methods']))
 
 
