@@ -30,6 +30,7 @@ SUFFIXES = ('.jsonl', '.jsonl.gz', '.json', '.json.gz', '.parquet', '.arrow')
 NOT_ROWS = ('dataset_info.json', 'dataset_infos.json', 'dataset_dict.json', 'state.json')
 """What Hugging Face's tools write beside the rows."""
 OTHER_SPLITS = ('test', 'testing', 'eval', 'evaluation', 'val', 'valid', 'validation', 'dev')
+SPLITS = ('train', *OTHER_SPLITS)
 BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 GZIP, ARROW_FILE = b'\x1f\x8b', b'ARROW1'
 """What files of these formats begin with; an Arrow stream has no such mark."""
@@ -71,7 +72,7 @@ def find(path: str | Path, split: str) -> list[Path]:
     Raises:
       UserError: nothing there; not a format that is read, or no regular file; a name or link that
         leads out of the directory; a directory too large to be a data set; two files that by their
-        names hold the same rows.
+        names hold the same rows; a saved data set without this split.
     """
     path = hub.local(path, hub.DATA, 'dataset')
     root = hub.cache_root(path)
@@ -165,6 +166,9 @@ def _list(path: Path, split: str) -> list[Path]:
     for saved in (path / split, path):
         if (saved / 'state.json').is_file():
             return _saved(saved)
+    if (path / 'dataset_dict.json').is_file():
+        there = sorted(state.parent.name for state in path.glob('*/state.json'))
+        raise UserError(f'{path}: no split {split!r}; there are {shown(", ".join(there), 200)}')
     entries = list(islice(path.rglob('*'), MAX_ENTRIES + 1))
     if len(entries) > MAX_ENTRIES:
         raise UserError(f"{path}: over {MAX_ENTRIES} files; name the data set's own directory")
@@ -202,12 +206,23 @@ def _holds_rows(file: Path) -> bool:
 
 
 def _in_split(file: Path, split: str) -> bool:
-    return file.name.startswith((f'{split}.', f'{split}-')) or split in file.parts[:-1]
+    """Whether its name begins with the split's, which a mark or number ends; or, as `datasets`
+    reads names, has one that is usual for a split after another word. `train_sft` is another split
+    than `train`, as `train_1k` is; `train_1` is a part of it. So are names of directories read,
+    where the file's own says no split."""
+    before = r'(.*[-._ \d])?' if split in SPLITS else ''
+    named = re.compile(rf'{before}{re.escape(split)}(_?\d+)?([-. ].*)?', re.DOTALL)
+    if named.fullmatch(file.name) or split in file.parts[:-1]:
+        return True
+    return not _words(file.name) & {*SPLITS} and any(map(named.fullmatch, file.parts[:-1]))
 
 
 def _of_another_split(file: Path) -> bool:
-    words = re.split(r'[^a-z]+', str(file).lower())
-    return any(word in OTHER_SPLITS for word in words) or file.name.startswith('train_')
+    return not _words(str(file)).isdisjoint(OTHER_SPLITS) or file.name.startswith('train_')
+
+
+def _words(name: str) -> set[str]:
+    return {*re.split(r'[^a-z]+', name.lower())}
 
 
 def _json_rows(file: Path, stream: Any) -> Iterator[Located]:
@@ -253,13 +268,24 @@ def _object(row: Any) -> dict[str, Any]:
 
 def _parsed(text: bytes) -> Any:
     try:
-        return json.loads(text.removeprefix(BYTE_ORDER_MARK).decode().strip())
+        decoded = text.removeprefix(BYTE_ORDER_MARK).decode().strip()
+        return json.loads(decoded, object_pairs_hook=_each_once)
     except UnicodeDecodeError as error:
         raise UserError(f'not valid UTF-8 at byte {error.start}') from None
     except json.JSONDecodeError as error:
         raise UserError(f'not valid JSON: {error.msg} at character {error.pos}') from None
     except (ValueError, RecursionError) as error:  # Absurd numbers, absurd nesting.
         raise UserError(f'not valid JSON: {error}') from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        # Up to the first that comes again, names are the row's, in order.
+        names = [name for name, _ in pairs]
+        twice = next(a for a, b in zip(names, [*row, None], strict=False) if a != b)
+        raise UserError(f'{shown(twice, 80)}: twice in one object')
+    return row
 
 
 def _parquet(file: Path) -> Iterator[Located]:

@@ -146,6 +146,21 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
         read(tmp_path / 'x.parquet')
 
 
+@pytest.mark.parametrize(
+    'text',
+    [
+        '{"prompt": "a", "prompt": "b"}',
+        '{"id": 1, "prompt": "a", "chosen": "b", "prompt": "a"}',
+        '{"messages": [{"role": "user", "prompt": "x", "prompt": "y"}]}',
+        '[{"prompt": "a", "prompt": "b"}]',
+    ],
+)
+def test_what_an_object_says_twice_is_refused(tmp_path, text):
+    (tmp_path / 'x.jsonl').write_text(text)
+    with pytest.raises(UserError, match='prompt: twice in one object'):
+        read(tmp_path / 'x.jsonl')
+
+
 def test_hub_directory_takes_the_files_of_the_split_alone(tmp_path):
     names = [
         'data/train-00001-of-00002.jsonl',
@@ -165,6 +180,42 @@ def test_hub_directory_takes_the_files_of_the_split_alone(tmp_path):
     assert prompts('train_sft') == [names[2]]
     with pytest.raises(UserError, match="no file of split 'dev'"):
         prompts('dev')
+
+
+@pytest.mark.parametrize(
+    ('named', 'others'),
+    [
+        ('my-train.jsonl', ['my-extra.jsonl', 'trained.jsonl']),
+        ('train2.jsonl', ['retrain.jsonl']),
+        ('train_1.jsonl', ['train_sft.jsonl', 'train_1k.jsonl', 'x_test.jsonl']),
+        ('2024-train/0.jsonl', ['2024-rest/0.jsonl']),
+        ('train_2024/0.jsonl', ['train_2024/test.jsonl', 'train_2024/valid-0.jsonl']),
+        ('train/sft.jsonl', ['train-2/eval.jsonl']),
+    ],
+)
+def test_names_of_files_say_the_split_as_datasets_reads_them(tmp_path, named, others):
+    lines(tmp_path, named, 'train.jsonl', *others)
+    assert {*sources.find(tmp_path, 'train')} == {tmp_path / named, tmp_path / 'train.jsonl'}
+
+
+def test_a_word_of_two_splits_is_the_name_of_neither(tmp_path):
+    lines(tmp_path, 'train_prefs-00000-of-00001.jsonl', 'test_prefs-00000-of-00001.jsonl')
+    with pytest.raises(UserError, match="no file of split 'prefs'"):
+        sources.find(tmp_path, 'prefs')
+
+
+def test_a_saved_directory_has_the_splits_that_it_says(tmp_path):
+    (tmp_path / 'dataset_dict.json').write_text('{"splits": ["train_sft", "gen"]}')
+    for split in ('train_sft', 'gen'):
+        (tmp_path / split).mkdir()
+        name = 'data-00000-of-00001.arrow'
+        write_arrow(tmp_path / split / name, pa.Table.from_pylist(ROWS))
+        (tmp_path / split / 'state.json').write_text(
+            json.dumps({'_data_files': [{'filename': name}]})
+        )
+    assert read(tmp_path, 'gen')[1] == ROWS
+    with pytest.raises(UserError, match="no split 'train'; there are gen, train_sft"):
+        sources.find(tmp_path, 'train')
 
 
 def test_saved_directory(tmp_path):
