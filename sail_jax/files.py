@@ -139,10 +139,11 @@ def make_directory(path: Path) -> None:
     """With those above it, unless they are there.
 
     Raises:
-      UserError: it begins with `~`, which means a home directory to shells alone.
+      UserError: it begins with `~`, which means a home directory to shells alone; the current
+        directory is gone.
       OSError: it cannot be made.
     """
-    _refuse_tilde(path)
+    absolute(path)
     path.mkdir(parents=True, exist_ok=True)
 
 

@@ -262,6 +262,9 @@ def test_a_current_directory_that_is_gone_is_said(run, tmp_path, monkeypatch):
     (tmp_path / 'gone').rmdir()
     claim = rundir.claimed(run, Path('runs/new'), False)
     refuse('runs/new: the current directory is gone', claim.__enter__)
+    refuse('current directory is gone', lambda: files.write(Path('plot.png'), b''))
+    refuse('current directory is gone', files.new_directory(Path('export')).__enter__)
+    files.write(tmp_path / 'plot.png', b'')
 
 
 ODD_NAMES = ['a\nb {} %s $x #;', '-rf', 'a:', '12:30', 'é 中 🙂.tmp', '~', '\'"|&']
