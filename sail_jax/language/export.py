@@ -310,6 +310,6 @@ def respond(
     changed = {key: value for key, value in changed.items() if value is not None}
     sampling = configfile.validate(Sampling, sampling.model_dump() | changed, Path('generate'))
     if not options.get('chat') and tokenizer.no_template is None:
-        terminal.say(f'{path} has a chat template: --chat puts a prompt into it')
+        terminal.say(f'{path} has a chat template; --chat (chat=True) puts prompts into it')
     with devices.memory_named('lower --samples or --max-tokens, or give fewer prompts'):
         return generate(decoder, tokenizer, prompts, sampling, **options)

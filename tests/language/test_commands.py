@@ -196,7 +196,7 @@ def test_a_prompt_that_leaves_a_chat_template_out_is_remarked(
     shutil.copytree(trained / 'checkpoint', tmp_path / 'model', ignore=lambda *_: ignored)
     options = ['--chat'] * chat
     assert main(['generate', str(tmp_path / 'model'), 'the cat', *options]) == 0
-    said = '--chat puts a prompt into it' in capsys.readouterr().err
+    said = '--chat (chat=True) puts prompts into it' in capsys.readouterr().err
     assert said == (not left_out and not chat)
 
 
