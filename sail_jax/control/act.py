@@ -1,6 +1,6 @@
 """A trained policy as a function, for a loop of one's own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import sail_jax.control.compat  # noqa: F401
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from brax.envs.base import Env
 
-from sail_jax.control import envs
+from sail_jax.control import contract, envs
 from sail_jax.control import policy as control_policy
 from sail_jax.control.policy import ActorNetworks
 from sail_jax.core import precision
@@ -49,6 +49,7 @@ def make(
       make_networks: of the environment and the run.
     """
     env = envs.make(run.env, env)
+    given = envs.bare(env)
     networks = make_networks(env, run)
     observed = control_policy.abstract_state(env).obs
 
@@ -70,9 +71,20 @@ def make(
         return networks.parametric_action_distribution.postprocess(raw_action)
 
     def act(obs: Any, key: jax.Array | None = None, /) -> jax.Array:
+        obs = _arrays(obs)
+        if isinstance(given, contract.Sound) and contract.batch_of(obs, observed) is None:
+            obs = given.observed(obs)
         return actions(policy, _checked(obs, observed), key)
 
     return act
+
+
+def _arrays(obs: Any) -> Any:
+    try:
+        return jax.tree.map(jnp.asarray, obs) if isinstance(obs, Mapping) else jnp.asarray(obs)
+    except (TypeError, ValueError) as error:
+        kind = type(obs).__name__
+        raise UserError(f'obs: expected an array, got a {kind}: {one_line(error)}') from None
 
 
 def _checked(obs: Any, observed: Any) -> Any:
@@ -82,15 +94,8 @@ def _checked(obs: Any, observed: Any) -> Any:
     Args:
       observed: shapes and types of an observation's leaves.
     """
-    shapes = jax.tree.map(lambda leaf: leaf.shape, observed)
-    try:
-        obs = jax.tree.map(jnp.asarray, obs) if isinstance(obs, dict) else jnp.asarray(obs)
-    except (TypeError, ValueError) as error:
-        kind = type(obs).__name__
-        raise UserError(f'obs: expected an array, got a {kind}: {one_line(error)}') from None
-    sizes = jax.tree.map(lambda x: jnp.shape(x)[-1:], obs)
-    if sizes != jax.tree.map(lambda x: x[-1:], shapes, is_leaf=lambda x: isinstance(x, tuple)):
-        shown = jax.tree.map(jnp.shape, obs)
+    if contract.batch_of(obs, observed) is None:
+        shapes, shown = (jax.tree.map(jnp.shape, x) for x in (observed, obs))
         raise UserError(f'obs: expected shape {shapes}, or a batch of these, got {shown}')
     if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(obs)):
         raise UserError('obs: expected real numbers, got complex ones')

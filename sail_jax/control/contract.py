@@ -288,6 +288,17 @@ class Sound(Wrapper):
         number = lambda leaf: leaf.reshape(()).astype(jnp.float32)
         return State(state, _observation(state.obs), number(state.reward), number(state.done))
 
+    def observed(self, obs: Any) -> Any:
+        """What the policy takes, of observations [...] as the environment itself gives them; what
+        is none of those stays as it is."""
+        batch = batch_of(obs, self._types.obs)
+        if batch is None:
+            return obs
+        convert = _observation
+        for _ in batch:
+            convert = jax.vmap(convert)
+        return convert(obs)
+
     @property
     def observation_size(self) -> Any:
         obs = _observation(jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), self._types.obs))
@@ -300,6 +311,21 @@ class Sound(Wrapper):
     @property
     def backend(self) -> str:
         return 'python'
+
+
+def batch_of(obs: Any, one: Any) -> tuple[int, ...] | None:
+    """What stands before the shapes of one observation in all leaves; None where they are others.
+
+    Args:
+      one: the shapes and types of one.
+    """
+    if jax.tree.structure(obs) != jax.tree.structure(one):
+        return None
+    batches = set()
+    for leaf, of in zip(jax.tree.leaves(obs), jax.tree.leaves(one), strict=True):
+        n = max(leaf.ndim - of.ndim, 0)
+        batches.add(leaf.shape[:n] if leaf.shape[n:] == of.shape else None)
+    return batches.pop() if len(batches) == 1 else None
 
 
 def _packed(leaf: Any, of: jax.ShapeDtypeStruct) -> jax.Array:
