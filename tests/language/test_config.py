@@ -101,16 +101,18 @@ def test_tools_are_a_list_in_a_file_and_json_on_the_command_line(tmp_path):
 def test_what_a_chat_template_is_told(tmp_path, day):
     file = tmp_path / 'config.yaml'
     told = (
-        f'chat_template_kwargs: {{enable_thinking: false, n: 1, x: 0.5}}, chat_template_date: {day}'
+        f'chat_template_kwargs: {{enable_thinking: false, n: 1, x: 0.5, language: no}}, '
+        f'chat_template_date: {day}'
     )
     file.write_text(f'workload: language\nmodel: {{path: a, {told}}}\ndata: {{path: b}}\n')
     run = runs.load(file)
-    kwargs = {'enable_thinking': False, 'n': 1, 'x': 0.5}
+    kwargs = {'enable_thinking': False, 'n': 1, 'x': 0.5, 'language': 'no'}
     assert repr(run.model.chat_template_kwargs) == repr(kwargs)
     assert run.model.chat_template_date == datetime.date(2026, 2, 3)
     configfile.write(run, file)
     assert runs.load(file) == run
-    arguments = ['--model.chat-template-kwargs', 'enable_thinking', 'false', 'n', '1', 'x', '0.5']
+    arguments = ['--model.chat-template-kwargs', 'enable_thinking', 'false', 'n', '1']
+    arguments += ['x', '0.5', 'language', 'no']
     same = configfile.override(
         make(model={'chat_template_date': day.strip('"')}), arguments, '', ''
     )
@@ -128,6 +130,8 @@ def test_what_a_chat_template_is_told(tmp_path, day):
         ('chat_template_kwargs: {a: .inf}', 'kwargs.a: expected text, a number, true or false'),
         ('chat_template_kwargs: {a: .nan}', 'kwargs.a: expected text, a number, true or false'),
         ('chat_template_kwargs: {a: null}', 'kwargs.a: expected text, a number, true or false'),
+        ('chat_template_kwargs: {enable_thinking: no}', 'enable_thinking: expected true or false'),
+        ('chat_template_kwargs: {thinking: Off}', "thinking: expected true or false, got 'Off'"),
         ('chat_template_kwargs: {1: 2}', 'should be a valid string'),
         ('chat_template_kwargs: [1]', 'should be a valid dictionary'),
     ],

@@ -4,12 +4,17 @@ import contextlib
 import datetime
 import json
 import math
+import re
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
 LISTS = ('tools', 'documents')
 """Variables of a template that are lists of objects."""
+SWITCH = re.compile(r'(enable|disable|use|add|keep|preserve)_.*|.*thinking')
+"""Names of variables that templates take for switches: to them the text `no` is true."""
+NO_SWITCHES = ('yes', 'no', 'on', 'off')
+"""Switches to YAML 1.1, and text here."""
 DAY = datetime.date(2024, 7, 26)
 """That templates are told where nobody says another: prompts do not depend on when they are made.
 It is the one that Llama 3.1's writes by itself."""
@@ -29,6 +34,9 @@ def _variables(value: Any) -> Any:
     """Tools and documents, which are lists, as JSON: the command line has no other form."""
     if not isinstance(value, dict):
         return value
+    for name, text in value.items():
+        if SWITCH.fullmatch(str(name)) and str(text).lower() in NO_SWITCHES:
+            raise ValueError(f'{name}: expected true or false, got {text!r:.80}')
     lists = {k: v for k, v in value.items() if k in LISTS and isinstance(v, list)}
     return value | {k: json.dumps(v, ensure_ascii=False) for k, v in lists.items()}
 
