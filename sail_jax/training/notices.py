@@ -64,6 +64,14 @@ def _begins_at_random(run: Any) -> bool:
     return hasattr(getattr(run, 'rollout', None), 'random_env_steps')
 
 
+def _asks_nobody(run: Any) -> bool:
+    """Whether the first round of questions would come after the end, for its exploration."""
+    if not hasattr(run, 'reward_updates') or run.reward.source != 'learned':
+        return False
+    ends_before = run.random_updates < run.updates <= run.reward_updates
+    return ends_before and run.reward.questions.budget > 0
+
+
 def _always_refreshed(run: Any) -> bool:
     """Whether every update begins with a reference that is the policy."""
     if not hasattr(run, 'objective'):
@@ -120,6 +128,12 @@ class Notices:
             # Policy and reference begin as one: a first margin of 0 means nothing.
             if count == self._updates and count > (reason == 'no margin'):
                 self._note(m)
+        if _asks_nobody(self._run):
+            steps = self._run.reward_updates * self._run.env_steps_per_update
+            self._say(
+                f'no question was asked: the first come after {steps:,} env steps '
+                '(rollout.random_env_steps, unsupervised.env_steps)'
+            )
 
     def _note(self, m: int) -> None:
         reason, count = self._streaks[m]

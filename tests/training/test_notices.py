@@ -51,6 +51,20 @@ def test_a_short_run_says_it_at_its_end(row):
     assert said([row] * 4, ended=False) == []
 
 
+def test_a_run_that_ends_before_its_first_question_says_it_at_its_end():
+    for explored, asked in ((120, False), (100, True), (0, True)):
+        run = sac.run(reward=sac.REWARD)
+        run = run.model_copy(
+            update={'unsupervised': run.unsupervised.model_copy(update={'env_steps': explored})}
+        )
+        lines = said([{'labels': 0, 'train/grad_norm': 1.0}] * 8, run)
+        assert [line.split(':')[0] for line in lines] == (
+            [] if asked else ['no question was asked']
+        )
+        assert asked or 'after 160 env steps' in lines[0]
+    assert said([LEARNS] * 8, sac.run()) == []
+
+
 def test_a_run_without_a_gradient_step_says_it_at_its_end():
     lines = []
     for rows, run in (
