@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -127,10 +128,21 @@ def explained(said: str) -> str:
 
 def _read(entry: Path) -> Compiled | None:
     try:
-        content = gzip.decompress(files.read(entry, MAX_ENTRY))
-        return Compiled(**json.loads(content))
-    except Exception:  # Not there, or damaged: it is made again.
+        kept = Compiled(**json.loads(gzip.decompress(files.read(entry, MAX_ENTRY))))
+        return kept if _is_sound(kept) else None
+    except Exception:  # Not there, damaged or edited: it is made again.
         return None
+
+
+def _is_sound(kept: Compiled) -> bool:
+    """Whether the parts are what `compile` made them; anything may stand in a file."""
+    sizes = kept.memory.items()
+    return (
+        isinstance(kept.text, str)
+        and isinstance(kept.error, str)
+        and all(name in SIZES and type(n) is int and n >= 0 for name, n in sizes)
+        and math.isfinite(kept.seconds)
+    )
 
 
 def _write(entry: Path, compiled: Compiled) -> None:

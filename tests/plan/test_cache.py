@@ -1,5 +1,7 @@
 """What the compilers said is kept: minutes are spent once on a program, a target and flags."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -45,6 +47,26 @@ def test_results_are_kept_and_damaged_ones_are_not(tmp_path):
     compiler._write(entry, one)
     assert compiler._read(entry) == one
     entry.write_bytes(entry.read_bytes()[:-4])
+    assert compiler._read(entry) is None
+
+
+@pytest.mark.parametrize(
+    'edited',
+    [
+        {'text': 3},
+        {'error': None},
+        {'memory': []},
+        {'memory': {'temporaries': '3'}},
+        {'memory': {'temporaries': -3}},
+        {'memory': {'temp': 3}},
+        {'seconds': None},
+        {'seconds': math.nan},
+    ],
+)
+def test_results_that_were_edited_are_made_again(tmp_path, edited):
+    entry = tmp_path / 'plan' / 'key.json.gz'
+    one = Compiled('text', {'temporaries': 3}, '', 1.5)
+    compiler._write(entry, one._replace(**edited))
     assert compiler._read(entry) is None
 
 
