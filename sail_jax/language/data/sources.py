@@ -180,6 +180,9 @@ def _list(path: Path, split: str) -> list[Path]:
     if split == 'train' and not of_split:
         of_another = [file for file in rows if _of_another_split(file.relative_to(path))]
         of_split = [] if of_another else rows
+    if rows and not of_split:
+        there = ', '.join(sorted(str(file.relative_to(path)) for file in rows))
+        raise UserError(f'{path}: no file of split {split!r}; there are {shown(there, 200)}')
     return sorted(of_split)
 
 

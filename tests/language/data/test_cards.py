@@ -171,5 +171,6 @@ def test_files_of_no_split_are_of_train(tmp_path):
     card_directory(tmp_path, '', ['b/0.jsonl', 'a.json', 'dataset_info.json'])
     assert [row['prompt'] for row in read(tmp_path)[1]] == ['a.json', 'b/0.jsonl']
     (tmp_path / 'b' / 'validation.jsonl').touch()
-    with pytest.raises(UserError, match="no file of split 'train'"):
+    there = 'a.json, b/0.jsonl, b/validation.jsonl'
+    with pytest.raises(UserError, match=f"no file of split 'train'; there are {there}$"):
         read(tmp_path)
