@@ -48,6 +48,9 @@ NOT_JSON = {
 _SHARD = re.compile(r'(.*?)-(\d{5})-of-(\d{5})\b.*')
 """A name of which the file is a part, the part's number, and of how many."""
 
+_KEPT = re.compile(r'cache-[0-9a-f]{16}[._].*')
+"""What `map` and `filter` of `datasets` leave beside the rows that they were given."""
+
 
 class Located(NamedTuple):
     """A row that is not decoded yet."""
@@ -205,7 +208,8 @@ def _saved(path: Path) -> list[Path]:
 
 def _holds_rows(file: Path) -> bool:
     hidden = any(part.startswith('.') for part in file.parts)
-    return file.name.endswith(SUFFIXES) and file.name not in NOT_ROWS and not hidden
+    other = file.name in NOT_ROWS or _KEPT.fullmatch(file.name)
+    return file.name.endswith(SUFFIXES) and not other and not hidden
 
 
 def _in_split(file: Path, split: str) -> bool:

@@ -198,6 +198,14 @@ def test_names_of_files_say_the_split_as_datasets_reads_them(tmp_path, named, ot
     assert {*sources.find(tmp_path, 'train')} == {tmp_path / named, tmp_path / 'train.jsonl'}
 
 
+def test_what_map_and_filter_leave_behind_is_no_data(tmp_path):
+    lines(tmp_path, 'a/rows.jsonl', 'a/cache-x.jsonl')
+    for name in ('cache-46db512e7dea3f87.arrow', 'cache-46db512e7dea3f87_00000_of_00002.arrow'):
+        write_arrow(tmp_path / 'a' / name, pa.Table.from_pylist(ROWS))
+    names = [file.name for file in sources.find(tmp_path, 'train')]
+    assert names == ['cache-x.jsonl', 'rows.jsonl']
+
+
 def test_a_word_of_two_splits_is_the_name_of_neither(tmp_path):
     lines(tmp_path, 'train_prefs-00000-of-00001.jsonl', 'test_prefs-00000-of-00001.jsonl')
     with pytest.raises(UserError, match="no file of split 'prefs'"):
