@@ -194,7 +194,8 @@ def _add_generate(commands: Commands) -> None:
         type=option_types.integer(1, 2**20),
         help="of a response; default: the run's, 128",
     )
-    command.add_argument('--temperature', type=option_types.number, help="default: the run's, 1")
+    words = "default: the run's, 1; 0 takes the most probable tokens"
+    command.add_argument('--temperature', type=option_types.number, help=words)
     command.add_argument('--seed', type=option_types.integer(0), default=0)
     _add_best(command)
     command.set_defaults(do=_generate)

@@ -297,7 +297,7 @@ def respond(
 
     Args:
       best: as of `load`.
-      max_tokens, temperature: instead of the run's.
+      max_tokens, temperature: instead of the run's; of temperature 0 the most probable tokens.
       **options: of `generate`.
 
     Raises:
@@ -306,9 +306,11 @@ def respond(
     """
     prompts = _listed(prompts)
     decoder, tokenizer, sampling = load(path, best)
-    changed = {'max_tokens': max_tokens, 'temperature': temperature}
+    greedy = temperature == 0 and not isinstance(temperature, bool)
+    changed = {'max_tokens': max_tokens, 'temperature': None if greedy else temperature}
     changed = {key: value for key, value in changed.items() if value is not None}
     sampling = configfile.validate(Sampling, sampling.model_dump() | changed, Path('generate'))
+    sampling = sampling.greedy if greedy else sampling
     if not options.get('chat') and tokenizer.no_template is None:
         terminal.say(f'{path} has a chat template; --chat (chat=True) puts prompts into it')
     with devices.memory_named('lower --samples or --max-tokens, or give fewer prompts'):

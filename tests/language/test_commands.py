@@ -218,6 +218,7 @@ def test_a_language_policy_is_a_function_from_prompts_to_responses(trained):
         == greedy(prompts)
         == greedy(prompts, 5)
         == [greedy([prompt])[0] for prompt in prompts]
+        == [text for (text,) in sail_jax.generate(path, prompts, temperature=0)]
     )
     sampling = sail_jax.load_policy(path, deterministic=False)
     assert sampling(prompts, 5) == [text for (text,) in sail_jax.generate(path, prompts, seed=5)]
