@@ -2,9 +2,10 @@
 
 Hypotheses, each a program of a few members, without tuning, on a few seeds: (a) a larger learning
 rate; (b) what the penalty does to the spread of the actions: either direction of the KL, none, and
-one that falls to 0; (c) less of the response-score term, and one that falls to 0. All with the
-reference refreshed every 25k env steps. For longer runs: a penalty, and a step size, that fall
-until their end.
+one that falls to 0; (c) less of the response-score term, and one that falls to 0; (e) labels that
+are probabilities, by the spread of a group's returns, so that a hair's breadth does not weigh as
+much as a mile. All with the reference refreshed every 25k env steps. For longer runs: a penalty,
+and a step size, that fall until their end.
 
     python -m benchmarks.recipe --runs runs/recipe --out runs/recipe.json --envs reacher ant
     python -m benchmarks.recipe --runs runs/long --out runs/long.json --envs hopper \\
@@ -19,16 +20,38 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+import sail_jax
 from benchmarks import convergence
 from benchmarks.convergence_arms import BASE, REFRESH, TO_REF, Arm, online
 from benchmarks.convergence_statistics import array, collapsed
 from benchmarks.convergence_tuning import slug
 from benchmarks.machine import machine, write
 from sail_jax import configfile
+from sail_jax.config import Teacher
+from sail_jax.core import labellers
+from sail_jax.core.types import Preferences
 from sail_jax.sweep import SECTIONS, Members
 from sail_jax.training import devices
+
+
+def relative(key_B: jax.Array, returns: labellers.Returns, settings: Teacher) -> Preferences:
+    """A teacher whose rationality is per standard deviation of the returns of a group."""
+    spread_Bx1 = returns.perceived_BxK.std(1, keepdims=True)
+    perceived_BxK = returns.perceived_BxK / jnp.maximum(spread_Bx1, 1e-9)
+    return labellers.teacher(key_B, returns._replace(perceived_BxK=perceived_BxK), settings)
+
+
+sail_jax.LABELLERS['relative'] = relative
+
+
+def soft(rationality: float) -> Arm:
+    """Probabilities of `relative` in the place of labels."""
+    labeller = {'kind': 'relative', 'rationality': rationality, 'soft': True}
+    return Arm(online(0.3, 0.1, **REFRESH, labeller=labeller), {})
+
 
 FALLING_STEP = {'optimizer': {**BASE['optimizer'], 'decay': 'linear'}}
 CONSTANT = Arm(online(0.3, 0.1, **REFRESH), {})
@@ -93,6 +116,13 @@ PROGRAMS: Programs = {
             'coefficient': (0.0, 0.1),
         },
     ),
+    **{
+        f'probabilities as labels, rationality {rationality:g} per standard deviation': (
+            soft(rationality),
+            RATES_AND_SCORE | {'learning_rate': (1e-3, 3e-3)},
+        )
+        for rationality in (1.0, 3.0)
+    },
     'larger beta': (
         CONSTANT,
         {'learning_rate': (1e-3,), 'response_grad': (0.0, 0.3), 'beta': (0.3, 1.0)},
