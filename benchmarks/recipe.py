@@ -4,8 +4,8 @@ Hypotheses, each a program of a few members, without tuning, on a few seeds: (a)
 rate; (b) what the penalty does to the spread of the actions: either direction of the KL, none, and
 one that falls to 0; (c) less of the response-score term, and one that falls to 0; (e) labels that
 are probabilities, by the spread of a group's returns, so that a hair's breadth does not weigh as
-much as a mile. All with the reference refreshed every 25k env steps. For longer runs: a penalty,
-and a step size, that fall until their end.
+much as a mile; and a labeller's value that looks less far ahead. All with the reference refreshed
+every 25k env steps. For longer runs: a penalty, and a step size, that fall until their end.
 
     python -m benchmarks.recipe --runs runs/recipe --out runs/recipe.json --envs reacher ant
     python -m benchmarks.recipe --runs runs/long --out runs/long.json --envs hopper \\
@@ -51,6 +51,12 @@ def soft(rationality: float) -> Arm:
     """Probabilities of `relative` in the place of labels."""
     labeller = {'kind': 'relative', 'rationality': rationality, 'soft': True}
     return Arm(online(0.3, 0.1, **REFRESH, labeller=labeller), {})
+
+
+def looking_ahead(discount: float) -> Arm:
+    """A penalty that falls to 0 by half of the run, and a value of this discount per env step."""
+    value = BASE['value'] | {'discount': discount}
+    return Arm(online(0.3, 0.1, **REFRESH, value=value), {}, falling={'coefficient': 0.5})
 
 
 FALLING_STEP = {'optimizer': {**BASE['optimizer'], 'decay': 'linear'}}
@@ -122,6 +128,13 @@ PROGRAMS: Programs = {
             RATES_AND_SCORE | {'learning_rate': (1e-3, 3e-3)},
         )
         for rationality in (1.0, 3.0)
+    },
+    **{
+        f'coefficient falls to 0, discount {discount:g}': (
+            looking_ahead(discount),
+            RATES_AND_SCORE | {'learning_rate': (1e-3, 3e-3)},
+        )
+        for discount in (0.95, 0.97, 0.99)
     },
     'larger beta': (
         CONSTANT,
