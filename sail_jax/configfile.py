@@ -72,7 +72,6 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     try:
         loader = _Loader(content)  # UTF-8, or by its mark UTF-16.
         node = loader.get_single_node()
-        _refuse_duplicates(node)
         data = None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f'{path}: not valid YAML: {" ".join(str(error).split())}') from None
@@ -94,24 +93,6 @@ class _Loader(Loader):
             line = event.start_mark.line + 1
             raise ValueError(f'line {line}: *{event.anchor}: write the value out')
         return super().compose_node(parent, index)
-
-
-def _refuse_duplicates(node: yaml.Node | None) -> None:
-    """PyYAML lets the last of two equal keys win without a word, and has no keys that are lists or
-    mappings."""
-    if isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_duplicates(value)
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                raise ValueError(f'line {line}: a {key.id} as key; expected text')
-            if key.value in seen:
-                raise ValueError(f'line {line}: second {key.value!r}')
-            seen.add(key.value)
-            _refuse_duplicates(value)
 
 
 def validate(

@@ -71,8 +71,9 @@ class Loader(yaml.SafeLoader):
 
     An integer may have underscores, `1_000`. `010`, 8 in YAML 1.1 and 10 in 1.2, is text.
 
-    Nesting, which takes time with the cube of its depth, is bounded: a ValueError, and so is every
-    value that is not what its tag says.
+    A ValueError where nesting, which takes time with the cube of its depth, is too deep, a value is
+    not what its tag says, and a key stands twice in a mapping, of which PyYAML takes the last, or
+    is no text, for which it has a traceback.
     """
 
     _depth = 0
@@ -85,6 +86,17 @@ class Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f'line {line}: a {key.id} as key; expected text')
+            if key.value in seen:
+                raise ValueError(f'line {line}: second {key.value!r:.80}')
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
     def construct_document(self, node: yaml.Node) -> Any:
         try:

@@ -18,18 +18,6 @@ MAX_PATTERNS = 2**14
 """Of files that it names; each is looked for in all of the directory."""
 
 
-class _CardLoader(Loader):
-    """Refuses a key that stands twice in a mapping, as `datasets` does."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise ValueError(f'line {key.start_mark.line + 2}: second {key.value!r:.80}')
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def split_files(path: Path, split: str) -> list[Path] | None:
     """What the metadata of `path/README.md` say is in a split: the files of all its subsets.
 
@@ -45,7 +33,7 @@ def split_files(path: Path, split: str) -> list[Path] | None:
     text = files.read(card, MAX_CARD).decode(errors='replace').removeprefix('\ufeff')
     front = re.match(r'---\r?\n(.*?\n)---\s*(\n|$)', text, re.DOTALL)
     try:
-        metadata = yaml.load(front[1], _CardLoader) if front else None
+        metadata = yaml.load('\n' + front[1], Loader) if front else None  # Lines are the card's.
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f'{card}: metadata that are not valid YAML: {one_line(error)}') from None
     configs = metadata.get('configs') if isinstance(metadata, dict) else None

@@ -157,7 +157,7 @@ MANY = 'a: &a [' + 'x,' * 2000 + ']\nb: &b {split: train, path: *a}\nc: &c [' + 
         ('a: !!bool x', 'a value is not what its tag says'),
         ('a: !!timestamp x', 'a value is not what its tag says'),
         (f'a: 0x{"f" * 5000}', 'an integer of 5002 digits'),
-        ('? [a]\n: b', 'unhashable key'),
+        ('? [a]\n: b', 'line 2: a sequence as key; expected text'),
         ('a: 1\na: 2', "line 3: second 'a'"),
         ('configs:\n- data_files: x\n  data_files: y', "line 4: second 'data_files'"),
         (MANY + 'configs: [' + '{data_files: *c},' * 2000 + ']', 'over 16384 patterns'),
