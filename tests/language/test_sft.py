@@ -321,6 +321,7 @@ def test_an_export_is_there_whole_or_not_at_all(text, tmp_path, monkeypatch):
     assert tokens.load(tmp_path / 'out').eos_ids == tokens.load(text).eos_ids
 
 
+@pytest.mark.slow
 def test_resumes_bit_for_bit(text, tmp_path):
     run = settings(text)
     whole = runs.train(run, tmp_path / 'whole', quiet=True)

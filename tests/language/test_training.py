@@ -313,6 +313,7 @@ def test_reward_that_fails_is_one_line_and_costs_nothing(whole, model, prompts, 
     same(train(run, path, resume=True).policy, whole[0].policy)
 
 
+@pytest.mark.slow
 def test_reward_that_fails_in_an_evaluation_costs_nothing(whole, model, prompts, tmp_path):
     calls = []
 
@@ -336,7 +337,7 @@ def test_reward_that_fails_in_an_evaluation_costs_nothing(whole, model, prompts,
     ('answer', 'error', 'message'),
     [
         (lambda values: time.sleep(60), TrainingFailed, 'no answer for 32 responses in 3 s'),
-        (lambda values: values[:-1], UserError, '31'),
+        pytest.param(lambda values: values[:-1], UserError, '31', marks=pytest.mark.slow),
     ],
     ids=['hangs', 'of another shape'],
 )

@@ -151,6 +151,7 @@ def run_on(count, script, settings, out):
     return found
 
 
+@pytest.mark.slow
 def test_a_reward_model_is_split_as_the_policy_and_scores_as_on_one_device(tmp_path):
     one = run_on(1, REWARD, {}, tmp_path / 'one.npz')
     split = run_on(8, REWARD, SPLIT, tmp_path / 'split.npz')

@@ -81,6 +81,7 @@ def test_an_ensemble_labels_as_the_function_of_its_members_does(train, tmp_path)
     assert 'train/reward_spread' not in plain[-1]
 
 
+@pytest.mark.slow
 def test_judge_labels_as_the_reward_that_it_goes_by(train):
     def judge(prompts, pairs):
         scores = [small.letters(prompts, side) for side in zip(*pairs, strict=True)]
