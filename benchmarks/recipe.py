@@ -67,6 +67,7 @@ RATES_AND_SCORE = {
     'response_grad': (0.0, 0.3),
     'coefficient': (0.1,),
 }
+CONSTANT_RATES_AND_SCORE = RATES_AND_SCORE | {'learning_rate': (1e-3, 3e-3)}
 
 Programs = dict[str, tuple[Arm, dict[str, tuple[float, ...]]]]
 PROGRAMS: Programs = {
@@ -125,14 +126,14 @@ PROGRAMS: Programs = {
     **{
         f'probabilities as labels, rationality {rationality:g} per standard deviation': (
             soft(rationality),
-            RATES_AND_SCORE | {'learning_rate': (1e-3, 3e-3)},
+            CONSTANT_RATES_AND_SCORE,
         )
         for rationality in (1.0, 3.0)
     },
     **{
         f'coefficient falls to 0, discount {discount:g}': (
             looking_ahead(discount),
-            RATES_AND_SCORE | {'learning_rate': (1e-3, 3e-3)},
+            CONSTANT_RATES_AND_SCORE,
         )
         for discount in (0.95, 0.97, 0.99)
     },

@@ -87,7 +87,8 @@ class Loader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
             line = key.start_mark.line + 1
@@ -96,7 +97,7 @@ class Loader(yaml.SafeLoader):
             if key.value in seen:
                 raise ValueError(f'line {line}: second {key.value!r:.80}')
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        return node
 
     def construct_document(self, node: yaml.Node) -> Any:
         try:
