@@ -108,7 +108,10 @@ def claim_run_dir(run: config.Settings, run_dir: Path, resume: bool) -> None:
         free = configfile.free_on_resume(configfile.flatten(run))
         changed = configfile.differences(run, begun, ignore=free)
         if changed:
-            raise UserError(f'{run_dir}: --resume with another configuration: {changed[0]}')
+            raise UserError(
+                f'{run_dir}: --resume with another configuration: {changed[0]}; a run may only be '
+                'prolonged, and logged or kept elsewhere: train with it in another --run-dir'
+            )
         _require_writable(run_dir)
         return
     _make_directory(run_dir)

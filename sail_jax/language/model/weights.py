@@ -287,6 +287,11 @@ def _matched(
             f'{path}: no {HEAD}, and config.json has tie_word_embeddings: false (where it is left '
             'out, too); set it to true if the embedding is the output matrix as well'
         )
+    if SCORE not in expected and SCORE in sources:
+        raise UserError(
+            f'{path}: a reward model, not a language model: it has {SCORE}; reward.path takes it, '
+            'and what writes text is the model that it was made from'
+        )
     if SCORE in expected and HEAD in sources:
         if SCORE not in sources and not scored:
             raise UserError(

@@ -156,7 +156,15 @@ NAME = 'model.layers.1.mlp.up_proj.weight'
         ),
         (
             lambda x: x.update({'score.weight': x.pop('lm_head.weight')}),
-            'tensors missing: lm_head.weight .*; there is score.weight',
+            'a reward model, not a language model: it has score.weight; reward.path takes it',
+        ),
+        (
+            lambda x: x.update({'score.weight': x['lm_head.weight'][:1].copy()}),
+            'a reward model, not a language model: it has score.weight; reward.path takes it',
+        ),
+        (
+            lambda x: x.update({'lm_heads.weight': x.pop('lm_head.weight')}),
+            'no lm_head.weight|tensors missing: lm_head.weight .*; there is lm_heads.weight',
         ),
         (
             lambda x: x.update({NAME.replace('weight', 'qweight'): x.pop(NAME).astype(np.int32)}),
