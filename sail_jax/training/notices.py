@@ -30,11 +30,7 @@ def nothing_to_learn(row: MetricsRow) -> str | None:
 
 
 def explain(reason: str, run: Any) -> str:
-    """What a reason means, and the settings that it may come from."""
-    if reason == 'no step':
-        steps = run.rollout.random_env_steps
-        why = f'all env steps were random ones (rollout.random_env_steps: {steps:,})'
-        return f'no gradient step was made, and the policy stays as it is: {why}'
+    """What a reason of preferences means, and the settings that it may come from."""
     teacher = getattr(run, 'labeller', config.Teacher())
     if reason == 'unlabelled':
         why = 'the simulator broke in all of them (train/not_finite)'
@@ -58,20 +54,6 @@ def explain(reason: str, run: Any) -> str:
     return 'the margin is 0: the policy does not move away from its reference'
 
 
-def _begins_at_random(run: Any) -> bool:
-    """Whether first updates are there to collect, as soft actor-critic's; what else has no
-    gradient's norm is of a program's own."""
-    return hasattr(getattr(run, 'rollout', None), 'random_env_steps')
-
-
-def _asks_nobody(run: Any) -> bool:
-    """Whether the first round of questions would come after the end, for its exploration."""
-    if not hasattr(run, 'reward_updates') or run.reward.source != 'learned':
-        return False
-    ends_before = run.random_updates < run.updates <= run.reward_updates
-    return ends_before and run.reward.questions.budget > 0
-
-
 def _always_refreshed(run: Any) -> bool:
     """Whether every update begins with a reference that is the policy."""
     if not hasattr(run, 'objective'):
@@ -91,9 +73,18 @@ def _never_apart(run: Any) -> bool:
 class Notices:
     """Keeps count for each member of a sweep; a run alone is one."""
 
-    def __init__(self, run: Any, members: Sequence[str], say: Callable[[str], Any]):
-        """`members` are their names, empty for a run alone; `say` takes a line."""
+    def __init__(
+        self,
+        run: Any,
+        members: Sequence[str],
+        say: Callable[[str], Any],
+        stepless: str | None = None,
+        unasked: str | None = None,
+    ):
+        """`members` are their names, empty for a run alone; `say` takes a line; the others are the
+        task's."""
         self._run, self._members, self._say = run, members, say
+        self._stepless, self._unasked = stepless, unasked
         self._streaks: list[tuple[str | None, int]] = [(None, 0) for _ in members]
         # With one gradient step an update the margin is then 0, whatever rounding leaves of it.
         # With several it is 0 before the first, which metrics are of, and not afterwards.
@@ -123,22 +114,21 @@ class Notices:
     def end(self) -> None:
         """Of a run that had less than the patience, and never anything else."""
         for m, (reason, count) in enumerate(self._streaks):
-            if reason == 'no step' and not _begins_at_random(self._run):
-                continue
             # Policy and reference begin as one: a first margin of 0 means nothing.
             if count == self._updates and count > (reason == 'no margin'):
                 self._note(m)
-        if _asks_nobody(self._run):
-            steps = self._run.reward_updates * self._run.env_steps_per_update
-            self._say(
-                f'no question was asked: the first come after {steps:,} env steps '
-                '(rollout.random_env_steps, unsupervised.env_steps)'
-            )
+        if self._unasked is not None:
+            self._say(f'no question was asked: {self._unasked}')
 
     def _note(self, m: int) -> None:
         reason, count = self._streaks[m]
-        if reason is not None:
-            self._once(m, reason, f'{count} updates in a row: {explain(reason, self._run)}')
+        if reason is None or (reason == 'no step' and self._stepless is None):
+            return
+        if reason == 'no step':
+            what = f'no gradient step was made, and the policy stays as it is: {self._stepless}'
+        else:
+            what = explain(reason, self._run)
+        self._once(m, reason, f'{count} updates in a row: {what}')
 
     def evaluation(self, rows: Sequence[MetricsRow], what: str) -> None:
         """Looks at evaluations for `what` they count as `eval/not_finite`."""

@@ -55,7 +55,9 @@ class Recorder:
         self._writers: list[list[metrics.Writer]] = [[] for _ in members]
         if hosts.is_main():
             self._writers = [self._open(member, written) for member in members]
-        self._notices = Notices(job.run, [member.name for member in members], hosts.say)
+        names = [member.name for member in members]
+        told = self._task.stepless, self._task.unasked
+        self._notices = Notices(job.run, names, hosts.say, *told)
 
     def _open(self, member: Member, written: int | None) -> list[metrics.Writer]:
         directory = member.directory(self._job.run_dir)

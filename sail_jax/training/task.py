@@ -159,6 +159,11 @@ class Task(NamedTuple):
     """Of the files that a run reads, by what errors call them; every checkpoint has them."""
     broken: str = 'numbers that are not finite'
     """What `eval/not_finite` counts, in words."""
+    stepless: str | None = None
+    """Why all updates of a run may make no gradient step, in words; None where its settings do not
+    say so."""
+    unasked: str | None = None
+    """Why a run ends before its first question, in words; None where it does not."""
 
     def at(self, step: int) -> str:
         """How far a run is after so many updates, in words."""

@@ -4,6 +4,7 @@ import pytest
 
 import sail_jax
 from sail_jax.control.config import ControlRun
+from sail_jax.control.sac.task import stepless, unasked
 from sail_jax.training import metrics
 from sail_jax.training.notices import PATIENCE, Notices
 from tests.support import sac, small
@@ -20,9 +21,9 @@ def run_of(**settings):
     return ControlRun.model_validate({**SETTINGS, **settings})
 
 
-def said(rows, run=None, ended=True, members=('',), size=3):
+def said(rows, run=None, ended=True, members=('',), size=3, **told):
     lines = []
-    watch = Notices(run or run_of(), members, lines.append)
+    watch = Notices(run or run_of(), members, lines.append, **told)
     rows = [{'labels': 7, 'train/grad_norm': 1.0} | row for row in rows]
     for i in range(0, len(rows), size):
         watch.updates([rows[i : i + size]] * len(members))
@@ -51,33 +52,42 @@ def test_a_short_run_says_it_at_its_end(row):
     assert said([row] * 4, ended=False) == []
 
 
-def test_a_run_that_ends_before_its_first_question_says_it_at_its_end():
-    for explored, asked in ((120, False), (100, True), (0, True)):
-        run = sac.run(reward=sac.REWARD)
-        run = run.model_copy(
-            update={'unsupervised': run.unsupervised.model_copy(update={'env_steps': explored})}
-        )
-        lines = said([{'labels': 0, 'train/grad_norm': 1.0}] * 8, run)
-        assert [line.split(':')[0] for line in lines] == (
-            [] if asked else ['no question was asked']
-        )
-        assert asked or 'after 160 env steps' in lines[0]
-    assert said([LEARNS] * 8, sac.run()) == []
+@pytest.mark.parametrize(('explored', 'asked'), [(120, False), (100, True), (0, True)])
+def test_a_run_that_ends_before_its_first_question_says_it_at_its_end(explored, asked):
+    run = sac.run(reward=sac.REWARD, **{'unsupervised.env_steps': explored})
+    lines = said([{'labels': 0}] * 8, run, unasked=unasked(run))
+    assert lines == (
+        []
+        if asked
+        else [
+            'no question was asked: the first come after 160 env steps (rollout.random_env_steps, '
+            'unsupervised.env_steps)'
+        ]
+    )
+
+
+def test_who_has_nobody_to_ask_has_no_question_to_miss():
+    assert unasked(sac.run(**{'unsupervised.env_steps': 0})) is None
+    offline = sac.REWARD | {'questions': {**sac.REWARD['questions'], 'budget': 0}}
+    assert unasked(sac.run(reward=offline, **{'unsupervised.env_steps': 120})) is None
 
 
 def test_a_run_without_a_gradient_step_says_it_at_its_end():
-    lines = []
-    for rows, run in (
-        ([{'labels': 0}] * 20, sac.run()),
-        ([{'labels': 0}] * 20 + [{'labels': 0, 'train/grad_norm': 1.0}], sac.run()),
-        ([{'labels': 0}] * 20, run_of()),
-    ):
-        watch = Notices(run, [''], lines.append)
-        watch.updates([rows])
-        watch.end()
-    (line,) = lines
+    without = [{'labels': 0}] * 20
+    (line,) = quiet(without, stepless(sac.run()))
     assert line.startswith('20 updates in a row: no gradient step was made')
     assert line.endswith('(rollout.random_env_steps: 40)')
+    assert quiet([*without, {'labels': 0, 'train/grad_norm': 1.0}], stepless(sac.run())) == []
+    assert quiet(without, None) == []
+
+
+def quiet(rows, stepless):
+    """What is said of rows that may have no gradient."""
+    lines = []
+    watch = Notices(run_of(), [''], lines.append, stepless=stepless)
+    watch.updates([rows])
+    watch.end()
+    return lines
 
 
 def test_what_learns_says_nothing():

@@ -132,4 +132,26 @@ def make(
         smaller='lower replay.capacity, replay.batch, rollout.envs or evaluation.episodes',
         broken='episodes in which the simulator returned NaN or infinity; each counts as the worst '
         'sound one',
+        stepless=stepless(run),
+        unasked=unasked(run),
+    )
+
+
+def stepless(run: SacRun) -> str:
+    """Why a run may end without a gradient step."""
+    steps = run.rollout.random_env_steps
+    return f'all env steps were random ones (rollout.random_env_steps: {steps:,})'
+
+
+def unasked(run: SacRun) -> str | None:
+    """Why the first round of questions comes after the end, if it does; of a run that explores no
+    further than at random it is said that it makes no step."""
+    if run.reward.source != 'learned' or run.reward.questions.budget == 0:
+        return None
+    if not run.random_updates < run.updates <= run.reward_updates:
+        return None
+    steps = run.reward_updates * run.env_steps_per_update
+    return (
+        f'the first come after {steps:,} env steps (rollout.random_env_steps, '
+        'unsupervised.env_steps)'
     )
