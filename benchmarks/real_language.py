@@ -29,7 +29,7 @@ import sail_jax
 from benchmarks import kept, preference_files, real_data, real_model, real_report
 from benchmarks.machine import machine, make_parser, write
 from sail_jax.errors import Interrupted, UserError
-from sail_jax.language.data import tokens
+from sail_jax.language.data import digests, tokens
 from sail_jax.language.data.rows import DataRow
 
 ALIGN, REWARD = 'configs/language/smollm2/align.yaml', 'configs/language/smollm2/reward.yaml'
@@ -194,12 +194,19 @@ def prepare(data: Path, runs: Path, sizes: real_data.Sizes) -> None:
 
     Raises:
       ImportError: a package of the extra `real` is missing.
-      UserError: no such data.
+      UserError: no such data; or the rows that are there are of others.
     """
     real_model.fetch(runs / 'model')
-    if not (runs / 'data' / 'gold.jsonl').exists():
+    made_of, source = runs / 'data' / 'made_of', f'{digests.of_data(str(data), "train")} {sizes}'
+    if not made_of.exists():
         rows = real_data.usable(data, tokens.load(runs / 'model'), sizes)
         preference_files.write(real_data.split(rows, sizes.held_out), runs / 'data')
+        made_of.write_text(source)
+    elif made_of.read_text() != source:
+        raise UserError(
+            f'{made_of.parent}: rows of other data, or of another --scale, than {data}; name '
+            'another --runs'
+        )
 
 
 def study(

@@ -40,6 +40,28 @@ def test_parts_are_read_as_they_were(tmp_path):
     assert read == parts['gold']
 
 
+def test_rows_are_not_taken_for_those_of_other_data(tmp_path):
+    (tmp_path / 'runs').mkdir()
+    small.checkpoint(tmp_path / 'runs' / 'model')
+    row = lambda turn, i: {
+        key: f'\n\nHuman: {turn} {i}\n\nAssistant: {key}' for key in ('chosen', 'rejected')
+    }
+    for name in 'ab':
+        lines = [json.dumps(row(name, i)) + '\n' for i in range(12)]
+        (tmp_path / f'{name}.jsonl').write_text(''.join(lines))
+    sizes = real_data.Sizes(held_out=2)
+
+    def made(name, sizes=sizes):
+        real_language.prepare(tmp_path / f'{name}.jsonl', tmp_path / 'runs', sizes)
+        return (tmp_path / 'runs' / 'data' / 'gold.jsonl').read_text()
+
+    rows = made('a')
+    assert made('a') == rows
+    for other in (('b',), ('a', sizes._replace(held_out=4))):
+        with pytest.raises(UserError, match='data: rows of other data, or of another --scale'):
+            made(*other)
+
+
 @pytest.mark.parametrize('scale', real_language.SCALES)
 @pytest.mark.parametrize('method', real_language.METHODS)
 def test_every_method_is_a_configuration(method, scale, tmp_path):
