@@ -68,7 +68,7 @@ def next_ticket(
     held = db.execute(
         'select t.* from tickets t join questions on number = t.question where client = ?'
         ' and until > ? and not exists (select 1 from answers a where a.ticket = t.ticket)'
-        f' and (t.again or not {ANSWERED})',
+        f' and not iif(t.again, {REPEATED}, {ANSWERED})',
         (client, now),
     ).fetchone()
     if held is not None:

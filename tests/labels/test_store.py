@@ -190,6 +190,22 @@ def test_some_questions_are_asked_again_the_other_way_round(tmp_path):
     assert said(store) == [(number, 'left') for number in range(12)]
 
 
+def test_a_repeated_question_that_somebody_else_has_answered_is_not_shown_again(
+    tmp_path, monkeypatch
+):
+    store = labelling.make(tmp_path / NAME, 6, repeat_every=1)
+    assert [say(store, page) for page in ('c' * 32, ANN, BEN)] == [0, 1, 2]
+    monkeypatch.setattr(queue, 'LEASE_S', -1.0)
+    late = store.next(ANN)
+    monkeypatch.undo()
+    shown = store.next(BEN)
+    assert (late.number, shown.number, shown.turned) == (0, 0, True)
+    store.answer(late.ticket, ANN, 'Ann', 'left')
+    with pytest.raises(Refused, match='question 0: Ann has answered it meanwhile'):
+        store.answer(shown.ticket, BEN, 'Ben', 'left')
+    assert store.next(BEN).number == 1
+
+
 @pytest.mark.parametrize(
     ('first', 'second', 'repeated', 'agreed'),
     [
