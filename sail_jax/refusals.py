@@ -75,7 +75,9 @@ def explain(model: type[BaseModel], problems: list[Any], prefix: str = '') -> st
             return f'{key}: a dotted name; write it as {_nested(key)}'
         return f'unknown key {key}{_nearest(model, key)}'
     if problem['type'] in ('model_type', 'model_attributes_type'):
-        return f'{key}: a section; expected keys and values, got {_shown(problem["input"])}'
+        got = problem['input']
+        how = 'nothing; leave it out for its defaults' if got is None else _shown(got)
+        return f'{key}: a section; expected keys and values, got {how}'
     if problem['loc'][-1] in SCALARS and problem['type'].endswith('_type'):
         return f'{key}: expected text, a number, true or false, got {_shown(problem["input"])}'
     text = problem['msg'].removeprefix('Input ').removeprefix('Value error, ')

@@ -192,7 +192,7 @@ def test_a_configuration_by_any_editor(tmp_path, encoding, end):
             'objective.mixture.dpr: 1',
             r'objective.mixture.dpr: a dotted name; .* objective: \{mixture: \{dpr: VALUE\}\}',
         ),
-        ('objective:', 'objective: a section; expected keys and values, got None'),
+        ('objective:', 'objective: a section; expected .*, got nothing; leave it out for its'),
         ('objective: [beta, 0.2]', 'objective: a section; expected keys and values'),
         ('objective.bata: 0.2', 'unknown key objective.bata; did you mean objective.beta'),
     ],
