@@ -17,6 +17,8 @@ def _fingerprint(tree: Any) -> jax.Array:
     def one(x: jax.Array) -> jax.Array:
         kind = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
         bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, kind)
+        if bits.ndim > x.ndim:  # The two halves of 64 bits.
+            bits = bits.sum(-1, dtype=kind)
         # Each entry's number in the whole array, without laying that out in a row: where it is
         # split, every device would need all of it.
         number = jnp.uint32(0)

@@ -16,9 +16,18 @@ UNUSABLE = {
     'jax_numpy_rank_promotion': 'raise',
     'jax_debug_key_reuse': True,
     'jax_transfer_guard_host_to_device': 'disallow',
+    'jax_error_checking_behavior_nan': 'raise',
+    'jax_error_checking_behavior_divide': 'raise',
+    'jax_no_tracing': True,
+    'jax_no_execution': True,
 }
 """For debugging; Brax, Optax and JAX's own `eval_shape` do not keep to these."""
-NUMBERS = ('jax_enable_x64', 'jax_default_prng_impl', 'jax_threefry_partitionable')
+NUMBERS = (
+    'jax_enable_x64',
+    'jax_default_prng_impl',
+    'jax_threefry_partitionable',
+    'jax_random_seed_offset',
+)
 """Under another value a run has other random numbers, or a state of other types."""
 
 

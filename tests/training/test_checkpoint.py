@@ -392,3 +392,15 @@ def test_every_flipped_bit_is_seen():
             changed = np.frombuffer(bytes(data), leaf.dtype).reshape(leaf.shape)
             assert integrity.fingerprint({**tree, name: jnp.asarray(changed)}) != mark
     assert integrity.fingerprint({**tree, 'a': tree['a'][::-1]}) != mark
+
+
+@pytest.mark.parametrize('shape', [(), (2,), (4, 2)])
+def test_every_flipped_bit_of_arrays_of_64_bits_is_seen(shape):
+    with jax.enable_x64(True):
+        leaf = np.random.default_rng(0).normal(size=shape)
+        mark = integrity.fingerprint({'a': jnp.asarray(leaf)})
+        for bit in range(leaf.nbytes * 8):
+            data = bytearray(leaf.tobytes())
+            data[bit // 8] ^= 1 << bit % 8
+            changed = np.frombuffer(bytes(data), leaf.dtype).reshape(shape)
+            assert integrity.fingerprint({'a': jnp.asarray(changed)}) != mark

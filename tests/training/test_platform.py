@@ -78,6 +78,7 @@ def test_a_process_that_was_forked_from_one_with_jax_does_not_wait_for_ever(tmp_
     [
         ('jax_enable_x64', True, 'JAX_ENABLE_X64=False, and now it is True'),
         ('jax_default_prng_impl', 'rbg', 'JAX_DEFAULT_PRNG_IMPL=threefry2x32, and now it is rbg'),
+        ('jax_random_seed_offset', 7, 'JAX_RANDOM_SEED_OFFSET=0, and now it is 7'),
     ],
 )
 def test_a_run_goes_on_under_the_settings_that_it_had(name, value, said, setting, tmp_path, run):
