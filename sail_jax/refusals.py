@@ -32,9 +32,11 @@ def _nearest(model: type[BaseModel], key: str) -> str:
     names = list(fields(model))
     siblings = [name for name in names if name.rpartition('.')[0] == key.rpartition('.')[0]]
     leaf = [name for name in names if name.rpartition('.')[2] == key.rpartition('.')[2]]
+    leaf.sort(key=lambda name: (name.startswith('sweep.'), not name.startswith('optimizer.')))
     close = (
-        difflib.get_close_matches(key, siblings, 1, 0.5)
+        difflib.get_close_matches(key, siblings, 1, 0.8)
         or leaf[:1]
+        or difflib.get_close_matches(key, siblings, 1, 0.5)
         or difflib.get_close_matches(key, names, 1, 0.5)
     )
     return f'; did you mean {close[0]}?' if close else '; see sail-jax train --help'

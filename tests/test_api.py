@@ -74,6 +74,7 @@ def test_overrides_that_are_no_mapping_are_refused(tmp_path, overrides):
 
 BAD = {
     'unknown': ({'sed': 3}, 'unknown key sed; did you mean seed?'),
+    'of a section': ({'epochs': 8}, 'unknown key epochs; did you mean optimizer.epochs?'),
     'unknown deep': ({'objective.bta': 3}, 'unknown key objective.bta; did you mean objective.b'),
     'below a setting': ({'seed.x': 3}, 'seed: should be a valid integer'),
     'no key': ({'': 3}, 'unknown key'),

@@ -324,9 +324,15 @@ def _newest_first(manager: ocp.CheckpointManager) -> list[int]:
 def _read(manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite) -> Any:
     files.require_regular(Path(manager.directory) / str(step))
     restored = manager.restore(step, args=args)
-    for item in integrity.verify_meta(restored['meta'], SCHEMA)['fingerprints']:
+    meta = integrity.verify_meta(restored['meta'], SCHEMA)
+    for item in meta['fingerprints']:
         if item in restored:
-            integrity.verify(restored['meta'], item, restored[item])
+            try:
+                integrity.verify(meta, item, restored[item])
+            except ValueError:  # Arrays of 64 bits are read as 32 where JAX has no others.
+                saved = {'jax_enable_x64': meta.get('jax', {}).get('jax_enable_x64', False)}
+                platform.require_same(f'{manager.directory}/{step}', saved)
+                raise
     return restored
 
 

@@ -89,6 +89,14 @@ def test_a_run_goes_on_under_the_settings_that_it_had(name, value, said, setting
     assert ((run / 'config.yaml').read_bytes(), sorted(os.listdir(run / 'checkpoints'))) == before
 
 
+def test_who_reads_a_run_of_64_bits_without_them_is_told_so(setting, tmp_path):
+    setting('jax_enable_x64', True)
+    sail_jax.train(RUN, tmp_path / 'run', env=Point(), quiet=True)
+    setting('jax_enable_x64', False)
+    with pytest.raises(UserError, match='the run has JAX_ENABLE_X64=True, and now it is False'):
+        sail_jax.evaluate(tmp_path / 'run', env=Point())
+
+
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp('settings') / 'run'
