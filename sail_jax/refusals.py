@@ -9,6 +9,8 @@ import pydantic
 import yaml
 from pydantic import BaseModel
 
+from sail_jax import elsewhere
+
 SCALARS = frozenset({'bool', 'int', 'float', 'str'})
 """What `config.Argument` can be, as the last part of a problem's place."""
 
@@ -33,8 +35,10 @@ def _nearest(model: type[BaseModel], key: str) -> str:
     siblings = [name for name in names if name.rpartition('.')[0] == key.rpartition('.')[0]]
     leaf = [name for name in names if name.rpartition('.')[2] == key.rpartition('.')[2]]
     leaf.sort(key=lambda name: (name.startswith('sweep.'), not name.startswith('optimizer.')))
+    ours = elsewhere.SETTINGS.get(key.rpartition('.')[2], ())
     close = (
-        difflib.get_close_matches(key, siblings, 1, 0.8)
+        [name for name in ours if name in names]
+        or difflib.get_close_matches(key, siblings, 1, 0.8)
         or leaf[:1]
         or difflib.get_close_matches(key, siblings, 1, 0.5)
         or difflib.get_close_matches(key, names, 1, 0.5)
