@@ -26,6 +26,11 @@ from sail_jax.training.task import Evaluate
 # Two stochastic episodes, so that pairs from one start state can be compared, and the mode's.
 LANES_DETERMINISTIC = (False, False, True)
 
+BROKEN = (
+    'episodes in which the simulator returned NaN or infinity; each counts as the worst sound one'
+)
+"""What `eval/not_finite` counts."""
+
 
 def make(env: Env, networks: PPONetworks, run: ControlRun, mesh: Mesh) -> Evaluate:
     """Every call of one seed uses the same start states and noise.

@@ -133,6 +133,5 @@ def make(
         digests=lambda: beginning.digests(run.reward),
         smaller='lower rollout.contexts, rollout.group_size, rollout.segment_length or '
         'evaluation.episodes',
-        broken='episodes in which the simulator returned NaN or infinity; each counts as the worst '
-        'sound one',
+        broken=evaluate.BROKEN,
     )

@@ -9,6 +9,7 @@ from brax.envs.base import Env
 from jax.sharding import Mesh
 
 from sail_jax.control import envs
+from sail_jax.control.evaluate import BROKEN
 from sail_jax.control.reward import asking, beginning
 from sail_jax.control.sac import evaluate, networks, people, session, update
 from sail_jax.control.sac.config import SacRun, check
@@ -130,8 +131,7 @@ def make(
         digests=lambda: beginning.digests(run.reward),
         absent=(*update.GRADIENT_METRICS, *session.SESSION_METRICS, 'episode_return'),
         smaller='lower replay.capacity, replay.batch, rollout.envs or evaluation.episodes',
-        broken='episodes in which the simulator returned NaN or infinity; each counts as the worst '
-        'sound one',
+        broken=BROKEN,
         stepless=stepless(run),
         unasked=unasked(run),
     )

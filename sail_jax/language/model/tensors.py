@@ -15,6 +15,8 @@ from sail_jax.terminal import shown
 
 DTYPES = {'F32': jnp.float32, 'BF16': jnp.bfloat16, 'F16': jnp.float16, 'F64': jnp.float32}
 """What tensors of these types are read as."""
+SCORE = 'score.weight'
+"""The head of a reward model."""
 # How libraries of quantisation name what stands beside or in the place of a weight.
 QUANTISED = re.compile(
     r'\.(qweight|qzeros|scales|g_idx|SCB|weight_(scale|packed|shape|zero_point)\w*'
@@ -46,6 +48,11 @@ def check_tensors(
             f'{path}: {shown(quantised[0])}: quantised weights are not read; save the dequantised '
             'model (in transformers, model.dequantize())'
         )
+    if SCORE in extra:
+        raise UserError(
+            f'{path}: a reward model, not a language model: it has {SCORE}; reward.path takes it, '
+            'and what writes text is the model that it was made from'
+        )
     if missing:
         instead = f'; there is {_some(extra)}' if extra else ''
         raise UserError(
@@ -62,6 +69,21 @@ def check_tensors(
         if (dtype := view.get_dtype()) not in DTYPES:
             why = '; quantised weights are not read' if dtype.startswith(SMALL) else ''
             raise UserError(f'{file}: {name}: type {dtype}; expected {", ".join(DTYPES)}{why}')
+
+
+def require_labels(score: Source, heads: int) -> None:
+    """Refuses a classifier of other labels, which are no rewards.
+
+    Raises:
+      UserError: naming its labels and how many there should be.
+    """
+    shape = tuple(score.view.get_shape())
+    if len(shape) == 2 and shape[0] != heads:
+        raise UserError(
+            f'{score.file}: {SCORE}: {shape[0]} labels; expected {heads}: a reward model has one '
+            '(num_labels=1), an ensemble trained here those that config.json names reward_0, '
+            'reward_1, ...'
+        )
 
 
 def _some(names: Collection[str]) -> str:

@@ -22,7 +22,14 @@ from sail_jax.errors import UserError
 from sail_jax.language.model import architecture as architectures
 from sail_jax.language.model import companions
 from sail_jax.language.model.families import FAMILIES
-from sail_jax.language.model.tensors import DTYPES, Source, check_tensors, open_safetensors
+from sail_jax.language.model.tensors import (
+    DTYPES,
+    SCORE,
+    Source,
+    check_tensors,
+    open_safetensors,
+    require_labels,
+)
 from sail_jax.language.model.transformer import Decoder
 from sail_jax.terminal import shown
 from sail_jax.training import hosts
@@ -30,7 +37,7 @@ from sail_jax.training import hosts
 SINGLE, INDEX = 'model.safetensors', 'model.safetensors.index.json'
 WEIGHTS: dict[str, str] = dict.fromkeys(('kernel', 'scale', 'embedding'), 'weight')
 """Parameters of another name than their tensors."""
-HEAD, SCORE = 'lm_head.weight', 'score.weight'
+HEAD = 'lm_head.weight'
 SHARD = 5 * 10**9
 """Bytes of the largest file that is written."""
 ROWS = 2**12
@@ -148,7 +155,7 @@ def read_score(path: str | Path, shape: tuple[int, ...]) -> np.ndarray:
         source = _open(path, stack).get(SCORE)
         if source is None:
             return np.zeros(shape, np.float32)
-        _require_labels(source, shape[1])
+        require_labels(source, shape[1])
         check_tensors({SCORE: shape[::-1]}, {SCORE: source}, path)
         return np.asarray(source.view[:], np.float32).T
 
@@ -287,11 +294,6 @@ def _matched(
             f'{path}: no {HEAD}, and config.json has tie_word_embeddings: false (where it is left '
             'out, too); set it to true if the embedding is the output matrix as well'
         )
-    if SCORE not in expected and SCORE in sources:
-        raise UserError(
-            f'{path}: a reward model, not a language model: it has {SCORE}; reward.path takes it, '
-            'and what writes text is the model that it was made from'
-        )
     if SCORE in expected and HEAD in sources:
         if SCORE not in sources and not scored:
             raise UserError(
@@ -306,20 +308,9 @@ def _matched(
         _require_same_head(sources[embedding], sources.pop(HEAD), embedding)
     shapes = {name: place.shape(values[place.parameter].shape) for name, place in expected.items()}
     if SCORE in shapes and SCORE in sources:
-        _require_labels(sources[SCORE], shapes[SCORE][0])
+        require_labels(sources[SCORE], shapes[SCORE][0])
     check_tensors(shapes, sources, path)
     return sources
-
-
-def _require_labels(score: Source, heads: int) -> None:
-    """Refuses a classifier of other labels, which are no rewards."""
-    shape = tuple(score.view.get_shape())
-    if len(shape) == 2 and shape[0] != heads:
-        raise UserError(
-            f'{score.file}: {SCORE}: {shape[0]} labels; expected {heads}: a reward model has one '
-            '(num_labels=1), an ensemble trained here those that config.json names reward_0, '
-            'reward_1, ...'
-        )
 
 
 def _require_same_head(embedding: Source, head: Source, name: str) -> None:
