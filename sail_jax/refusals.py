@@ -3,16 +3,19 @@
 import difflib
 import re
 import typing
+from collections.abc import Collection
 from typing import Any
 
 import pydantic
 import yaml
 from pydantic import BaseModel
 
-from sail_jax import elsewhere
+from sail_jax.other_names import OTHERS
 
 SCALARS = frozenset({'bool', 'int', 'float', 'str'})
 """What `config.Argument` can be, as the last part of a problem's place."""
+SLIP = 0.8
+"""How near a name is to one that was mistyped, rather than another."""
 
 
 def fields(model: type[BaseModel], prefix: str = '') -> dict[str, Any]:
@@ -31,19 +34,28 @@ def setting(option: str) -> str:
 
 
 def _nearest(model: type[BaseModel], key: str) -> str:
-    names = list(fields(model))
-    siblings = [name for name in names if name.rpartition('.')[0] == key.rpartition('.')[0]]
-    leaf = [name for name in names if name.rpartition('.')[2] == key.rpartition('.')[2]]
-    leaf.sort(key=lambda name: (name.startswith('sweep.'), not name.startswith('optimizer.')))
-    ours = elsewhere.SETTINGS.get(key.rpartition('.')[2], ())
+    last = {name: name.rpartition('.')[2] for name in fields(model)}
+    section, _, leaf = key.rpartition('.')
+    start = section and f'{section}.'
+    siblings = [last[name] for name in last if name == start + last[name]]
+
+    def beside(least: float) -> list[str]:
+        return [start + x for x in difflib.get_close_matches(leaf, siblings, 1, least)]
+
+    def called(leaves: Collection[str]) -> list[str]:
+        found = [name for name in last if last[name] in leaves]
+        # Those of a sweep are lists.
+        return [name for name in found if not name.startswith('sweep.')] or found
+
+    others = [name for name in OTHERS.get(leaf, ()) if name in last]
     close = (
-        [name for name in ours if name in names]
-        or difflib.get_close_matches(key, siblings, 1, 0.8)
-        or leaf[:1]
-        or difflib.get_close_matches(key, siblings, 1, 0.5)
-        or difflib.get_close_matches(key, names, 1, 0.5)
+        beside(SLIP)
+        or list(dict.fromkeys([*others, *called([leaf])]))
+        or called(difflib.get_close_matches(leaf, set(last.values()), 1, SLIP))
+        or beside(0.5)
+        or difflib.get_close_matches(key, last, 1, 0.5)
     )
-    return f'; did you mean {close[0]}?' if close else '; see sail-jax train --help'
+    return f'; did you mean {" or ".join(close)}?' if close else '; see sail-jax train --help'
 
 
 def _first(problems: list[Any]) -> Any:

@@ -20,6 +20,8 @@ MAX_LINE = 2000
 """Characters of an error; what is quoted in one may be of any length."""
 MAX_NAME = 26
 """Characters in a line of the first column of a table that is wider than the terminal."""
+MIN_NAME, MIN_VALUE = 8, 4
+"""Characters of the first column and the others that a table keeps in the narrowest terminal."""
 JOINERS = '\u200c\u200d'
 """Of letters and emoji: of all invisible characters those that text needs."""
 
@@ -135,8 +137,12 @@ def print_table(
         return made
 
     console, needed = Console(), Console(width=2**16).measure(table()).maximum
+    values = 1 + (len(names) - 1) * (MIN_VALUE + 3)  # With the lines and blanks between columns.
     if not console.is_terminal and 'COLUMNS' not in os.environ:
         console = Console(width=needed)
+    elif console.width < values + MIN_NAME + 3:  # Rich would leave columns without a character.
+        console = Console(width=values + MIN_NAME + 3)
     if title:  # Not the table's own, which is padded with blanks to its width.
         console.print(title, style='bold', soft_wrap=True)
-    console.print(table(None if needed <= console.width else MAX_NAME))
+    name_width = min(MAX_NAME, console.width - values - 3)
+    console.print(table(None if needed <= console.width else name_width))

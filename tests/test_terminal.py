@@ -143,6 +143,22 @@ def test_a_line_in_a_log_does_not_end_in_blanks(capsys, monkeypatch):
     assert all(line == line.rstrip() for line in lines)
 
 
+@pytest.mark.parametrize('columns', [1, 20, 33, 40, 60])
+def test_a_narrow_terminal_takes_no_number_away(capsys, monkeypatch, columns):
+    monkeypatch.setenv('COLUMNS', str(columns))
+    rows = [('return, of a whole episode', '17.2 ± 2.8', *'345678')]
+    for width in (3, 8):  # Of the table, in columns.
+        terminal.print_table('', ['number', *'abcdefg'][:width], [row[:width] for row in rows])
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('│')]
+        columns = zip(*map(_cells, lines), strict=True)
+        cells = [''.join(column).replace(' ', '') for column in columns]
+        assert cells == ['return,ofawholeepisode', '17.2±2.8', *'345678'][:width]
+
+
+def _cells(line: str) -> list[str]:
+    return line.strip('│').split('│')
+
+
 def test_a_first_evaluation_of_an_older_version_has_fewer_numbers(capsys):
     reports.print_comparison(TABLE, '', {'reward': 1.0, 'reward_se': 0.1}, {
         'reward': 2.0, 'reward_se': 0.1, 'not_finite': 0.0,
