@@ -67,7 +67,7 @@ def test_a_run_that_ends_before_its_first_question_says_it_at_its_end(explored, 
 
 
 def test_who_has_nobody_to_ask_has_no_question_to_miss():
-    assert unasked(sac.run(**{'unsupervised.env_steps': 0})) is None
+    assert unasked(sac.run(**{'unsupervised.env_steps': 120})) is None
     offline = sac.REWARD | {'questions': {**sac.REWARD['questions'], 'budget': 0}}
     assert unasked(sac.run(reward=offline, **{'unsupervised.env_steps': 120})) is None
 

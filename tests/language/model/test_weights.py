@@ -164,7 +164,7 @@ NAME = 'model.layers.1.mlp.up_proj.weight'
         ),
         (
             lambda x: x.update({'lm_heads.weight': x.pop('lm_head.weight')}),
-            'no lm_head.weight|tensors missing: lm_head.weight .*; there is lm_heads.weight',
+            'tensors missing: lm_head.weight .*; there is lm_heads.weight',
         ),
         (
             lambda x: x.update({NAME.replace('weight', 'qweight'): x.pop(NAME).astype(np.int32)}),
